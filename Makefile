@@ -1,0 +1,39 @@
+# mcjepa. `make` lists the targets; every one sets up .venv by itself.
+VENV ?= .venv
+OUT ?= outputs/quickstart
+BIN := $(VENV)/bin
+SETTINGS := pyproject.toml requirements.lock install.sh
+export VENV
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test check lint format fast-tests bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: $(VENV)/.samples ## the main job on embedded defaults, in minutes (OUT=DIR)
+	@$(BIN)/mcjepa quickstart --out "$(OUT)"
+
+test: $(VENV)/.test ## all tests
+	@$(BIN)/python -m pytest -q
+
+check: lint fast-tests ## ruff, mypy and the fast tests
+
+lint: $(VENV)/.dev ## ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+fast-tests: $(VENV)/.dev
+	@$(BIN)/python -m pytest -q -m "not slow and not e2e"
+
+format: $(VENV)/.dev ## let ruff format and sort
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev ## every measurement in benchmarks/, shortly
+	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" | tail -n 1; done
+
+clean: ## remove .venv and caches; results stay
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+
+$(VENV)/.samples $(VENV)/.test $(VENV)/.dev: $(SETTINGS)
+	@./install.sh $(subst .,,$(notdir $@))
+	@touch $@

@@ -1,0 +1,1 @@
+"""mcjepa cluster: where command lines run."""

@@ -1,0 +1,149 @@
+"""Runs command lines on this machine so that nothing of them outlives an interruption.
+
+Each command gets a process group of its own. On SIGINT or SIGTERM the group is asked to stop, and killed when it has
+not after a grace time; descendants that left the group (a Ray raylet starts new sessions) are ended through the
+process tree. Started by design in the foreground: output goes straight to the terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from types import FrameType
+
+import psutil
+
+GRACE_S = 7.0
+POLL_S = 0.1
+
+
+class Interrupted(KeyboardInterrupt):
+    """The command was stopped by a signal to us."""
+
+
+def run_command(argv: Sequence[str], *, environment: Mapping[str, str] | None = None, grace_s: float = GRACE_S) -> int:
+    """Runs a command to its end.
+
+    Args:
+        argv: program and arguments; no shell.
+        environment: variables laid over ours.
+        grace_s: seconds between asking the command to stop and killing it, after SIGINT or SIGTERM to us.
+
+    Returns:
+        Its exit status.
+
+    Raises:
+        Interrupted: we got SIGINT or SIGTERM; every process of the command has ended.
+    """
+    return run_together([(list(argv), dict(environment or {}))], grace_s=grace_s)
+
+
+def run_ranks(argv: Sequence[str], ranks: int, *, environment: Mapping[str, str] | None = None) -> int:
+    """Runs a command as `ranks` processes of one world on this machine, with torchrun's variables.
+
+    Args:
+        argv: program and arguments of each.
+        ranks: how many.
+        environment: variables laid over ours in all of them.
+
+    Returns:
+        0, or the first exit status that is not 0; the other ranks are then stopped.
+
+    Raises:
+        Interrupted: we got SIGINT or SIGTERM; every process has ended.
+    """
+    world = {
+        **(environment or {}),
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    commands = [
+        (list(argv), {**world, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)})
+        for rank in range(ranks)
+    ]
+    return run_together(commands)
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def run_together(commands: Sequence[tuple[list[str], dict[str, str]]], *, grace_s: float = GRACE_S) -> int:
+    """Runs commands (arguments, variables) side by side until all have ended or one has failed.
+
+    Returns:
+        0, or the first exit status that is not 0; the others are then stopped.
+
+    Raises:
+        Interrupted: we got SIGINT or SIGTERM; every process has ended.
+    """
+    received: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        received.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        for argv, variables in commands:
+            children.append(
+                subprocess.Popen(
+                    argv, env={**os.environ, **variables}, start_new_session=True, stdin=subprocess.DEVNULL
+                )
+            )
+        while not received:
+            codes = [child.poll() for child in children]
+            failed = next((code for code in codes if code), None)
+            if failed is not None:
+                return failed
+            if all(code == 0 for code in codes):
+                return 0
+            time.sleep(POLL_S)
+        raise Interrupted(f"stopped by {signal.Signals(received[0]).name}")
+    finally:
+        _stop(children, grace_s)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _stop(children: Sequence[subprocess.Popen[bytes]], grace_s: float) -> None:
+    """Asks the trees of the children that still run to end, then kills what is left of them."""
+    running = [child for child in children if child.poll() is None]
+    if not running:
+        return
+    family: set[psutil.Process] = set()
+    for child in running:
+        family |= _family(child.pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGINT)
+    deadline = time.monotonic() + grace_s
+    while time.monotonic() < deadline and any(child.poll() is None for child in running):
+        for child in running:
+            family |= _family(child.pid)
+        time.sleep(POLL_S)
+    for child in running:
+        family |= _family(child.pid)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    for child in running:
+        child.wait()
+
+
+def _family(pid: int) -> set[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return {process, *process.children(recursive=True)}
+    except psutil.NoSuchProcess:
+        return set()

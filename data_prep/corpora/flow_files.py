@@ -1,0 +1,123 @@
+"""Optical flow file formats: Middlebury .flo, KITTI 16-bit PNG and PFM, read and written exactly.
+
+Coordinates everywhere: u to the right, v down, in pixels; arrays are (H, W, 2) float32.
+
+* .flo  (Baker et al., vision.middlebury.edu/flow): little-endian float32 202021.25 ("PIEH"), int32 width,
+  int32 height, then width*height pairs (u, v), rows from the top. |u| or |v| > 1e9 means unknown.
+* KITTI PNG (devkit): 16-bit RGB, u = (R - 2^15) / 64, v = (G - 2^15) / 64, valid = (B > 0).
+* PFM: "PF" (3 channels) or "Pf" (1), width height, scale (negative: little-endian), rows from the bottom.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.errors import DataError
+
+FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
+
+FLO_MAGIC = b"PIEH"
+UNKNOWN_FLOW = 1e9
+
+
+def read_flo(path: Path) -> FloatArray:
+    """Read a Middlebury .flo file.
+
+    Returns:
+        Flow of shape (H, W, 2), float32, (u right, v down) in pixels; unknown values are as stored (> 1e9).
+
+    Raises:
+        DataError: wrong magic number, or length other than the header says.
+    """
+    data = path.read_bytes()
+    if data[:4] != FLO_MAGIC or len(data) < 12:
+        raise DataError(f"{path} has no .flo tag PIEH; expected a Middlebury .flo file; replace it")
+    width, height = (int(v) for v in np.frombuffer(data, "<i4", 2, 4))
+    expected = 12 + 8 * width * height
+    if width < 1 or height < 1 or len(data) != expected:
+        raise DataError(f"{path} has {len(data)} bytes; a {width}x{height} .flo has {expected}; copy the file again")
+    return np.frombuffer(data, "<f4", offset=12).reshape(height, width, 2).astype(np.float32)
+
+
+def write_flo(path: Path, flow_px: FloatArray) -> None:
+    """Write flow of shape (H, W, 2) as a Middlebury .flo file."""
+    _require_flow(flow_px)
+    height, width = flow_px.shape[:2]
+    header = FLO_MAGIC + np.array([width, height], "<i4").tobytes()
+    path.write_bytes(header + np.ascontiguousarray(flow_px, "<f4").tobytes())
+
+
+def read_kitti_png(path: Path) -> tuple[FloatArray, BoolArray]:
+    """Read a KITTI 16-bit flow PNG.
+
+    Returns:
+        Flow (H, W, 2) float32 in pixels, zero where invalid, and validity (H, W) bool.
+
+    Raises:
+        DataError: not a 16-bit 3-channel PNG.
+    """
+    raw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if raw is None or raw.dtype != np.uint16 or raw.ndim != 3 or raw.shape[2] != 3:
+        found = "an unreadable image" if raw is None else f"{raw.dtype} {raw.shape}"
+        raise DataError(f"{path} is {found}; expected a 16-bit RGB flow PNG of KITTI; replace it")
+    valid = raw[:, :, 0] > 0  # OpenCV gives B, G, R
+    flow = (raw[:, :, 2:0:-1].astype(np.float32) - 32768.0) / 64.0
+    flow[~valid] = 0.0
+    return flow, valid
+
+
+def write_kitti_png(path: Path, flow_px: FloatArray, valid: BoolArray) -> None:
+    """Write flow (H, W, 2) in pixels and validity (H, W) as a KITTI PNG; values are rounded to 1/64 px.
+
+    Raises:
+        DataError: a valid value lies outside the format's range of -512 to 511.98 px.
+    """
+    _require_flow(flow_px)
+    coded = np.rint(flow_px.astype(np.float64) * 64.0 + 32768.0)
+    if valid.any() and (coded[valid].min() < 0 or coded[valid].max() > 65535):
+        raise DataError("flow outside -512..511.98 px; expected the range of KITTI's PNG; write a .flo instead")
+    raw = np.zeros((*flow_px.shape[:2], 3), np.uint16)
+    raw[:, :, 2] = np.where(valid, coded[:, :, 0], 0)
+    raw[:, :, 1] = np.where(valid, coded[:, :, 1], 0)
+    raw[:, :, 0] = valid
+    if not cv2.imwrite(str(path), raw):
+        raise DataError(f"cannot write {path}; expected a writable folder with free space; check it")
+
+
+def read_pfm(path: Path) -> FloatArray:
+    """Read a PFM file of either byte order.
+
+    Returns:
+        Array (H, W, 3) or, for one channel, (H, W), float32, first row on top; flow is channels 0, 1.
+
+    Raises:
+        DataError: wrong header or length.
+    """
+    header, _, body = path.read_bytes().partition(b"\n")
+    channels = {b"PF": 3, b"Pf": 1}.get(header.strip())
+    size, _, body = body.partition(b"\n")
+    scale, _, body = body.partition(b"\n")
+    try:
+        width, height = (int(v) for v in size.split())
+        order = "<f4" if float(scale) < 0 else ">f4"
+    except ValueError:
+        channels = None
+    if channels is None:
+        raise DataError(f"{path} has no PFM header; expected 'PF' or 'Pf', size, scale; replace it")
+    if len(body) != 4 * channels * width * height:
+        raise DataError(
+            f"{path} has {len(body)} bytes of pixels; {width}x{height}x{channels} floats take "
+            f"{4 * channels * width * height}; copy the file again"
+        )
+    shape = (height, width, 3) if channels == 3 else (height, width)
+    return np.frombuffer(body, order).reshape(shape)[::-1].astype(np.float32)
+
+
+def _require_flow(flow_px: FloatArray) -> None:
+    if flow_px.ndim != 3 or flow_px.shape[2] != 2:
+        raise DataError(f"flow has shape {flow_px.shape}; expected (H, W, 2); pass u and v as the last axis")

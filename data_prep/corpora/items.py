@@ -1,0 +1,165 @@
+"""What readers of data sets hand out: inputs to prepare, flow pairs, labelled images and masked videos.
+
+Items hold paths and read on demand, so a list of them is small. Images are RGB (H, W, 3) uint8; flow is
+(H, W, 2) float32 in pixels, u to the right and v down, from frame 0 to frame 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.corpora.flow_files import UNKNOWN_FLOW, read_flo, read_kitti_png, read_pfm
+from data_prep.corpora.image_files import read_ids, read_rgb
+from data_prep.errors import DataError
+
+ByteArray = npt.NDArray[np.uint8]
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
+
+InputKind = Literal["video", "image", "frames"]
+FlowFormat = Literal["flo", "kitti-png", "pfm"]
+
+VOID = 255
+
+
+@dataclass(frozen=True)
+class Input:
+    """One unit of raw material of a corpus."""
+
+    name: str
+    """Name below the corpus's root, with '/' between parts; the same wherever the corpus lies."""
+    uri: str
+    """Path of the file or, for frames, of the folder."""
+    kind: InputKind
+    members: tuple[str, ...] = ()
+    """Frames in order, as file names below `uri`; empty for videos and images."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of all its files, in order."""
+        return tuple(f"{self.uri}/{m}" for m in self.members) if self.members else (self.uri,)
+
+
+@dataclass(frozen=True)
+class FlowTruth:
+    """Ground truth of one pair."""
+
+    flow_px: FloatArray
+    """(H, W, 2); zero where invalid."""
+    valid: BoolArray
+    """(H, W): the flow is known."""
+    occluded: BoolArray | None
+    """(H, W): the point cannot be seen in frame 1; None where the data set does not say."""
+
+
+@dataclass(frozen=True)
+class FlowPair:
+    """Two frames and, where the data set has it, the flow from the first to the second."""
+
+    name: str
+    frame0: Path
+    frame1: Path
+    flow: Path | None
+    flow_format: FlowFormat = "flo"
+    valid: Path | None = None
+    """Mask file, > 0 where the flow is known."""
+    invalid: Path | None = None
+    """Mask file, > 0 where the flow is not known (Sintel)."""
+    occluded: Path | None = None
+    """Mask file, > 0 where occluded."""
+    flow_noc: Path | None = None
+    """KITTI: flow of the points visible in both frames; its values differ a little from `flow`'s."""
+
+    def read_frames(self) -> tuple[ByteArray, ByteArray]:
+        """Both frames, RGB (H, W, 3); grey images have three equal channels.
+
+        Raises:
+            DataError: one cannot be read, or their sizes differ.
+        """
+        frame0, frame1 = read_rgb(self.frame0), read_rgb(self.frame1)
+        if frame0.shape != frame1.shape:
+            raise DataError(f"{self.name}: frames of {frame0.shape} and {frame1.shape}; expected one size")
+        return frame0, frame1
+
+    def read_truth(self, *, noc: bool = False) -> FlowTruth:
+        """Flow, validity and occlusion.
+
+        Args:
+            noc: Take flow and validity from `flow_noc` (KITTI's non-occluded score uses that file's values).
+
+        Raises:
+            DataError: the pair has no such ground truth, or a file is unreadable or of another size.
+        """
+        path = self.flow_noc if noc else self.flow
+        if path is None:
+            kind = "non-occluded ground truth" if noc else "ground truth"
+            raise DataError(f"{self.name} has no {kind}; expected a flow file beside it; leave the pair out")
+        flow, valid = self._read_flow(path)
+        masks = [("valid", self.valid), ("invalid", self.invalid), ("occluded", self.occluded)]
+        read = {name: read_ids(p) > 0 for name, p in masks if p is not None}
+        for name, mask in read.items():
+            if mask.shape != valid.shape:
+                raise DataError(f"{self.name}: mask {name} of {mask.shape}; expected the flow's {valid.shape}")
+        valid = valid & read.get("valid", valid) & ~read.get("invalid", ~valid)
+        return FlowTruth(np.where(valid[..., None], flow, np.float32(0)), valid, self._occlusion(read, valid))
+
+    def _read_flow(self, path: Path) -> tuple[FloatArray, BoolArray]:
+        if self.flow_format == "kitti-png":
+            return read_kitti_png(path)
+        flow = read_flo(path) if self.flow_format == "flo" else read_pfm(path)[..., :2]
+        known = np.isfinite(flow) & (np.abs(flow) <= UNKNOWN_FLOW)
+        return flow, known[..., 0] & known[..., 1]
+
+    def _occlusion(self, masks: dict[str, BoolArray], valid: BoolArray) -> BoolArray | None:
+        if "occluded" in masks:
+            return masks["occluded"]
+        if self.flow_noc is not None:
+            return valid & ~self._read_flow(self.flow_noc)[1]
+        return None
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image and the class of each of its pixels."""
+
+    name: str
+    image: Path
+    labels: Path
+    void_label: int = VOID
+    """Value in the label file that means: not scored."""
+
+    def read(self) -> tuple[ByteArray, IntArray]:
+        """RGB (H, W, 3) and classes (H, W) int64, 255 where void.
+
+        Raises:
+            DataError: a file cannot be read, or the sizes differ.
+        """
+        image, labels = read_rgb(self.image), read_ids(self.labels)
+        if image.shape[:2] != labels.shape:
+            raise DataError(f"{self.name}: image {image.shape[:2]}, labels {labels.shape}; expected one size")
+        return image, np.where(labels == self.void_label, VOID, labels).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class MaskedVideo:
+    """The frames of a sequence and the objects in them."""
+
+    name: str
+    frames: tuple[Path, ...]
+    masks: tuple[Path, ...]
+    """One a frame, or fewer: the first frames only."""
+
+    def read_frame(self, index: int) -> ByteArray:
+        """Frame `index`, RGB (H, W, 3)."""
+        return read_rgb(self.frames[index])
+
+    def read_mask(self, index: int) -> ByteArray:
+        """Object ids (H, W) of frame `index`: 0 background, 1.. objects; DAVIS-2016's 0/255 becomes 0/1."""
+        ids = read_ids(self.masks[index])
+        return (ids > 0).astype(np.uint8) if set(np.unique(ids)) <= {0, 255} else ids

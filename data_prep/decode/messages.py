@@ -1,0 +1,82 @@
+"""Messages between the decode child and its parent: a JSON header and raw parts, each length-prefixed.
+
+    4 bytes big-endian: length of the header | header (JSON, with "parts": lengths of the parts) | the parts
+
+Nothing that is read is ever executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import time
+from collections.abc import Sequence
+from typing import Any
+
+MAX_HEADER_BYTES = 64 << 20
+READ_BYTES = 1 << 20
+
+
+class Silence(RuntimeError):
+    """Nothing came for too long."""
+
+
+class Closed(RuntimeError):
+    """The other side has closed its end."""
+
+
+def write_message(descriptor: int, header: dict[str, Any], parts: Sequence[bytes] = ()) -> None:
+    """Write one message, waiting while the pipe is full."""
+    text = json.dumps({**header, "parts": [len(p) for p in parts]}).encode()
+    for piece in (len(text).to_bytes(4, "big") + text, *parts):
+        view = memoryview(piece)
+        while view:
+            view = view[os.write(descriptor, view) :]
+
+
+class MessageReader:
+    """Reads messages from a pipe."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Read from an open file descriptor."""
+        self._descriptor = descriptor
+        self._buffer = bytearray()
+
+    def read(self, silence_s: float | None = None) -> tuple[dict[str, Any], list[bytes]]:
+        """The next message.
+
+        Args:
+            silence_s: Longest time without a single byte; None: wait for ever.
+
+        Raises:
+            Silence: the time has passed.
+            Closed: the pipe has ended.
+        """
+        size = int.from_bytes(self._take(4, silence_s), "big")
+        if size > MAX_HEADER_BYTES:
+            raise Closed(f"a header of {size} bytes")
+        header = json.loads(self._take(size, silence_s))
+        return header, [self._take(length, silence_s) for length in header.pop("parts")]
+
+    def _take(self, count: int, silence_s: float | None) -> bytes:
+        while len(self._buffer) < count:
+            self._wait(silence_s)
+            data = os.read(self._descriptor, READ_BYTES)
+            if not data:
+                raise Closed("end of the pipe")
+            self._buffer += data
+        taken = bytes(self._buffer[:count])
+        del self._buffer[:count]
+        return taken
+
+    def _wait(self, silence_s: float | None) -> None:
+        if silence_s is None:
+            return
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN | select.POLLHUP)
+        deadline = time.monotonic() + silence_s
+        while (left := deadline - time.monotonic()) > 0:
+            if poll.poll(min(left, 1.0) * 1000):
+                return
+        raise Silence(f"{silence_s:g} s without a byte")

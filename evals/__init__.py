@@ -1,0 +1,1 @@
+"""mcjepa evals: weights to scores."""

@@ -1,0 +1,1 @@
+"""Optical flow scores: metrics, classical baselines and the scorer."""

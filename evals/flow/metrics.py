@@ -1,0 +1,137 @@
+"""Optical flow errors by region, summed so that a set's score is the mean over all of its pixels.
+
+For a pixel with true flow g and estimate f (both (u, v) in px, u to the right, v downwards):
+
+    EPE = |f - g|        over 3 px: EPE > 3        outlier (KITTI's Fl): EPE > 3 and EPE > 0.05 |g|
+
+Regions: all valid pixels; matched and unmatched (Sintel's names; KITTI's noc is "matched"), where an
+occlusion map is there; Sintel's speed bins s0-10, s10-40, s40+ by |g|. Source: the KITTI devkit's
+evaluate_flow.cpp and the Sintel benchmark's definitions. Legend: H W image, 2 = (u, v).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+OUTLIER_PX = 3.0
+OUTLIER_RELATIVE = 0.05
+SPEED_BINS_PX = {"s0_10": (0.0, 10.0), "s10_40": (10.0, 40.0), "s40_plus": (40.0, float("inf"))}
+
+
+@dataclass(frozen=True)
+class RegionSums:
+    """Sums over the pixels of one region; adding two of them merges their pixels."""
+
+    pixels: int = 0
+    """Pixels that were measured."""
+
+    epe_px: float = 0.0
+    """Sum of the end-point errors, px."""
+
+    over_3px: int = 0
+    """Pixels with an error above 3 px."""
+
+    outliers: int = 0
+    """Pixels with an error above 3 px and above 5 % of the true length (KITTI's Fl)."""
+
+    def __add__(self, other: RegionSums) -> RegionSums:
+        return RegionSums(
+            self.pixels + other.pixels,
+            self.epe_px + other.epe_px,
+            self.over_3px + other.over_3px,
+            self.outliers + other.outliers,
+        )
+
+
+FlowSums = dict[str, RegionSums]
+"""Region name to its sums; "all" is always there."""
+
+
+def endpoint_error(estimate_HW2: NDArray, truth_HW2: NDArray) -> NDArray[np.float64]:
+    """Distance between estimate and truth at every pixel.
+
+    >>> float(endpoint_error(np.array([[[3.0, 4.0]]]), np.zeros((1, 1, 2)))[0, 0])
+    5.0
+
+    Returns:
+        (H, W) float64, px.
+
+    Raises:
+        ValueError: the two differ in shape.
+    """
+    if estimate_HW2.shape != truth_HW2.shape or truth_HW2.shape[-1] != 2:
+        raise ValueError(
+            f"estimated flow has shape {estimate_HW2.shape}, ground truth {truth_HW2.shape}; expected the "
+            "same (H, W, 2); resize the estimate to the ground truth's size and scale its "
+            "values before scoring"
+        )
+    return np.linalg.norm(np.asarray(estimate_HW2, np.float64) - np.asarray(truth_HW2, np.float64), axis=-1)
+
+
+def measure_pair(
+    estimate_HW2: NDArray,
+    truth_HW2: NDArray,
+    valid_HW: NDArray[np.bool_],
+    occluded_HW: NDArray[np.bool_] | None = None,
+) -> FlowSums:
+    """Errors of one pair, by region.
+
+    Args:
+        estimate_HW2: estimated flow, px; a value that is not finite at a valid pixel makes that region's EPE
+            non-finite and counts as an outlier: it is never left out.
+        truth_HW2: true flow, px; values at invalid pixels are ignored.
+        valid_HW: True where the truth is known.
+        occluded_HW: True where the pixel has no match in the second frame; None = unknown, no such regions.
+
+    Returns:
+        Sums by region: all, s0_10, s10_40, s40_plus and, with an occlusion map, matched and unmatched.
+    """
+    valid = np.asarray(valid_HW, bool)
+    error = endpoint_error(estimate_HW2, truth_HW2)[valid]
+    length = np.linalg.norm(np.asarray(truth_HW2, np.float64)[valid], axis=-1)
+    regions = {"all": np.ones(error.shape, bool)}
+    if occluded_HW is not None:
+        unmatched = np.asarray(occluded_HW, bool)[valid]
+        regions |= {"matched": ~unmatched, "unmatched": unmatched}
+    regions |= {name: (length >= low) & (length < high) for name, (low, high) in SPEED_BINS_PX.items()}
+    return {name: _sum_region(error[inside], length[inside]) for name, inside in regions.items()}
+
+
+def _sum_region(error: NDArray[np.float64], length: NDArray[np.float64]) -> RegionSums:
+    over = ~(error <= OUTLIER_PX)
+    outlier = over & ~(error <= OUTLIER_RELATIVE * length)
+    return RegionSums(int(error.size), float(error.sum()), int(over.sum()), int(outlier.sum()))
+
+
+def add_sums(first: FlowSums, second: FlowSums) -> FlowSums:
+    """Merges the regions of two results; a region that only one of them has is kept."""
+    names = [*first, *(name for name in second if name not in first)]
+    return {name: first.get(name, RegionSums()) + second.get(name, RegionSums()) for name in names}
+
+
+def summarise(sums: FlowSums) -> dict[str, float]:
+    """Means over pixels: `epe` (px), `over_3px`, `fl_all` (%), and `epe_REGION` for every region with pixels.
+
+    `fl_matched` is given too where matched pixels are known (KITTI's Fl-noc). With no valid pixel at all the
+    three main numbers are NaN, never 0.
+    """
+    total = sums.get("all", RegionSums())
+    scores = {
+        "epe": _ratio(total.epe_px, total.pixels),
+        "over_3px": 100.0 * _ratio(total.over_3px, total.pixels),
+        "fl_all": 100.0 * _ratio(total.outliers, total.pixels),
+    }
+    for name, region in sums.items():
+        if name != "all" and region.pixels:
+            scores[f"epe_{name}"] = _ratio(region.epe_px, region.pixels)
+    matched = sums.get("matched", RegionSums())
+    if matched.pixels:
+        scores["fl_matched"] = 100.0 * _ratio(matched.outliers, matched.pixels)
+    return scores
+
+
+def _ratio(numerator: float, denominator: int) -> float:
+    return numerator / denominator if denominator else float("nan")

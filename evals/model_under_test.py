@@ -1,0 +1,177 @@
+"""What an evaluation needs of a model: features of an image and flow of a pair; and our weights behind it.
+
+Any other model is scored by giving it these two methods. Legend: B batch, 3 RGB in [0, 1], H W image, C
+channel, h w feature map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.mcjepa import MCJEPA
+from model.pretrained import load, read_config, weights_digest
+
+COARSEST_STRIDE = 64
+
+
+class ModelUnderTest(Protocol):
+    """The two methods that every evaluation works with."""
+
+    def features(self, image_B3HW: Tensor) -> list[Tensor]:
+        """Feature maps (B, C, h, w), finest first, of images whose sides are multiples of 64 px."""
+        ...
+
+    def flow(self, frame0_B3HW: Tensor, frame1_B3HW: Tensor) -> Tensor:
+        """Flow (B, 2, H, W) from frame0 to frame1, px, (right, down), for frames of any size."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A folder of weights and what its own record says of where they come from."""
+
+    folder: Path
+    """Folder that `model.pretrained.save` wrote."""
+
+    digest: str
+    """sha256 of the weights file."""
+
+    lineage: Mapping[str, Any]
+    """Run, step, dataset ids, …: whatever the training wrote beside them."""
+
+
+def read_weights(folder: Path | str) -> Weights:
+    """Digest and lineage of a weights folder, without building the model.
+
+    Raises:
+        ValueError: the folder is absent or damaged.
+    """
+    folder = Path(folder)
+    _, lineage = read_config(folder)
+    return Weights(folder=folder, digest=weights_digest(folder), lineage=lineage)
+
+
+class McJepaUnderTest:
+    """Our model in evaluation mode behind the two methods; frames are moved to its device and results
+    back."""
+
+    def __init__(self, model: MCJEPA, device: torch.device) -> None:
+        """Takes the model over: it is moved to `device` and set to evaluation mode."""
+        self.model = model.to(device).eval()
+        self.device = device
+
+    @torch.inference_mode()
+    def features(self, image_B3HW: Tensor) -> list[Tensor]:
+        """See `ModelUnderTest.features`; maps are float32 on the CPU."""
+        maps = self.model.forward_pyramid(image_B3HW.to(self.device))
+        return [map_BChw.float().cpu() for map_BChw in maps]
+
+    @torch.inference_mode()
+    def flow(self, frame0_B3HW: Tensor, frame1_B3HW: Tensor) -> Tensor:
+        """See `ModelUnderTest.flow`; float32 on the CPU."""
+        return (
+            self.model.estimate_flow(frame0_B3HW.to(self.device), frame1_B3HW.to(self.device)).float().cpu()
+        )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; `auto` is the GPU if there is one.
+
+    Raises:
+        ValueError: `cuda` is asked for where there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "device is cuda but no GPU was found; expected one that torch sees; pass device=auto or cpu"
+        )
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def load_model(folder: Path, device: torch.device) -> McJepaUnderTest:
+    """The model of that folder (safetensors and config), ready to be scored."""
+    return McJepaUnderTest(load(folder), device)
+
+
+def random_twin(model: McJepaUnderTest, seed: int) -> McJepaUnderTest:
+    """A model of the same configuration with fresh random weights: what training has to beat."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return McJepaUnderTest(MCJEPA(model.model.config), model.device)
+
+
+def image_tensor(image_HW3: NDArray[np.uint8]) -> Tensor:
+    """An RGB picture (H, W, 3) uint8 as (1, 3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image_HW3)).permute(2, 0, 1).float().div(255.0)[None]
+
+
+def features_by_stride(model: ModelUnderTest, image_B3HW: Tensor) -> dict[int, Tensor]:
+    """Feature maps of images of any size, by stride.
+
+    Images are padded at the right and at the bottom to multiples of 64 px by repeating the edge, so that cell
+    (i, j) of the map of stride s covers the pixels from (i s, j s) on; cells that lie wholly in the padding
+    are kept: the caller crops them after resizing, which keeps all levels aligned.
+
+    Returns:
+        Stride in px to the map (B, C, h, w) with h = padded height / stride.
+
+    Raises:
+        ValueError: a map is not a whole fraction of the padded image.
+    """
+    height, width = image_B3HW.shape[-2:]
+    pad = (0, -width % COARSEST_STRIDE, 0, -height % COARSEST_STRIDE)
+    padded = F.pad(image_B3HW, pad, mode="replicate") if any(pad) else image_B3HW
+    maps: dict[int, Tensor] = {}
+    for map_BChw in model.features(padded):
+        stride, rest = divmod(padded.shape[-2], map_BChw.shape[-2])
+        if rest or map_BChw.shape[-1] * stride != padded.shape[-1]:
+            raise ValueError(
+                f"a feature map has {tuple(map_BChw.shape[-2:])} cells for an image of "
+                f"{tuple(padded.shape[-2:])} px; expected a whole stride, equal on both axes; "
+                f"return one map a pyramid level without cropping"
+            )
+        maps[stride] = map_BChw
+    return maps
+
+
+def map_of_stride(maps: dict[int, Tensor], stride: int) -> Tensor:
+    """The map of that stride.
+
+    Raises:
+        ValueError: the model has no such level.
+    """
+    if stride not in maps:
+        raise ValueError(
+            f"the model has no level of stride {stride}; expected one of {sorted(maps)}; choose another"
+        )
+    return maps[stride]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The model that is scored and what its cards say of it."""
+
+    model: ModelUnderTest
+    """Its two methods."""
+
+    name: str
+    """Model and size, for people."""
+
+    digest: str = ""
+    """sha256 of its weights; empty if they are no file."""
+
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+    """Where the weights come from: run, step, dataset ids."""
+
+    random_model: ModelUnderTest | None = None
+    """A randomly initialised twin, the probe's baseline; None = there is none."""

@@ -1,0 +1,69 @@
+"""Writes the report: one HTML file that holds its style, charts and pictures, and loads nothing from
+anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_prep.storage import atomic_write
+from evals.pictures import png_bytes, wheel_picture
+from evals.report_content import (
+    DatasetSummary,
+    QuarantinedInput,
+    ReportContent,
+    Tile,
+    headline_tiles,
+)
+from evals.report_page import page
+from evals.report_sections import (
+    commands_section,
+    curves_section,
+    data_section,
+    lineage_section,
+    pictures_section,
+    scores_section,
+    tiles_section,
+)
+
+__all__ = ["DatasetSummary", "QuarantinedInput", "ReportContent", "Tile", "headline_tiles", "write_report"]
+
+_FLOW_NOTE = (
+    "Hue is the direction of motion, saturation its length (Middlebury colours); every row has the scale of "
+    "its ground truth. Black: no ground truth."
+)
+_FEATURE_NOTE = (
+    "The three main directions of the features of a whole video as red, green and blue: what keeps its "
+    "colour keeps its features."
+)
+_SEGMENTATION_NOTE = (
+    "Classes as tints over the image, by the linear head on frozen features; void is not tinted."
+)
+_VOS_NOTE = "The first frame's mask is given; the model's features carry it through the video."
+
+
+def render_report(content: ReportContent) -> str:
+    """The page as text; the scores' picture files are read and embedded."""
+    scores = content.scores
+    sections = [
+        ("headline", "Headline", tiles_section(content.tiles)),
+        ("curves", "Training curves", curves_section(content.curves)),
+        ("flow", "Optical flow", pictures_section(scores, "flow", _FLOW_NOTE, png_bytes(wheel_picture()))),
+        ("features", "Features", pictures_section(scores, "features", _FEATURE_NOTE)),
+        ("segmentation", "Segmentation probe", pictures_section(scores, "segmentation", _SEGMENTATION_NOTE)),
+        ("masks", "Mask propagation", pictures_section(scores, "vos", _VOS_NOTE)),
+        ("scores", "Scores and cards", scores_section(scores)),
+        ("data", "Data", data_section(content.datasets, content.quarantined)),
+        ("lineage", "Lineage and versions", lineage_section(content)),
+        ("commands", "To reproduce", commands_section(content.commands)),
+    ]
+    return page(content.title, content.summary, sections)
+
+
+def write_report(path: Path, content: ReportContent) -> None:
+    """Writes the page to `path` in one step: a reader sees the old file or the whole new one.
+
+    Raises:
+        OSError: a picture file is missing, or the page cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, render_report(content).encode())

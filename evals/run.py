@@ -1,0 +1,163 @@
+"""Runs the evaluations that a recipe asks for on one set of weights and writes scores.json, tables and
+pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_prep.corpora import FLOW_SETS, SEGMENTATION_CLASSES, SEGMENTATION_SETS, VOS_SETS
+from data_prep.errors import DataError
+from data_prep.storage import atomic_write
+from evals.cards import Score
+from evals.config import EvalConfig, FlowEvalConfig, ProbeConfig, VosConfig
+from evals.flow.score import score_flow_set
+from evals.model_under_test import (
+    McJepaUnderTest,
+    Subject,
+    Weights,
+    choose_device,
+    load_model,
+    random_twin,
+    read_weights,
+)
+from evals.progress import OnEvent, silent
+from evals.segmentation.score import ProbeData, score_probe
+from evals.vos.score import score_vos_set
+
+SCORES_VERSION = 1
+log = logging.getLogger(__name__)
+
+
+def run_evaluation(
+    weights: Weights | Path | str, config: EvalConfig, out: Path | str, on_event: OnEvent = silent
+) -> list[Score]:
+    """Scores our weights on everything that the settings name.
+
+    Args:
+        weights: a folder that `model.pretrained.save` wrote, or what `read_weights` says of it.
+        config: which evaluations, with their protocols.
+        out: folder for scores.json, SCORE/items.csv and SCORE/*.png; files of an earlier run are replaced.
+        on_event: progress.
+
+    Returns:
+        One score a flow set, one for the probe, one for mask propagation, in that order.
+
+    Raises:
+        DataError: a set is unknown, missing or has nothing that can be scored.
+        ValueError: there are no weights, or the device is not there.
+    """
+    known = weights if isinstance(weights, Weights) else read_weights(weights)
+    model = load_model(known.folder, choose_device(config.device))
+    return evaluate(subject_of(model, known, config.seed), config, Path(out), on_event)
+
+
+def subject_of(model: McJepaUnderTest, weights: Weights, seed: int) -> Subject:
+    """Our loaded model with its name, digest and random twin."""
+    parameters = sum(parameter.numel() for parameter in model.model.parameters())
+    return Subject(
+        model=model,
+        name=f"{type(model.model).__name__}, {parameters / 1e6:.2f} M parameters",
+        digest=weights.digest,
+        lineage=weights.lineage,
+        random_model=random_twin(model, seed),
+    )
+
+
+def evaluate(subject: Subject, config: EvalConfig, out: Path, on_event: OnEvent = silent) -> list[Score]:
+    """Like `run_evaluation`, for any model behind the two methods of `ModelUnderTest`."""
+    scores: list[Score] = []
+    with torch_threads(config.threads):
+        if config.flow is not None:
+            scores += _score_flow(subject, config.flow, out, on_event)
+        if config.probe is not None:
+            scores.append(_score_probe(subject, config.probe, config.seed, out, on_event))
+        if config.vos is not None:
+            scores.append(_score_vos(subject, config.vos, out, on_event))
+    write_scores(scores, out)
+    return scores
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch computes with `count` CPU threads inside (0: as before), and as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _score_flow(subject: Subject, config: FlowEvalConfig, out: Path, on_event: OnEvent) -> list[Score]:
+    scores = []
+    for name, root in config.sets.items():
+        pairs = _reader(FLOW_SETS, name, "flow.sets")(_folder(root, name))
+        folder = out / "flow" / name
+        scores.append(score_flow_set(subject, name, Path(root), pairs, config, folder, on_event))
+    return scores
+
+
+def _score_probe(subject: Subject, config: ProbeConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
+    read = _reader(SEGMENTATION_SETS, config.set, "probe.set")
+    root = _folder(config.root, config.set)
+    train, val = read(root, "train"), read(root, "val")
+    data = ProbeData(root=root, train=train, val=val, classes=SEGMENTATION_CLASSES[config.set](root))
+    return score_probe(subject, data, config, seed, out / "probe" / config.set, on_event)
+
+
+def _score_vos(subject: Subject, config: VosConfig, out: Path, on_event: OnEvent) -> Score:
+    root = _folder(config.root, config.set)
+    videos = _reader(VOS_SETS, config.set, "vos.set")(root)
+    return score_vos_set(subject, root, videos, config, out / "vos" / config.set, on_event)
+
+
+def _reader(readers: dict[str, Callable[..., Any]], name: str, field: str) -> Callable[..., Any]:
+    if name not in readers:
+        raise DataError(
+            f"{field} names the set {name!r}; expected one of {sorted(readers)}; change the recipe"
+        )
+    return readers[name]
+
+
+def _folder(root: str, name: str) -> Path:
+    if not root or not Path(root).is_dir():
+        raise DataError(
+            f"no folder {root!r} for the set {name}; expected the one its archive unpacks to; pass its path "
+            "as root"
+        )
+    return Path(root)
+
+
+def write_scores(scores: list[Score], out: Path) -> None:
+    """Writes OUT/scores.json (paths relative to OUT) and OUT/SCORE/items.csv."""
+    out.mkdir(parents=True, exist_ok=True)
+    listed = []
+    for score in scores:
+        plain = score.to_dict()
+        for picture in plain["pictures"]:
+            picture["path"] = str(Path(picture["path"]).relative_to(out))
+        listed.append(plain)
+        if score.table:
+            folder = out / score.name
+            folder.mkdir(parents=True, exist_ok=True)
+            atomic_write(folder / "items.csv", _csv_bytes(score))
+    document = {"version": SCORES_VERSION, "scores": listed}
+    atomic_write(out / "scores.json", (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
+    log.info("%d scores are in %s", len(scores), out / "scores.json")
+
+
+def _csv_bytes(score: Score) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(score.table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(score.table)
+    return text.getvalue().encode()

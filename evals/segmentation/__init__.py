@@ -1,0 +1,1 @@
+"""The linear segmentation probe on frozen features and its metric."""

@@ -1,0 +1,147 @@
+"""Settings of the model, each with its meaning and origin; no heavy import, so that a recipe is read quickly.
+
+Origins, as in `docs/recipes.md`: [C] confirmed of the paper, [S] one account of the paper, [D] the default of a
+named parent (ConvNeXt, PWC-Net, ARFlow, UFlow, VICReg, VICRegL), [I] inferred, [ours] a choice of this project.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The shared encoder: ConvNeXt with its stem split in two, six levels at strides 2, 4, 8, 16, 32, 64."""
+
+    stem_channels: tuple[int, int] = (48, 48)
+    """Channels of the levels at strides 2 and 4, after the two stem convolutions [S]."""
+    stem_activation: Literal["none", "gelu"] = "none"
+    """Non-linearity behind each stem convolution; ConvNeXt has none [D], small models match better with one [ours]."""
+    stage_channels: tuple[int, int, int, int] = (96, 192, 384, 768)
+    """Channels of the four stages, strides 8 to 64 [D: ConvNeXt-T]."""
+    depths: tuple[int, int, int, int] = (3, 3, 9, 3)
+    """Blocks in each stage [D: ConvNeXt-T]."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last block, rising linearly from 0 at the first [D: VICRegL]."""
+    layer_scale: float = 0.0
+    """Initial value of LayerScale; 0 leaves it out [D: VICRegL]."""
+    init_std: float = 0.02
+    """Standard deviation of the initial weights [D: ConvNeXt]; 0 takes 1 / sqrt(fan-in), which keeps the features
+    of narrow encoders at unit scale, where their correlation says something from the first step on [ours]."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.drop_path < 1.0:
+            raise ValueError(f"model.encoder.drop_path is {self.drop_path}, expected 0 <= drop_path < 1")
+        if min(self.stem_channels + self.stage_channels) < 1 or min(self.depths) < 0:
+            raise ValueError("model.encoder: channels must be at least 1 and depths at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """The coarse-to-fine flow estimator, one set of weights for all levels."""
+
+    search_range: int = 4
+    """Largest displacement of the correlation, in cells of a level; (2r + 1)^2 channels [D: PWC-Net]."""
+    widths: tuple[int, ...] = (128, 128, 96, 64, 32)
+    """Channels of the densely connected 3x3 convolutions at width factor 1 [D: PWC-Net]."""
+    width_factor: float = 2.0
+    """Factor C on all widths; 1 counts 2.30 M parameters, 2 counts 7.96 M [S]."""
+    context_widths: tuple[int, ...] = (128, 128, 128, 96, 64, 32)
+    """Channels of the dilated context network at width factor 1 [D: PWC-Net]."""
+    context_dilations: tuple[int, ...] = (1, 2, 4, 8, 16, 1)
+    """Its dilations [D: PWC-Net]."""
+    projected_channels: int = 32
+    """Channels that each level is brought to by a 1x1 convolution [I: ARFlow]."""
+    match: Literal["raw", "standardized", "cosine"] = "raw"
+    """What is correlated: the features as they are [D: PWC-Net, ARFlow]; brought to zero mean and unit variance a
+    sample [D: UFlow]; or the cosine of features standardised a channel. The paper tried l2-normalised features and
+    rejected them [S]; small models learn several times faster from cosines [ours]."""
+    normalize: bool = True
+    """LayerNorm behind every convolution but the last; without it the paper saw collapse [C]."""
+    coarsest_stride: Literal[8, 16, 32, 64] = 64
+    """Stride of the first level that is decoded [D: PWC-Net]; images of few cells there gain nothing from it."""
+    finest_stride: Literal[4, 8] = 4
+    """Stride of the last level that is decoded; bilinear from there [D: PWC-Net]."""
+    max_flow_px: float = 128.0
+    """Flow is clipped to plus and minus this, in pixels of the input [C]."""
+
+    def __post_init__(self) -> None:
+        if len(self.context_widths) != len(self.context_dilations):
+            raise ValueError(
+                f"model.flow: {len(self.context_widths)} context_widths for {len(self.context_dilations)} "
+                "context_dilations, expected as many of one as of the other"
+            )
+        if not self.widths or not self.context_widths or self.context_dilations[0] != 1:
+            raise ValueError("model.flow: widths and context_widths need a value, context_dilations starts with 1")
+        if self.coarsest_stride < self.finest_stride:
+            raise ValueError("model.flow.coarsest_stride must be at least finest_stride")
+        if self.search_range < 1 or self.width_factor <= 0 or self.max_flow_px <= 0:
+            raise ValueError("model.flow: search_range, width_factor and max_flow_px must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpanderConfig:
+    """The projector of the content branch, used in training only."""
+
+    widths: tuple[int, ...] = (8192, 8192, 8192)
+    """Output widths of its linear layers, the last one without bias [C]."""
+    norm: Literal["batch", "layer"] = "batch"
+    """Normalisation between them, over the global batch for `batch` [D: VICReg; VICRegL has `layer`]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """How each term is computed; their weights and start steps are the recipe's `train.terms`."""
+
+    photometric_l1: float = 1.0
+    """Weight of the absolute difference inside the reconstruction term [S]."""
+    photometric_l2: float = 1.0
+    """Weight of the squared difference inside it [S]."""
+    photometric_ssim: float = 1.0
+    """Weight of (1 - SSIM) / 2 inside it [S]."""
+    photometric_census: float = 0.0
+    """Weight of the census distance inside it; the paper names none, UFlow and SMURF gain from it [ours]."""
+    photometric_scales: tuple[float, ...] = (1.0,)
+    """Weights of the reconstruction from the finest decoded flow to coarser ones; the paper: full size only
+    [C]. ARFlow's (1, 1, 1, 1) leads small models out of the zero-flow solution [D: ARFlow]."""
+    smoothness_order: Literal[1, 2] = 1
+    """Order of the flow's differences [C: first; ARFlow takes the second for KITTI]."""
+    smoothness_edge: float = 10.0
+    """Edge weight exp(-edge * |dI|) for images in [0, 1] [D: ARFlow]."""
+    occlusion_scale: float = 0.01
+    """Occluded where |f + f'|^2 > scale * (|f|^2 + |f'|^2) + offset [D: ARFlow, UFlow]."""
+    occlusion_offset: float = 0.5
+    """The offset of that test, in square pixels [D: ARFlow, UFlow]."""
+    min_visible_share: float = 0.3
+    """An image of which less than this is visible counts as visible everywhere: the test has failed there [ours]."""
+    vc_variance: tuple[float, ...] = (0.01, 0.01, 0.01, 0.01, 0.001, 0.0001)
+    """Variance coefficients of the levels, coarsest first [S]."""
+    vc_covariance: tuple[float, ...] = (0.04, 0.04, 0.001, 0.0, 0.0, 0.0)
+    """Covariance coefficients of the levels, coarsest first [S]."""
+    vicreg_invariance: float = 25.0
+    """Coefficient of the invariance part of the content term [C]."""
+    vicreg_variance: float = 25.0
+    """Coefficient of its variance part [C]."""
+    vicreg_covariance: float = 1.0
+    """Coefficient of its covariance part [C]."""
+
+    def __post_init__(self) -> None:
+        if len(self.vc_variance) != 6 or len(self.vc_covariance) != 6:
+            raise ValueError("model.loss: vc_variance and vc_covariance take six values, coarsest level first")
+        if not self.photometric_scales:
+            raise ValueError("model.loss.photometric_scales is empty, expected at least the finest scale's weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The whole model; the defaults are the paper's."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    """The shared encoder."""
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    """The flow estimator."""
+    expander: ExpanderConfig = field(default_factory=ExpanderConfig)
+    """The content branch's expander."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """The form of the loss terms."""

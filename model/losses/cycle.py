@@ -1,0 +1,33 @@
+"""Cycle term (method section 2.4): features warped to the other frame and back come home.
+
+    sum over levels of  mean over visible p of ( X_a(p) - warp(warp(X_a, flow_ba), flow_ab)(p) )^2
+
+The same masked mean squared difference as the regression term, of other arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from model.losses.regression import regression_loss
+from model.warp import warp
+
+
+def cycle_loss(
+    maps: Sequence[Tensor], flows_ab: Sequence[Tensor], flows_ba: Sequence[Tensor], masks: Sequence[Tensor]
+) -> Tensor:
+    """Masked mean squared difference of the maps and their round trip, summed over levels.
+
+    Args:
+        maps: X_a of every level, each (B, C, h, w).
+        flows_ab: flow a -> b of every level, in its cells, each (B, 2, h, w).
+        flows_ba: flow b -> a likewise.
+        masks: visible share of every cell of a, (B, 1, h, w).
+
+    Returns:
+        Scalar, fp32.
+    """
+    round_trips = [warp(warp(x, ba), ab) for x, ab, ba in zip(maps, flows_ab, flows_ba, strict=True)]
+    return regression_loss(maps, round_trips, masks)

@@ -1,0 +1,69 @@
+"""Reconstruction term (method section 2.2): one image predicted by warping the other.
+
+    d(I, J) = w1 |I - J| + w2 (I - J)^2 + ws (1 - SSIM(I, J)) / 2 + wc census(I, J),   mean over visible pixels
+
+SSIM over 3x3 windows by a mean filter (Wang et al. 2004, as in ARFlow); the census distance is the soft Hamming
+distance of 7x7 ternary census transforms (Meister et al. 2018, as in UFlow), off by default.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.config import LossConfig
+from model.reduction import masked_mean
+
+
+def ssim(a_B3HW: Tensor, b_B3HW: Tensor) -> Tensor:
+    """Structural similarity over 3x3 windows for images in [0, 1], (B, 3, H, W); 1 where equal."""
+    c1, c2 = 0.01**2, 0.03**2
+    padded_a, padded_b = (F.pad(x, (1, 1, 1, 1), mode="reflect") for x in (a_B3HW, b_B3HW))
+    mean_a, mean_b = F.avg_pool2d(padded_a, 3, 1), F.avg_pool2d(padded_b, 3, 1)
+    var_a = F.avg_pool2d(padded_a.square(), 3, 1) - mean_a.square()
+    var_b = F.avg_pool2d(padded_b.square(), 3, 1) - mean_b.square()
+    cov = F.avg_pool2d(padded_a * padded_b, 3, 1) - mean_a * mean_b
+    top = (2 * mean_a * mean_b + c1) * (2 * cov + c2)
+    return top / ((mean_a.square() + mean_b.square() + c1) * (var_a + var_b + c2))
+
+
+def census_distance(a_B3HW: Tensor, b_B3HW: Tensor, window: int = 7) -> Tensor:
+    """Soft Hamming distance of the census transforms of the grey images, (B, 1, H, W) in [0, 1)."""
+
+    def transform(image: Tensor) -> Tensor:
+        grey = 255 * image.mean(1, keepdim=True)
+        padded = F.pad(grey, (window // 2,) * 4, mode="replicate")
+        shape = (image.shape[0], window * window, image.shape[2], image.shape[3])
+        difference = F.unfold(padded, window).view(shape) - grey
+        return difference / torch.sqrt(0.81 + difference.square())
+
+    squared = (transform(a_B3HW) - transform(b_B3HW)).square()
+    return (squared / (0.1 + squared)).mean(1, keepdim=True)
+
+
+def reconstruction_loss(image_B3HW: Tensor, guess_B3HW: Tensor, mask_B1HW: Tensor, config: LossConfig) -> Tensor:
+    """Photometric distance of an image and its reconstruction over the visible pixels.
+
+    Args:
+        image_B3HW: RGB in [0, 1].
+        guess_B3HW: the other frame, warped, same shape.
+        mask_B1HW: 1 where visible, without gradient.
+        config: the weights of its parts.
+
+    Returns:
+        Scalar, fp32.
+    """
+    image, guess = image_B3HW.float(), guess_B3HW.float()
+    difference = image - guess
+    distance = torch.zeros_like(difference[:, :1])
+    if config.photometric_l1:
+        distance = distance + config.photometric_l1 * difference.abs().mean(1, keepdim=True)
+    if config.photometric_l2:
+        distance = distance + config.photometric_l2 * difference.square().mean(1, keepdim=True)
+    if config.photometric_ssim:
+        dissimilarity = ((1 - ssim(image, guess)) / 2).clamp(0, 1)
+        distance = distance + config.photometric_ssim * dissimilarity.mean(1, keepdim=True)
+    if config.photometric_census:
+        distance = distance + config.photometric_census * census_distance(image, guess)
+    return masked_mean(distance, mask_B1HW)

@@ -1,0 +1,39 @@
+"""Smoothness term (method section 2.3): flow changes where the image does.
+
+    mean over d in {x, y} and p of  exp(-edge * mean_c |d_d I(p)|) |d_d^k f(p)|,   k = 1 or 2
+
+with the flow divided by min(h, w), the scale at which the default weight of 75 is meant (ARFlow).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from model.reduction import masked_mean
+
+
+def smoothness_loss(flow_B2hw: Tensor, image_B3hw: Tensor, edge: float, order: int) -> Tensor:
+    """Edge-aware smoothness.
+
+    Args:
+        flow_B2hw: flow in cells of its own grid, (B, 2, h, w).
+        image_B3hw: the image on the same grid, RGB in [0, 1].
+        edge: weight of the image's gradient.
+        order: 1 for first differences of the flow, 2 for second ones.
+
+    Returns:
+        Scalar, fp32; 0 for constant flow, and for order 2 for any affine flow.
+    """
+    flow = flow_B2hw.float() / min(flow_B2hw.shape[-2:])
+    total = flow.new_zeros(())
+    for axis in (-1, -2):
+        image_step = image_B3hw.float().diff(dim=axis).abs().mean(1, keepdim=True)
+        weight = (-edge * image_step).exp()
+        flow_step = flow.diff(dim=axis)
+        if order == 2:
+            flow_step = flow_step.diff(dim=axis)
+            weight = weight.narrow(axis, 1, weight.shape[axis] - 1)
+        if flow_step.numel() == 0:
+            continue
+        total = total + masked_mean(weight * flow_step.abs(), weight.new_ones(weight.shape)) / 2
+    return total

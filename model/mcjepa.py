@@ -1,0 +1,229 @@
+"""The joint model: one forward of (pairs, views) to one scalar and its terms (method section 2).
+
+    L = weights . (regression, reconstruction, smoothness, cycle, vc)  on pairs  +  weight . content  on views
+
+Either batch may be absent. The weights come with every call, so schedules are data of the recipe and not code here.
+One forward of one module gives one scalar: sharded engines (ZeRO-3) allow no second forward before the backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.encoder import Encoder
+from model.expander import Expander
+from model.flow_estimator import FlowEstimator
+from model.losses.cycle import cycle_loss
+from model.losses.reconstruction import reconstruction_loss
+from model.losses.regression import regression_loss
+from model.losses.smoothness import smoothness_loss
+from model.losses.variance_covariance import variance_covariance_loss
+from model.losses.vicreg import vicreg_terms
+from model.warp import upsample_flow, visible, warp
+
+PAIR_TERMS = ("regression", "reconstruction", "smoothness", "cycle", "vc")
+TERMS = (*PAIR_TERMS, "content")
+
+
+@dataclass(frozen=True)
+class JointLoss:
+    """What one forward gives: the scalar to minimise, every term unweighted, and meters of the batch (detached)."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    meters: dict[str, Tensor]
+
+
+def swap_halves(x: Tensor) -> Tensor:
+    """Exchanges the first and second half of the batch: turns [a; b] into [b; a]."""
+    first, second = x.chunk(2)
+    return torch.cat((second, first))
+
+
+def trust_if_mostly_visible(mask_B1HW: Tensor, least: float) -> Tensor:
+    """The mask, or all ones for those images of the batch of which less than `least` is visible.
+
+    Two flows that contradict each other everywhere would otherwise leave no pixel to learn from, a state that
+    training never leaves again (seen on small models within 100 steps).
+    """
+    trusted = mask_B1HW.mean((1, 2, 3), keepdim=True) >= least
+    return torch.where(trusted, mask_B1HW, torch.ones_like(mask_B1HW))
+
+
+def _pool(x: Tensor, factor: int) -> Tensor:
+    """Mean over factor x factor cells; a ragged border has the mean of what is there."""
+    return x if factor == 1 else F.avg_pool2d(x, factor, ceil_mode=True, count_include_pad=False)
+
+
+class MCJEPA(nn.Module):
+    """Shared encoder, flow estimator and expander with the joint objective.
+
+    Example:
+        >>> from model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
+        >>> config = ModelConfig(
+        ...     encoder=EncoderConfig(stem_channels=(4, 4), stage_channels=(8, 8, 8, 8), depths=(1, 1, 1, 1)),
+        ...     flow=FlowConfig(width_factor=0.1), expander=ExpanderConfig(widths=(16, 16)))
+        >>> model = MCJEPA(config)
+        >>> frames = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+        >>> out = model(frames, None, {"reconstruction": 1.0})
+        >>> bool(out.loss.isfinite())
+        True
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.encoder)
+        self.flow_estimator = FlowEstimator(config.flow, self.encoder.channels, self.encoder.strides)
+        self.expander = Expander(config.expander, self.encoder.channels[-1])
+
+    def forward_pyramid(self, image_B3HW: Tensor) -> list[Tensor]:
+        """Six maps of strides 2 to 64, finest first, of RGB images in [0, 1]; see `Encoder.forward`."""
+        levels: list[Tensor] = self.encoder(image_B3HW)
+        return levels
+
+    def forward_embedding(self, image_B3HW: Tensor) -> Tensor:
+        """The content embedding: mean of the coarsest map, (B, D)."""
+        return self.forward_pyramid(image_B3HW)[-1].mean((2, 3))
+
+    def estimate_flow(self, frame0_B3HW: Tensor, frame1_B3HW: Tensor) -> Tensor:
+        """Flow from frame 0 to frame 1 (the convention of `model.warp`).
+
+        Args:
+            frame0_B3HW: RGB in [0, 1], any size.
+            frame1_B3HW: same shape.
+
+        Returns:
+            (B, 2, H, W), fp32: u to the right and v down, in pixels.
+        """
+        if frame0_B3HW.shape != frame1_B3HW.shape:
+            raise ValueError(
+                f"frames of shapes {tuple(frame0_B3HW.shape)} and {tuple(frame1_B3HW.shape)}, expected the same"
+            )
+        pyramid = self.forward_pyramid(torch.cat((frame0_B3HW, frame1_B3HW)))
+        first, second = ([x.chunk(2)[i] for x in pyramid] for i in (0, 1))
+        flow: Tensor = self.flow_estimator(first, second)[0]
+        height, width = frame0_B3HW.shape[-2:]
+        return upsample_flow(flow, (height, width), self.config.flow.finest_stride)
+
+    def forward(
+        self,
+        pairs: tuple[Tensor, Tensor] | None,
+        views: tuple[Tensor, Tensor] | None,
+        weights: Mapping[str, float],
+    ) -> JointLoss:
+        """The joint loss.
+
+        Args:
+            pairs: frames t and t + 1, each (B, 3, H, W), RGB in [0, 1]; or None.
+            views: two views of the same images, each (N, 3, H', W'), RGB in [0, 1]; or None.
+            weights: weight of each term named in `TERMS`; one that is missing or 0 is not computed where that
+                saves work.
+
+        Returns:
+            The weighted sum, all unweighted terms that were computed, and meters.
+        """
+        terms: dict[str, Tensor] = {}
+        meters: dict[str, Tensor] = {}
+        loss = next(self.parameters()).new_zeros((), dtype=torch.float32)
+        if pairs is not None and any(weights.get(name, 0.0) for name in PAIR_TERMS):
+            pair_terms = self._pair_terms(pairs, weights, meters)
+            loss = loss + sum(weights.get(name, 0.0) * pair_terms[name] for name in PAIR_TERMS if name in pair_terms)
+            terms.update(pair_terms)
+        if views is not None and weights.get("content", 0.0):
+            content = self._content_terms(views, meters)
+            loss = loss + weights["content"] * content["content"]
+            terms.update(content)
+        return JointLoss(loss, {name: value.detach() for name, value in terms.items()}, meters)
+
+    def _content_terms(self, views: tuple[Tensor, Tensor], meters: dict[str, Tensor]) -> dict[str, Tensor]:
+        embedding = self.forward_embedding(torch.cat(views))
+        expanded = self.expander(embedding)
+        invariance, variance, covariance = vicreg_terms(*expanded.chunk(2))
+        meters["embedding_std"] = embedding.detach().float().std(0).mean()
+        form = self.config.loss
+        content = (
+            form.vicreg_invariance * invariance + form.vicreg_variance * variance + form.vicreg_covariance * covariance
+        )
+        return {"content": content, "invariance": invariance, "variance": variance, "covariance": covariance}
+
+    def _pair_terms(
+        self, pairs: tuple[Tensor, Tensor], weights: Mapping[str, float], meters: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Both directions at once: the batch is [a -> b; b -> a], `swap_halves` gives the other end."""
+        images = torch.cat(pairs)
+        pyramid = self.forward_pyramid(images)
+        others = [swap_halves(x) for x in pyramid]
+        flows = self.flow_estimator(pyramid, others)
+        with torch.autocast(images.device.type, enabled=False):
+            terms = self._flow_terms(images, pyramid, others, flows, weights, meters)
+            form = self.config.loss
+            variance, covariance = variance_covariance_loss(pyramid, form.vc_variance[::-1], form.vc_covariance[::-1])
+        terms |= {"vc": variance + covariance, "vc_variance": variance, "vc_covariance": covariance}
+        return terms
+
+    def _flow_terms(
+        self,
+        images: Tensor,
+        pyramid: list[Tensor],
+        others: list[Tensor],
+        flows: list[Tensor],
+        weights: Mapping[str, float],
+        meters: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        form, finest = self.config.loss, self.config.flow.finest_stride
+        full = upsample_flow(flows[0], (images.shape[-2], images.shape[-1]), finest)
+        mask = visible(full, swap_halves(full), form.occlusion_scale, form.occlusion_offset)
+        meters["visible_share"] = mask.mean()
+        mask = trust_if_mostly_visible(mask, form.min_visible_share)
+        meters["flow_px"] = full.detach().square().sum(1).sqrt().mean()
+        masks = [_pool(mask, stride) for stride in self.encoder.strides]
+        level_flows = self._flow_of_every_level(pyramid, flows)
+        terms = {"reconstruction": self._reconstruction(images, flows, mask)}
+        if weights.get("regression", 0.0):
+            predicted = [warp(other, flow) for other, flow in zip(others, level_flows, strict=True)]
+            terms["regression"] = regression_loss(pyramid, predicted, masks)
+        if weights.get("cycle", 0.0):
+            back = [swap_halves(flow) for flow in level_flows]
+            terms["cycle"] = cycle_loss(pyramid, level_flows, back, masks)
+        terms["smoothness"] = smoothness_loss(
+            flows[0], _pool(images, finest), form.smoothness_edge, form.smoothness_order
+        )
+        return terms
+
+    def _flow_of_every_level(self, pyramid: list[Tensor], flows: list[Tensor]) -> list[Tensor]:
+        """Decoded levels have their own flow; finer ones the finest, upsampled; coarser ones the coarsest, pooled."""
+        settings = self.config.flow
+        everywhere = []
+        for x, stride in zip(pyramid, self.encoder.strides, strict=True):
+            if stride < settings.finest_stride:
+                size = (x.shape[-2], x.shape[-1])
+                everywhere.append(upsample_flow(flows[0], size, settings.finest_stride // stride))
+            elif stride > settings.coarsest_stride:
+                factor = stride // settings.coarsest_stride
+                everywhere.append(_pool(flows[-1], factor) / factor)
+            else:
+                everywhere.append(flows[self.encoder.strides.index(stride) - self.flow_estimator.first])
+        return everywhere
+
+    def _reconstruction(self, images: Tensor, flows: list[Tensor], mask: Tensor) -> Tensor:
+        """Scale k: the k-th finest flow, upsampled to 1 / 2^k of the image's size, against the pooled images."""
+        scales = self.config.loss.photometric_scales
+        total = images.new_zeros((), dtype=torch.float32)
+        for k, weight in enumerate(scales[: len(flows)]):
+            if weight == 0.0:
+                continue
+            image = _pool(images, 2**k)
+            if min(image.shape[-2:]) < 4:
+                break
+            size = (image.shape[-2], image.shape[-1])
+            flow = upsample_flow(flows[k], size, self.config.flow.finest_stride)
+            guess = warp(swap_halves(image), flow)
+            total = total + weight * reconstruction_loss(image, guess, _pool(mask, 2**k), self.config.loss)
+        return total / sum(scales)

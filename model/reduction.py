@@ -1,0 +1,79 @@
+"""Sums and gathers over all ranks with right gradients: the identity where nothing is distributed.
+
+Every rank computes the same global loss L from them. Their backward passes add up the gradients of all ranks'
+copies of L, so averaging parameter gradients over ranks (as data-parallel engines do) gives dL/dw exactly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of ranks; 1 where torch.distributed is not initialised."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _AllReduceSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = x.detach().clone()
+        dist.all_reduce(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].clone()
+        dist.all_reduce(grad)
+        return grad
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        ctx.rows = x.shape[0]
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous().clone()
+        dist.all_reduce(grad)
+        start = dist.get_rank() * ctx.rows
+        return grad[start : start + ctx.rows]
+
+
+def global_sum(x: Tensor) -> Tensor:
+    """Sum of `x` over ranks, same shape."""
+    if world_size() == 1:
+        return x
+    out: Tensor = _AllReduceSum.apply(x)
+    return out
+
+
+def gather_rows(x_ND: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, (N, D) to (W N, D); each rank must hold as many rows."""
+    if world_size() == 1:
+        return x_ND
+    out: Tensor = _AllGather.apply(x_ND)
+    return out
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` where `mask` is 1, over all elements of all ranks; 0 where no element is.
+
+    Args:
+        values: (B, C, h, w).
+        mask: (B, 1, h, w), float in [0, 1], without gradient.
+
+    Returns:
+        Scalar.
+    """
+    total = global_sum((values * mask).sum())
+    count = global_sum(mask.sum()) * values.shape[1]
+    return total / count.clamp_min(1.0)

@@ -1,0 +1,86 @@
+"""Backward warping, flow upsampling and the two-way occlusion test.
+
+**The convention of the whole project, stated once.** `flow_ab` lives on the pixel grid of `a` and points to `b`:
+the thing seen at p in `a` is at p + flow_ab(p) in `b`. Component 0 is u (to the right, along the width),
+component 1 is v (down), in pixels of the map it belongs to. So `warp(b, flow_ab)` looks like `a`, which is what
+benchmarks call the flow a -> b. In the paper's notation (its section on flow, method section 2.9) the map warped
+by F(X_t, X_t+1) is X_t and the result is compared with X_t+1, hence that field is our flow (t+1) -> t; as both
+directions are always trained with the same estimator, the two namings describe one function.
+
+>>> import torch
+>>> a = torch.zeros(1, 1, 1, 4); a[..., 1] = 1           # the thing is at x = 1 in a
+>>> b = torch.zeros(1, 1, 1, 4); b[..., 3] = 1           # and at x = 3 in b
+>>> flow_ab = torch.zeros(1, 2, 1, 4); flow_ab[:, 0] = 2
+>>> warp(b, flow_ab).flatten().tolist()[1]
+1.0
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _target_positions(flow_B2hw: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions p + f(p): x (B, h, w) and y (B, h, w), in pixels."""
+    height, width = flow_B2hw.shape[-2:]
+    x = torch.arange(width, device=flow_B2hw.device, dtype=flow_B2hw.dtype) + flow_B2hw[:, 0]
+    y = torch.arange(height, device=flow_B2hw.device, dtype=flow_B2hw.dtype).view(-1, 1) + flow_B2hw[:, 1]
+    return x, y
+
+
+def warp(map_BChw: Tensor, flow_B2hw: Tensor) -> Tensor:
+    """Samples `map` at p + flow(p), bilinearly, the border repeated outside.
+
+    Args:
+        map_BChw: the map that the flow points into, shape (B, C, h, w).
+        flow_B2hw: flow in cells of that map, shape (B, 2, h, w).
+
+    Returns:
+        The warped map, shape (B, C, h, w), computed in fp32 and returned in the map's type.
+    """
+    height, width = map_BChw.shape[-2:]
+    with torch.autocast(map_BChw.device.type, enabled=False):
+        x, y = _target_positions(flow_B2hw.float())
+        grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
+        out = F.grid_sample(map_BChw.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return out.to(map_BChw.dtype)
+
+
+def inside(flow_B2hw: Tensor) -> Tensor:
+    """Whether p + flow(p) lies on the map, bool of shape (B, 1, h, w)."""
+    height, width = flow_B2hw.shape[-2:]
+    x, y = _target_positions(flow_B2hw)
+    return ((x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)).unsqueeze(1)
+
+
+def upsample_flow(flow_B2hw: Tensor, size: tuple[int, int], factor: int) -> Tensor:
+    """Bilinear upsampling by a whole factor, values multiplied by it, cropped to `size`.
+
+    The crop undoes the padding of odd sides in the encoder, so cells stay where they belong.
+    """
+    up = F.interpolate(flow_B2hw, scale_factor=factor, mode="bilinear", align_corners=False) * factor
+    return up[..., : size[0], : size[1]]
+
+
+@torch.no_grad()
+def visible(flow_ab: Tensor, flow_ba: Tensor, scale: float, offset: float) -> Tensor:
+    """Pixels of `a` with a two-way correspondence in `b` (method section 2.7).
+
+    A pixel is left out where it leaves the frame or where |f + f'|^2 > scale (|f|^2 + |f'|^2) + offset, with f'
+    the backward flow at its target. No gradient passes.
+
+    Args:
+        flow_ab: (B, 2, h, w), in pixels.
+        flow_ba: (B, 2, h, w), in pixels.
+        scale: the relative tolerance.
+        offset: the absolute tolerance, in square pixels.
+
+    Returns:
+        float mask of shape (B, 1, h, w), 1 where visible.
+    """
+    back = warp(flow_ba, flow_ab)
+    error = (flow_ab + back).square().sum(1, keepdim=True)
+    size = flow_ab.square().sum(1, keepdim=True) + back.square().sum(1, keepdim=True)
+    return ((error <= scale * size + offset) & inside(flow_ab)).float()

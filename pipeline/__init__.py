@@ -1,0 +1,1 @@
+"""mcjepa pipeline: dataset to checkpoint."""

@@ -1,0 +1,86 @@
+"""What a step of the two streams looks like, between processes and in front of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """Two aligned stacks of images as they travel between processes: uint8, a quarter of floats."""
+
+    first: torch.Tensor
+    """(B, 3, H, W) uint8 RGB."""
+    second: torch.Tensor
+    """Same shape; its image i belongs to image i of `first`."""
+    keys: tuple[str, ...]
+    """Keys of the B samples."""
+
+    def pin_memory(self) -> RawBatch:
+        """The same in page-locked memory, from which a GPU copies at full speed."""
+        return RawBatch(self.first.pin_memory(), self.second.pin_memory(), self.keys)
+
+    def to_floats(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both stacks on `device` as float32 in [0, 1]; the bytes are moved before they are widened."""
+        first, second = (images.to(device, non_blocking=True) for images in (self.first, self.second))
+        return first.float().div_(255), second.float().div_(255)
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Frame pairs of the motion branch."""
+
+    frame0: torch.Tensor
+    """(B, 3, H, W) float32 RGB in [0, 1]."""
+    frame1: torch.Tensor
+    """The next frames (the ones before in swapped pairs), same shape."""
+    keys: tuple[str, ...]
+    """Keys of the samples, in the batch's order."""
+
+    def as_dict(self) -> dict[str, torch.Tensor]:
+        """`frame0` and `frame1`."""
+        return {"frame0": self.frame0, "frame1": self.frame1}
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """Two views of each image of the content branch."""
+
+    view0: torch.Tensor
+    """(B, 3, S, S) float32 RGB in [0, 1]."""
+    view1: torch.Tensor
+    """Other views of the same images, same shape."""
+    keys: tuple[str, ...]
+    """Keys of the samples, in the batch's order."""
+
+    def as_dict(self) -> dict[str, torch.Tensor]:
+        """`view0` and `view1`."""
+        return {"view0": self.view0, "view1": self.view1}
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """All that one rank reads for one step."""
+
+    step: int
+    """Number of the step, counted from 0 over the whole run."""
+    pairs: PairBatch | None
+    """None where the motion branch is left out."""
+    views: ViewBatch | None
+    """None where the content branch is left out."""
+
+
+def stack_images(images: Sequence[np.ndarray]) -> torch.Tensor:
+    """B images HxWx3 uint8 of one size as one (B, 3, H, W) uint8 tensor."""
+    height, width = images[0].shape[:2]
+    stack = np.empty((len(images), 3, height, width), dtype=np.uint8)
+    for planes, image in zip(stack, images, strict=True):
+        cv2.split(
+            image, list(planes)
+        )  # writes the planes in place, several times faster than a transposed copy
+    return torch.from_numpy(stack)

@@ -1,0 +1,163 @@
+"""Settings of the stream: which datasets, how many samples a step, how they are augmented and loaded.
+
+Origins, as in `docs/recipes.md`: [C] confirmed of the paper, [S] one account of the paper, [D] the default of
+a named parent (ARFlow, VICReg), [ours] a choice of this project. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One published dataset as a source of a stream."""
+
+    location: str
+    """Folder, `file://` or `s3://bucket/prefix` that holds the dataset's `manifest.json`."""
+    repeat: int = 1
+    """How often an epoch passes over this dataset; small sets are repeated to balance large ones [S]."""
+
+    def __post_init__(self) -> None:
+        if not self.location:
+            raise ValueError("a stream source has an empty location, expected the place of a manifest.json")
+        if self.repeat < 1:
+            raise ValueError(f"stream source {self.location}: repeat is {self.repeat}, expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColourJitterConfig:
+    """Random brightness, contrast, saturation and hue, in random order, as torchvision's ColorJitter."""
+
+    brightness: float = 0.4
+    """The factor is uniform in [max(0, 1 - x), 1 + x] [D: VICReg]."""
+    contrast: float = 0.4
+    """Same, around the image's mean grey [D: VICReg]."""
+    saturation: float = 0.2
+    """Same, between the grey image and the image [D: VICReg]."""
+    hue: float = 0.1
+    """The hue turns by a uniform share of the circle in [-x, x] [D: VICReg]."""
+    probability: float = 0.8
+    """Share of images that are jittered [D: VICReg]."""
+
+    def __post_init__(self) -> None:
+        if min(self.brightness, self.contrast, self.saturation) < 0 or not 0 <= self.hue <= 0.5:
+            raise ValueError("colour jitter: strengths must not be negative and hue must be at most 0.5")
+        _check_share("colour jitter: probability", self.probability)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairAugmentConfig:
+    """Augmentation of two frames: the same geometry and colour for both, so that their flow stays a flow."""
+
+    crop: tuple[int, int] = (384, 832)
+    """Height and width of the random crop, px; smaller frames are enlarged to fit [D: ARFlow on Sintel]."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Range of the random enlargement before the crop; (1, 1) leaves them as stored [D: ARFlow has none]."""
+    flip: float = 0.5
+    """Share of pairs mirrored left to right [D: ARFlow]."""
+    swap: float = 0.5
+    """Share of pairs whose two frames change places [D: ARFlow]."""
+    frame_gap: int = 1
+    """Distance between the two frames inside a clip, in frames of the clip [C: consecutive]."""
+    jitter: ColourJitterConfig = field(default_factory=lambda: ColourJitterConfig(probability=0.0))
+    """Mild colour jitter, the same draw for both frames; off by default [ours]."""
+
+    def __post_init__(self) -> None:
+        if min(self.crop) < 1:
+            raise ValueError(f"augment.pair.crop is {self.crop}, expected two sizes of at least 1 px")
+        _check_range("augment.pair.scale", self.scale)
+        _check_share("augment.pair.flip", self.flip)
+        _check_share("augment.pair.swap", self.swap)
+        if self.frame_gap < 1:
+            raise ValueError(f"augment.pair.frame_gap is {self.frame_gap}, expected at least 1 frame")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewAugmentConfig:
+    """VICReg's recipe for the two views of an image; of two values, the first is the first view's."""
+
+    size: int = 224
+    """Side of a view, px [S]."""
+    area: tuple[float, float] = (0.08, 1.0)
+    """Range of the crop's share of the image's area [D: VICReg]."""
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of the crop's width over height, drawn uniformly in the logarithm [D: VICReg]."""
+    flip: float = 0.5
+    """Share of views mirrored left to right [D: VICReg]."""
+    jitter: ColourJitterConfig = field(default_factory=ColourJitterConfig)
+    """Colour jitter [D: VICReg]."""
+    grey: float = 0.2
+    """Share of views turned grey [D: VICReg]."""
+    blur: tuple[float, float] = (1.0, 0.1)
+    """Share of first and second views that are blurred [D: VICReg]."""
+    blur_sigma_px: tuple[float, float] = (0.1, 2.0)
+    """Range of the Gaussian's standard deviation at the view's size, px [D: VICReg, at 224 px]."""
+    solarize: tuple[float, float] = (0.0, 0.2)
+    """Share of first and second views whose values from 128 on are inverted [D: VICReg]."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"augment.view.size is {self.size}, expected at least 1 px")
+        _check_range("augment.view.area", self.area)
+        if self.area[1] > 1:
+            raise ValueError(f"augment.view.area is {self.area}, expected shares of at most 1")
+        _check_range("augment.view.aspect", self.aspect)
+        _check_range("augment.view.blur_sigma_px", self.blur_sigma_px)
+        for name, shares in (("blur", self.blur), ("solarize", self.solarize)):
+            for share in shares:
+                _check_share(f"augment.view.{name}", share)
+        _check_share("augment.view.flip", self.flip)
+        _check_share("augment.view.grey", self.grey)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What is done to samples between their shard and the model."""
+
+    pair: PairAugmentConfig = field(default_factory=PairAugmentConfig)
+    """The motion branch's pairs."""
+    view: ViewAugmentConfig = field(default_factory=ViewAugmentConfig)
+    """The content branch's views."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """The two endless streams of a run: pairs for the motion branch, views for the content branch."""
+
+    pairs: tuple[SourceConfig, ...] = ()
+    """Clip datasets that pairs are cut from."""
+    views: tuple[SourceConfig, ...] = ()
+    """Image or clip datasets that views are cut from; of a clip, one seeded frame."""
+    pair_batch: int = 8
+    """Pairs a step over all ranks; 0 leaves the motion branch out [S]."""
+    view_batch: int = 384
+    """Images a step over all ranks, each gives two views; 0 leaves the content branch out [S]."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Augmentation of both streams."""
+    window: int = 4096
+    """Samples that a lane shuffles at a time [ours]."""
+    workers: int = 2
+    """Loading processes a rank; 0 loads in the training process [ours]."""
+    prefetch: int = 2
+    """Steps that each loading process holds ready [ours]."""
+    cache_mib: int = 0
+    """Memory for decoded frames in each loading process, MiB; 0 decodes every time [ours]."""
+
+    def __post_init__(self) -> None:
+        if min(self.pair_batch, self.view_batch, self.workers, self.cache_mib) < 0:
+            raise ValueError("stream: pair_batch, view_batch, workers and cache_mib must not be negative")
+        if self.pair_batch == 0 and self.view_batch == 0:
+            raise ValueError("stream: pair_batch and view_batch are both 0, expected samples in at least one")
+        if self.window < 1 or self.prefetch < 1:
+            raise ValueError("stream: window and prefetch must be at least 1")
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value}, expected a share in [0, 1]")
+
+
+def _check_range(name: str, bounds: tuple[float, float]) -> None:
+    if not 0 < bounds[0] <= bounds[1]:
+        raise ValueError(f"{name} is {bounds}, expected two positive numbers, the smaller one first")

@@ -1,0 +1,236 @@
+"""Trains the joint model from published datasets: the whole loop, to be read in one sitting.
+
+    mcjepa train RECIPE [key=value ...]                              one process
+    torchrun --nproc_per_node 8 -m pipeline.cli train RECIPE         eight on a node
+    srun … python -m pipeline.cli train RECIPE                       many nodes, from Slurm's variables
+
+A run lives in a folder and is continued from its newest complete checkpoint when the command is given again:
+
+    RUN/recipe.yaml  RUN/run.json  RUN/checkpoints/  RUN/weights/  RUN/bad_steps/  RUN/logs/metrics.jsonl
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from data_prep.storage import atomic_write
+from model.config import ModelConfig
+from model.mcjepa import MCJEPA
+from pipeline import checkpoint as checkpoints
+from pipeline.engine import World, build_engine, set_learning_rates, start_world, stop_world
+from pipeline.guards import BadStepGuard, StopRequest
+from pipeline.loader import StepLoader, build_loader
+from pipeline.meters import Meters, append_record
+from pipeline.schedule import rate_factor
+from pipeline.step import run_step
+from pipeline.tracking import Tracker, dataset_tag, find_run
+from pipeline.train_config import TrackingConfig, TrainConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainProgress:
+    """Told to the caller at every record of the meters."""
+
+    step: int
+    steps: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """How a call of `train` ended."""
+
+    steps: int
+    """Steps done in all."""
+    finished: bool
+    """Whether the run reached its last step; otherwise it was asked to stop."""
+    run_id: str
+    weights: Path | None
+    bad_steps: int
+
+
+def train(
+    config: TrainConfig,
+    model_config: ModelConfig,
+    tracking: TrackingConfig,
+    recipe: Mapping[str, Any],
+    on_progress: Callable[[TrainProgress], None],
+) -> TrainReport:
+    """Runs or continues a training run; every rank calls it.
+
+    Args:
+        config: the run's settings.
+        model_config: the model's.
+        tracking: where MLflow is.
+        recipe: the whole resolved recipe as plain data, kept with the run.
+        on_progress: called on rank 0 at every record.
+
+    Returns:
+        How it ended, on every rank.
+
+    Raises:
+        UsageError: the settings do not fit the datasets, the ranks or the run in the folder.
+        DataError: a dataset is absent or damaged.
+        RunError: too many bad steps in a row.
+    """
+    world = start_world(config.engine)
+    with contextlib.ExitStack() as stack:
+        stack.callback(stop_world)
+        stop = stack.enter_context(StopRequest())
+        torch.manual_seed(config.seed)
+        engine = build_engine(MCJEPA(model_config), config, world)
+        torch.manual_seed(config.seed + 1 + world.rank)
+        start = checkpoints.newest_checkpoint(Path(config.run))
+        loader = build_loader(
+            config.stream,
+            rank=world.rank,
+            world_size=world.size,
+            start_step=start.step if start else 0,
+            seed=config.seed,
+            device=world.device,
+        )
+        stack.callback(loader.close)
+        facts = {
+            "dataset_ids": sorted({i for ids in loader.dataset_ids.values() for i in ids}),
+            "zero_stage": config.engine.zero_stage,
+        }
+        step = checkpoints.load_checkpoint(start, engine, world, facts) if start else 0
+        if step:
+            log.info("continuing %s from step %d", config.run, step)
+        run = _Run(config, world, engine, facts, loader)
+        tracker = run.open_tracker(tracking, recipe) if world.rank == 0 else None
+        status = "FAILED"
+        try:
+            step, finished = run.loop(step, stop, tracker, on_progress)
+            status = "FINISHED" if finished else "KILLED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            if tracker:
+                tracker.end(status)
+        weights = checkpoints.newest_weights(Path(config.run))
+        return TrainReport(step, finished, tracker.run_id if tracker else "", weights, run.guard.total)
+
+
+class _Run:
+    """The parts of a run that the loop needs at hand."""
+
+    def __init__(
+        self, config: TrainConfig, world: World, engine: Any, facts: dict[str, Any], loader: StepLoader
+    ) -> None:
+        self.config, self.world, self.engine, self.facts, self.loader = config, world, engine, facts, loader
+        self.folder = Path(config.run)
+        self.guard = BadStepGuard(self.folder / "bad_steps", world.rank, config.max_bad_steps)
+        self.run_id = ""
+
+    def loop(
+        self,
+        step: int,
+        stop: StopRequest,
+        tracker: Tracker | None,
+        on_progress: Callable[[TrainProgress], None],
+    ) -> tuple[int, bool]:
+        """Trains until the last step or a stop request; returns the steps done and whether that is all."""
+        config, meters, saved = self.config, Meters(), step
+        self.engine.train()
+        batches = iter(self.loader)
+        while step < config.steps:
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited_s = time.perf_counter() - asked
+            rates = set_learning_rates(self.engine, rate_factor(step, config.steps, config.optimizer.warmup_steps))
+            weights = config.terms.weights_at(step)
+            result = run_step(self.engine, batch, weights, stop_requested=stop.signal is not None)
+            if result.finite:
+                self.guard.passed()
+                meters.add(result.meters)
+            else:
+                keys = {
+                    "pairs": batch.pairs.keys if batch.pairs else (),
+                    "views": batch.views.keys if batch.views else (),
+                }
+                self.guard.failed(step, keys, result.output.terms)
+            meters.step_done(waited_s)
+            step += 1
+            if step % config.log_every == 0 or step == config.steps:
+                self._record(
+                    step,
+                    {**meters.record(), **{f"lr_{k}": v for k, v in rates.items()}},
+                    tracker,
+                    on_progress,
+                )
+            if step % config.checkpoint.every_steps == 0 or step == config.steps or result.stop:
+                self._save(step)
+                saved = step
+            if result.stop and step < config.steps:
+                log.warning("stopped at step %d of %d; the same command continues it", saved, config.steps)
+                return step, False
+        return step, True
+
+    def _record(
+        self,
+        step: int,
+        values: dict[str, float],
+        tracker: Tracker | None,
+        on_progress: Callable[[TrainProgress], None],
+    ) -> None:
+        if tracker is None:
+            return
+        values["bad_steps"] = float(self.guard.total)
+        append_record(self.folder / "logs" / "metrics.jsonl", step, values)
+        tracker.metrics(values, step)
+        on_progress(TrainProgress(step, self.config.steps, values))
+
+    def _save(self, step: int) -> None:
+        checkpoints.save_checkpoint(self.folder, self.engine, self.world, step, self.facts)
+        lineage = {"run_id": self.run_id, "dataset_ids": self.facts["dataset_ids"], "run": self.folder.name}
+        checkpoints.save_weights(self.folder, self.engine, self.world, step, lineage)
+        if self.world.rank == 0:
+            checkpoints.remove_old(self.folder, self.config.checkpoint.keep_last)
+
+    def open_tracker(self, tracking: TrackingConfig, recipe: Mapping[str, Any]) -> Tracker:
+        """Starts or continues the run's MLflow run and writes recipe.yaml and run.json."""
+        before = _read_run(self.folder)
+        tag = dataset_tag(self.facts["dataset_ids"])
+        prep_run = find_run(tracking.uri, tracking.experiment, {"mcjepa.stage": "prep", "mcjepa.dataset_ids": tag})
+        tags = {"mcjepa.stage": "train", "mcjepa.dataset_ids": tag, "mcjepa.prep_run": prep_run or ""}
+        tracker = Tracker(
+            tracking.uri,
+            tracking.experiment,
+            tracking.artifacts,
+            run_name=f"train {self.folder.name}",
+            run_id=before.get("run_id"),
+            tags=tags,
+        )
+        self.run_id = tracker.run_id
+        tracker.params(recipe)
+        text = yaml.safe_dump(dict(recipe), sort_keys=False)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(self.folder / "recipe.yaml", text.encode())
+        record = {"version": 1, "run_id": tracker.run_id, "prep_run": prep_run, **self.facts}
+        atomic_write(self.folder / "run.json", json.dumps(record, indent=1, sort_keys=True).encode())
+        tracker.artifact(self.folder / "recipe.yaml")
+        for name, summary in self.loader.describe().items():
+            log.info("%s: %s", name, summary)
+        return tracker
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    path = folder / "run.json"
+    if not path.is_file():
+        return {}
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record

@@ -1,0 +1,137 @@
+"""Both kinds of store keep the same promises: atomic writes, conditional puts, ranged reads, clear errors."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import AbsentKey, DataError
+from data_prep.storage import (
+    FolderStore,
+    Store,
+    absolute_location,
+    atomic_write,
+    explained_disk_errors,
+    join_location,
+    open_store,
+)
+
+
+def test_what_is_written_is_read(store: Store) -> None:
+    store.write("a/b.bin", b"0123456789")
+    assert store.read("a/b.bin") == b"0123456789"
+    assert store.read_range("a/b.bin", 3, 4) == b"3456"
+    assert store.read_range("a/b.bin", 8, 10) == b"89"
+    assert store.size("a/b.bin") == 10 and store.exists("a/b.bin")
+    store.write("a/b.bin", b"new")
+    assert store.read("a/b.bin") == b"new"
+
+
+def test_an_absent_key_is_an_error_that_names_it(store: Store) -> None:
+    assert not store.exists("no/such")
+    for read in (store.read, store.size, lambda key: store.read_range(key, 0, 1)):
+        with pytest.raises(AbsentKey, match="no/such"):
+            read("no/such")
+    store.remove("no/such")
+
+
+def test_listing_is_sorted_and_by_prefix(store: Store) -> None:
+    for key in ("shards/b", "shards/a", "top"):
+        store.write(key, b"x")
+    assert list(store.list("shards/")) == ["shards/a", "shards/b"]
+    assert list(store.list("")) == ["shards/a", "shards/b", "top"]
+    store.remove("shards/a")
+    assert list(store.list("sh")) == ["shards/b"]
+
+
+def test_only_the_first_conditional_put_wins(store: Store) -> None:
+    assert store.write_if_absent("manifest.json", b"first")
+    assert not store.write_if_absent("manifest.json", b"second")
+    assert store.read("manifest.json") == b"first"
+
+
+def test_of_many_writers_at_once_one_wins(store: Store) -> None:
+    store.exists("warm")
+    won: list[int] = []
+
+    def put(number: int) -> None:
+        if store.write_if_absent("once", str(number).encode()):
+            won.append(number)
+
+    threads = [threading.Thread(target=put, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1 and store.read("once") == str(won[0]).encode()
+
+
+def test_a_finished_file_is_taken_over(store: Store) -> None:
+    path = store.scratch() / f"piece.{os.getpid()}.partial"
+    path.write_bytes(b"content")
+    assert list(store.list("")) == []
+    store.write_file("shards/x.tar", path)
+    assert store.read("shards/x.tar") == b"content" and not path.exists()
+
+
+def test_a_store_can_be_sent_to_another_process(store: Store) -> None:
+    store.write("k", b"v")
+    assert pickle.loads(pickle.dumps(store)).read("k") == b"v"  # noqa: S301
+
+
+@pytest.mark.parametrize("key", ["../out", "a/../../out", "/etc/passwd"])
+def test_a_key_cannot_lead_out_of_its_location(store: Store, key: str) -> None:
+    with pytest.raises(DataError, match="leads out"):
+        store.read(key)
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "state.json"
+    atomic_write(path, b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        atomic_write(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_explained() -> None:
+    with (
+        pytest.raises(DataError, match=r"no space left .*expected room.*free some space"),
+        explained_disk_errors("here"),
+        open("/dev/full", "wb") as full,
+    ):
+        full.write(b"x")
+        full.flush()
+
+
+def test_a_folder_below_a_file_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="writable folder"):
+        open_store(str(tmp_path / "file" / "data")).write("k", b"")
+
+
+def test_locations_are_paths_urls_or_buckets(tmp_path: Path) -> None:
+    store = open_store(f"file://{tmp_path}/with%20space")
+    assert isinstance(store, FolderStore) and store.path("k") == tmp_path / "with space" / "k"
+    assert join_location("s3://b/p/", "clips") == "s3://b/p/clips"
+    assert absolute_location("s3://b/p") == "s3://b/p" and absolute_location("x") == str(Path("x").absolute())
+    for wrong in ("ftp://x/y", "", "s3://"):
+        with pytest.raises(DataError):
+            open_store(wrong)
+
+
+def test_a_missing_bucket_and_an_unreachable_server_are_explained(s3: str, monkeypatch) -> None:
+    with pytest.raises(DataError, match="NoSuchBucket"):
+        open_store("s3://absent-bucket/x").write("k", b"")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("data_prep.storage_s3.ATTEMPTS", 1)
+    with pytest.raises(DataError, match="cannot be used"):
+        open_store(s3).exists("k")

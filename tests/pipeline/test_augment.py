@@ -1,0 +1,266 @@
+"""Augmentations: as PIL and torchvision define them, the same for both frames, seeded by the sample."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+from pipeline.augment import colour, jpeg
+from pipeline.augment.geometry import CropBox, cut_and_resize, draw_resized_crop, draw_scaled_crop
+from pipeline.augment.pairs import choose_frames, make_pair
+from pipeline.augment.views import make_views
+from pipeline.seeding import seeded_random
+from pipeline.stream_config import ColourJitterConfig, PairAugmentConfig, StreamConfig, ViewAugmentConfig
+
+NO_JITTER = ColourJitterConfig(probability=0.0)
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    """A smooth coloured picture with texture, 90x120: as a photo, it has no hard pixel noise."""
+    noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(noise).resize((120, 90), Image.Resampling.BICUBIC))
+
+
+def mean_difference(ours: np.ndarray, theirs: Image.Image) -> tuple[float, int]:
+    difference = np.abs(ours.astype(int) - np.asarray(theirs).astype(int))
+    return float(difference.mean()), int(difference.max())
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.6, 1.0, 1.4])
+@pytest.mark.parametrize(
+    ("adjust", "enhancer"),
+    [
+        (colour.adjust_brightness, ImageEnhance.Brightness),
+        (colour.adjust_contrast, ImageEnhance.Contrast),
+        (colour.adjust_saturation, ImageEnhance.Color),
+    ],
+)
+def test_colour_adjustments_equal_those_of_pil(
+    photo: np.ndarray,
+    adjust: Callable[..., np.ndarray],
+    enhancer: Callable[..., ImageEnhance.Color],
+    factor: float,
+) -> None:
+    mean, worst = mean_difference(adjust(photo, factor), enhancer(Image.fromarray(photo)).enhance(factor))
+    assert mean < 0.6 and worst <= 2  # one level of rounding in the grey image, doubled by the blend
+
+
+def test_brightness_of_single_values_by_hand() -> None:
+    image = np.array([[[0, 100, 200]]], dtype=np.uint8)
+    assert colour.adjust_brightness(image, 1.3).tolist() == [[[0, 130, 255]]]
+    assert colour.adjust_contrast(np.full((2, 2, 3), 80, np.uint8), 1.4).tolist() == [[[80] * 3] * 2] * 2
+
+
+@pytest.mark.parametrize("turn", [-0.1, 0.05, 0.1, 0.5])
+def test_hue_turns_as_torchvision_turns_it_in_pil(photo: np.ndarray, turn: float) -> None:
+    hue, saturation, value = Image.fromarray(photo).convert("HSV").split()
+    turned = (np.asarray(hue).astype(int) + int(turn * 255)) % 256
+    channels = (Image.fromarray(turned.astype(np.uint8)), saturation, value)
+    mean, _ = mean_difference(colour.adjust_hue(photo, turn), Image.merge("HSV", channels).convert("RGB"))
+    assert mean < 1.5
+    assert mean_difference(photo, Image.merge("HSV", channels).convert("RGB"))[0] > 4  # it does turn
+
+
+def test_hue_leaves_grey_pixels_alone_and_turns_red_into_green() -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    np.testing.assert_array_equal(colour.adjust_hue(grey, 0.3), grey)
+    red = np.array([[[255, 0, 0]]], dtype=np.uint8)
+    turned = colour.adjust_hue(red, 1 / 3)[0, 0].tolist()
+    assert turned[1] == 255 and turned[0] <= 3 and turned[2] == 0
+
+
+def test_solarize_grey_and_blur_equal_those_of_pil(photo: np.ndarray) -> None:
+    image = Image.fromarray(photo)
+    np.testing.assert_array_equal(colour.solarize(photo), np.asarray(ImageOps.solarize(image, 128)))
+    assert colour.solarize(np.array([[[127, 128, 255]]], np.uint8)).tolist() == [[[127, 127, 0]]]
+    assert mean_difference(colour.to_grey(photo), image.convert("L").convert("RGB"))[1] <= 1
+    for sigma in (0.5, 1.0, 2.0):
+        assert (
+            mean_difference(colour.blur(photo, sigma), image.filter(ImageFilter.GaussianBlur(sigma)))[0] < 1.0
+        )
+
+
+@pytest.mark.parametrize(("height", "width"), [(180, 240), (45, 60), (30, 40)])
+def test_resizing_is_close_to_antialiased_bicubic(photo: np.ndarray, height: int, width: int) -> None:
+    ours = cut_and_resize(photo, CropBox(0, 0, 90, 120), height, width)
+    theirs = Image.fromarray(photo).resize((width, height), Image.Resampling.BICUBIC)
+    assert ours.shape == (height, width, 3)
+    assert mean_difference(ours, theirs)[0] < 3
+
+
+def test_shrinking_a_checkerboard_gives_grey_not_a_pattern() -> None:
+    board = ((np.indices((96, 96)).sum(axis=0) % 2) * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
+    assert np.ptp(cut_and_resize(board, CropBox(0, 0, 96, 96), 24, 24)) <= 1
+
+
+def test_resized_crops_cover_the_stated_areas_and_aspects() -> None:
+    rng = random.Random(0)
+    boxes = [draw_resized_crop(300, 400, (0.08, 1.0), (3 / 4, 4 / 3), rng) for _ in range(3000)]
+    areas = np.array([box.height * box.width for box in boxes]) / (300 * 400)
+    aspects = np.array([box.width / box.height for box in boxes])
+    assert 0.078 < areas.min() < 0.1 and 0.9 < areas.max() <= 1
+    assert 0.74 < aspects.min() < 0.78 and 1.28 < aspects.max() < 1.35
+    assert all(box.top + box.height <= 300 and box.left + box.width <= 400 for box in boxes)
+    assert min(box.top for box in boxes) == 0 and max(box.left for box in boxes) > 200
+
+
+def test_a_crop_that_cannot_fit_is_the_largest_central_one() -> None:
+    box = draw_resized_crop(10, 1000, (0.9, 1.0), (3 / 4, 4 / 3), random.Random(1))
+    assert box == CropBox(0, (1000 - 13) // 2, 10, 13)
+    assert draw_resized_crop(1, 1, (0.08, 1.0), (3 / 4, 4 / 3), random.Random(1)) == CropBox(0, 0, 1, 1)
+
+
+def test_scaled_crop_is_unresized_at_factor_one_and_covers_small_images() -> None:
+    assert (lambda b: (b.height, b.width))(
+        draw_scaled_crop(100, 200, (64, 96), (1, 1), random.Random(0))
+    ) == (64, 96)
+    small = draw_scaled_crop(48, 100, (96, 96), (1, 1), random.Random(0))
+    assert (small.height, small.width) == (48, 48)
+    enlarged = draw_scaled_crop(200, 200, (100, 100), (2, 2), random.Random(0))
+    assert (enlarged.height, enlarged.width) == (50, 50)
+
+
+def test_views_have_their_size_and_depend_on_the_seed_alone(photo: np.ndarray) -> None:
+    config = ViewAugmentConfig(size=64)
+    first = make_views(photo, config, seeded_random(5))
+    again = make_views(photo.copy(), config, seeded_random(5))
+    other = make_views(photo, config, seeded_random(6))
+    assert all(view.shape == (64, 64, 3) and view.dtype == np.uint8 for view in first)
+    for one, two, three in zip(first, again, other, strict=True):
+        np.testing.assert_array_equal(one, two)
+        assert not np.array_equal(one, three)
+    assert not np.array_equal(*first)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 500), (17, 5), (64, 64)])
+def test_views_of_any_image_size(shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    for seed in range(20):
+        assert {
+            view.shape for view in make_views(image, ViewAugmentConfig(size=32), seeded_random(seed))
+        } == {(32, 32, 3)}
+
+
+def test_blur_and_solarize_strike_the_first_and_second_view_as_often_as_stated() -> None:
+    ramp = np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None], (64, 1, 3))
+    config = ViewAugmentConfig(
+        size=64,
+        area=(1, 1),
+        aspect=(1, 1),
+        flip=0,
+        jitter=NO_JITTER,
+        grey=0,
+        blur=(0, 0),
+        solarize=(0.0, 0.2),
+    )
+    views = [make_views(ramp, config, seeded_random(seed)) for seed in range(600)]
+    assert all(np.array_equal(first, ramp) for first, _ in views)
+    solarized = sum(np.array_equal(second, colour.solarize(ramp)) for _, second in views)
+    assert 0.15 < solarized / 600 < 0.25
+    assert sum(np.array_equal(second, ramp) for _, second in views) == 600 - solarized
+
+
+def test_jitter_draws_every_order_and_range() -> None:
+    rng = random.Random(3)
+    draws = [colour.draw_jitter(ColourJitterConfig(), rng) for _ in range(3000)]
+    assert 0.77 < sum(bool(draw) for draw in draws) / 3000 < 0.83
+    jittered = [draw for draw in draws if draw]
+    assert len({tuple(name for name, _ in draw) for draw in jittered}) == math.factorial(4)
+    for name, low, high in (
+        ("brightness", 0.6, 1.4),
+        ("contrast", 0.6, 1.4),
+        ("saturation", 0.8, 1.2),
+        ("hue", -0.1, 0.1),
+    ):
+        factors = [dict(draw)[name] for draw in jittered]
+        assert low <= min(factors) < low + 0.01 and high - 0.01 < max(factors) <= high
+
+
+def test_pair_frames_keep_one_geometry(photo: np.ndarray) -> None:
+    config = PairAugmentConfig(crop=(48, 64), scale=(1.0, 1.5))
+    moved = np.roll(photo, (2, 3), axis=(0, 1))
+    for seed in range(10):
+        same0, same1 = make_pair(photo, photo, config, seeded_random(seed))
+        np.testing.assert_array_equal(same0, same1)
+        assert not np.array_equal(same0, make_pair(photo, moved, config, seeded_random(seed))[1])
+
+
+def test_pair_of_shifted_frames_keeps_its_shift_mirrored_with_the_frames(photo: np.ndarray) -> None:
+    moved = np.roll(photo, (2, 3), axis=(0, 1))
+    for flip, shift in ((0.0, 3), (1.0, -3)):
+        config = PairAugmentConfig(crop=(60, 80), flip=flip)
+        frame0, frame1 = make_pair(photo, moved, config, seeded_random(9))
+        left, right = max(0, -shift), max(0, shift)
+        np.testing.assert_array_equal(frame1[2:, right : 80 - left], frame0[:-2, left : 80 - right])
+
+
+def test_pair_frames_get_the_same_colour_steps(photo: np.ndarray) -> None:
+    config = PairAugmentConfig(crop=(48, 64), jitter=ColourJitterConfig(probability=1.0))
+    plain = PairAugmentConfig(crop=(48, 64))
+    jittered, untouched = (make_pair(photo, photo, each, seeded_random(2)) for each in (config, plain))
+    np.testing.assert_array_equal(jittered[0], jittered[1])
+    assert not np.array_equal(jittered[0], untouched[0])
+
+
+def test_small_frames_are_enlarged_and_frames_of_two_sizes_refused(photo: np.ndarray) -> None:
+    frame0, frame1 = make_pair(photo, photo, PairAugmentConfig(crop=(128, 160)), seeded_random(0))
+    assert frame0.shape == frame1.shape == (128, 160, 3)
+    with pytest.raises(ValueError, match="expected one size"):
+        make_pair(photo, photo[1:], PairAugmentConfig(crop=(8, 8)), seeded_random(0))
+
+
+def test_chosen_frames_are_consecutive_spread_over_the_clip_and_swapped_by_half() -> None:
+    config = PairAugmentConfig()
+    chosen = [choose_frames(5, config, seeded_random(seed)) for seed in range(400)]
+    assert {tuple(sorted(pair)) for pair in chosen} == {(0, 1), (1, 2), (2, 3), (3, 4)}
+    assert 150 < sum(first > second for first, second in chosen) < 250
+    assert choose_frames(4, PairAugmentConfig(frame_gap=3, swap=0), seeded_random(0)) == (0, 3)
+    with pytest.raises(ValueError, match="2 frames, expected more than frame_gap=2"):
+        choose_frames(2, PairAugmentConfig(frame_gap=2), seeded_random(0))
+
+
+def test_both_jpeg_decoders_agree_and_refuse_damaged_bytes(
+    photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = cv2.imencode(".jpg", cv2.cvtColor(photo, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[
+        1
+    ].tobytes()
+    grey = cv2.imencode(".jpg", photo[..., 0])[1].tobytes()
+    decoded = jpeg.decode_jpeg(data)
+    assert decoded.shape == photo.shape and np.abs(decoded.astype(int) - photo).mean() < 3
+    assert jpeg.decode_jpeg(grey).shape == photo.shape
+    damaged = (data[: len(data) // 2], b"", b"no picture", data[:300])
+    for broken in damaged:
+        with pytest.raises(ValueError):
+            jpeg.decode_jpeg(broken)
+    monkeypatch.setattr(jpeg, "simplejpeg", None)
+    assert np.abs(jpeg.decode_jpeg(data).astype(int) - decoded).max() <= 3
+    for broken in damaged:
+        with pytest.raises(ValueError):
+            jpeg.decode_jpeg(broken)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: ViewAugmentConfig(size=0), "at least 1 px"),
+        (lambda: ViewAugmentConfig(area=(0.5, 1.5)), "at most 1"),
+        (lambda: ViewAugmentConfig(blur=(1.2, 0)), r"share in \[0, 1\]"),
+        (lambda: PairAugmentConfig(crop=(0, 5)), "at least 1 px"),
+        (lambda: PairAugmentConfig(scale=(2.0, 1.0)), "smaller one first"),
+        (lambda: PairAugmentConfig(frame_gap=0), "at least 1 frame"),
+        (lambda: ColourJitterConfig(hue=0.7), "at most 0.5"),
+        (lambda: StreamConfig(pair_batch=0, view_batch=0), "both 0"),
+        (lambda: StreamConfig(prefetch=0), "at least 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()

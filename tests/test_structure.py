@@ -1,0 +1,126 @@
+"""The doors between the rooms: which folder may import which, and what a cold start may import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+ROOMS = ("model", "data_prep", "pipeline", "evals", "cluster")
+CLI = "pipeline/cli/"
+ALLOWED_ROOMS = {
+    "model": (),
+    "data_prep": (),
+    "pipeline": ("model", "data_prep.manifest", "data_prep.storage", "data_prep.errors"),
+    "evals": ("model", "data_prep.corpora", "data_prep.storage", "data_prep.errors", "pipeline.tracking"),
+    "cluster": (),
+}
+MODEL_MAY_USE = {"torch", "numpy", "safetensors"}
+ADAPTERS = {
+    "ray": {"data_prep/ray_job.py"},
+    "mlflow": {"pipeline/tracking.py"},
+    "deepspeed": {"pipeline/engine.py", "pipeline/checkpoint.py"},
+    "boto3": {"data_prep/storage_s3.py"},
+}
+
+
+def _sources(room: str) -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted((REPOSITORY / room).rglob("*.py")):
+        yield path.relative_to(REPOSITORY).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _within(name: str, allowed: tuple[str, ...]) -> bool:
+    return any(name == door or name.startswith(f"{door}.") for door in allowed)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_through_its_doors(room: str) -> None:
+    wrong = [
+        f"{path}: {name}"
+        for path, tree in _sources(room)
+        if not path.startswith(CLI)
+        for name in _imports(tree)
+        if name.split(".")[0] in ROOMS and name.split(".")[0] != room and not _within(name, ALLOWED_ROOMS[room])
+    ]
+    assert wrong == []
+
+
+def test_only_the_command_line_imports_the_command_line() -> None:
+    wrong = [
+        path
+        for room in ROOMS
+        for path, tree in _sources(room)
+        if not path.startswith(CLI) and any(_within(name, ("pipeline.cli",)) for name in _imports(tree))
+    ]
+    assert wrong == []
+
+
+def test_the_model_needs_torch_numpy_and_safetensors_only() -> None:
+    standard = set(sys.stdlib_module_names)
+    wrong = [
+        f"{path}: {name}"
+        for path, tree in _sources("model")
+        for name in _imports(tree)
+        if name.split(".")[0] not in standard | MODEL_MAY_USE | {"model"}
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("package", sorted(ADAPTERS))
+def test_an_engine_is_imported_in_its_adapter_only(package: str) -> None:
+    users = {
+        path
+        for room in ROOMS
+        for path, tree in _sources(room)
+        if any(name.split(".")[0] == package for name in _imports(tree))
+    }
+    assert users <= ADAPTERS[package]
+
+
+def test_configurations_import_nothing_heavy() -> None:
+    code = "import sys; import pipeline.cli.recipe; print([m for m in ('torch', 'ray', 'mlflow', 'cv2', 'deepspeed') if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_help_imports_nothing_beyond_the_standard_library() -> None:
+    """What keeps `mcjepa --help` quick; its time is measured in benchmarks/help.py."""
+    code = (
+        "import sys\n"
+        "before = set(sys.modules)\n"
+        "from pipeline.cli.main import build_parser\n"
+        "build_parser().format_help()\n"
+        "added = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "print(sorted(added - set(sys.stdlib_module_names)))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "['pipeline']"
+
+
+def test_no_file_names_a_path_of_a_workplace() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    marks = ("/" + "work/", "/" + "farm/", ".lib" + "rary")
+    wrong = [
+        name
+        for name in listed.stdout.splitlines()
+        if (REPOSITORY / name).is_file() and (REPOSITORY / name).suffix in {".py", ".md", ".toml", ".yaml", ".sh", ""}
+        if any(mark in (REPOSITORY / name).read_text(encoding="utf-8", errors="replace") for mark in marks)
+    ]
+    assert wrong == []
