@@ -183,7 +183,7 @@ def decode_sidecar(data: bytes, where: str) -> Sidecar:
 
 def encode_json(record: Any) -> bytes:
     """A dataclass as sorted, compact JSON: the same record gives the same bytes."""
-    text = json.dumps(dataclasses.asdict(record), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(record, default=vars, sort_keys=True, separators=(",", ":"))
     return text.encode() + b"\n"
 
 

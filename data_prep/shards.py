@@ -77,12 +77,15 @@ class ShardWriter:
         """
         if not key or "." in key or "/" in key or not members or not all(members):
             raise DataError(f"sample key {key!r}; expected a name without '.' and '/', with members; change it")
-        entries = []
+        entries: list[Member] = []
+        pieces: list[bytes] = []
+        offset = self._offset
         for suffix, data in sorted(members.items()):
-            self._append(tar_header(f"{key}.{suffix}", len(data)))
-            entries.append(Member(suffix, self._offset, len(data)))
-            self._append(data)
-            self._append(bytes(-len(data) % BLOCK))
+            padding = bytes(-len(data) % BLOCK)
+            pieces += (tar_header(f"{key}.{suffix}", len(data)), data, padding)
+            entries.append(Member(suffix, offset + BLOCK, len(data)))
+            offset += BLOCK + len(data) + len(padding)
+        self._append(b"".join(pieces))
         self._samples.append(SampleEntry(key, tuple(entries)))
 
     def mark(self) -> ShardMark:

@@ -13,6 +13,7 @@ import ctypes
 import os
 import socket
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,7 @@ def start_world(config: EngineConfig) -> World:
     else:
         _keep_freed_memory()
     torch.set_num_threads(config.threads or max(len(os.sched_getaffinity(0)) // _ranks_here(world_size), 1))
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls
     deepspeed = _import_deepspeed()
     try:
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)

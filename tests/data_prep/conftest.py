@@ -31,14 +31,46 @@ def smooth_frames(seed: int, frames: int, height: int, width: int) -> np.ndarray
     return np.stack([texture[:, 2 * (frames - t) :][:, :width] for t in range(frames)])
 
 
-@pytest.fixture
-def videos(tmp_path: Path) -> Path:
+def make_videos(folder: Path) -> Path:
     """Three readable videos of 6, 9 and 12 frames, 64x96 px."""
-    folder = tmp_path / "videos"
     (folder / "deep").mkdir(parents=True)
     for number, name in enumerate(("a.mp4", "b.mp4", "deep/c.MP4")):
         write_mp4(folder / name, smooth_frames(number, 6 + 3 * number, 64, 96), 10, 20)
     return folder
+
+
+def clip_settings(*folders: Path, **changes: object) -> DatasetConfig:
+    """Settings of a small clip dataset from folders of videos."""
+    corpora = tuple(CorpusConfig(reader="videos", path=str(f)) for f in folders)
+    values: dict[str, object] = {"clip_stride": 1, "short_side": 32, "inputs_per_shard": 2, "timeout_s": 20.0}
+    return DatasetConfig(kind="clip", corpora=corpora, **{**values, **changes})  # type: ignore[arg-type]
+
+
+def build_dataset(location: Path | str, config: DatasetConfig) -> tuple[DatasetManifest, list[ShardResult]]:
+    """Builds and publishes a dataset in this process, by the same parts as the job but without Ray."""
+    store = open_store(str(location))
+    plan = begin_plan(store, config, list_inputs(config))
+    require_same_plan(store, plan, list_inputs(config))
+    maker = ShardMaker(str(location), config, plan.plan_digest)
+    try:
+        results = [maker.make(shard) for shard in split_into_shards(list_inputs(config), config)]
+    finally:
+        maker.close()
+    return publish_dataset(store, plan), results
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """A folder of three readable videos."""
+    return make_videos(tmp_path / "videos")
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published dataset of three videos in two shards, to be copied before it is changed."""
+    root = tmp_path_factory.mktemp("published")
+    build_dataset(root / "d", clip_settings(make_videos(root / "videos")))
+    return root / "d"
 
 
 @pytest.fixture
@@ -69,37 +101,14 @@ def add_bad_videos() -> Callable[[Path], set[str]]:
 
 @pytest.fixture
 def clips_of() -> Callable[..., DatasetConfig]:
-    """Settings of a small clip dataset from folders of videos."""
-
-    def settings(*folders: Path, **changes: object) -> DatasetConfig:
-        corpora = tuple(CorpusConfig(reader="videos", path=str(f)) for f in folders)
-        values: dict[str, object] = {
-            "clip_stride": 1,
-            "short_side": 32,
-            "inputs_per_shard": 2,
-            "timeout_s": 20.0,
-        }
-        return DatasetConfig(kind="clip", corpora=corpora, **{**values, **changes})  # type: ignore[arg-type]
-
-    return settings
+    """The function `clip_settings`."""
+    return clip_settings
 
 
 @pytest.fixture
 def build() -> Callable[[Path | str, DatasetConfig], tuple[DatasetManifest, list[ShardResult]]]:
-    """Builds and publishes a dataset in this process, by the same parts as the job but without Ray."""
-
-    def run(location: Path | str, config: DatasetConfig) -> tuple[DatasetManifest, list[ShardResult]]:
-        store = open_store(str(location))
-        plan = begin_plan(store, config, list_inputs(config))
-        require_same_plan(store, plan, list_inputs(config))
-        maker = ShardMaker(str(location), config, plan.plan_digest)
-        try:
-            results = [maker.make(shard) for shard in split_into_shards(list_inputs(config), config)]
-        finally:
-            maker.close()
-        return publish_dataset(store, plan), results
-
-    return run
+    """The function `build_dataset`."""
+    return build_dataset
 
 
 @pytest.fixture(scope="session")

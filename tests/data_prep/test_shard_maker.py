@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,9 +35,9 @@ def samples_of(root: Path) -> list[dict]:
     return list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
 
 
-def test_clips_are_read_by_webdataset_with_frames_and_times(videos, clips_of, build, tmp_path) -> None:
-    manifest, _ = build(tmp_path / "d", clips_of(videos))
-    samples = samples_of(tmp_path / "d")
+def test_clips_are_read_by_webdataset_with_frames_and_times(published) -> None:
+    manifest = read_manifest(str(published))
+    samples = samples_of(published)
     assert len(samples) == manifest.totals.samples == 5 + 8 + 11
     assert len({s["__key__"] for s in samples}) == 24
     for sample in samples:
@@ -176,9 +177,9 @@ def test_a_dataset_in_s3_is_the_same_as_in_a_folder(videos, clips_of, build, s3:
     assert names == set(tree(tmp_path / "d"))
 
 
-def test_an_intact_dataset_passes_its_audit(videos, clips_of, build, tmp_path) -> None:
-    manifest, _ = build(tmp_path / "d", clips_of(videos))
-    report = audit_dataset(str(tmp_path / "d"))
+def test_an_intact_dataset_passes_its_audit(published) -> None:
+    manifest = read_manifest(str(published))
+    report = audit_dataset(str(published))
     assert report.ok and report.dataset_id == manifest.dataset_id
     assert (report.shards, report.samples, report.bytes) == (2, 24, manifest.totals.bytes)
 
@@ -216,17 +217,17 @@ def cut_tail(path: Path) -> None:
     ],
 )
 def test_the_audit_names_what_is_damaged(
-    videos, clips_of, build, tmp_path, name: str, damage: Callable[[Path], None], problem: str
+    published, tmp_path, name: str, damage: Callable[[Path], None], problem: str
 ) -> None:
-    build(tmp_path / "d", clips_of(videos))
+    shutil.copytree(published, tmp_path / "d")
     damage(tmp_path / "d" / name)
     report = audit_dataset(str(tmp_path / "d"))
     assert not report.ok
     assert any(re.search(problem, found) for found in report.problems), report.problems
 
 
-def test_the_audit_proves_conservation(videos, clips_of, build, tmp_path) -> None:
-    build(tmp_path / "d", clips_of(videos))
+def test_the_audit_proves_conservation(published, tmp_path) -> None:
+    shutil.copytree(published, tmp_path / "d")
     path = tmp_path / "d" / "manifest.json"
     content = json.loads(path.read_text())
     content["totals"]["quarantined"] += 1

@@ -1,0 +1,134 @@
+"""Two ranks with half a batch each do what one rank does with the whole of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from model.config import LossConfig, ModelConfig
+from model.expander import GlobalBatchNorm
+from model.mcjepa import MCJEPA
+from model.reduction import gather_rows, global_sum, masked_mean
+
+RANKS = 2
+PAIRS, VIEWS = 4, 6
+WEIGHTS = {"regression": 1.0, "reconstruction": 2.0, "smoothness": 3.0, "cycle": 0.2, "vc": 5.0, "content": 0.1}
+Results = dict[str, Any]
+
+
+def joint_step(rank: int | None, config: ModelConfig) -> Results:
+    """Loss, terms, mean gradients and running statistics of one step on a rank's share (None: the whole batch)."""
+    torch.manual_seed(1)
+    model = MCJEPA(config).double()
+    with torch.no_grad():
+        for parameter in model.flow_estimator.residual.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    images = torch.rand(2, PAIRS, 3, 66, 64, dtype=torch.float64)
+    images[1, 0] = images[0, 0]  # a still pair beside moving ones: the shares are visible to different extents
+    views = torch.rand(2, VIEWS, 3, 32, 32, dtype=torch.float64)
+    if rank is not None:
+        images, views = (x.chunk(RANKS, dim=1)[rank] for x in (images, views))
+    out = model(tuple(images), tuple(views), WEIGHTS)
+    out.loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    if rank is not None:
+        for gradient in gradients.values():
+            dist.all_reduce(gradient)
+            gradient.div_(RANKS)
+    buffers = {name: value for name, value in model.named_buffers() if "running" in name}
+    return {"loss": out.loss.detach(), "terms": out.terms, "gradients": gradients, "buffers": buffers}
+
+
+def reductions(rank: int) -> Results:
+    """What the reductions of model/reduction.py give on unequal data, and their gradients."""
+    rows = torch.tensor([[10.0 * rank], [10.0 * rank + 1]], requires_grad=True)
+    gathered = gather_rows(rows)
+    (gathered * torch.tensor([[1.0], [2.0], [3.0], [4.0]])).sum().backward()
+    mask = torch.zeros(1, 1, 1, 3)
+    mask[..., : 2 * rank] = 1  # rank 0 sees nothing
+    values = torch.tensor([1.0, 3.0, 100.0]).view(1, 1, 1, 3).requires_grad_()
+    mean = masked_mean(values, mask)
+    mean.backward()
+    one_row = GlobalBatchNorm(2)(torch.full((1, 2), float(rank)))
+    return {
+        "sum": global_sum(torch.tensor([1.0 + rank, 5.0])),
+        "gathered": gathered.detach(),
+        "gathered_grad": rows.grad,
+        "mean": mean.detach(),
+        "mean_grad": values.grad,
+        "one_row": one_row.detach(),
+    }
+
+
+def _run_rank(rank: int, config: ModelConfig, folder: str) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
+    try:
+        reduced = reductions(rank)
+        torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
+        torch.save({"reductions": reduced, "joint_step": joint_step(rank, config)}, f"{folder}/rank{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def joint_config(tiny_config: ModelConfig) -> ModelConfig:
+    """Every part of every loss, with the batch norm expander."""
+    form = LossConfig(photometric_scales=(1.0, 0.5), photometric_census=0.1, min_visible_share=0.0)
+    return replace(tiny_config, loss=form)
+
+
+@pytest.fixture(scope="module")
+def ranks(joint_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
+    """What a group of processes on this machine found, by rank."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(_run_rank, (joint_config, str(folder)), nprocs=RANKS)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+def assert_near(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Equal to 1e-5 of each tensor's largest value."""
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        largest = value.abs().max().item()
+        assert (ours[name] - value).abs().max().item() <= 1e-5 * largest + 1e-12, name
+
+
+def test_two_ranks_with_half_the_batch_give_the_loss_and_gradients_of_one(
+    in_float64: None, joint_config: ModelConfig, ranks: list[Results]
+) -> None:
+    whole = joint_step(None, joint_config)
+    assert len(whole["gradients"]) == len(list(MCJEPA(joint_config).parameters()))
+    for share in (rank["joint_step"] for rank in ranks):
+        assert_near({"loss": share["loss"]}, {"loss": whole["loss"]})
+        for part in ("terms", "gradients", "buffers"):
+            assert_near(share[part], whole[part])
+
+
+def test_sums_and_gathers_have_the_gradients_of_all_ranks_copies_of_the_loss(ranks: list[Results]) -> None:
+    first, second = (rank["reductions"] for rank in ranks)
+    for share in (first, second):
+        assert share["sum"].tolist() == [3, 10]
+        assert share["gathered"].flatten().tolist() == [0, 1, 10, 11]
+    assert first["gathered_grad"].flatten().tolist() == [2 * 1, 2 * 2]
+    assert second["gathered_grad"].flatten().tolist() == [2 * 3, 2 * 4]
+
+
+def test_a_masked_mean_is_over_what_all_ranks_see(ranks: list[Results]) -> None:
+    first, second = (rank["reductions"] for rank in ranks)
+    assert first["mean"].item() == second["mean"].item() == 2  # of 1 and 3, which rank 1 alone sees
+    assert first["mean_grad"].flatten().tolist() == [0, 0, 0]
+    assert second["mean_grad"].flatten().tolist() == [2 * 0.5, 2 * 0.5, 0]
+
+
+def test_batch_norm_is_over_the_rows_of_all_ranks(ranks: list[Results]) -> None:
+    rows = torch.cat([rank["reductions"]["one_row"] for rank in ranks])  # of 0 and 1, one a rank
+    torch.testing.assert_close(rows, torch.tensor([[-1.0, -1.0], [1.0, 1.0]]), rtol=0, atol=1e-4)

@@ -1,0 +1,54 @@
+"""The regression term."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.losses.regression import regression_loss
+
+
+def test_two_levels_by_hand() -> None:
+    maps = [torch.tensor([1.0, 2.0]).view(1, 1, 1, 2), torch.tensor([3.0, 5.0]).view(1, 2, 1, 1)]
+    predicted = [torch.tensor([1.5, 9.0]).view(1, 1, 1, 2), torch.tensor([4.0, 3.0]).view(1, 2, 1, 1)]
+    masks = [torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), torch.ones(1, 1, 1, 1)]
+    assert regression_loss(maps, predicted, masks).item() == pytest.approx(0.25 + (1 + 4) / 2)
+
+
+def test_equal_maps_cost_nothing_and_the_order_does_not_matter() -> None:
+    a, b, mask = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5), torch.ones(2, 1, 4, 5)
+    assert regression_loss([a], [a.clone()], [mask]).item() == 0
+    torch.testing.assert_close(regression_loss([a], [b], [mask]), regression_loss([b], [a], [mask]))
+
+
+def test_hidden_cells_change_nothing() -> None:
+    a, b, mask = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5), (torch.rand(2, 1, 4, 5) > 0.5).float()
+    changed = torch.where(mask > 0, b, torch.randn_like(b))
+    torch.testing.assert_close(regression_loss([a], [b], [mask]), regression_loss([a], [changed], [mask]))
+
+
+def test_gradients_agree_with_finite_differences(in_float64: None) -> None:
+    maps = [torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    mask = torch.rand(2, 1, 3, 3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda a, b: regression_loss([a], [b], [mask]), maps)
+
+
+def test_nothing_visible_gives_zero_and_finite_gradients() -> None:
+    a = torch.randn(1, 3, 4, 4, requires_grad=True)
+    loss = regression_loss([a], [torch.randn(1, 3, 4, 4)], [torch.zeros(1, 1, 4, 4)])
+    loss.backward()
+    assert loss.item() == 0
+    assert a.grad is not None and a.grad.abs().max() == 0
+
+
+def test_bf16_maps_are_compared_in_fp32() -> None:
+    a, b, mask = torch.randn(1, 3, 4, 4).bfloat16(), torch.randn(1, 3, 4, 4).bfloat16(), torch.ones(1, 1, 4, 4)
+    loss = regression_loss([a], [b], [mask])
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, (a.float() - b.float()).square().mean())
+
+
+def test_levels_that_do_not_match_up_are_refused() -> None:
+    x, mask = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
+    with pytest.raises(ValueError, match="shorter"):
+        regression_loss([x, x], [x], [mask])

@@ -1,0 +1,73 @@
+"""The variance-covariance term on maps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.losses.variance_covariance import channel_covariance, variance_covariance_loss
+
+
+def test_covariance_equals_torch_cov_over_positions() -> None:
+    x = 3 + torch.randn(2, 5, 4, 6)
+    expected = torch.cov(x.permute(1, 0, 2, 3).flatten(1))
+    torch.testing.assert_close(channel_covariance(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_two_channels_by_hand() -> None:
+    x = torch.tensor([[0.0, 0.4, 0.8], [0.0, 3.0, 0.0]]).view(1, 2, 1, 3)
+    # variances 0.16 and 3, covariance 0
+    variance, covariance = variance_covariance_loss([x], [2.0], [5.0])
+    assert variance.item() == pytest.approx(2 * (1 - 0.1601**0.5) / 2, rel=1e-5)
+    assert covariance.item() == pytest.approx(0, abs=1e-9)
+    y = torch.tensor([[0.0, 1.0, 2.0], [0.0, 2.0, 4.0]]).view(1, 2, 1, 3)  # covariance 2, twice off the diagonal
+    variance, covariance = variance_covariance_loss([y], [2.0], [5.0])
+    assert variance.item() == 0
+    assert covariance.item() == pytest.approx(5 * 2 * 2**2 / 2, rel=1e-5)
+
+
+def test_collapsed_maps_cost_the_hinge_s_maximum() -> None:
+    x = torch.full((2, 4, 3, 3), 7.0, requires_grad=True)
+    variance, covariance = variance_covariance_loss([x], [1.0], [1.0])
+    (variance + covariance).backward()
+    assert variance.item() == pytest.approx(1 - 0.01)
+    assert covariance.item() == 0
+    assert x.grad is not None and x.grad.isfinite().all()
+
+
+def test_decorrelated_maps_of_unit_variance_cost_nothing() -> None:
+    samples = torch.randn(600, 6, dtype=torch.float64)
+    samples -= samples.mean(0)
+    orthogonal = torch.linalg.qr(samples).Q * 599**0.5 * 1.01
+    x = orthogonal.T.reshape(6, 2, 15, 20).transpose(0, 1).float()
+    variance, covariance = variance_covariance_loss([x], [1.0], [1.0])
+    assert variance.item() == 0
+    assert covariance.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_an_offset_of_a_channel_changes_nothing() -> None:
+    x = torch.randn(2, 4, 3, 5)
+    moved = x + torch.randn(1, 4, 1, 1)
+    for a, b in zip(variance_covariance_loss([x], [1], [1]), variance_covariance_loss([moved], [1], [1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_levels_have_their_own_weights() -> None:
+    maps = [0.3 * torch.randn(2, c, 4, 4) for c in (3, 5, 7)]
+    variance, covariance = variance_covariance_loss(maps, [1.0, 0.0, 3.0], [0.0, 0.0, 2.0])
+    apart = [variance_covariance_loss([x], [1.0], [1.0]) for x in maps]
+    torch.testing.assert_close(variance, apart[0][0] + 3 * apart[2][0])
+    torch.testing.assert_close(covariance, 2 * apart[2][1])
+
+
+def test_gradients_agree_with_finite_differences(in_float64: None) -> None:
+    x = (0.4 * torch.randn(2, 3, 2, 2, dtype=torch.float64)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: sum(variance_covariance_loss([x], [1.0], [1.0])), (x,))
+
+
+def test_one_position_in_all_is_finite() -> None:
+    x = torch.randn(1, 3, 1, 1, requires_grad=True)
+    variance, covariance = variance_covariance_loss([x], [1.0], [1.0])
+    (variance + covariance).backward()
+    assert variance.item() == pytest.approx(0.99)
+    assert x.grad is not None and x.grad.isfinite().all()
