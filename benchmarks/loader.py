@@ -57,9 +57,7 @@ def publish_random_clips(root: Path) -> list[str]:
     count = SHARDS * SAMPLES_PER_SHARD
     totals = Totals(SHARDS, count, sum(entry.bytes for entry in entries), count, count, 0, 0)
     dataset_id = compute_dataset_id(entries)
-    write_manifest(
-        str(root), DatasetManifest("clip", dataset_id, "plan", "inputs", "", "", {}, tuple(entries), totals)
-    )
+    write_manifest(str(root), DatasetManifest("clip", dataset_id, "plan", "inputs", "", "", {}, tuple(entries), totals))
     return paths
 
 
@@ -79,9 +77,7 @@ def read_by_index(root: Path) -> int:
 def read_by_webdataset(paths: list[str]) -> int:
     """Read the same samples by webdataset; returns the bytes of their members."""
     dataset = webdataset.WebDataset(paths, shardshuffle=False)
-    return sum(
-        len(content) for sample in dataset for content in sample.values() if isinstance(content, bytes)
-    )
+    return sum(len(content) for sample in dataset for content in sample.values() if isinstance(content, bytes))
 
 
 def measure(rounds: int) -> dict[str, object]:

@@ -126,6 +126,9 @@ class MovingPhotosConfig:
     """Smallest mean radius of an object, px. Ours."""
     max_object_px: float = 40.0
     """Greatest mean radius of an object, px. Ours."""
+    texture_candidates: int = 6
+    """Windows of a photo that are looked at for a layer; the most textured is cut. In plain sky the flow is known
+    exactly but cannot be seen, and a score over it tests nothing. 1 takes the first. Ours."""
     fps_hz: int = 8
     """Frame rate written into the training videos, Hz. Ours."""
     crf: int = 10
@@ -147,6 +150,7 @@ class MovingPhotosConfig:
         counts = f"min_objects={self.min_objects}, max_objects={self.max_objects}"
         require(0 <= self.min_objects <= self.max_objects <= 200, counts, "0 <= min <= max <= 200")
         radii = f"min_object_px={self.min_object_px}, max_object_px={self.max_object_px}"
+        require(self.texture_candidates >= 1, f"texture_candidates={self.texture_candidates}", "at least 1")
         require(4 <= self.min_object_px <= self.max_object_px, radii, "4 <= min <= max")
         require(0 <= self.max_zoom < 0.2, f"max_zoom={self.max_zoom}", "0 to 0.2")
 

@@ -104,9 +104,7 @@ class ProbeConfig:
         _require(good, f"probe.levels is {self.levels}", f"one or more of 1..{MAX_LEVEL}")
         _require(self.steps > 0, f"probe.steps is {self.steps}", "1 or more")
         inside = 0 <= self.warmup_steps < self.steps
-        _require(
-            inside, f"probe.warmup_steps is {self.warmup_steps}", f"0..{self.steps - 1} (below probe.steps)"
-        )
+        _require(inside, f"probe.warmup_steps is {self.warmup_steps}", f"0..{self.steps - 1} (below probe.steps)")
         _require(self.lr > 0, f"probe.lr is {self.lr}", "above 0")
         _require(self.weight_decay >= 0, f"probe.weight_decay is {self.weight_decay}", "0 or more")
         for name in ("batch", "loss_stride_px", "encode_batch"):

@@ -78,9 +78,7 @@ class McJepaUnderTest:
     @torch.inference_mode()
     def flow(self, frame0_B3HW: Tensor, frame1_B3HW: Tensor) -> Tensor:
         """See `ModelUnderTest.flow`; float32 on the CPU."""
-        return (
-            self.model.estimate_flow(frame0_B3HW.to(self.device), frame1_B3HW.to(self.device)).float().cpu()
-        )
+        return self.model.estimate_flow(frame0_B3HW.to(self.device), frame1_B3HW.to(self.device)).float().cpu()
 
 
 def choose_device(name: str) -> torch.device:
@@ -90,9 +88,7 @@ def choose_device(name: str) -> torch.device:
         ValueError: `cuda` is asked for where there is none.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "device is cuda but no GPU was found; expected one that torch sees; pass device=auto or cpu"
-        )
+        raise ValueError("device is cuda but no GPU was found; expected one that torch sees; pass device=auto or cpu")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
@@ -151,9 +147,7 @@ def map_of_stride(maps: dict[int, Tensor], stride: int) -> Tensor:
         ValueError: the model has no such level.
     """
     if stride not in maps:
-        raise ValueError(
-            f"the model has no level of stride {stride}; expected one of {sorted(maps)}; choose another"
-        )
+        raise ValueError(f"the model has no level of stride {stride}; expected one of {sorted(maps)}; choose another")
     return maps[stride]
 
 

@@ -114,9 +114,7 @@ def class_colours(count: int) -> Image:
     return np.rint(255.0 * strength * (0.2 + 0.8 * pure)).astype(np.uint8)
 
 
-def overlay_labels(
-    image_HW3: Image, labels_HW: NDArray, opacity: float = 0.6, clear: int | None = None
-) -> Image:
+def overlay_labels(image_HW3: Image, labels_HW: NDArray, opacity: float = 0.6, clear: int | None = None) -> Image:
     """The image tinted by its labels; void (255) and the label `clear` show the bare image."""
     labels = np.asarray(labels_HW)
     tint = class_colours(256)[labels.astype(np.uint8)]
@@ -148,9 +146,7 @@ def pca_pictures(features_TChw: NDArray) -> list[Image]:
     return list((scaled * 255).astype(np.uint8).reshape(frames, height, width, 3))
 
 
-def side_by_side(
-    panels: Sequence[Image], panel_px: int = PANEL_PX, enlarge: bool = False
-) -> NDArray[np.uint8]:
+def side_by_side(panels: Sequence[Image], panel_px: int = PANEL_PX, enlarge: bool = False) -> NDArray[np.uint8]:
     """Panels of one row, brought to the first one's size, with a transparent gap: (H, W, 4) uint8 RGBA."""
     height, width = panels[0].shape[:2]
     factor = panel_px / width if enlarge else min(1.0, panel_px / width)
@@ -182,9 +178,7 @@ def png_bytes(picture: NDArray[np.uint8]) -> bytes:
     data = cv2.cvtColor(picture, order[channels]) if channels in order else picture
     done, encoded = cv2.imencode(".png", data)
     if not done:
-        raise ValueError(
-            f"picture of shape {picture.shape} and type {picture.dtype} cannot be written as PNG"
-        )
+        raise ValueError(f"picture of shape {picture.shape} and type {picture.dtype} cannot be written as PNG")
     return bytes(encoded.tobytes())
 
 

@@ -35,9 +35,7 @@ _FEATURE_NOTE = (
     "The three main directions of the features of a whole video as red, green and blue: what keeps its "
     "colour keeps its features."
 )
-_SEGMENTATION_NOTE = (
-    "Classes as tints over the image, by the linear head on frozen features; void is not tinted."
-)
+_SEGMENTATION_NOTE = "Classes as tints over the image, by the linear head on frozen features; void is not tinted."
 _VOS_NOTE = "The first frame's mask is given; the model's features carry it through the video."
 
 

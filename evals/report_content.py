@@ -142,8 +142,7 @@ def headline_tiles(scores: Sequence[Score]) -> tuple[Tile, ...]:
         for headline in _HEADLINES:
             if score.name.split("/")[0] == headline.kind and headline.metric in score.metrics:
                 rivals = tuple(
-                    (rival_name(suffix), score.metrics[f"{headline.metric}_{suffix}"])
-                    for suffix in score.rivals
+                    (rival_name(suffix), score.metrics[f"{headline.metric}_{suffix}"]) for suffix in score.rivals
                 )
                 tiles.append(
                     Tile(

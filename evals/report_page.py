@@ -108,8 +108,7 @@ def page(title: str, summary: str, sections: list[tuple[str, str, str]]) -> str:
     shown = [section for section in sections if section[2]]
     links = "".join(f'<a href="#{anchor}">{html.escape(heading)}</a>' for anchor, heading, _ in shown)
     bodies = "\n".join(
-        f'<section id="{anchor}"><h2>{html.escape(heading)}</h2>{body}</section>'
-        for anchor, heading, body in shown
+        f'<section id="{anchor}"><h2>{html.escape(heading)}</h2>{body}</section>' for anchor, heading, body in shown
     )
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'

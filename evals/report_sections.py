@@ -98,16 +98,10 @@ def pictures_section(scores: Iterable[Score], kind: str, note: str, key: bytes =
         chosen = [picture for picture in score.pictures if picture.kind == kind]
         if chosen:
             legend = _legend(chosen[0].legend)
-            parts.append(
-                f"<h3>{escape(score.name)}</h3>{legend}{''.join(_strip(picture) for picture in chosen)}"
-            )
+            parts.append(f"<h3>{escape(score.name)}</h3>{legend}{''.join(_strip(picture) for picture in chosen)}")
     if key:
         wheel = f'<img class="key" alt="key to the colours" src="{_data_url(key)}">'
-        return (
-            f'<div class="noted">{wheel}<p class="dim">{escape(note)}</p></div>{"".join(parts)}'
-            if parts
-            else ""
-        )
+        return f'<div class="noted">{wheel}<p class="dim">{escape(note)}</p></div>{"".join(parts)}' if parts else ""
     return f'<p class="dim">{escape(note)}</p>{"".join(parts)}' if parts else ""
 
 
@@ -118,9 +112,7 @@ def _data_url(png: bytes) -> str:
 def _legend(legend: Sequence[tuple[str, str]]) -> str:
     if not legend:
         return ""
-    entries = (
-        f'<span><i style="background:{escape(colour)}"></i>{escape(name)}</span>' for name, colour in legend
-    )
+    entries = (f'<span><i style="background:{escape(colour)}"></i>{escape(name)}</span>' for name, colour in legend)
     return f'<div class="legend">{"".join(entries)}</div>'
 
 
@@ -141,9 +133,7 @@ def scores_section(scores: Sequence[Score]) -> str:
 def _score(score: Score) -> str:
     failed = score.card.failed
     warning = (
-        f'<p class="bad">Incomplete: {len(failed)} items could not be scored (see the card).</p>'
-        if failed
-        else ""
+        f'<p class="bad">Incomplete: {len(failed)} items could not be scored (see the card).</p>' if failed else ""
     )
     rows = f"{len(score.table)} rows"
     return (
@@ -159,9 +149,7 @@ def _metrics(score: Score) -> str:
     columns = ["", *score.rivals]
     of_rivals = {f"{name}_{rival}" for rival in score.rivals for name in score.metrics}
     names = [name for name in score.metrics if name not in of_rivals]
-    head = "".join(
-        f'<th class="n">{escape(rival_name(column) if column else "model")}</th>' for column in columns
-    )
+    head = "".join(f'<th class="n">{escape(rival_name(column) if column else "model")}</th>' for column in columns)
     body = []
     for name in names:
         keys = [f"{name}_{column}" if column else name for column in columns]
@@ -198,11 +186,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         "<tr>" + "".join(f"<td{mark(key)}>{escape(row.get(key, ''))}</td>" for key in keys) + "</tr>"
         for row in rows[:MOST_ROWS]
     )
-    more = (
-        f'<p class="dim">{len(rows) - MOST_ROWS} more rows are in the CSV file.</p>'
-        if len(rows) > MOST_ROWS
-        else ""
-    )
+    more = f'<p class="dim">{len(rows) - MOST_ROWS} more rows are in the CSV file.</p>' if len(rows) > MOST_ROWS else ""
     return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>{more}'
 
 
@@ -232,6 +216,4 @@ def commands_section(commands: Sequence[tuple[str, str]]) -> str:
 
 
 def _definitions(pairs: Sequence[tuple[str, object]]) -> str:
-    return (
-        "<dl>" + "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in pairs) + "</dl>"
-    )
+    return "<dl>" + "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in pairs) + "</dl>"

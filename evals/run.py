@@ -122,17 +122,14 @@ def _score_vos(subject: Subject, config: VosConfig, out: Path, on_event: OnEvent
 
 def _reader(readers: dict[str, Callable[..., Any]], name: str, field: str) -> Callable[..., Any]:
     if name not in readers:
-        raise DataError(
-            f"{field} names the set {name!r}; expected one of {sorted(readers)}; change the recipe"
-        )
+        raise DataError(f"{field} names the set {name!r}; expected one of {sorted(readers)}; change the recipe")
     return readers[name]
 
 
 def _folder(root: str, name: str) -> Path:
     if not root or not Path(root).is_dir():
         raise DataError(
-            f"no folder {root!r} for the set {name}; expected the one its archive unpacks to; pass its path "
-            "as root"
+            f"no folder {root!r} for the set {name}; expected the one its archive unpacks to; pass its path as root"
         )
     return Path(root)
 

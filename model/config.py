@@ -129,8 +129,8 @@ class LossConfig:
     def __post_init__(self) -> None:
         if len(self.vc_variance) != 6 or len(self.vc_covariance) != 6:
             raise ValueError("model.loss: vc_variance and vc_covariance take six values, coarsest level first")
-        if not self.photometric_scales:
-            raise ValueError("model.loss.photometric_scales is empty, expected at least the finest scale's weight")
+        if sum(self.photometric_scales) <= 0 or min(self.photometric_scales) < 0:
+            raise ValueError("model.loss.photometric_scales: weights must not be negative and one must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)

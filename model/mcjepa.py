@@ -134,7 +134,9 @@ class MCJEPA(nn.Module):
         loss = next(self.parameters()).new_zeros((), dtype=torch.float32)
         if pairs is not None and any(weights.get(name, 0.0) for name in PAIR_TERMS):
             pair_terms = self._pair_terms(pairs, weights, meters)
-            loss = loss + sum(weights.get(name, 0.0) * pair_terms[name] for name in PAIR_TERMS if name in pair_terms)
+            for name in PAIR_TERMS:  # not 0 * term: that is NaN where the term is
+                if weights.get(name, 0.0):
+                    loss = loss + weights[name] * pair_terms[name]
             terms.update(pair_terms)
         if views is not None and weights.get("content", 0.0):
             content = self._content_terms(views, meters)
@@ -214,16 +216,13 @@ class MCJEPA(nn.Module):
 
     def _reconstruction(self, images: Tensor, flows: list[Tensor], mask: Tensor) -> Tensor:
         """Scale k: the k-th finest flow, upsampled to 1 / 2^k of the image's size, against the pooled images."""
-        scales = self.config.loss.photometric_scales
-        total = images.new_zeros((), dtype=torch.float32)
-        for k, weight in enumerate(scales[: len(flows)]):
-            if weight == 0.0:
-                continue
+        total, used = images.new_zeros((), dtype=torch.float32), 0.0
+        for k, (flow, weight) in enumerate(zip(flows, self.config.loss.photometric_scales, strict=False)):
             image = _pool(images, 2**k)
-            if min(image.shape[-2:]) < 4:
-                break
+            if weight == 0.0 or min(image.shape[-2:]) < 4:
+                continue
             size = (image.shape[-2], image.shape[-1])
-            flow = upsample_flow(flows[k], size, self.config.flow.finest_stride)
-            guess = warp(swap_halves(image), flow)
-            total = total + weight * reconstruction_loss(image, guess, _pool(mask, 2**k), self.config.loss)
-        return total / sum(scales)
+            guess = warp(swap_halves(image), upsample_flow(flow, size, self.config.flow.finest_stride))
+            distance = reconstruction_loss(image, guess, _pool(mask, 2**k), self.config.loss)
+            total, used = total + weight * distance, used + weight
+        return total / used if used else total

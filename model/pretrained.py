@@ -75,7 +75,9 @@ def read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
         if record["format"] != FORMAT:
             raise WeightsError(f"{path} has format {record['format']}, expected {FORMAT}; update mcjepa")
         return _build(ModelConfig, record["model"]), dict(record["lineage"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except WeightsError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path} is damaged ({error}); export the weights again") from error
 
 
@@ -100,9 +102,12 @@ def load(folder: str | Path) -> MCJEPA:
 def _build(kind: type[Record], content: Mapping[str, Any]) -> Record:
     """A frozen dataclass from plain data; lists become tuples; unknown or missing names raise TypeError."""
     hints = get_type_hints(kind)
+    if not isinstance(content, Mapping) or set(content) != set(hints):
+        odd = sorted(set(content) ^ set(hints)) if isinstance(content, Mapping) else content
+        raise TypeError(f"{kind.__name__}: unknown or missing {odd}")
     values = {}
     for name, value in content.items():
-        hint = hints.get(name)
+        hint = hints[name]
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             value = _build(hint, value)
         values[name] = tuple(value) if isinstance(value, list) else value

@@ -43,8 +43,10 @@ def warp(map_BChw: Tensor, flow_B2hw: Tensor) -> Tensor:
     height, width = map_BChw.shape[-2:]
     with torch.autocast(map_BChw.device.type, enabled=False):
         x, y = _target_positions(flow_B2hw.float())
+        # Clamped here instead of padding_mode="border", whose backward pass on CPUs crashes on NaN (torch 2.13).
+        x, y = x.clamp(0, width - 1), y.clamp(0, height - 1)
         grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
-        out = F.grid_sample(map_BChw.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+        out = F.grid_sample(map_BChw.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return out.to(map_BChw.dtype)
 
 

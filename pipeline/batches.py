@@ -80,7 +80,5 @@ def stack_images(images: Sequence[np.ndarray]) -> torch.Tensor:
     height, width = images[0].shape[:2]
     stack = np.empty((len(images), 3, height, width), dtype=np.uint8)
     for planes, image in zip(stack, images, strict=True):
-        cv2.split(
-            image, list(planes)
-        )  # writes the planes in place, several times faster than a transposed copy
+        cv2.split(image, list(planes))  # writes the planes in place, several times faster than a transposed copy
     return torch.from_numpy(stack)

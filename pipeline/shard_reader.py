@@ -126,10 +126,7 @@ class _ShardIndex:
         end = int(self._ends[address.place])
         start = int(self._ends[address.place - 1]) if address.place else 0
         codes, spans = self._codes[start:end].tolist(), self._spans[start:end].tolist()
-        members = {
-            self._suffixes[code]: (offset, length)
-            for code, (offset, length) in zip(codes, spans, strict=True)
-        }
+        members = {self._suffixes[code]: (offset, length) for code, (offset, length) in zip(codes, spans, strict=True)}
         return StoredSample(address, self._keys[address.place], members)
 
 
@@ -223,8 +220,7 @@ class ShardReader:
             descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise DataError(
-                f"cannot open {path}: {error.strerror}, expected a shard of the manifest; "
-                "run `mcjepa prep audit`"
+                f"cannot open {path}: {error.strerror}, expected a shard of the manifest; run `mcjepa prep audit`"
             ) from error
         self._files[place] = descriptor
         if len(self._files) > _KEPT_FILES:

@@ -91,7 +91,10 @@ def test_an_engine_is_imported_in_its_adapter_only(package: str) -> None:
 
 
 def test_configurations_import_nothing_heavy() -> None:
-    code = "import sys; import pipeline.cli.recipe; print([m for m in ('torch', 'ray', 'mlflow', 'cv2', 'deepspeed') if m in sys.modules])"
+    code = (
+        "import sys, pipeline.cli.recipe\n"
+        "print([m for m in ('torch', 'ray', 'mlflow', 'cv2', 'deepspeed') if m in sys.modules])"
+    )
     answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
 

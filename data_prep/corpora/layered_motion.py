@@ -27,6 +27,7 @@ DoubleArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 SUPERSAMPLING = 2
+TEXTURED_STD = 6.0
 VOID = 255
 PURE = 0.75  # a pixel with less of its top layer is an edge: void in the class map
 
@@ -96,7 +97,9 @@ def draw_layers(rng: np.random.Generator, photos: Sequence[ByteArray], config: M
     chosen = rng.choice(others, size=count, replace=count > len(others))
     side = 3 * config.size // 2
     middle = ((config.size - 1) / 2, (config.size - 1) / 2)
-    canvas = np.dstack([cut_square(rng, photos[background], side * SUPERSAMPLING), _opaque(side)])
+    canvas = np.dstack(
+        [cut_square(rng, photos[background], side * SUPERSAMPLING, config.texture_candidates), _opaque(side)]
+    )
     motion = _draw_motion(rng, config, middle, config.background_shift_px)
     layers = [Layer(canvas, motion, background, endless=True)]
     for photo in chosen:
@@ -104,7 +107,9 @@ def draw_layers(rng: np.random.Generator, photos: Sequence[ByteArray], config: M
         low, high = 0.15 * config.size, 0.85 * config.size
         centre = (float(rng.uniform(low, high)), float(rng.uniform(low, high)))
         motion = _draw_motion(rng, config, centre, config.max_shift_px)
-        layers.append(Layer(_cut_object(rng, photos[int(photo)], radius), motion, int(photo)))
+        layers.append(
+            Layer(_cut_object(rng, photos[int(photo)], radius, config.texture_candidates), motion, int(photo))
+        )
     return layers
 
 
@@ -187,19 +192,30 @@ def _draw_motion(
     return LayerMotion(centre_px, (speed * np.cos(heading), speed * np.sin(heading)), turn, zoom)
 
 
-def cut_square(rng: np.random.Generator, photo: ByteArray, side: int) -> ByteArray:
-    """A random square of the photo, at most mirrored, resized to (side, side, 3)."""
+def cut_square(rng: np.random.Generator, photo: ByteArray, side: int, candidates: int = 1) -> ByteArray:
+    """The most textured of some random squares of the photo, at most mirrored, resized to (side, side, 3)."""
     height, width = photo.shape[:2]
-    cut = max(8, int(min(height, width) * float(rng.uniform(0.5, 1.0))))
-    y, x = int(rng.integers(height - cut + 1)), int(rng.integers(width - cut + 1))
-    square = photo[y : y + cut, x : x + cut]
+    squares = []
+    for _ in range(candidates):
+        cut = max(8, int(min(height, width) * float(rng.uniform(0.5, 1.0))))
+        y, x = int(rng.integers(height - cut + 1)), int(rng.integers(width - cut + 1))
+        squares.append(photo[y : y + cut, x : x + cut])
+    square = max(squares, key=_texture) if candidates > 1 else squares[0]
+    cut = square.shape[0]
     if rng.random() < 0.5:
         square = square[:, ::-1]
     how = cv2.INTER_AREA if side < cut else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(np.ascontiguousarray(square), (side, side), interpolation=how), np.uint8)
 
 
-def _cut_object(rng: np.random.Generator, photo: ByteArray, radius_px: float) -> ByteArray:
+def _texture(square: ByteArray) -> float:
+    """Share of 8x8 cells of the square, seen at 64x64 px, in which something can be seen to move."""
+    grey = cv2.resize(square, (64, 64), interpolation=cv2.INTER_AREA).mean(2)
+    cells = grey.reshape(8, 8, 8, 8).std((1, 3))
+    return float((cells > TEXTURED_STD).mean())
+
+
+def _cut_object(rng: np.random.Generator, photo: ByteArray, radius_px: float, candidates: int) -> ByteArray:
     """A photo cut to a smooth blob or a polygon of mean radius `radius_px`: RGBA, premultiplied."""
     smooth = rng.random() < 0.7
     corners = 96 if smooth else int(rng.integers(4, 8))
@@ -216,7 +232,7 @@ def _cut_object(rng: np.random.Generator, photo: ByteArray, radius_px: float) ->
     points = side // 2 + radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
     alpha = np.zeros((side, side), np.uint8)
     cv2.fillPoly(alpha, [np.rint(points * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
-    colour = cut_square(rng, photo, side).astype(np.uint16)
+    colour = cut_square(rng, photo, side, candidates).astype(np.uint16)
     premultiplied = ((colour * alpha[:, :, None].astype(np.uint16) + 127) // 255).astype(np.uint8)
     return np.dstack([premultiplied, alpha])
 

@@ -45,9 +45,7 @@ def baseline_method(name: str) -> FlowMethod:
     if name in _DIS_PRESETS:
         preset = _DIS_PRESETS[name]
         return lambda frame0, frame1: _dis(frame0, frame1, preset)
-    raise ValueError(
-        f"no flow baseline named {name!r}; expected one of {list(BASELINES)}; change flow.baselines"
-    )
+    raise ValueError(f"no flow baseline named {name!r}; expected one of {list(BASELINES)}; change flow.baselines")
 
 
 def _grey(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -184,22 +184,16 @@ def _draw_pictures(
     shown = evenly_spaced(range(len(measured)), count)
     others = [index for index in range(len(measured)) if index not in shown]
     # NaN sorts first: an estimate that is not finite is the worst there is.
-    others.sort(
-        key=lambda index: -math.inf if math.isnan(measured[index].epe(MODEL)) else -measured[index].epe(MODEL)
-    )
+    others.sort(key=lambda index: -math.inf if math.isnan(measured[index].epe(MODEL)) else -measured[index].epe(MODEL))
     order = [("", index) for index in shown] + [("worst: ", index) for index in others[:count]]
-    rival = next(
-        (name for name in ("dis-medium", *methods) if name in methods and name not in (MODEL, "zero")), None
-    )
+    rival = next((name for name in ("dis-medium", *methods) if name in methods and name not in (MODEL, "zero")), None)
     return tuple(
         _draw_pair(measured[index], methods, rival, note, out / f"{position:03d}.png")
         for position, (note, index) in enumerate(order)
     )
 
 
-def _draw_pair(
-    item: MeasuredPair, methods: dict[str, FlowMethod], rival: str | None, note: str, path: Path
-) -> Picture:
+def _draw_pair(item: MeasuredPair, methods: dict[str, FlowMethod], rival: str | None, note: str, path: Path) -> Picture:
     frame0, frame1 = item.pair.read_frames()
     truth = item.pair.read_truth()
     panels, columns = _flow_panels(frame0, frame1, truth, methods, rival)

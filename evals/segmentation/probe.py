@@ -92,9 +92,7 @@ def train_head(
     return head
 
 
-def cut_window(
-    image: EncodedImage, strides: Sequence[int], crop_px: int, order: np.random.Generator
-) -> TrainingWindow:
+def cut_window(image: EncodedImage, strides: Sequence[int], crop_px: int, order: np.random.Generator) -> TrainingWindow:
     """A random window of the maps and labels, its corner on a multiple of 64 px, so that all levels are
     aligned.
 
@@ -114,9 +112,7 @@ def cut_window(
     return TrainingWindow(maps, image.labels[top : top + height, left : left + width])
 
 
-def batch_loss(
-    head: LinearHead, windows: Sequence[TrainingWindow], label_stride: int, backward: bool
-) -> float | None:
+def batch_loss(head: LinearHead, windows: Sequence[TrainingWindow], label_stride: int, backward: bool) -> float | None:
     """Mean cross-entropy over all pixels of the batch that are not void; None if there is no such pixel.
 
     Windows of equal size go through the head together; with `backward` their gradients are accumulated.
@@ -130,9 +126,7 @@ def batch_loss(
     groups: dict[tuple[int, int], list[TrainingWindow]] = {}
     for window, labels, count in zip(windows, chosen, counted, strict=True):
         if count:
-            groups.setdefault((labels.shape[0], labels.shape[1]), []).append(
-                TrainingWindow(window.maps, labels)
-            )
+            groups.setdefault((labels.shape[0], labels.shape[1]), []).append(TrainingWindow(window.maps, labels))
     value = 0.0
     for (height, width), members in groups.items():
         maps = [torch.stack(level) for level in zip(*(member.maps for member in members), strict=True)]

@@ -104,9 +104,7 @@ def probe_model(
         images, failed = encode_images(model, items, strides, config.encode_batch, tell)
         if not images:
             reason = failed[0] if failed else "the list is empty"
-            raise DataError(
-                f"{part} images of {data.root}: {reason}; expected readable images; check the folder"
-            )
+            raise DataError(f"{part} images of {data.root}: {reason}; expected readable images; check the folder")
         return images, failed
 
     train_images, train_failed = encode(train, "training")
@@ -116,16 +114,12 @@ def probe_model(
         if step % max(1, config.steps // HEAD_EVENTS) == 0 or step == config.steps:
             on_event(EvalEvent(score=name, phase="head", done=step, total=config.steps))
 
-    head = train_head(
-        standardise(train_images, statistics), strides, len(data.classes), config, seed, tell_step
-    )
+    head = train_head(standardise(train_images, statistics), strides, len(data.classes), config, seed, tell_step)
     val_images, val_failed = encode(val, "validation")
     predictions, by_image = {}, {}
     for image in standardise(val_images, statistics):
         predictions[image.name] = predict_labels(head, image)
-        by_image[image.name] = confusion_matrix(
-            image.labels.numpy(), predictions[image.name], len(data.classes)
-        )
+        by_image[image.name] = confusion_matrix(image.labels.numpy(), predictions[image.name], len(data.classes))
     return ProbedModel(
         confusion=np.sum(list(by_image.values()), axis=0),
         predictions=predictions,
@@ -177,16 +171,14 @@ def _card(subject: Subject, data: ProbeData, config: ProbeConfig, seed: int, res
         frames=len(result.predictions),
         unit="validation images",
         failed=result.failed,
-        resolution=f"{', '.join(sizes)} px, not resized, padded to multiples of 64; scored at the "
-        f"labels' size",
+        resolution=f"{', '.join(sizes)} px, not resized, padded to multiples of 64; scored at the labels' size",
         masks=f"all pixels but void (255); {len(data.classes)} classes: {', '.join(data.classes)}",
         head="frozen features, levels concatenated on the finest grid, standardised with the training "
         "features' mean and deviation, one 1x1 convolution; no augmentation, test on whole images",
         schedule=f"AdamW lr {config.lr:g}, weight decay {config.weight_decay:g}, {config.steps} steps, "
         f"linear warm-up {config.warmup_steps}, poly power {config.poly_power:g}, batch "
         f"{config.batch}, {crop}",
-        aggregation="one confusion matrix over all pixels; mean over the classes that occur in truth or "
-        "prediction, %",
+        aggregation="one confusion matrix over all pixels; mean over the classes that occur in truth or prediction, %",
         seeds=(seed,),
         config=dataclasses.asdict(config),
         weights_digest=subject.digest,
@@ -204,8 +196,7 @@ def _draw_pictures(
     scored = [item for item in data.val if item.name in result.predictions]
     colours = class_colours(len(data.classes)).tolist()
     legend = tuple(
-        (name, "#{:02x}{:02x}{:02x}".format(*colour))
-        for name, colour in zip(data.classes, colours, strict=True)
+        (name, "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in zip(data.classes, colours, strict=True)
     )
     pictures = []
     for position, item in enumerate(evenly_spaced(scored, count)):

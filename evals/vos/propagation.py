@@ -92,8 +92,7 @@ def _label_tile(
 def _within(tile: tuple[slice, slice], reach: tuple[slice, ...], radius: int) -> Tensor:
     """(queries, keys) bool: the key is at most `radius` cells away along both axes."""
     near = [
-        (torch.arange(part.start, part.stop)[:, None] - torch.arange(ends.start, ends.stop)[None]).abs()
-        <= radius
+        (torch.arange(part.start, part.stop)[:, None] - torch.arange(ends.start, ends.stop)[None]).abs() <= radius
         for part, ends in zip(tile, reach, strict=True)
     ]
     both = near[0][:, None, :, None] & near[1][None, :, None, :]

@@ -89,9 +89,7 @@ def score_vos_set(
         on_event(EvalEvent(score=name, phase="sequences", done=index + 1, total=len(chosen)))
     if not rows:
         reason = failed[0] if failed else "no sequence"
-        raise DataError(
-            f"video set {config.set} at {root}: {reason}; expected sequences with masks; check the folder"
-        )
+        raise DataError(f"video set {config.set} at {root}: {reason}; expected sequences with masks; check the folder")
     card = _card(subject, root, config, (frames, len(rows), len(chosen) - len(failed)), sorted(sizes), failed)
     return Score(
         name=name,
@@ -103,9 +101,7 @@ def score_vos_set(
     )
 
 
-def track_video(
-    model: ModelUnderTest, video: MaskedVideo, config: VosConfig, keep_pca: bool = False
-) -> TrackedVideo:
+def track_video(model: ModelUnderTest, video: MaskedVideo, config: VosConfig, keep_pca: bool = False) -> TrackedVideo:
     """Masks of all frames from the first frame's mask.
 
     Raises:
@@ -154,9 +150,7 @@ def encoded_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
     return (long_side, short_side) if size[0] > size[1] else (short_side, long_side)
 
 
-def encode_frame(
-    model: ModelUnderTest, frame: NDArray[np.uint8], size: tuple[int, int], stride: int
-) -> Tensor:
+def encode_frame(model: ModelUnderTest, frame: NDArray[np.uint8], size: tuple[int, int], stride: int) -> Tensor:
     """Features (C, h, w) of one RGB frame at that size (H, W); cells beyond the frame are cut off."""
     if frame.shape[:2] != size:
         resized = cv2.resize(frame, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
@@ -201,11 +195,7 @@ def _card(
     failed: Sequence[str],
 ) -> Card:
     frames, objects, sequences = counts
-    resized = (
-        f"short side {config.short_side} px, long side down to a multiple of 64"
-        if config.short_side
-        else "as is"
-    )
+    resized = f"short side {config.short_side} px, long side down to a multiple of 64" if config.short_side else "as is"
     radius = f"radius {config.radius_cells} cells" if config.radius_cells else "no radius"
     return Card(
         data_set=config.set,
@@ -243,8 +233,7 @@ def _draw_pictures(video: MaskedVideo, tracked: TrackedVideo, out: Path) -> Iter
         frames = [video.read_frame(index) for index in tracked.pca_frames]
         size = frames[0].shape[1::-1]
         colours = [
-            np.asarray(cv2.resize(colour, size, interpolation=cv2.INTER_NEAREST), np.uint8)
-            for colour in tracked.pca
+            np.asarray(cv2.resize(colour, size, interpolation=cv2.INTER_NEAREST), np.uint8) for colour in tracked.pca
         ]
         strip = stacked([side_by_side(frames), side_by_side(colours)])
         yield Picture(

@@ -29,11 +29,10 @@ def smoothness_loss(flow_B2hw: Tensor, image_B3hw: Tensor, edge: float, order: i
     for axis in (-1, -2):
         image_step = image_B3hw.float().diff(dim=axis).abs().mean(1, keepdim=True)
         weight = (-edge * image_step).exp()
-        flow_step = flow.diff(dim=axis)
-        if order == 2:
-            flow_step = flow_step.diff(dim=axis)
-            weight = weight.narrow(axis, 1, weight.shape[axis] - 1)
+        flow_step = flow.diff(dim=axis, n=order)
         if flow_step.numel() == 0:
             continue
+        if order == 2:
+            weight = weight.narrow(axis, 1, weight.shape[axis] - 1)
         total = total + masked_mean(weight * flow_step.abs(), weight.new_ones(weight.shape)) / 2
     return total

@@ -42,8 +42,9 @@ def vicreg_terms(z_ND: Tensor, other_ND: Tensor) -> tuple[Tensor, Tensor, Tensor
     Returns:
         Three scalars, fp32, over the rows of all ranks.
     """
-    z, other = gather_rows(z_ND.float()), gather_rows(other_ND.float())
-    if z.shape[0] < 2:
-        raise ValueError("VICReg got one sample in all, expected at least 2: raise view_batch")
-    variance = variance_part(z) + variance_part(other)
-    return F.mse_loss(z, other), variance, covariance_part(z) + covariance_part(other)
+    with torch.autocast(z_ND.device.type, enabled=False):  # products in bf16 make decorrelated features negative
+        z, other = gather_rows(z_ND.float()), gather_rows(other_ND.float())
+        if z.shape[0] < 2:
+            raise ValueError("VICReg got one sample in all, expected at least 2: raise view_batch")
+        variance = variance_part(z) + variance_part(other)
+        return F.mse_loss(z, other), variance, covariance_part(z) + covariance_part(other)

@@ -15,9 +15,7 @@ from pipeline.augment.geometry import cut_and_resize, draw_between, draw_resized
 from pipeline.stream_config import ViewAugmentConfig
 
 
-def make_views(
-    image: np.ndarray, config: ViewAugmentConfig, rng: random.Random
-) -> tuple[np.ndarray, np.ndarray]:
+def make_views(image: np.ndarray, config: ViewAugmentConfig, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
     """Two independent views of an image.
 
     Args:

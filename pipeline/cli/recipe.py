@@ -61,7 +61,7 @@ def load_recipe(name: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str, 
     content = apply_overrides(read_recipe(path), overrides)
     content.setdefault("name", path.stem)
     content.setdefault("out", f"outputs/{content['name']}")
-    texts: dict[str, str] = {key: str(content[key]) for key in ("name", "out", "data") if key in content}
+    texts: dict[str, str] = {key: str(content[key]) for key in ("name", "out", "data") if content.get(key)}
     for key in ("out", "data"):
         if key in texts:
             texts[key] = substitute(texts[key], {k: v for k, v in texts.items() if k != key})

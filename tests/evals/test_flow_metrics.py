@@ -60,10 +60,7 @@ def test_set_mean_weighs_pixels_and_not_pairs() -> None:
     many = measure_pair(np.zeros((3, 3, 2)), np.zeros((3, 3, 2)), np.ones((3, 3), bool))
     assert summarise(add_sums(one, many))["epe"] == pytest.approx(0.5)
     assert add_sums({}, one) == one
-    assert (
-        add_sums({"all": RegionSums(1, 2.0, 0, 0)}, {"matched": RegionSums(1, 1.0, 0, 0)})["matched"].pixels
-        == 1
-    )
+    assert add_sums({"all": RegionSums(1, 2.0, 0, 0)}, {"matched": RegionSums(1, 1.0, 0, 0)})["matched"].pixels == 1
 
 
 def test_unknown_middlebury_flow_does_not_count() -> None:

@@ -62,9 +62,7 @@ def test_unknown_flow_is_black_and_does_not_set_the_scale() -> None:
     assert flow_scale(np.full((1, 1, 2), np.nan)) == 1.0
 
 
-def test_error_picture_is_grey_where_the_truth_is_unknown_and_bright_where_the_estimate_is_not_finite() -> (
-    None
-):
+def test_error_picture_is_grey_where_the_truth_is_unknown_and_bright_where_the_estimate_is_not_finite() -> None:
     picture = error_picture(np.array([[0.0, np.nan, 9.0]]), np.array([[True, True, False]])).astype(int)
     assert tuple(picture[0, 2]) == (128, 128, 128)
     assert picture[0, 1].sum() > 400 > picture[0, 0].sum()

@@ -40,9 +40,7 @@ STRIDES = (8, 16, 32, 64)
 CONFIG = ProbeConfig(steps=60, warmup_steps=5, lr=0.05, batch=4, crop_px=0, encode_batch=3)
 
 
-def _encoded(
-    seed: int, height: int = 100, width: int = 140, channels: tuple[int, ...] = (3, 4, 5, 6)
-) -> EncodedImage:
+def _encoded(seed: int, height: int = 100, width: int = 140, channels: tuple[int, ...] = (3, 4, 5, 6)) -> EncodedImage:
     generator = torch.Generator().manual_seed(seed)
     padded = (-(-height // 64) * 64, -(-width // 64) * 64)
     maps = tuple(
@@ -152,9 +150,7 @@ def test_head_learns_a_linear_answer_and_repeats_itself_bit_for_bit() -> None:
     right = np.mean([predict_labels(first, image) == image.labels.numpy() for image in normal])
     assert right > 0.85
     second = train_head(normal, STRIDES, 3, config, seed=3)
-    assert all(
-        torch.equal(one, two) for one, two in zip(first.parameters(), second.parameters(), strict=True)
-    )
+    assert all(torch.equal(one, two) for one, two in zip(first.parameters(), second.parameters(), strict=True))
     other = train_head(normal, STRIDES, 3, config, seed=4)
     assert not torch.equal(first.weights[0], other.weights[0])
 
@@ -211,9 +207,7 @@ def test_probe_of_a_set_beats_the_model_that_sees_nothing_and_tells_its_protocol
     assert again.metrics == score.metrics
 
 
-def test_probe_without_readable_images_is_refused(
-    tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
-) -> None:
+def test_probe_without_readable_images_is_refused(tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]) -> None:
     bad = LabelledImage("bad", tmp_path / "no.png", tmp_path / "no.png")
     data = ProbeData(root=tmp_path, train=[bad], val=[bad], classes=("a", "b"))
     with pytest.raises(DataError, match="bad"):

@@ -92,8 +92,7 @@ def test_object_with_distinct_features_is_followed_as_it_moves() -> None:
         mask[3:7, 1 + 2 * step : 5 + 2 * step] = 1
         noise = 0.05 * torch.randn(16, 10, 16, generator=generator)
         frames.append(
-            torch.where(torch.from_numpy(mask).bool(), thing[:, None, None], background[:, None, None])
-            + noise
+            torch.where(torch.from_numpy(mask).bool(), thing[:, None, None], background[:, None, None]) + noise
         )
         masks.append(mask)
     first = one_hot_labels(masks[0], 1, 10, 16)

@@ -22,12 +22,8 @@ def settings(moving_photos: Path) -> EvalConfig:
     root = str(moving_photos)
     return EvalConfig(
         flow=FlowEvalConfig(sets={"moving-photos": root}, max_pairs=3, pictures=1),
-        probe=ProbeConfig(
-            set="moving-photos", root=root, steps=20, warmup_steps=2, lr=0.02, crop_px=0, pictures=1
-        ),
-        vos=VosConfig(
-            set="moving-photos", root=root, short_side=0, radius_cells=4, max_sequences=2, pictures=1
-        ),
+        probe=ProbeConfig(set="moving-photos", root=root, steps=20, warmup_steps=2, lr=0.02, crop_px=0, pictures=1),
+        vos=VosConfig(set="moving-photos", root=root, short_side=0, radius_cells=4, max_sequences=2, pictures=1),
         seed=3,
         device="cpu",
     )
@@ -62,9 +58,7 @@ def test_all_evaluations_of_our_weights_are_written_and_repeat_themselves(
     assert (tmp_path / "a/scores.json").read_bytes() == (tmp_path / "b/scores.json").read_bytes()
 
 
-def test_parts_that_are_not_asked_for_are_not_run(
-    weights_folder: Path, settings: EvalConfig, tmp_path: Path
-) -> None:
+def test_parts_that_are_not_asked_for_are_not_run(weights_folder: Path, settings: EvalConfig, tmp_path: Path) -> None:
     config = dataclasses.replace(settings, flow=None, probe=None)
     assert [score.name for score in run_evaluation(weights_folder, config, tmp_path)] == ["vos/moving-photos"]
 
@@ -79,9 +73,7 @@ def test_threads_are_as_before_afterwards(weights_folder: Path, tmp_path: Path) 
     assert torch.get_num_threads() == before
 
 
-def test_unknown_set_and_missing_folder_are_named(
-    weights_folder: Path, settings: EvalConfig, tmp_path: Path
-) -> None:
+def test_unknown_set_and_missing_folder_are_named(weights_folder: Path, settings: EvalConfig, tmp_path: Path) -> None:
     unknown = EvalConfig(flow=FlowEvalConfig(sets={"sintel": str(tmp_path)}))
     with pytest.raises(DataError, match=r"'sintel'.*sintel-clean"):
         run_evaluation(weights_folder, unknown, tmp_path)
@@ -101,9 +93,7 @@ def test_numbers_that_are_not_finite_are_null_in_json(tmp_path: Path) -> None:
         aggregation="",
         failed=("x: gone",),
     )
-    score = Score(
-        name="flow/s", metrics={"epe": math.nan, "fl_all": 1.0}, card=card, table=({"epe": math.inf},)
-    )
+    score = Score(name="flow/s", metrics={"epe": math.nan, "fl_all": 1.0}, card=card, table=({"epe": math.inf},))
     write_scores([score], tmp_path)
     listed = json.loads((tmp_path / "scores.json").read_text())["scores"][0]
     assert listed["metrics"] == {"epe": None, "fl_all": 1.0}

@@ -19,9 +19,7 @@ from evals.vos.metrics import (
 
 
 def _read_masks(folder: Path) -> np.ndarray:
-    return np.stack([np.array(Image.open(file)) > 0 for file in sorted(folder.glob("*.png"))]).astype(
-        np.uint8
-    )
+    return np.stack([np.array(Image.open(file)) > 0 for file in sorted(folder.glob("*.png"))]).astype(np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -52,9 +50,7 @@ def test_region_similarity_of_hand_made_masks() -> None:
 def test_boundary_lies_on_the_upper_left_side_of_the_change() -> None:
     mask = np.zeros((5, 5), bool)
     mask[2:4, 2:4] = True
-    expected = np.array(
-        [[0, 0, 0, 0, 0], [0, 1, 1, 1, 0], [0, 1, 0, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 0]], bool
-    )
+    expected = np.array([[0, 0, 0, 0, 0], [0, 1, 1, 1, 0], [0, 1, 0, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 0]], bool)
     assert np.array_equal(mask_boundary(mask), expected)
     assert not mask_boundary(np.ones((5, 5), bool)).any()
 
@@ -89,9 +85,7 @@ def test_boundary_accuracy_equals_the_official_code_with_scikit_images_disk() ->
             (edges[1] & near[0]).sum() / edges[1].sum(),
             (edges[0] & near[1]).sum() / edges[0].sum(),
         )
-        assert boundary_accuracy(truth, prediction) == pytest.approx(
-            2 * precision * recall / (precision + recall)
-        )
+        assert boundary_accuracy(truth, prediction) == pytest.approx(2 * precision * recall / (precision + recall))
 
 
 def test_decay_compares_the_first_and_last_of_four_bins_that_share_their_ends() -> None:

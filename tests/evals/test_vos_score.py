@@ -39,9 +39,7 @@ def test_moving_objects_are_followed_where_the_copied_mask_fails(
     tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
 ) -> None:
     video = _write_video(tmp_path / "in", "blocks")
-    score = score_vos_set(
-        Subject(model=foreign_model(), name="m"), tmp_path, [video], CONFIG, tmp_path / "out"
-    )
+    score = score_vos_set(Subject(model=foreign_model(), name="m"), tmp_path, [video], CONFIG, tmp_path / "out")
     assert [(row["object"], row["frames"]) for row in score.table] == [(1, 4), (2, 4)]
     assert score.metrics["j_mean"] > 0.8 > score.metrics["j_mean_copy_first"]
     assert score.metrics["jf"] == pytest.approx((score.metrics["j_mean"] + score.metrics["f_mean"]) / 2)
@@ -55,9 +53,7 @@ def test_copied_mask_has_the_overlap_of_shifted_blocks(
     tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
 ) -> None:
     video = _write_video(tmp_path / "in", "blocks", frames=4)
-    score = score_vos_set(
-        Subject(model=foreign_model(), name="m"), tmp_path, [video], CONFIG, tmp_path / "out"
-    )
+    score = score_vos_set(Subject(model=foreign_model(), name="m"), tmp_path, [video], CONFIG, tmp_path / "out")
     # Blocks of 32 px shifted by 8 and 16 px: 24/40 and 16/48.
     assert score.metrics["j_mean_copy_first"] == pytest.approx((24 / 40 + 16 / 48) / 2)
 

@@ -11,8 +11,10 @@ from torch import Tensor
 from model.config import LossConfig, ModelConfig
 from model.losses.reconstruction import reconstruction_loss
 from model.losses.smoothness import smoothness_loss
-from model.mcjepa import MCJEPA, PAIR_TERMS, TERMS, JointLoss, swap_halves, trust_if_mostly_visible
-from model.warp import warp
+from model.losses.variance_covariance import variance_covariance_loss
+from model.mcjepa import MCJEPA, PAIR_TERMS, TERMS, JointLoss, _pool, swap_halves, trust_if_mostly_visible
+from model.reduction import masked_mean
+from model.warp import upsample_flow, visible, warp
 
 WEIGHTS = {"regression": 1.0, "reconstruction": 2.0, "smoothness": 3.0, "cycle": 0.2, "vc": 5.0, "content": 0.1}
 Batch = tuple[Tensor, Tensor]
@@ -173,6 +175,43 @@ def test_the_flow_direction_of_the_loss_is_that_of_estimate_flow(tiny_config: Mo
     assert joint.meters["visible_share"] == 0  # the directions contradict each other: trusted everywhere
     torch.testing.assert_close(joint.terms["reconstruction"], (right + wrong) / 2, rtol=1e-4, atol=1e-5)
     assert joint.meters["flow_px"].item() == pytest.approx(2.0, rel=1e-4)
+
+
+def test_feature_terms_are_those_of_both_directions_by_their_own_flows(model: MCJEPA) -> None:
+    frames = torch.rand(2, 1, 3, 64, 96)
+    form, strides = model.config.loss, model.encoder.strides
+    with torch.no_grad():
+        a, b = (model.forward_pyramid(frame) for frame in frames)
+        ab, ba = (model.flow_estimator(*ends) for ends in ((a, b), (b, a)))
+    ab, ba = ([upsample_flow(flows[0], (32, 48), 2), *flows] for flows in (ab, ba))  # stride 2 from stride 4
+    masks: list[list[Tensor]] = []
+    for ends in ((ab, ba), (ba, ab)):
+        there, back = (upsample_flow(flows[1], (64, 96), 4) for flows in ends)
+        seen = visible(there, back, form.occlusion_scale, form.occlusion_offset)
+        seen = trust_if_mostly_visible(seen, form.min_visible_share)
+        masks.append([_pool(seen, stride) for stride in strides])
+    regression, cycle = torch.zeros(()), torch.zeros(())
+    for x, y, xy, yx, of_x, of_y in zip(a, b, ab, ba, *masks, strict=True):
+        mask = torch.cat((of_x, of_y))
+        guesses = torch.cat((warp(y, xy), warp(x, yx)))
+        homes = torch.cat((warp(warp(x, yx), xy), warp(warp(y, xy), yx)))
+        regression = regression + masked_mean((torch.cat((x, y)) - guesses).square(), mask)
+        cycle = cycle + masked_mean((torch.cat((x, y)) - homes).square(), mask)
+    terms = model(tuple(frames), None, WEIGHTS).terms
+    assert max((flow - back).abs().max().item() for flow, back in zip(ab, ba, strict=True)) > 0.05
+    torch.testing.assert_close(terms["regression"], regression, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(terms["cycle"], cycle, rtol=1e-4, atol=1e-5)
+
+
+def test_variance_and_covariance_weights_are_named_coarsest_level_first(tiny_config: ModelConfig) -> None:
+    one_level = replace(tiny_config.loss, vc_variance=(1, 0, 0, 0, 0, 0), vc_covariance=(0, 0, 0, 0, 0, 1))
+    model, frames = MCJEPA(replace(tiny_config, loss=one_level)), torch.rand(2, 1, 3, 64, 64)
+    pyramid = model.forward_pyramid(torch.cat(tuple(frames)))
+    terms = model(tuple(frames), None, {"vc": 1.0}).terms
+    variance, _ = variance_covariance_loss([pyramid[-1]], [1.0], [0.0])
+    _, covariance = variance_covariance_loss([pyramid[0]], [0.0], [1.0])
+    torch.testing.assert_close(terms["vc_variance"], variance.detach())
+    torch.testing.assert_close(terms["vc_covariance"], covariance.detach())
 
 
 def test_pixels_that_leave_the_frame_are_left_out(tiny_config: ModelConfig) -> None:

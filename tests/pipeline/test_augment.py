@@ -82,9 +82,7 @@ def test_solarize_grey_and_blur_equal_those_of_pil(photo: np.ndarray) -> None:
     assert colour.solarize(np.array([[[127, 128, 255]]], np.uint8)).tolist() == [[[127, 127, 0]]]
     assert mean_difference(colour.to_grey(photo), image.convert("L").convert("RGB"))[1] <= 1
     for sigma in (0.5, 1.0, 2.0):
-        assert (
-            mean_difference(colour.blur(photo, sigma), image.filter(ImageFilter.GaussianBlur(sigma)))[0] < 1.0
-        )
+        assert mean_difference(colour.blur(photo, sigma), image.filter(ImageFilter.GaussianBlur(sigma)))[0] < 1.0
 
 
 @pytest.mark.parametrize(("height", "width"), [(180, 240), (45, 60), (30, 40)])
@@ -118,9 +116,7 @@ def test_a_crop_that_cannot_fit_is_the_largest_central_one() -> None:
 
 
 def test_scaled_crop_is_unresized_at_factor_one_and_covers_small_images() -> None:
-    assert (lambda b: (b.height, b.width))(
-        draw_scaled_crop(100, 200, (64, 96), (1, 1), random.Random(0))
-    ) == (64, 96)
+    assert (lambda b: (b.height, b.width))(draw_scaled_crop(100, 200, (64, 96), (1, 1), random.Random(0))) == (64, 96)
     small = draw_scaled_crop(48, 100, (96, 96), (1, 1), random.Random(0))
     assert (small.height, small.width) == (48, 48)
     enlarged = draw_scaled_crop(200, 200, (100, 100), (2, 2), random.Random(0))
@@ -143,9 +139,9 @@ def test_views_have_their_size_and_depend_on_the_seed_alone(photo: np.ndarray) -
 def test_views_of_any_image_size(shape: tuple[int, int]) -> None:
     image = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
     for seed in range(20):
-        assert {
-            view.shape for view in make_views(image, ViewAugmentConfig(size=32), seeded_random(seed))
-        } == {(32, 32, 3)}
+        assert {view.shape for view in make_views(image, ViewAugmentConfig(size=32), seeded_random(seed))} == {
+            (32, 32, 3)
+        }
 
 
 def test_blur_and_solarize_strike_the_first_and_second_view_as_often_as_stated() -> None:
@@ -226,12 +222,8 @@ def test_chosen_frames_are_consecutive_spread_over_the_clip_and_swapped_by_half(
         choose_frames(2, PairAugmentConfig(frame_gap=2), seeded_random(0))
 
 
-def test_both_jpeg_decoders_agree_and_refuse_damaged_bytes(
-    photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = cv2.imencode(".jpg", cv2.cvtColor(photo, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[
-        1
-    ].tobytes()
+def test_both_jpeg_decoders_agree_and_refuse_damaged_bytes(photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = cv2.imencode(".jpg", cv2.cvtColor(photo, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
     grey = cv2.imencode(".jpg", photo[..., 0])[1].tobytes()
     decoded = jpeg.decode_jpeg(data)
     assert decoded.shape == photo.shape and np.abs(decoded.astype(int) - photo).mean() < 3

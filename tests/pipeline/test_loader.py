@@ -43,9 +43,7 @@ def test_steps_have_the_stated_shapes_types_and_ranges(small_stream: StreamConfi
 
 
 @pytest.mark.parametrize("swap", [0.0, 1.0])
-def test_a_pair_is_two_consecutive_frames_of_the_sample_its_key_names(
-    small_stream: StreamConfig, swap: float
-) -> None:
+def test_a_pair_is_two_consecutive_frames_of_the_sample_its_key_names(small_stream: StreamConfig, swap: float) -> None:
     pair = PairAugmentConfig(crop=(HEIGHT, WIDTH), flip=0, swap=swap)
     plain = replace(small_stream, view_batch=0, augment=AugmentConfig(pair=pair))
     firsts = set()
@@ -66,9 +64,7 @@ def test_a_pair_is_two_consecutive_frames_of_the_sample_its_key_names(
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose
 @pytest.mark.parametrize("workers", [1, 3])
 def test_steps_are_the_same_for_any_number_of_workers(small_stream: StreamConfig, workers: int) -> None:
-    assert_equal_steps(
-        take(open_loader(replace(small_stream, workers=workers)), 9), take(open_loader(small_stream), 9)
-    )
+    assert_equal_steps(take(open_loader(replace(small_stream, workers=workers)), 9), take(open_loader(small_stream), 9))
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
@@ -130,9 +126,7 @@ def test_counts_and_dataset_ids_are_described(small_stream: StreamConfig, datase
     loader.close()
 
 
-def test_a_repeated_dataset_comes_as_often_as_it_is_repeated(
-    small_stream: StreamConfig, datasets: Path
-) -> None:
+def test_a_repeated_dataset_comes_as_often_as_it_is_repeated(small_stream: StreamConfig, datasets: Path) -> None:
     sources = (
         SourceConfig(location=str(datasets / "clips")),
         SourceConfig(location=str(datasets / "few"), repeat=6),
@@ -145,9 +139,7 @@ def test_a_repeated_dataset_comes_as_often_as_it_is_repeated(
     assert {counts[f"clip{number:05d}"] for number in range(3, 26)} == {1}
 
 
-def test_a_set_smaller_than_the_batch_fills_it_with_different_views(
-    small_stream: StreamConfig, datasets: Path
-) -> None:
+def test_a_set_smaller_than_the_batch_fills_it_with_different_views(small_stream: StreamConfig, datasets: Path) -> None:
     source = SourceConfig(location=str(datasets / "few"))
     batch = take(open_loader(replace(small_stream, pair_batch=0, views=(source,), view_batch=16)), 1)[0]
     assert batch.views and batch.pairs is None
@@ -156,13 +148,9 @@ def test_a_set_smaller_than_the_batch_fills_it_with_different_views(
 
 
 def test_views_of_clips_come_from_all_their_frames(small_stream: StreamConfig, datasets: Path) -> None:
-    plain = ViewAugmentConfig(
-        size=32, jitter=ColourJitterConfig(probability=0), grey=0, blur=(0, 0), solarize=(0, 0)
-    )
+    plain = ViewAugmentConfig(size=32, jitter=ColourJitterConfig(probability=0), grey=0, blur=(0, 0), solarize=(0, 0))
     source = SourceConfig(location=str(datasets / "few"))
-    small = replace(
-        small_stream, pair_batch=0, views=(source,), view_batch=16, augment=AugmentConfig(view=plain)
-    )
+    small = replace(small_stream, pair_batch=0, views=(source,), view_batch=16, augment=AugmentConfig(view=plain))
     places = set()
     for batch in take(open_loader(small), 2):
         assert batch.views
@@ -173,9 +161,7 @@ def test_views_of_clips_come_from_all_their_frames(small_stream: StreamConfig, d
 
 
 def test_cached_frames_change_nothing(small_stream: StreamConfig) -> None:
-    assert_equal_steps(
-        take(open_loader(replace(small_stream, cache_mib=1)), 12), take(open_loader(small_stream), 12)
-    )
+    assert_equal_steps(take(open_loader(replace(small_stream, cache_mib=1)), 12), take(open_loader(small_stream), 12))
 
 
 def test_the_frame_cache_keeps_to_its_cap_and_drops_the_least_recently_used() -> None:

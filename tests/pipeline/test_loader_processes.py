@@ -55,9 +55,7 @@ def test_closing_ends_busy_workers_within_two_seconds(small_stream: StreamConfig
         next(loader)
 
 
-def test_a_worker_that_hangs_in_a_read_is_ended_all_the_same(
-    small_stream: StreamConfig, own_images: Path
-) -> None:
+def test_a_worker_that_hangs_in_a_read_is_ended_all_the_same(small_stream: StreamConfig, own_images: Path) -> None:
     for shard in (own_images / "shards").glob("*.tar"):
         shard.unlink()
         os.mkfifo(shard)  # opening it waits for a writer that never comes

@@ -1,0 +1,141 @@
+"""The training run on real datasets and the real engine: resuming, stopping, bad steps, records."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from small_datasets import publish
+
+from pipeline.checkpoint import complete_checkpoints, newest_weights
+from pipeline.meters import read_records
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of a very small model on small datasets, everything below one folder."""
+    root = tmp_path_factory.mktemp("train")
+    publish(str(root / "datasets" / "clips"), "clip", [10, 9, 7])
+    publish(str(root / "datasets" / "images"), "image", [20, 17])
+    content: dict[str, Any] = {
+        "base": "quickstart",
+        "out": str(root),
+        "model": {
+            "encoder": {"stem_channels": [4, 8], "stage_channels": [8, 8, 8, 8]},
+            "flow": {"widths": [8, 8], "context_widths": [8, 8], "context_dilations": [1, 2], "coarsest_stride": 8},
+            "expander": {"widths": [16, 16]},
+        },
+        "train": {
+            "steps": 4,
+            "log_every": 1,
+            "checkpoint": {"every_steps": 2},
+            "stream": {"pair_batch": 4, "view_batch": 4, "augment": {"pair": {"crop": [32, 32]}, "view": {"size": 32}}},
+        },
+    }
+    path = root / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def run(recipe: Path, name: str, *overrides: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    """Trains in the folder `name` below the recipe's."""
+    folder = recipe.parent / name
+    words = [sys.executable, "-m", "pipeline.cli", "train", "--ranks", str(ranks), str(recipe)]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return subprocess.run(
+        [*words, f"train.run={folder}", f"tracking.uri=sqlite:///{folder}.db", *overrides],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def losses(recipe: Path, name: str) -> dict[int, float]:
+    """Loss of every step."""
+    return {int(r["step"]): r["loss"] for r in read_records(recipe.parent / name / "logs" / "metrics.jsonl")}
+
+
+def test_a_run_stopped_half_way_continues_bit_for_bit_in_the_same_mlflow_run(recipe: Path) -> None:
+    whole = run(recipe, "whole")
+    assert whole.returncode == 0, whole.stderr
+    first = run(recipe, "halves", "train.checkpoint.every_steps=2", "train.max_bad_steps=3")
+    assert first.returncode == 0, first.stderr
+    folder = recipe.parent / "halves"
+    before = json.loads((folder / "run.json").read_text())["run_id"]
+    newest, older = complete_checkpoints(folder)
+    assert (newest.step, older.step) == (4, 2)
+    damaged = next((newest.folder / "engine").glob("*optim*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    second = run(recipe, "halves")
+    assert second.returncode == 0, second.stderr
+    assert "does not count" in second.stderr and "from step 2" in second.stderr
+    assert losses(recipe, "halves") == losses(recipe, "whole")
+    assert json.loads((folder / "run.json").read_text())["run_id"] == before
+    weights = [newest_weights(recipe.parent / name) for name in ("halves", "whole")]
+    assert weights[0] and weights[1]
+    assert (weights[0] / "model.safetensors").read_bytes() == (weights[1] / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_two_ranks_see_the_same_losses_as_one(recipe: Path, stage: int) -> None:
+    one = run(recipe, f"one-{stage}", f"train.engine.zero_stage={stage}")
+    two = run(recipe, f"two-{stage}", f"train.engine.zero_stage={stage}", ranks=2)
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
+    found, expected = losses(recipe, f"two-{stage}"), losses(recipe, f"one-{stage}")
+    assert set(found) == set(expected) == {1, 2, 3, 4}
+    assert all(found[step] == pytest.approx(expected[step], rel=1e-4) for step in expected)
+
+
+def test_zero_3_in_bf16_trains_and_writes_whole_weights(recipe: Path) -> None:
+    done = run(recipe, "zero3", "train.engine.zero_stage=3", "train.engine.precision=bf16", ranks=2)
+    assert done.returncode == 0, done.stderr
+    from model import pretrained
+
+    weights = newest_weights(recipe.parent / "zero3")
+    assert weights is not None
+    assert all(bool(p.isfinite().all()) and p.numel() > 0 for p in pretrained.load(weights).parameters())
+
+
+def test_steps_that_are_not_finite_are_written_down_and_end_the_run(recipe: Path) -> None:
+    done = run(recipe, "bad", "train.terms.reconstruction.weight=1.0e+39", "train.max_bad_steps=2")
+    assert done.returncode == 3, done.stderr
+    assert "in a row had a non-finite loss" in done.stderr and "Traceback" not in done.stderr
+    records = sorted((recipe.parent / "bad" / "bad_steps").glob("*.json"))
+    assert len(records) == 2
+    assert len(json.loads(records[0].read_text())["samples"]["pairs"]) == 4
+
+
+def test_other_datasets_and_other_ranks_are_refused_on_resuming(recipe: Path) -> None:
+    assert run(recipe, "resume", "train.steps=2").returncode == 0
+    other = run(
+        recipe, "resume", "train.stream.views=[{location: '" + str(recipe.parent / "datasets" / "clips") + "'}]"
+    )
+    assert other.returncode == 2 and "resume refused: dataset_ids" in other.stderr
+    ranks = run(recipe, "resume", ranks=2)
+    assert ranks.returncode == 2 and "resume refused: 2 ranks" in ranks.stderr
+
+
+def test_a_world_that_does_not_fit_the_lanes_is_refused(recipe: Path) -> None:
+    done = run(recipe, "lanes", ranks=3)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_is_one_line(recipe: Path) -> None:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        environment["MASTER_PORT"] = str(listener.getsockname()[1])
+        words = [sys.executable, "-m", "pipeline.cli", "train", str(recipe), f"train.run={recipe.parent / 'port'}"]
+        done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "is in use" in done.stderr and "Traceback" not in done.stderr
