@@ -147,7 +147,8 @@ class FlowEstimator(nn.Module):
             pyramid_b: the same of `b`.
 
         Returns:
-            The flow at every decoded level (strides `finest_stride` to `coarsest_stride`), finest first, (B, 2, h, w) fp32, in cells of that level.
+            The flow at every decoded level (strides `finest_stride` to `coarsest_stride`), finest first, each
+            (B, 2, h, w) fp32, in cells of that level.
         """
         flows: list[Tensor] = []
         for level in reversed(range(self.first, self.last + 1)):

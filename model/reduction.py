@@ -6,6 +6,7 @@ copies of L, so averaging parameter gradients over ranks (as data-parallel engin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -64,16 +65,24 @@ def gather_rows(x_ND: Tensor) -> Tensor:
     return out
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` where `mask` is 1, over all elements of all ranks; 0 where no element is.
+def masked_means(values: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
+    """Mean of each map where its mask is 1, over all elements of all ranks; 0 where no element is.
+
+    One sum over ranks serves all of them: many small collectives cost more than a step's mathematics.
 
     Args:
-        values: (B, C, h, w).
-        mask: (B, 1, h, w), float in [0, 1], without gradient.
+        values: K maps (B, C, h, w) of any sizes.
+        masks: K masks (B, 1, h, w), float in [0, 1], without gradient.
 
     Returns:
-        Scalar.
+        K means, shape (K,), fp32.
     """
-    total = global_sum((values * mask).sum())
-    count = global_sum(mask.sum()) * values.shape[1]
-    return total / count.clamp_min(1.0)
+    totals = torch.stack([(x * mask).sum() for x, mask in zip(values, masks, strict=True)])
+    counts = torch.stack([mask.sum() * x.shape[1] for x, mask in zip(values, masks, strict=True)])
+    totals, counts = global_sum(torch.stack((totals, counts)))
+    return totals / counts.clamp_min(1.0)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """`masked_means` of one map: scalar."""
+    return masked_means([values], [mask])[0]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from model.reduction import masked_mean
+from model.reduction import masked_means
 
 
 def regression_loss(maps: Sequence[Tensor], predicted: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
@@ -23,11 +23,5 @@ def regression_loss(maps: Sequence[Tensor], predicted: Sequence[Tensor], masks: 
     Returns:
         Scalar, fp32.
     """
-    terms = [
-        masked_mean((true.float() - guess.float()).square(), mask)
-        for true, guess, mask in zip(maps, predicted, masks, strict=True)
-    ]
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
+    errors = [(true.float() - guess.float()).square() for true, guess in zip(maps, predicted, strict=True)]
+    return masked_means(errors, masks).sum()

@@ -7,9 +7,10 @@ with the flow divided by min(h, w), the scale at which the default weight of 75 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from model.reduction import masked_mean
+from model.reduction import masked_means
 
 
 def smoothness_loss(flow_B2hw: Tensor, image_B3hw: Tensor, edge: float, order: int) -> Tensor:
@@ -25,7 +26,7 @@ def smoothness_loss(flow_B2hw: Tensor, image_B3hw: Tensor, edge: float, order: i
         Scalar, fp32; 0 for constant flow, and for order 2 for any affine flow.
     """
     flow = flow_B2hw.float() / min(flow_B2hw.shape[-2:])
-    total = flow.new_zeros(())
+    steps = []
     for axis in (-1, -2):
         image_step = image_B3hw.float().diff(dim=axis).abs().mean(1, keepdim=True)
         weight = (-edge * image_step).exp()
@@ -34,5 +35,7 @@ def smoothness_loss(flow_B2hw: Tensor, image_B3hw: Tensor, edge: float, order: i
             continue
         if order == 2:
             weight = weight.narrow(axis, 1, weight.shape[axis] - 1)
-        total = total + masked_mean(weight * flow_step.abs(), weight.new_ones(weight.shape)) / 2
-    return total
+        steps.append(weight * flow_step.abs())
+    if not steps:
+        return flow.sum() * 0.0
+    return masked_means(steps, [torch.ones_like(step[:, :1]) for step in steps]).sum() / 2

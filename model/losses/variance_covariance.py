@@ -16,13 +16,17 @@ from torch import Tensor
 from model.reduction import global_sum, world_size
 
 
-def channel_covariance(map_BChw: Tensor) -> Tensor:
-    """Unbiased covariance (C, C) of a map's channel vectors over all positions of all ranks, fp32."""
-    samples = map_BChw.float().permute(1, 0, 2, 3).flatten(1)
-    count = samples.shape[1] * world_size()
-    mean = global_sum(samples.sum(1)) / count
-    centred = samples - mean.unsqueeze(1)
-    return global_sum(centred @ centred.T) / max(count - 1, 1)
+def channel_covariances(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Unbiased covariance (C, C) of each map's channel vectors over all positions of all ranks, fp32.
+
+    Two sums over ranks serve all maps: one of the channels' sums, one of the centred products.
+    """
+    samples = [x.float().permute(1, 0, 2, 3).flatten(1) for x in maps]
+    counts = [x.shape[1] * world_size() for x in samples]
+    sums = global_sum(torch.cat([x.sum(1) for x in samples])).split([len(x) for x in samples])
+    centred = [x - (total / n).unsqueeze(1) for x, total, n in zip(samples, sums, counts, strict=True)]
+    products = global_sum(torch.cat([(x @ x.T).flatten() for x in centred])).split([len(x) ** 2 for x in centred])
+    return [p.view(len(x), len(x)) / max(n - 1, 1) for p, x, n in zip(products, centred, counts, strict=True)]
 
 
 def variance_covariance_loss(
@@ -40,12 +44,13 @@ def variance_covariance_loss(
     """
     variance_part = maps[0].new_zeros((), dtype=torch.float32)
     covariance_part = torch.zeros_like(variance_part)
-    for x, v, c in zip(maps, variance_weights, covariance_weights, strict=True):
-        if v == 0 and c == 0:
-            continue
-        covariance = channel_covariance(x)
+    used = [item for item in zip(maps, variance_weights, covariance_weights, strict=True) if item[1] or item[2]]
+    if not used:
+        return variance_part, covariance_part
+    covariances = channel_covariances([x for x, _, _ in used])
+    for covariance, (_, v, c) in zip(covariances, used, strict=True):
         diagonal = covariance.diagonal()
         variance_part = variance_part + v * torch.relu(1 - torch.sqrt(diagonal + 1e-4)).mean()
         off_diagonal = covariance.square().sum() - diagonal.square().sum()
-        covariance_part = covariance_part + c * off_diagonal / x.shape[1]
+        covariance_part = covariance_part + c * off_diagonal / len(diagonal)
     return variance_part, covariance_part

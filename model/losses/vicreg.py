@@ -43,7 +43,7 @@ def vicreg_terms(z_ND: Tensor, other_ND: Tensor) -> tuple[Tensor, Tensor, Tensor
         Three scalars, fp32, over the rows of all ranks.
     """
     with torch.autocast(z_ND.device.type, enabled=False):  # products in bf16 make decorrelated features negative
-        z, other = gather_rows(z_ND.float()), gather_rows(other_ND.float())
+        z, other = gather_rows(torch.cat((z_ND.float(), other_ND.float()), dim=1)).chunk(2, dim=1)
         if z.shape[0] < 2:
             raise ValueError("VICReg got one sample in all, expected at least 2: raise view_batch")
         variance = variance_part(z) + variance_part(other)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.losses.variance_covariance import channel_covariance, variance_covariance_loss
+from model.losses.variance_covariance import channel_covariances, variance_covariance_loss
 
 
 def test_covariance_equals_torch_cov_over_positions() -> None:
     x = 3 + torch.randn(2, 5, 4, 6)
     expected = torch.cov(x.permute(1, 0, 2, 3).flatten(1))
-    torch.testing.assert_close(channel_covariance(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(channel_covariances([x])[0], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_two_channels_by_hand() -> None:
