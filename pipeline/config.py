@@ -74,17 +74,20 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise UsageError(f"recipe {path} holds {type(content).__name__}, expected a mapping of keys")
     base = content.pop("base", None)
     if base is None:
-        return content
+        return merge({}, content)
     beside = path.parent / str(base)
     parent = beside if beside.is_file() else find_recipe(str(base))
     return merge(_read_with_bases(parent, (*seen, path.resolve())), content)
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` over `below`: mappings are merged key by key, anything else is replaced."""
+    """`above` over `below`: mappings are merged key by key, anything else is replaced; so is a mapping under `key!`."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
+        if isinstance(key, str) and key.endswith("!"):
+            merged[key[:-1]] = value
+            continue
         merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
 

@@ -37,6 +37,11 @@ def test_a_recipe_is_laid_over_its_base(tmp_path: Path) -> None:
     assert read_recipe(path)["train"] == {"run": "r", "steps": 7, "seed": 3}
 
 
+def test_a_key_with_an_exclamation_mark_replaces_instead_of_merging() -> None:
+    below = {"sets": {"a": 1}, "more": {"a": 1}}
+    assert merge(below, {"sets!": {"b": 2}, "more": {"b": 2}}) == {"sets": {"b": 2}, "more": {"a": 1, "b": 2}}
+
+
 def test_bases_that_go_in_a_circle_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.yaml", "base: b.yaml\n")
     path = write(tmp_path / "b.yaml", "base: a.yaml\n")
