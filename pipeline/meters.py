@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 
@@ -45,21 +44,6 @@ class Meters:
         means["data_wait_share"] = self._waited_s / spent
         self.__init__()  # type: ignore[misc]
         return means
-
-
-def effective_rank(samples_ND: Tensor) -> float:
-    """exp of the entropy of the normalised singular values of centred samples (Roy and Vetterli 2007).
-
-    Args:
-        samples_ND: (N, D).
-
-    Returns:
-        Between 1 (all samples on a line) and min(N - 1, D).
-    """
-    centred = samples_ND.float() - samples_ND.float().mean(0)
-    values = torch.linalg.svdvals(centred)
-    share = values / values.sum().clamp_min(1e-12)
-    return float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum()))
 
 
 def append_record(path: Path, step: int, values: Mapping[str, float]) -> None:

@@ -81,9 +81,7 @@ def train(
         How it ended, on every rank.
 
     Raises:
-        UsageError: the settings do not fit the datasets, the ranks or the run in the folder.
-        DataError: a dataset is absent or damaged.
-        RunError: too many bad steps in a row.
+        UsageError, DataError, RunError: settings that do not fit, unusable datasets, too many bad steps in a row.
     """
     world = start_world(config.engine)
     with contextlib.ExitStack() as stack:

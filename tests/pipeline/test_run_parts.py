@@ -17,7 +17,7 @@ from model.mcjepa import MCJEPA
 from pipeline.engine import World, engine_options, parameter_groups
 from pipeline.errors import RunError
 from pipeline.guards import BadStepGuard, StopRequest
-from pipeline.meters import Meters, append_record, effective_rank, read_records
+from pipeline.meters import Meters, append_record, read_records
 from pipeline.schedule import rate_factor
 from pipeline.train_config import OptimizerConfig, TermConfig, TermsConfig, TrainConfig
 
@@ -86,12 +86,6 @@ def test_records_read_back_the_last_of_a_step_and_skip_a_torn_line(tmp_path: Pat
     with path.open("a") as file:
         file.write('{"step": 6, "lo')
     assert [(r["step"], r["loss"]) for r in read_records(path)] == [(2, 3.0), (4, 2.0)]
-
-
-def test_effective_rank_of_a_line_is_one_and_of_a_cube_its_dimension() -> None:
-    line = torch.outer(torch.linspace(-1, 1, 50), torch.ones(4))
-    assert effective_rank(line) == pytest.approx(1.0, abs=1e-3)
-    assert effective_rank(torch.cat((torch.eye(4), -torch.eye(4)))) == pytest.approx(4.0, abs=1e-3)
 
 
 def test_bad_steps_are_recorded_and_counted_in_a_row_only(tmp_path: Path) -> None:
