@@ -84,11 +84,10 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """`above` over `below`: mappings are merged key by key, anything else is replaced; so is a mapping under `key!`."""
     merged = dict(below)
     for key, value in above.items():
-        old = merged.get(key)
-        if isinstance(key, str) and key.endswith("!"):
-            merged[key[:-1]] = value
-            continue
-        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        replaces = isinstance(key, str) and key.endswith("!")
+        name = key[:-1] if replaces else key
+        old = {} if replaces or not isinstance(merged.get(name), dict) else merged[name]
+        merged[name] = merge(old, value) if isinstance(value, dict) else value
     return merged
 
 

@@ -40,6 +40,7 @@ def test_a_recipe_is_laid_over_its_base(tmp_path: Path) -> None:
 def test_a_key_with_an_exclamation_mark_replaces_instead_of_merging() -> None:
     below = {"sets": {"a": 1}, "more": {"a": 1}}
     assert merge(below, {"sets!": {"b": 2}, "more": {"b": 2}}) == {"sets": {"b": 2}, "more": {"a": 1, "b": 2}}
+    assert merge({}, {"eval": {"sets!": {"b": 2}}}) == {"eval": {"sets": {"b": 2}}}
 
 
 def test_bases_that_go_in_a_circle_are_refused(tmp_path: Path) -> None:
