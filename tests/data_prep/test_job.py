@@ -22,6 +22,7 @@ from data_prep.errors import DataError
 from data_prep.job import PrepReport, ProgressEvent, plan_prep, run_prep
 from data_prep.manifest import read_manifest
 from data_prep.ray_job import running_ray
+from tests.processes import wait_until_ended
 
 
 def recipe(root: Path, videos: Path, images: Path, **changes: object) -> PrepConfig:
@@ -173,8 +174,7 @@ def test_ctrl_c_leaves_no_process_and_a_rerun_completes(videos, images, tmp_path
     job.send_signal(signal.SIGINT)
     job.wait(30)
     assert job.returncode != 0
-    _, alive = psutil.wait_procs(family, timeout=max(0.1, 5 - (time.monotonic() - started)))
-    assert not alive, [p.cmdline() for p in alive]
+    assert wait_until_ended(family, within_s=max(0.1, 10 - (time.monotonic() - started))) == []
     (videos / "zz-hang.mp4").unlink()
     (videos / "zz-hang.mp4").write_bytes(b"")  # the same name and size: the plan is the same
     report = run_prep(recipe(tmp_path, videos, images))

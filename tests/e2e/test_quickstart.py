@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from data_prep.corpora.samples import packaged_photos, packaged_videos
+from tests.processes import wait_until_ended
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -164,8 +165,7 @@ def test_an_interrupted_run_leaves_no_process_and_a_rerun_names_bad_inputs(tmp_p
     child.send_signal(signal.SIGINT)
     assert child.wait(timeout=20) == 130
     assert time.monotonic() - asked < 10
-    _, alive = psutil.wait_procs(family, timeout=2)
-    assert alive == []
+    assert wait_until_ended(family, within_s=2) == []
 
     done = _run(*words)
     assert done.returncode == 4, done.stderr
