@@ -9,32 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-SampleKind = Literal["clip", "image"]
-DecoderName = Literal["decord", "pyav"]
+from data_prep.filter_config import CorpusConfig, FiltersConfig, require
 
-
-def require(condition: bool, found: str, expected: str) -> None:
-    """Raise ValueError with the two parts of a range error unless `condition` holds."""
-    if not condition:
-        raise ValueError(f"{found}; expected {expected}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorpusConfig:
-    """One corpus of a dataset: a reader's name and where its files lie."""
-
-    reader: str
-    """Key of `data_prep.corpora.INPUT_READERS`, e.g. `videos`, `images`, `davis`, `camvid`."""
-    path: str = ""
-    """Root folder of the corpus; unused by the `packaged-*` readers. Ours."""
-    split: str = ""
-    """Part of the corpus (`train`, `val`, a list's name); empty: everything the reader knows. Ours."""
-    repeat: int = 1
-    """How many times its inputs are listed in the dataset (paper: sets are repeated to balance them)."""
-
-    def __post_init__(self) -> None:
-        """Refuse a repetition below one."""
-        require(self.repeat >= 1, f"corpus repeat={self.repeat}", "at least 1")
+SampleKind = Literal["clip", "image", "flow"]
+DecoderName = Literal["decord", "pyav", "torchcodec"]
+EncodingName = Literal["jpeg", "webp", "png"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +21,8 @@ class DatasetConfig:
     """How corpora become the shards of one dataset."""
 
     kind: SampleKind
-    """`clip`: some consecutive frames of a video or a frame sequence; `image`: one image or video frame."""
+    """`clip`: some consecutive frames of a video or a frame sequence; `image`: one image or video frame;
+    `flow`: the two frames of a pair with its true flow, unscaled and lossless."""
     corpora: tuple[CorpusConfig, ...]
     """Raw material, in order."""
     short_side: int = 256
@@ -53,12 +33,18 @@ class DatasetConfig:
     """Distance between the frames of a clip, in frames of the video. Paper: consecutive frames."""
     clip_stride: int = 2
     """Distance between the starts of consecutive clips, in frames (for images: between frames). Ours."""
+    rate_hz: float = 0.0
+    """Frames a second that are taken from a video, each the one shown at its time; 0: every frame. Ours."""
     max_samples_per_input: int = 0
     """Most samples cut from one input, spread evenly over it; 0: no limit. Ours."""
     min_size: int = 32
     """Inputs whose short side is below this, px, are filtered. Ours."""
+    max_megapixels: float = 64.0
+    """Inputs whose frames have more pixels, 10^6, are refused before anything is decoded. Ours."""
+    encoding: EncodingName = "jpeg"
+    """Format of stored frames: JPEG (4:2:0 chroma), WebP, or lossless PNG. Ours."""
     quality: int = 95
-    """JPEG quality, 1-100, 4:2:0 chroma. Ours."""
+    """Quality of JPEG and WebP, 1-100. Ours."""
     inputs_per_shard: int = 8
     """Consecutive inputs whose samples make one shard. Ours."""
     decoder: DecoderName = "decord"
@@ -67,6 +53,8 @@ class DatasetConfig:
     """Longest silence of the decoder on one input, s; then it is killed, the input quarantined. Ours."""
     memory_cap_mib: int = 4096
     """Memory the decoder's process may add to its start, MiB; beyond it the input is quarantined. Ours."""
+    filters: FiltersConfig = field(default_factory=FiltersConfig)
+    """What is scored, and what is dropped for its scores."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -78,12 +66,14 @@ class DatasetConfig:
         cap = self.max_samples_per_input
         require(cap >= 0, f"max_samples_per_input={cap}", "0 or more")
         require(self.timeout_s > 0, f"timeout_s={self.timeout_s}", "a positive number of seconds")
+        require(self.rate_hz >= 0, f"rate_hz={self.rate_hz}", "0 or a number of frames a second")
+        require(self.max_megapixels > 0, f"max_megapixels={self.max_megapixels}", "a positive number")
         require(self.memory_cap_mib >= 64, f"memory_cap_mib={self.memory_cap_mib}", "at least 64 MiB")
 
     @property
     def frames_per_sample(self) -> int:
-        """Frames stored a sample: 1 for images, `frames` for clips."""
-        return 1 if self.kind == "image" else self.frames
+        """Frames stored a sample: 1 for images, 2 for flow, `frames` for clips."""
+        return {"image": 1, "flow": 2}.get(self.kind, self.frames)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +158,8 @@ class PrepConfig:
     workers: int = 0
     """Processes that decode; 0: one a core. Ours."""
     ray_address: str = ""
-    """Address of a running Ray cluster; empty: a Ray of our own on this machine, ended with the job."""
+    """Address of a running Ray cluster; empty: that of RAY_ADDRESS (a submitted Ray job has it), else a Ray of our
+    own on this machine, ended with the job."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -22,7 +22,7 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
-InputKind = Literal["video", "image", "frames"]
+InputKind = Literal["video", "image", "frames", "pair"]
 FlowFormat = Literal["flo", "kitti-png", "pfm"]
 
 VOID = 255
@@ -35,14 +35,24 @@ class Input:
     name: str
     """Name below the corpus's root, with '/' between parts; the same wherever the corpus lies."""
     uri: str
-    """Path of the file or, for frames, of the folder."""
+    """Path or s3:// location of the file; of the folder for frames and pairs; of the tar for a member of one."""
     kind: InputKind
     members: tuple[str, ...] = ()
-    """Frames in order, as file names below `uri`; empty for videos and images."""
+    """Frames in order, or the files of a pair, as names below `uri`; empty for videos and images."""
+    roles: tuple[str, ...] = ()
+    """Pairs: what each member is, by the names of FlowPair's fields (`frame0`, `frame1`, `flow`, `valid`, …)."""
+    span: tuple[int, int] | None = None
+    """Members of a tar: offset and length of the content inside `uri`, bytes."""
+    bytes: int = -1
+    """Size of all its files where listing told it, else -1."""
+    label: str = ""
+    """Class by the corpus's folders; empty where it has none or none is wanted."""
+    refusal: str = ""
+    """Why it cannot be read, where listing showed it (a link into itself): it is quarantined for that."""
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Paths of all its files, in order."""
+        """Locations of all its files, in order."""
         return tuple(f"{self.uri}/{m}" for m in self.members) if self.members else (self.uri,)
 
 
