@@ -74,7 +74,7 @@ def _shard_problems(store: Store, manifest: DatasetManifest, entry: ShardEntry) 
     sidecar = read_sidecar(store, entry.name)
     if (sidecar.sha256, sidecar.bytes, len(sidecar.samples)) != (entry.sha256, entry.bytes, entry.samples):
         yield "sidecar and manifest disagree on digest, size or number of samples"
-    if sidecar.plan_digest != manifest.plan_digest:
+    if sidecar.plan_digest not in (manifest.plan_digest, *manifest.requeue_digests):
         yield "sidecar is of another plan"
     size = store.size(shard_key(entry.name))
     if size != entry.bytes:
@@ -109,9 +109,11 @@ def _input_problems(store: Store, manifest: DatasetManifest) -> Iterator[str]:
     counts = dict.fromkeys(OUTCOMES, 0)
     samples: dict[str, int] = {}
     digest = InputsDigest()
+    dropped = 0
     try:
-        for record in read_inputs(store):
+        for record in read_inputs(store, manifest.revision):
             counts[record.outcome] += 1
+            dropped += record.dropped
             samples[record.shard] = samples.get(record.shard, 0) + record.samples
             digest.add(record)
     except DataError as error:
@@ -122,6 +124,8 @@ def _input_problems(store: Store, manifest: DatasetManifest) -> Iterator[str]:
         yield f"inputs: outcomes {counts} are not those of the manifest"
     if sum(counts.values()) != totals.inputs:
         yield f"inputs: {sum(counts.values())} lines, the manifest counts {totals.inputs}"
+    if dropped != totals.dropped:
+        yield f"inputs: {dropped} samples dropped, the manifest counts {totals.dropped}"
     if digest.hexdigest() != manifest.inputs_digest:
         yield "inputs: names and digests are not those the manifest was published with"
     listed = {entry.name: entry.samples for entry in manifest.shards}

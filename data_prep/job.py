@@ -11,19 +11,23 @@ from typing import Literal
 from data_prep.config import DatasetConfig, MovingPhotosConfig, PrepConfig
 from data_prep.corpora.moving_photos import generate
 from data_prep.corpora.moving_photos_index import MovingPhotosIndex
+from data_prep.leakage_index import list_guarded, make_leakage_index
+from data_prep.lease import Progress, Writer, sole_writer
 from data_prep.listing import list_inputs
 from data_prep.manifest import MANIFEST_NAME, DatasetManifest, Totals, read_manifest
-from data_prep.plan import PlanSummary, split_into_shards
-from data_prep.plan_files import PLAN_NAME, begin_plan, read_plan, require_same_plan, summarise_plan
+from data_prep.plan import PlannedInput, PlanSummary, split_into_shards
+from data_prep.plan_files import begin_plan, read_plan_inputs, require_same_plan
 from data_prep.publish import publish_dataset
 from data_prep.quarantine import InputRecord, Outcome, read_inputs
-from data_prep.ray_job import count_workers, make_shards, running_ray
-from data_prep.shard_maker import ShardResult
-from data_prep.storage import absolute_location, join_location, open_store
+from data_prep.ray_job import cluster_address, count_workers, run_tasks, running_ray
+from data_prep.shard_maker import ShardResult, ShardWork
+from data_prep.shard_tasks import make_shard
+from data_prep.storage import Store, absolute_location, join_location, open_store
 
 MOST_LISTED = 1000
+INPUTS_BETWEEN_EVENTS = 20_000
 
-Stage = Literal["generate", "plan", "start", "shards", "publish"]
+Stage = Literal["generate", "plan", "start", "leakage", "shards", "duplicates", "publish"]
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,24 @@ class PrepReport:
         return sum(d.totals.quarantined for d in self.datasets)
 
 
-@dataclass(frozen=True)
-class DatasetPlan:
-    """What a run would do for one dataset."""
+@dataclass
+class _Dataset:
+    """One dataset on its way."""
 
     name: str
-    location: str
-    summary: PlanSummary
-    state: Literal["new", "begun", "published", "other plan"]
+    config: DatasetConfig
+    store: Store
+    plan: PlanSummary
+    writer: Writer | None
+    """None: it is published already."""
+    tell: OnEvent
+
+    def event(self, stage: Stage, done: int, total: int, samples: int = 0, size: int = 0) -> None:
+        """Tell the caller and, by the lease, everybody else; stop when the lease is lost."""
+        if self.writer:
+            self.writer.check()
+            self.writer.progress = Progress(stage, done, total, samples, size)
+        self.tell(ProgressEvent(stage, self.name, done, total, samples, size))
 
 
 def run_prep(config: PrepConfig, *, on_event: OnEvent | None = None) -> PrepReport:
@@ -87,32 +101,24 @@ def run_prep(config: PrepConfig, *, on_event: OnEvent | None = None) -> PrepRepo
         on_event: Called in this process with every ProgressEvent.
 
     Raises:
-        DataError: inputs that are absent, empty or all unusable, a full disk, or another plan than before.
+        DataError: inputs that are absent, empty or all unusable, a full disk, another plan than before, or
+            another writer at work.
     """
     tell = on_event or (lambda event: None)
     index = _generate(config.moving_photos, config.workers, tell) if config.moving_photos else None
-    plans = [_plan(name, dataset, config.root, tell) for name, dataset in config.datasets.items()]
-    reports = []
+    address = cluster_address(config.ray_address)
     with contextlib.ExitStack() as stack:
+        datasets = [_begin(name, c, config.root, tell, stack) for name, c in config.datasets.items()]
         workers = 0
-        for plan in plans:
-            if plan.state != "published" and not workers:
-                workers = count_workers(config.workers, "") if not config.ray_address else 0
-                tell(ProgressEvent("start", plan.name, 0, 1))  # a private Ray takes some seconds
-                stack.enter_context(running_ray(config.ray_address, workers))
-                workers = workers or count_workers(config.workers, config.ray_address)
-            reports.append(_finish(plan, config.datasets[plan.name], workers, tell))
+        reports = []
+        for dataset in datasets:
+            if dataset.writer and not workers:
+                workers = count_workers(config.workers, "") if not address else 0
+                dataset.event("start", 0, 1)  # a private Ray takes some seconds
+                stack.enter_context(running_ray(address, workers))
+                workers = workers or count_workers(config.workers, address)
+            reports.append(_finish(dataset, workers))
     return PrepReport(tuple(reports), index)
-
-
-def plan_prep(config: PrepConfig) -> tuple[DatasetPlan, ...]:
-    """What `run_prep` would do; nothing is written, generated folders must be there."""
-    plans = []
-    for name, dataset in config.datasets.items():
-        location = absolute_location(join_location(config.root, name))
-        summary = summarise_plan(dataset, list_inputs(dataset))
-        plans.append(DatasetPlan(name, location, summary, _state(location, summary)))
-    return tuple(plans)
 
 
 def _generate(config: MovingPhotosConfig, workers: int, tell: OnEvent) -> MovingPhotosIndex:
@@ -122,77 +128,110 @@ def _generate(config: MovingPhotosConfig, workers: int, tell: OnEvent) -> Moving
     return generate(config, workers=workers, on_progress=on_progress)
 
 
-def _plan(name: str, config: DatasetConfig, root: str, tell: OnEvent) -> DatasetPlan:
+def _begin(name: str, config: DatasetConfig, root: str, tell: OnEvent, stack: contextlib.ExitStack) -> _Dataset:
     """List the inputs, and write the plan or check that it is the one there."""
-    location = absolute_location(join_location(root, name))
-    store = open_store(location)
+    store = open_store(absolute_location(join_location(root, name)))
     tell(ProgressEvent("plan", name, 0, 1))
-    summary = begin_plan(store, config, list_inputs(config))
-    require_same_plan(store, summary, list_inputs(config))
+    published = store.exists(MANIFEST_NAME)
+    writer = None if published else stack.enter_context(sole_writer(store))
+    plan = begin_plan(store, config, _told(name, list_inputs(config), tell), guarded=list_guarded(config))
+    require_same_plan(store, plan, list_inputs(config))
     tell(ProgressEvent("plan", name, 1, 1))
-    return DatasetPlan(name, location, summary, "published" if store.exists(MANIFEST_NAME) else "begun")
+    return _Dataset(name, config, store, plan, writer, tell)
 
 
-def _state(location: str, summary: PlanSummary) -> Literal["new", "begun", "published", "other plan"]:
-    store = open_store(location)
-    if not store.exists(PLAN_NAME):
-        return "new"
-    if read_plan(store).plan_digest != summary.plan_digest:
-        return "other plan"
-    return "published" if store.exists(MANIFEST_NAME) else "begun"
+def _told(name: str, inputs: Iterator[PlannedInput], tell: OnEvent) -> Iterator[PlannedInput]:
+    """The same inputs; how many there are so far is told now and then."""
+    for number, planned in enumerate(inputs, 1):
+        if number % INPUTS_BETWEEN_EVENTS == 0:
+            tell(ProgressEvent("plan", name, number, number + 1))
+        yield planned
 
 
-def _finish(plan: DatasetPlan, config: DatasetConfig, workers: int, tell: OnEvent) -> DatasetReport:
+def _finish(dataset: _Dataset, workers: int) -> DatasetReport:
     """Make what is missing of a dataset and publish it."""
-    store = open_store(plan.location)
-    if plan.state == "published":
-        manifest = read_manifest(store)
+    if not dataset.writer:
+        manifest = read_manifest(dataset.store)
         totals = manifest.totals
-        tell(ProgressEvent("publish", plan.name, 1, 1, totals.samples, totals.bytes))
-        return _report(plan, manifest, plan.summary.shards)
-    counter = _Counter(plan, tell)
-    make_shards(
-        plan.location,
-        config,
-        plan.summary.plan_digest,
-        split_into_shards(list_inputs(config), config),
-        workers=min(workers, plan.summary.shards),
+        dataset.event("publish", 1, 1, totals.samples, totals.bytes)
+        return _report(dataset, manifest, dataset.plan.shards)
+    if dataset.config.filters.leakage.mode != "off":
+        _index_leakage(dataset, workers)
+    counter = _make_shards(dataset, workers)
+    if dataset.config.filters.duplicates.mode != "off":
+        while not _deduplicate(dataset, workers):
+            _make_shards(dataset, workers)
+    dataset.event("publish", 0, 1, counter.samples, counter.bytes)
+    manifest = publish_dataset(dataset.store, dataset.plan)
+    dataset.event("publish", 1, 1, manifest.totals.samples, manifest.totals.bytes)
+    return _report(dataset, manifest, counter.reused)
+
+
+def _make_shards(dataset: _Dataset, workers: int) -> _Counter:
+    """Make every shard of the plan that is not there; returns what they add up to."""
+    counter = _Counter(dataset)
+    run_tasks(
+        make_shard,
+        ShardWork(dataset.store.location, dataset.config, dataset.plan.plan_digest),
+        split_into_shards(read_plan_inputs(dataset.store), dataset.config),
+        workers=min(workers, dataset.plan.shards),
         on_result=counter.add,
     )
-    tell(ProgressEvent("publish", plan.name, 0, 1, counter.samples, counter.bytes))
-    manifest = publish_dataset(store, plan.summary)
-    tell(ProgressEvent("publish", plan.name, 1, 1, counter.samples, counter.bytes))
-    return _report(plan, manifest, counter.reused)
+    return counter
+
+
+def _index_leakage(dataset: _Dataset, workers: int) -> None:
+    dataset.event("leakage", 0, 1)
+    make_leakage_index(
+        dataset.store.location,
+        dataset.config,
+        list_guarded(dataset.config),
+        workers=workers,
+        on_part=lambda done: dataset.event("leakage", done, done + 1),
+    )
+    dataset.event("leakage", 1, 1)
+
+
+def _deduplicate(dataset: _Dataset, workers: int) -> bool:
+    from data_prep.deduplicate import deduplicate
+
+    dataset.event("duplicates", 0, 1)
+    return deduplicate(
+        dataset.store.location,
+        dataset.config,
+        dataset.plan,
+        workers=workers,
+        on_shard=lambda done, total: dataset.event("duplicates", done, total),
+    )
 
 
 class _Counter:
     """Adds up finished shards and tells of each."""
 
-    def __init__(self, plan: DatasetPlan, tell: OnEvent) -> None:
-        self._plan, self._tell = plan, tell
+    def __init__(self, dataset: _Dataset) -> None:
+        self._dataset = dataset
         self.done = self.samples = self.bytes = self.reused = 0
-        tell(ProgressEvent("shards", plan.name, 0, plan.summary.shards))
+        dataset.event("shards", 0, dataset.plan.shards)
 
     def add(self, result: ShardResult) -> None:
         self.done += 1
         self.samples += result.samples
         self.bytes += result.bytes
         self.reused += result.reused
-        shards = self._plan.summary.shards
-        self._tell(ProgressEvent("shards", self._plan.name, self.done, shards, self.samples, self.bytes))
+        self._dataset.event("shards", self.done, self._dataset.plan.shards, self.samples, self.bytes)
 
 
-def _report(plan: DatasetPlan, manifest: DatasetManifest, reused: int) -> DatasetReport:
+def _report(dataset: _Dataset, manifest: DatasetManifest, reused: int) -> DatasetReport:
     return DatasetReport(
-        name=plan.name,
-        location=plan.location,
+        name=dataset.name,
+        location=dataset.store.location,
         dataset_id=manifest.dataset_id,
         totals=manifest.totals,
-        rejected=(*_first(plan.location, "quarantined"), *_first(plan.location, "filtered")),
+        rejected=(*_first(dataset.store, manifest, "quarantined"), *_first(dataset.store, manifest, "filtered")),
         reused_shards=reused,
     )
 
 
-def _first(location: str, outcome: Outcome) -> Iterator[InputRecord]:
-    records = (r for r in read_inputs(open_store(location)) if r.outcome == outcome)
+def _first(store: Store, manifest: DatasetManifest, outcome: Outcome) -> Iterator[InputRecord]:
+    records = (r for r in read_inputs(store, manifest.revision) if r.outcome == outcome)
     return islice(records, MOST_LISTED)

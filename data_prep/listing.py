@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 
 from data_prep.config import CorpusConfig, DatasetConfig
 from data_prep.corpora import INPUT_READERS
+from data_prep.corpora.inputs import first_folder
 from data_prep.corpora.items import Input
 from data_prep.errors import DataError
 from data_prep.plan import PlannedInput, corpus_prefix
+from data_prep.storage import absolute_location
 
 
 def list_inputs(config: DatasetConfig) -> Iterator[PlannedInput]:
@@ -23,24 +24,26 @@ def list_inputs(config: DatasetConfig) -> Iterator[PlannedInput]:
     for number, corpus in enumerate(config.corpora):
         for repetition in range(corpus.repeat):
             prefix = corpus_prefix(number, corpus.reader, repetition)
-            for item in _read_corpus(corpus):
-                here = replace(item, uri=os.path.abspath(item.uri))  # workers may run in another folder
-                yield PlannedInput(f"{prefix}/{item.name}", here, _measure(here))
+            for item in read_corpus(corpus):
+                yield PlannedInput(f"{prefix}/{item.name}", item, item.bytes)
 
 
-def _read_corpus(corpus: CorpusConfig) -> Iterator[Input]:
+def read_corpus(corpus: CorpusConfig) -> Iterator[Input]:
+    """The inputs of one corpus, at locations that hold in any process, labelled if its settings ask for it.
+
+    Raises:
+        DataError: an unknown reader, or a corpus that is absent or empty.
+    """
     reader = INPUT_READERS.get(corpus.reader)
     if reader is None:
         near = difflib.get_close_matches(corpus.reader, INPUT_READERS, 1)
         hint = f"did you mean {near[0]!r}?" if near else "choose one of them"
         known = ", ".join(INPUT_READERS)
         raise DataError(f"no reader is called {corpus.reader!r}; expected one of {known}; {hint}")
-    return reader(corpus.path, corpus.split)
+    inputs = reader(absolute_location(corpus.path) if corpus.path else "", corpus.split)
+    return map(_with_label, inputs) if corpus.labels else inputs
 
 
-def _measure(item: Input) -> int:
-    """Bytes of all files of an input; -1 when one cannot be examined: its worker will say why."""
-    try:
-        return sum(os.stat(path).st_size for path in item.files)
-    except OSError:
-        return -1
+def _with_label(item: Input) -> Input:
+    """The input with its first folder, or its tar, as its class, unless its reader knew the class."""
+    return item if item.label else replace(item, label=first_folder(item.name).removesuffix(".tar"))

@@ -1,6 +1,7 @@
 """The files that describe a published dataset: its manifest and one sidecar a shard.
 
     ROOT/manifest.json                written last, once: its presence publishes the dataset
+    ROOT/manifest-000002.json         a later revision: more shards, from inputs that failed before
     ROOT/shards/clip-000123.tar       samples
     ROOT/shards/clip-000123.json      sidecar: digest and size of the shard, place of every sample's members
 
@@ -9,18 +10,17 @@ Readers are strict: another version, a missing or an unknown field is a DataErro
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from data_prep.errors import DataError
+from data_prep.records import build_record, encode_json, list_field, malformed_record, parse_record
 from data_prep.storage import Store, open_store
 
-MANIFEST_VERSION = 1
-SIDECAR_VERSION = 1
+MANIFEST_VERSION = 2
+SIDECAR_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 INPUTS_NAME = "inputs.jsonl.gz"
 SHARD_FOLDER = "shards"
@@ -39,7 +39,7 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over a dataset; inputs = ok + filtered + quarantined."""
+    """Sums over a dataset; inputs = ok + filtered + quarantined, `dropped` samples are in no shard."""
 
     shards: int
     samples: int
@@ -48,6 +48,7 @@ class Totals:
     ok: int
     filtered: int
     quarantined: int
+    dropped: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,12 @@ class DatasetManifest:
     parameters: dict[str, Any]
     shards: tuple[ShardEntry, ...]
     totals: Totals
+    revision: int = 1
+    """1 for the first; every requeue that saved an input adds one."""
+    parent: str = ""
+    """Dataset id of the revision before; empty for the first."""
+    requeue_digests: tuple[str, ...] = ()
+    """Plan digests of the shards that requeues added, in order."""
     version: int = MANIFEST_VERSION
 
 
@@ -101,7 +108,11 @@ class Sidecar:
     plan_digest: str
     samples: tuple[SampleEntry, ...]
     inputs: tuple[dict[str, Any], ...] = ()
-    """The shard's lines of inputs.jsonl.gz: uri, bytes, sha256, outcome, reason, samples."""
+    """The shard's lines of inputs.jsonl.gz: uri, bytes, sha256, outcome, reason, samples, dropped."""
+    dropped: tuple[dict[str, Any], ...] = ()
+    """Samples that a filter refused: input, frame_index, filter, reason."""
+    hashes: tuple[str, ...] = ()
+    """Perceptual hash of every sample's first frame, hex; empty where none is; () when nobody asked for them."""
     version: int = SIDECAR_VERSION
 
 
@@ -127,22 +138,55 @@ def compute_dataset_id(shards: Iterable[ShardEntry]) -> str:
     return digest.hexdigest()
 
 
-def read_manifest(location: str | Store) -> DatasetManifest:
-    """Read and check manifest.json of a dataset.
+def manifest_key(revision: int) -> str:
+    """Key of a revision's manifest.
+
+    >>> manifest_key(1), manifest_key(2)
+    ('manifest.json', 'manifest-000002.json')
+    """
+    return MANIFEST_NAME if revision == 1 else f"manifest-{revision:06d}.json"
+
+
+def inputs_key(revision: int) -> str:
+    """Key of a revision's list of inputs."""
+    return INPUTS_NAME if revision == 1 else f"inputs-{revision:06d}.jsonl.gz"
+
+
+def dropped_key(revision: int) -> str:
+    """Key of a revision's list of dropped samples; absent when there are none."""
+    return "dropped.jsonl.gz" if revision == 1 else f"dropped-{revision:06d}.jsonl.gz"
+
+
+def newest_revision(store: Store) -> int:
+    """Number of the newest manifest, found without listing; 1 also when there is none."""
+    revision = 1
+    while store.exists(manifest_key(revision + 1)):
+        revision += 1
+    return revision
+
+
+def read_manifest(location: str | Store, revision: int = 0) -> DatasetManifest:
+    """Read and check a manifest of a dataset.
+
+    Args:
+        location: The dataset.
+        revision: Which one; 0: the newest.
 
     Raises:
         DataError: it is absent, of another version, lacks or has too many fields, or its id does not fit.
     """
     store = _as_store(location)
-    where = f"{store.location}/{MANIFEST_NAME}"
-    if not store.exists(MANIFEST_NAME):
+    key = manifest_key(revision or newest_revision(store))
+    where = f"{store.location}/{key}"
+    if not store.exists(key):
         raise DataError(
             f"{where} is not there; expected a published dataset; run `mcjepa prep run` or correct the path"
         )
-    content = _parse(store.read(MANIFEST_NAME), where, MANIFEST_VERSION)
-    content["shards"] = tuple(_build(ShardEntry, s, where) for s in _sequence(content, "shards", where))
-    content["totals"] = _build(Totals, content.get("totals"), where)
-    manifest: DatasetManifest = _build(DatasetManifest, content, where)
+    content = parse_record(store.read(key), where, MANIFEST_VERSION)
+    content["requeue_digests"] = tuple(list_field(content, "requeue_digests", where))
+    content["shards"] = tuple(build_record(ShardEntry, s, where) for s in list_field(content, "shards", where))
+    content["totals"] = build_record(Totals, content.get("totals"), where)
+    manifest: DatasetManifest = build_record(DatasetManifest, content, where)
     if compute_dataset_id(manifest.shards) != manifest.dataset_id:
         raise DataError(
             f"{where} names dataset {manifest.dataset_id[:12]} but lists shards of another; "
@@ -152,8 +196,8 @@ def read_manifest(location: str | Store) -> DatasetManifest:
 
 
 def write_manifest(location: str | Store, manifest: DatasetManifest) -> bool:
-    """Publish a dataset by one conditional put; False when a manifest is already there."""
-    return _as_store(location).write_if_absent(MANIFEST_NAME, encode_json(manifest))
+    """Publish a revision by one conditional put; False when its manifest is already there."""
+    return _as_store(location).write_if_absent(manifest_key(manifest.revision), encode_json(manifest))
 
 
 def read_sidecar(location: str | Store, shard_name: str) -> Sidecar:
@@ -174,17 +218,12 @@ def write_sidecar(location: str | Store, sidecar: Sidecar) -> None:
 
 def decode_sidecar(data: bytes, where: str) -> Sidecar:
     """Build a sidecar from its JSON; `where` names it in errors."""
-    content = _parse(data, where, SIDECAR_VERSION)
-    content["samples"] = tuple(_sample(s, where) for s in _sequence(content, "samples", where))
-    content["inputs"] = tuple(_sequence(content, "inputs", where))
-    sidecar: Sidecar = _build(Sidecar, content, where)
+    content = parse_record(data, where, SIDECAR_VERSION)
+    content["samples"] = tuple(_sample(s, where) for s in list_field(content, "samples", where))
+    for name in ("inputs", "dropped", "hashes"):
+        content[name] = tuple(list_field(content, name, where))
+    sidecar: Sidecar = build_record(Sidecar, content, where)
     return sidecar
-
-
-def encode_json(record: Any) -> bytes:
-    """A dataclass as sorted, compact JSON: the same record gives the same bytes."""
-    text = json.dumps(record, default=vars, sort_keys=True, separators=(",", ":"))
-    return text.encode() + b"\n"
 
 
 def _as_store(location: str | Store) -> Store:
@@ -193,45 +232,7 @@ def _as_store(location: str | Store) -> Store:
 
 def _sample(content: Any, where: str) -> SampleEntry:
     if not isinstance(content, dict):
-        raise _malformed(where, "a sample that is no object")
-    members = tuple(_build(Member, m, where) for m in _sequence(content, "members", where))
-    sample: SampleEntry = _build(SampleEntry, {**content, "members": members}, where)
+        raise malformed_record(where, "a sample that is no object")
+    members = tuple(build_record(Member, m, where) for m in list_field(content, "members", where))
+    sample: SampleEntry = build_record(SampleEntry, {**content, "members": members}, where)
     return sample
-
-
-def _parse(data: bytes, where: str, version: int) -> dict[str, Any]:
-    try:
-        content = json.loads(data)
-    except ValueError as error:
-        raise _malformed(where, f"no JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise _malformed(where, "no JSON object")
-    if content.get("version") != version:
-        raise DataError(
-            f"{where} has version {content.get('version')!r}; expected {version}; "
-            "prepare the dataset again with this mcjepa, or use the one that wrote it"
-        )
-    return content
-
-
-def _sequence(content: dict[str, Any], name: str, where: str) -> list[Any]:
-    value = content.get(name)
-    if not isinstance(value, list):
-        raise _malformed(where, f"no list `{name}`")
-    return value
-
-
-def _build(kind: type[Any], content: Any, where: str) -> Any:
-    """A record from a JSON object that has exactly its fields."""
-    if not isinstance(content, dict):
-        raise _malformed(where, f"no object for {kind.__name__}")
-    fields = {f.name for f in dataclasses.fields(kind)}
-    if missing := sorted(fields - content.keys()):
-        raise _malformed(where, f"no field {', '.join(missing)} ({kind.__name__})")
-    if unknown := sorted(content.keys() - fields):
-        raise _malformed(where, f"the unknown field {', '.join(unknown)} ({kind.__name__})")
-    return kind(**content)
-
-
-def _malformed(where: str, found: str) -> DataError:
-    return DataError(f"{where} has {found}; expected the fields of docs/formats.md; prepare the dataset again")

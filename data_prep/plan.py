@@ -22,8 +22,8 @@ from typing import Any
 from data_prep.config import DatasetConfig
 from data_prep.corpora.items import Input
 
-PLAN_VERSION = 1
-LAYOUT_VERSION = 1
+PLAN_VERSION = 2
+LAYOUT_VERSION = 2
 """Raised when the bytes of shards change for the same inputs and parameters."""
 NOT_IN_DIGEST = ("timeout_s", "memory_cap_mib")
 KEY_DIGITS = 16
@@ -78,7 +78,8 @@ def sample_key(input_name: str, number: int) -> str:
     >>> sample_key("0-videos/bikes.mp4", 7)
     '2d133d361f8f5104-000007'
     """
-    return f"{hashlib.sha256(input_name.encode()).hexdigest()[:KEY_DIGITS]}-{number:06d}"
+    digest = hashlib.sha256(input_name.encode(errors="surrogateescape")).hexdigest()
+    return f"{digest[:KEY_DIGITS]}-{number:06d}"
 
 
 def shard_name(kind: str, number: int) -> str:
@@ -90,10 +91,10 @@ def shard_name(kind: str, number: int) -> str:
     return f"{kind}-{number:06d}"
 
 
-def split_into_shards(inputs: Iterable[PlannedInput], config: DatasetConfig) -> Iterator[ShardPlan]:
-    """Consecutive inputs, `inputs_per_shard` at a time, in order."""
+def split_into_shards(inputs: Iterable[PlannedInput], config: DatasetConfig, first: int = 0) -> Iterator[ShardPlan]:
+    """Consecutive inputs, `inputs_per_shard` at a time, in order; the shards are numbered from `first`."""
     stream = iter(inputs)
-    number = 0
+    number = first
     while group := tuple(islice(stream, config.inputs_per_shard)):
         yield ShardPlan(shard_name(config.kind, number), group)
         number += 1
@@ -102,19 +103,32 @@ def split_into_shards(inputs: Iterable[PlannedInput], config: DatasetConfig) -> 
 def describe_parameters(config: DatasetConfig) -> dict[str, Any]:
     """What of the settings decides the bytes of the shards, as plain JSON values."""
     parameters = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_IN_DIGEST}
-    parameters["corpora"] = [{k: v for k, v in c.items() if k != "path"} for c in parameters["corpora"]]
+    parameters["corpora"] = _without_paths(parameters["corpora"])
+    leakage = parameters["filters"]["leakage"]
+    leakage["sets"] = _without_paths(leakage["sets"])
     if config.kind == "image":
         del parameters["frames"], parameters["frame_step"]
     return {**parameters, "layout_version": LAYOUT_VERSION}
 
 
+def _without_paths(corpora: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in corpus.items() if k != "path"} for corpus in corpora]
+
+
 class PlanDigest:
     """Takes in the inputs one by one and gives the plan's summary."""
 
-    def __init__(self, config: DatasetConfig, decoder: str, encoder: str) -> None:
-        """Start from the parameters and the versions of decoder and encoder."""
+    def __init__(self, config: DatasetConfig, decoder: str, encoder: str, guarded: str = "") -> None:
+        """Start from the parameters and the versions of decoder and encoder.
+
+        Args:
+            config: The dataset's settings.
+            decoder: Name and version.
+            encoder: Name and version.
+            guarded: Digest of the list of evaluation inputs that the leakage filter guards; empty without it.
+        """
         self._config = config
-        self._parameters = describe_parameters(config)
+        self._parameters = describe_parameters(config) | ({"guarded_inputs": guarded} if guarded else {})
         self._codecs = (decoder, encoder)
         self._inputs = self._bytes = 0
         start = [PLAN_VERSION, self._parameters, decoder, encoder]
@@ -124,7 +138,10 @@ class PlanDigest:
         """Take in the next input."""
         self._inputs += 1
         self._bytes += max(0, planned.bytes)
-        line = [planned.name, planned.item.kind, planned.bytes, planned.item.members]
+        item = planned.item
+        line = [planned.name, item.kind, planned.bytes, item.members]
+        if item.span or item.roles or item.label or item.refusal:
+            line += [item.roles, item.span, item.label, item.refusal]
         self._digest.update(json.dumps(line).encode())
 
     def summary(self) -> PlanSummary:
@@ -142,20 +159,29 @@ class PlanDigest:
 
 
 def input_to_line(planned: PlannedInput) -> dict[str, Any]:
-    """A planned input as one JSON object of plan.jsonl.gz."""
+    """A planned input as one JSON object of plan.jsonl.gz; what is empty is left out."""
     item = planned.item
-    return {
-        "name": planned.name,
-        "bytes": planned.bytes,
-        "uri": item.uri,
-        "kind": item.kind,
-        "members": list(item.members),
-    }
+    line = {"name": planned.name, "bytes": planned.bytes, "uri": item.uri, "kind": item.kind}
+    if item.name != planned.name.partition("/")[2]:
+        line["item"] = item.name
+    rest = {name: getattr(item, name) for name in ("members", "roles", "span", "label", "refusal")}
+    return line | {name: value for name, value in rest.items() if value}
 
 
 def input_from_line(line: dict[str, Any]) -> PlannedInput:
     """The planned input of a line of plan.jsonl.gz."""
-    item = Input(line["name"], line["uri"], line["kind"], tuple(line["members"]))
+    span = line.get("span")
+    item = Input(
+        name=line.get("item", line["name"].partition("/")[2]),
+        uri=line["uri"],
+        kind=line["kind"],
+        members=tuple(line.get("members", ())),
+        roles=tuple(line.get("roles", ())),
+        span=(span[0], span[1]) if span else None,
+        bytes=line["bytes"],
+        label=line.get("label", ""),
+        refusal=line.get("refusal", ""),
+    )
     return PlannedInput(line["name"], item, line["bytes"])
 
 

@@ -6,15 +6,16 @@ They make a resumed run refuse other inputs or parameters, and say what differs.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
 
 from data_prep.config import DatasetConfig
-from data_prep.decode.jpeg import encoder_version
+from data_prep.decode.encoders import encoder_version
 from data_prep.decode.videos import decoder_version
 from data_prep.errors import DataError, PlanMismatch
-from data_prep.manifest import MANIFEST_NAME, encode_json
+from data_prep.manifest import MANIFEST_NAME
 from data_prep.plan import (
     PLAN_VERSION,
     PlanDigest,
@@ -26,30 +27,40 @@ from data_prep.plan import (
     input_to_line,
 )
 from data_prep.quarantine import read_lines, write_lines
+from data_prep.records import encode_json
 from data_prep.storage import Store, explained_disk_errors
 
 PLAN_NAME = "plan.json"
 PLAN_INPUTS_NAME = "plan.jsonl.gz"
 
 
-def summarise_plan(config: DatasetConfig, inputs: Iterable[PlannedInput]) -> PlanSummary:
+def summarise_plan(
+    config: DatasetConfig, inputs: Iterable[PlannedInput], *, guarded: Iterable[PlannedInput] = ()
+) -> PlanSummary:
     """The plan of a list of inputs; nothing is written."""
-    digest = _new_digest(config)
+    digest = _new_digest(config, guarded)
     for planned in inputs:
         digest.add(planned)
     return digest.summary()
 
 
-def begin_plan(store: Store, config: DatasetConfig, inputs: Iterable[PlannedInput]) -> PlanSummary:
-    """Plan a dataset and write its plan, or check the inputs against the plan that is there.
+def begin_plan(
+    store: Store, config: DatasetConfig, inputs: Iterable[PlannedInput], *, guarded: Iterable[PlannedInput] = ()
+) -> PlanSummary:
+    """Plan a dataset and write its plan, unless one is there: `require_same_plan` compares them.
+
+    Args:
+        store: Where the dataset is made.
+        config: Its settings.
+        inputs: All its inputs, in order.
+        guarded: Inputs of the evaluation sets that the leakage filter guards.
 
     Raises:
-        PlanMismatch: the dataset was begun or published with another plan.
         DataError: the inputs cannot be listed or the plan cannot be written.
     """
     if store.exists(PLAN_NAME):
-        return summarise_plan(config, inputs)
-    digest = _new_digest(config)
+        return summarise_plan(config, inputs, guarded=guarded)
+    digest = _new_digest(config, guarded)
     path = store.scratch() / f"{PLAN_INPUTS_NAME}.{os.getpid()}.partial"
     try:
         with explained_disk_errors(str(path)), path.open("wb") as file:
@@ -81,8 +92,7 @@ def read_plan(store: Store) -> PlanSummary:
 
 def read_plan_inputs(store: Store) -> Iterator[PlannedInput]:
     """The inputs of plan.jsonl.gz, in order."""
-    where = f"{store.location}/{PLAN_INPUTS_NAME}"
-    yield from map(input_from_line, read_lines(store.read(PLAN_INPUTS_NAME), where))
+    yield from map(input_from_line, read_lines(store, PLAN_INPUTS_NAME))
 
 
 def require_same_plan(store: Store, plan: PlanSummary, inputs: Iterable[PlannedInput]) -> None:
@@ -103,11 +113,18 @@ def require_same_plan(store: Store, plan: PlanSummary, inputs: Iterable[PlannedI
     raise PlanMismatch(
         f"{store.location} was {state} with another plan ({'; '.join(differences) or 'its digest differs'}); "
         "expected the same inputs and parameters; prepare into another root, or remove this folder first"
+        + (" (repaired inputs: mcjepa prep requeue)" if state == "published" else "")
     )
 
 
-def _new_digest(config: DatasetConfig) -> PlanDigest:
-    return PlanDigest(config, decoder_version(config.decoder), encoder_version())
+def _new_digest(config: DatasetConfig, guarded: Iterable[PlannedInput]) -> PlanDigest:
+    listing = hashlib.sha256()
+    lines = 0
+    for planned in guarded:
+        listing.update(json.dumps([planned.name, planned.bytes, planned.item.members]).encode())
+        lines += 1
+    codecs = decoder_version(config.decoder), encoder_version("png" if config.kind == "flow" else config.encoding)
+    return PlanDigest(config, *codecs, guarded=listing.hexdigest() if lines else "")
 
 
 def _lines(inputs: Iterable[PlannedInput], digest: PlanDigest) -> Iterator[object]:

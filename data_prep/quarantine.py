@@ -3,7 +3,7 @@
 One JSON object a line, in the plan's order:
 
     {"bytes":1055736,"name":"0-videos/bikes.mp4","outcome":"ok","reason":"","samples":120,
-     "sha256":"…","shard":"clip-000000","uri":"/data/videos/bikes.mp4"}
+     "sha256":"…","shard":"clip-000000","uri":"/data/videos/bikes.mp4","dropped":0}
 
 Outcome `ok`: it gave samples; `filtered`: readable, but nothing in it is wanted; `quarantined`: it failed.
 """
@@ -13,14 +13,13 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
 from data_prep.errors import DataError
-from data_prep.manifest import INPUTS_NAME
+from data_prep.manifest import inputs_key
 from data_prep.storage import Store
 
 Outcome = Literal["ok", "filtered", "quarantined"]
@@ -41,6 +40,8 @@ class InputRecord:
     reason: str
     shard: str
     samples: int
+    dropped: int = 0
+    """Samples that filters refused."""
 
 
 def record_from(content: dict[str, Any], where: str) -> InputRecord:
@@ -62,25 +63,26 @@ def write_lines(file: BinaryIO, lines: Iterable[object]) -> None:
             packed.write(json.dumps(line, sort_keys=True, separators=(",", ":")).encode() + b"\n")
 
 
-def read_lines(data: bytes, where: str) -> Iterator[Any]:
-    """Objects of gzipped JSON lines, one at a time.
+def read_lines(store: Store, key: str) -> Iterator[Any]:
+    """Objects of gzipped JSON lines, one at a time; memory holds a line, never the file.
 
     Raises:
-        DataError: the bytes are damaged.
+        DataError: the file is absent or damaged.
     """
+    where = f"{store.location}/{key}"
     try:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+        with store.open(key) as file, gzip.GzipFile(fileobj=file) as packed:
             for line in packed:
                 yield json.loads(line)
     except (OSError, EOFError, ValueError) as error:
         raise DataError(f"{where} is damaged ({error}); expected gzipped JSON lines; prepare again") from error
 
 
-def read_inputs(store: Store) -> Iterator[InputRecord]:
-    """Records of a published dataset's inputs.jsonl.gz."""
-    where = f"{store.location}/{INPUTS_NAME}"
-    for content in read_lines(store.read(INPUTS_NAME), where):
-        yield record_from(content, where)
+def read_inputs(store: Store, revision: int = 1) -> Iterator[InputRecord]:
+    """Records of a published revision's list of inputs."""
+    key = inputs_key(revision)
+    for content in read_lines(store, key):
+        yield record_from(content, f"{store.location}/{key}")
 
 
 class InputsDigest:
@@ -92,7 +94,7 @@ class InputsDigest:
 
     def add(self, record: InputRecord) -> None:
         """Take in the next input."""
-        self._digest.update(f"{record.name}\n{record.sha256}\n".encode())
+        self._digest.update(f"{record.name}\n{record.sha256}\n".encode(errors="surrogateescape"))
 
     def hexdigest(self) -> str:
         """The digest of all inputs so far."""

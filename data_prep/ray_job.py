@@ -1,14 +1,17 @@
-"""Runs shard making on Ray (the only user of Ray here): a fixed crew of actors, some shards in flight.
+"""Runs work on Ray (the only user of Ray here): tasks, a bounded number of them in flight.
 
 Only names and numbers pass through the driver and Ray's object store; samples go from the decode children
-straight to the store. Without an address a private Ray is started on the loopback interface, with a token
-of its own and no dashboard or usage report, and ended whatever happens; actors and decode children end
-with it. It is never stopped by `ray stop`, which would end every Ray on the machine.
+straight to the store. Tasks are what Ray moves by itself when a worker or a node is lost, and what waits for
+room by itself when a node is gone for good. Without an address a private Ray is started on the loopback
+interface, with a token of its own and no dashboard or usage report, and ended whatever happens; workers and
+decode children end with it. It is never stopped by `ray stop`, which would end every Ray on the machine.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import logging
 import os
 import secrets
@@ -19,22 +22,18 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import cycle, islice
-from typing import Any
+from itertools import islice
+from typing import Any, Protocol, TypeVar
 
-from data_prep.config import DatasetConfig
 from data_prep.errors import DataError
-from data_prep.plan import ShardPlan
 from data_prep.process import usable_cores
-from data_prep.shard_maker import ShardMaker, ShardResult
 
 LOG = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 200 << 20
 WAIT_S = 1.0
 QUIET_WARNING_S = 180.0
-TASK_RETRIES = 3
-IN_FLIGHT_PER_ACTOR = 2
+TASK_RETRIES = 5
 PRIVATE = {
     "RAY_AUTH_MODE": "token",
     # The one switch that makes every process of a Ray listen on 127.0.0.1 alone, on Linux too.
@@ -45,6 +44,11 @@ QUIET = {
     "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+
+def cluster_address(configured: str) -> str:
+    """The cluster to join: the configured one, else that of RAY_ADDRESS, which a submitted job has; else none."""
+    return configured or os.environ.get("RAY_ADDRESS", "")
 
 
 @contextlib.contextmanager
@@ -73,37 +77,63 @@ def running_ray(address: str, workers: int) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def make_shards(
-    location: str,
-    config: DatasetConfig,
-    plan_digest: str,
-    plans: Iterable[ShardPlan],
+class Named(Protocol):
+    """Work of one task: all that is asked of it is a name for messages."""
+
+    @property
+    def name(self) -> str:
+        """Name of the shard or part that the task makes."""
+
+
+Item = TypeVar("Item", bound=Named)
+Result = TypeVar("Result")
+
+
+def run_tasks(
+    function: Callable[[Any, Item], Result],
+    work: object,
+    items: Iterable[Item],
     *,
     workers: int,
-    on_result: Callable[[ShardResult], None],
+    on_result: Callable[[Result], None],
 ) -> None:
-    """Make every shard of a plan inside `running_ray`, calling `on_result` as each is finished.
+    """Call `function(work, item)` for every item inside `running_ray`, and `on_result` as each returns.
 
-    An actor that dies is started again, on another node if need be, and its shard is made again.
+    Args:
+        function: A function of a module, which the workers import.
+        work: What is the same for all items; small, sent with each.
+        items: Taken one by one as there is room: never all in memory.
+        workers: Most tasks in flight, each on a processor of its own.
+        on_result: Called here, in the order of completion.
 
     Raises:
-        DataError: a shard cannot be stored.
-        RuntimeError: a shard's actor died again and again.
+        DataError: one that a task raised.
+        RuntimeError: a task's worker or node died again and again.
     """
     import ray
 
-    processors = int(ray.cluster_resources().get("CPU", 1))  # an actor beyond them would wait for ever
-    maker: Any = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=TASK_RETRIES)(ShardMaker)
-    crew = [maker.remote(location, config, plan_digest) for _ in range(max(1, min(workers, processors)))]
+    remote: Any = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(function)
+    stream = iter(items)
+    in_flight: dict[Any, str] = {}
+    quiet_since = time.monotonic()
     try:
-        _drive(crew, iter(plans), on_result)
+        for item in islice(stream, workers):
+            in_flight[remote.remote(work, item)] = item.name
+        while in_flight:
+            ready, _ = ray.wait(list(in_flight), num_returns=1, timeout=WAIT_S)
+            quiet_since = _warn_when_quiet(quiet_since, bool(ready), list(in_flight.values()))
+            for reference in ready:
+                name = in_flight.pop(reference)
+                if (following := next(stream, None)) is not None:
+                    in_flight[remote.remote(work, following)] = following.name
+                on_result(_result_of(reference, name))
     finally:
-        for actor in crew:
-            ray.kill(actor)
+        for reference in in_flight:
+            ray.cancel(reference, force=True)
 
 
 def count_workers(wanted: int, address: str) -> int:
-    """Actors to start: as wanted, or one a core of this machine or of the cluster."""
+    """Tasks in flight: as wanted, or one a core of this machine or of the cluster."""
     if wanted:
         return wanted
     if not address:
@@ -111,25 +141,6 @@ def count_workers(wanted: int, address: str) -> int:
     import ray
 
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
-
-
-def _drive(crew: list[Any], plans: Iterator[ShardPlan], on_result: Callable[[ShardResult], None]) -> None:
-    """Keep every actor busy: a bounded number of shards in flight, the next given to who finished one."""
-    import ray
-
-    in_flight: dict[Any, tuple[Any, str]] = {}
-    first = islice(plans, IN_FLIGHT_PER_ACTOR * len(crew))
-    for actor, plan in zip(cycle(crew), first, strict=False):
-        in_flight[actor.make.remote(plan)] = (actor, plan.name)
-    quiet_since = time.monotonic()
-    while in_flight:
-        ready, _ = ray.wait(list(in_flight), num_returns=1, timeout=WAIT_S)
-        quiet_since = _warn_when_quiet(quiet_since, bool(ready), [name for _, name in in_flight.values()])
-        for reference in ready:
-            actor, name = in_flight.pop(reference)
-            on_result(_result_of(reference, name))
-            if following := next(plans, None):
-                in_flight[actor.make.remote(following)] = (actor, following.name)
 
 
 def _warn_when_quiet(since: float, ready: bool, waiting: list[str]) -> float:
@@ -143,21 +154,20 @@ def _warn_when_quiet(since: float, ready: bool, waiting: list[str]) -> float:
     return now
 
 
-def _result_of(reference: Any, shard: str) -> ShardResult:
+def _result_of(reference: Any, name: str) -> Any:
     import ray
 
     try:
-        result: ShardResult = ray.get(reference)
+        return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, DataError):
             raise error.cause from None
         raise
-    except ray.exceptions.RayActorError as error:
+    except ray.exceptions.RayError as error:
         raise RuntimeError(
-            f"shard {shard}: its worker died {TASK_RETRIES + 1} times ({error}); expected it to live; "
+            f"{name}: its worker died {TASK_RETRIES + 1} times ({error}); expected it to live; "
             "look for lack of memory on the node, lower `workers`, then run again: finished shards are kept"
         ) from error
-    return result
 
 
 def _prepare_private() -> None:
@@ -170,17 +180,33 @@ def _prepare_private() -> None:
 def _start_private(folder: str, workers: int) -> None:
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=workers,
-        num_gpus=0,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
-        _temp_dir=folder,
-    )
+    with _without_spare_processes():
+        ray.init(
+            address="local",
+            num_cpus=workers,
+            num_gpus=0,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=folder,
+        )
+
+
+@contextlib.contextmanager
+def _without_spare_processes() -> Iterator[None]:
+    """Start no autoscaler and no log monitor, which a private Ray of one machine has no use for.
+
+    `ray start` has switches for them, `ray.init` has none; they cost 1.5 s of processor time a start.
+    """
+    parameter: Any = importlib.import_module("ray._private.parameter")
+    original = parameter.RayParams
+    parameter.RayParams = functools.partial(original, no_monitor=True, include_log_monitor=False)
+    try:
+        yield
+    finally:
+        parameter.RayParams = original
 
 
 def _short_temporary_folder() -> str:

@@ -6,13 +6,17 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_prep.config import DatasetConfig
 from data_prep.decode.client import DecodeClient
-from data_prep.decode.cutter import CutSample
+from data_prep.decode.cutter import CutSample, DroppedSample
 from data_prep.decode.failures import DecodeFailure, Unwanted
+from data_prep.fetch import local_input
+from data_prep.leakage_index import fetch_leakage_index
 from data_prep.manifest import Sidecar, read_sidecar, shard_key, sidecar_key, write_sidecar
 from data_prep.plan import PlannedInput, ShardPlan, sample_key
 from data_prep.quarantine import InputRecord, Outcome
@@ -32,15 +36,25 @@ class ShardResult:
     reused: bool
 
 
+@dataclass(frozen=True)
+class ShardWork:
+    """What all shards of a dataset have in common; sent to the workers."""
+
+    location: str
+    config: DatasetConfig
+    plan_digest: str
+
+
 class ShardMaker:
     """Makes shards of one dataset after another in one process, with one decode child."""
 
-    def __init__(self, location: str, config: DatasetConfig, plan_digest: str) -> None:
-        """Prepare for the shards of the dataset at `location`; nothing is started yet."""
-        self._store: Store = open_store(location)
-        self._config = config
-        self._plan_digest = plan_digest
-        self._client = DecodeClient(config)
+    def __init__(self, work: ShardWork) -> None:
+        """Prepare for the shards of a dataset; nothing is started yet but the leakage index is fetched."""
+        self._store: Store = open_store(work.location)
+        self._config = work.config
+        self._plan_digest = work.plan_digest
+        index = fetch_leakage_index(self._store) if work.config.filters.leakage.mode != "off" else ""
+        self._client = DecodeClient(work.config, leakage_index=index)
 
     def make(self, plan: ShardPlan) -> ShardResult:
         """Make a shard, or keep it when it is finished.
@@ -68,38 +82,83 @@ class ShardMaker:
     def _write(self, path: Path, plan: ShardPlan) -> Sidecar:
         with path.open("w+b") as file:
             writer = ShardWriter(file)
-            records = [self._add_input(writer, plan.name, planned) for planned in plan.inputs]
+            cuts = [self._add_input(writer, plan.name, planned) for planned in plan.inputs]
             digest, size, samples = writer.finish()
             os.fsync(file.fileno())
-        lines = tuple(dataclasses.asdict(record) for record in records)
-        return Sidecar(plan.name, digest, size, self._plan_digest, samples, lines)
+        return Sidecar(
+            name=plan.name,
+            sha256=digest,
+            bytes=size,
+            plan_digest=self._plan_digest,
+            samples=samples,
+            inputs=tuple(dataclasses.asdict(cut.record) for cut in cuts),
+            dropped=tuple(line for cut in cuts for line in cut.dropped),
+            hashes=tuple(h for cut in cuts for h in cut.hashes) if self._wants_hashes else (),
+        )
 
-    def _add_input(self, writer: ShardWriter, shard: str, planned: PlannedInput) -> InputRecord:
+    @property
+    def _wants_hashes(self) -> bool:
+        return self._config.filters.duplicates.mode != "off"
+
+    def _add_input(self, writer: ShardWriter, shard: str, planned: PlannedInput) -> _CutInput:
         """Add all samples of an input, or none of them."""
         mark = writer.mark()
         outcome: Outcome = "ok"
-        digest, reason, count = "", "", 0
+        digest = reason = ""
+        hashes: list[str] = []
+        dropped: list[DroppedSample] = []
         try:
-            digest = content_digest(planned.item.files)
-            for sample in self._client.cut(planned.item):
-                key = sample_key(planned.name, count)
-                writer.add(key, sample_members(sample, planned.name, self._config.kind))
-                count += 1
+            if planned.item.refusal:
+                raise DecodeFailure(planned.item.refusal)
+            with local_input(planned.item, self._store.scratch()) as item:
+                digest = content_digest(item.files)
+                for piece in self._client.cut(item):
+                    if isinstance(piece, DroppedSample):
+                        dropped.append(piece)
+                        continue
+                    writer.add(sample_key(planned.name, len(hashes)), sample_members(piece, planned.name))
+                    hashes.append(piece.meta.get("scores", {}).get("phash", ""))
+            if not hashes:
+                counts = Counter(piece.filter for piece in dropped)
+                found = ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
+                raise Unwanted(f"all {len(dropped)} samples dropped: {found}")
         except DecodeFailure as failure:
             outcome, reason = "quarantined", str(failure)
         except Unwanted as refusal:
             outcome, reason = "filtered", str(refusal)
         if outcome != "ok":
             writer.go_back(mark)
-            count = 0
-        return InputRecord(planned.name, planned.item.uri, planned.bytes, digest, outcome, reason, shard, count)
+            hashes = []
+        if outcome == "quarantined":
+            dropped = []
+        record = InputRecord(
+            name=planned.name,
+            uri=planned.item.uri,
+            bytes=planned.bytes,
+            sha256=digest,
+            outcome=outcome,
+            reason=reason,
+            shard=shard,
+            samples=len(hashes),
+            dropped=len(dropped),
+        )
+        lines = tuple({"input": planned.name, **dataclasses.asdict(piece)} for piece in dropped)
+        return _CutInput(record, lines, tuple(hashes))
 
 
-def sample_members(sample: CutSample, input_name: str, kind: str) -> dict[str, bytes]:
-    """The files of a sample: `jpg`, or `00.jpg`, `01.jpg` … for a clip, and `json`."""
-    names = ["jpg"] if kind == "image" else [f"{n:02d}.jpg" for n in range(len(sample.frames))]
+@dataclass(frozen=True)
+class _CutInput:
+    """What became of one input."""
+
+    record: InputRecord
+    dropped: tuple[dict[str, Any], ...]
+    hashes: tuple[str, ...]
+
+
+def sample_members(sample: CutSample, input_name: str) -> dict[str, bytes]:
+    """The files of a sample by their suffixes: its frames (and flow) and `json`."""
     meta = json.dumps({**sample.meta, "input": input_name}, sort_keys=True, separators=(",", ":"))
-    return {**dict(zip(names, sample.frames, strict=True)), "json": meta.encode()}
+    return {**sample.members, "json": meta.encode()}
 
 
 def content_digest(files: tuple[str, ...]) -> str:

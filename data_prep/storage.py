@@ -6,29 +6,28 @@ the standard AWS variables and profiles only (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_I
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
-from data_prep.errors import AbsentKey, DataError
+from data_prep.disk import atomic_write, explained_disk_errors
+from data_prep.errors import DataError
+from data_prep.storage_folder import FolderStore
+from data_prep.storage_keys import FileEntry, GrowingFile
 
-SCRATCH_NAME = ".scratch"
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-UNWRITABLE = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-)
+__all__ = [
+    "FileEntry",
+    "FolderStore",
+    "GrowingFile",
+    "Store",
+    "absolute_location",
+    "atomic_write",
+    "explained_disk_errors",
+    "join_location",
+    "open_store",
+]
 
 
 class Store(Protocol):
@@ -44,11 +43,20 @@ class Store(Protocol):
     def read_range(self, key: str, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`, fewer only at the end; AbsentKey when absent."""
 
+    def open(self, key: str) -> AbstractContextManager[BinaryIO]:
+        """The content as a stream from its start; AbsentKey when absent."""
+
+    def download(self, key: str, path: Path, span: tuple[int, int] | None = None) -> None:
+        """Copy the content, or (offset, length) of it, to a local file; AbsentKey when absent."""
+
     def write(self, key: str, data: bytes) -> None:
         """Write atomically: a reader sees the old content or the new, never a part."""
 
     def write_file(self, key: str, path: Path) -> None:
         """Take over a finished local file, atomically; the file is gone afterwards."""
+
+    def growing_file(self, key: str, path: Path) -> AbstractContextManager[GrowingFile]:
+        """Take over a local file that is still being written; what is not finished at the end is given up."""
 
     def write_if_absent(self, key: str, data: bytes) -> bool:
         """Conditional put: write only when the key is absent; False when another was there first."""
@@ -59,8 +67,14 @@ class Store(Protocol):
     def size(self, key: str) -> int:
         """Length in bytes; AbsentKey when absent."""
 
+    def files(self, prefix: str = "") -> Iterator[FileEntry]:
+        """Keys that start with `prefix`, with their lengths, sorted by the keys' bytes; streamed.
+
+        Hidden names (a part begins with a dot: unfinished files) are left out.
+        """
+
     def list(self, prefix: str) -> Iterator[str]:
-        """Keys that start with `prefix`, sorted."""
+        """Keys of the files that can be read among `files(prefix)`."""
 
     def scratch(self) -> Path:
         """A folder on this machine for unfinished files that `write_file` takes over."""
@@ -100,163 +114,3 @@ def absolute_location(location: str) -> str:
 def join_location(location: str, name: str) -> str:
     """The location of `name` below `location`."""
     return f"{location.rstrip('/')}/{name}"
-
-
-@contextlib.contextmanager
-def explained_disk_errors(location: str) -> Iterator[None]:
-    """Turn a full, read-only or forbidden disk into a DataError that says so."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL_DISK:
-            raise DataError(
-                f"no space left while writing {location}; expected room for the next file; "
-                "free some space or choose another location, then run again: finished parts are kept"
-            ) from error
-        if error.errno in UNWRITABLE:
-            raise DataError(
-                f"{location} cannot be written ({error.strerror}); expected a writable folder; "
-                "change its mode or choose another location"
-            ) from error
-        raise
-
-
-def atomic_write(path: Path, data: bytes) -> None:
-    """Write a file through a temporary neighbour, flushed to disk and renamed into place.
-
-    Raises:
-        DataError: the disk is full or the folder cannot be written.
-    """
-    with explained_disk_errors(str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _write_neighbour(path, data)
-        try:
-            os.replace(temporary, path)
-        except OSError:
-            os.unlink(temporary)
-            raise
-
-
-def _write_neighbour(path: Path, data: bytes) -> str:
-    """A temporary file beside `path` with the data on disk; removed again when writing fails."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return temporary
-
-
-class FolderStore:
-    """A store in a local folder; it is made at the first write."""
-
-    def __init__(self, location: str, folder: Path) -> None:
-        """Open `folder` under the name `location`; nothing is touched yet."""
-        self._location = location.rstrip("/") or "/"
-        self._folder = folder
-
-    @property
-    def location(self) -> str:
-        """The location as given."""
-        return self._location
-
-    def path(self, key: str) -> Path:
-        """The file that holds `key`."""
-        return self._folder / checked_key(key)
-
-    def read(self, key: str) -> bytes:
-        """The whole content."""
-        with self._present(key):
-            return self.path(key).read_bytes()
-
-    def read_range(self, key: str, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset`."""
-        with self._present(key), self.path(key).open("rb") as file:
-            return os.pread(file.fileno(), length, offset)
-
-    def write(self, key: str, data: bytes) -> None:
-        """Write atomically."""
-        atomic_write(self.path(key), data)
-
-    def write_file(self, key: str, path: Path) -> None:
-        """Rename the file into place; copied first when it lies on another disk."""
-        target = self.path(key)
-        with explained_disk_errors(str(target)):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.replace(path, target)
-            except OSError as error:
-                if error.errno != errno.EXDEV:
-                    raise
-                neighbour = target.with_name(f".{target.name}.{os.getpid()}.partial")
-                shutil.copyfile(path, neighbour)
-                os.replace(neighbour, target)
-                path.unlink()
-
-    def write_if_absent(self, key: str, data: bytes) -> bool:
-        """Write through a hard link, which fails when the name is taken."""
-        path = self.path(key)
-        with explained_disk_errors(str(path)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = _write_neighbour(path, data)
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                return False
-            finally:
-                os.unlink(temporary)
-        return True
-
-    def exists(self, key: str) -> bool:
-        """Whether the file is there."""
-        return self.path(key).is_file()
-
-    def size(self, key: str) -> int:
-        """Length in bytes."""
-        with self._present(key):
-            return self.path(key).stat().st_size
-
-    def list(self, prefix: str) -> Iterator[str]:
-        """Keys that start with `prefix`; unfinished files, whose names begin with a dot, are left out."""
-        names = (p.relative_to(self._folder) for p in self._folder.rglob("*") if p.is_file())
-        shown = (n.as_posix() for n in names if not any(part.startswith(".") for part in n.parts))
-        yield from sorted(n for n in shown if n.startswith(prefix))
-
-    def scratch(self) -> Path:
-        """The hidden folder `.scratch` of this store: on the same disk, so that files are only renamed."""
-        folder = self._folder / SCRATCH_NAME
-        with explained_disk_errors(str(folder)):
-            folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    def clear_scratch(self) -> None:
-        """Remove the folder of unfinished files."""
-        shutil.rmtree(self._folder / SCRATCH_NAME, ignore_errors=True)
-
-    def remove(self, key: str) -> None:
-        """Remove the file."""
-        self.path(key).unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _present(self, key: str) -> Iterator[None]:
-        try:
-            yield
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise absent(self._location, key) from error
-
-
-def absent(location: str, key: str) -> AbsentKey:
-    """The error for a key that is not there."""
-    return AbsentKey(f"{location} has no {key}; expected it there; check the location")
-
-
-def checked_key(key: str) -> str:
-    """The key itself; a key that leads out of the location is refused."""
-    if key.startswith("/") or ".." in key.split("/"):
-        raise DataError(f"key {key!r} leads out of its location; expected a relative name; correct it")
-    return key

@@ -1,38 +1,44 @@
-"""Objects under a prefix of an S3 bucket, for `data_prep.storage.open_store` (the only user of boto3)."""
+"""Objects under a prefix of an S3 bucket, for `data_prep.storage.open_store`."""
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
+import io
+import logging
 import os
+import shutil
 import tempfile
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
+from data_prep.disk import explained_disk_errors
 from data_prep.errors import AbsentKey, DataError
-from data_prep.storage import absent, checked_key
+from data_prep.storage_keys import FileEntry, checked_key, is_hidden, short
+from data_prep.storage_s3_client import S3Client
+from data_prep.storage_s3_errors import ConditionFailed, EmptySpan
+from data_prep.storage_s3_list import list_objects
+from data_prep.storage_s3_read import ObjectStream
+from data_prep.storage_s3_upload import S3Upload, abort_uploads
 
-ATTEMPTS = 6
-BODY_ATTEMPTS = 4
-TIMEOUT_S = 60
-PRECONDITION_FAILED = 412
-CONFLICT = 409
+LOG = logging.getLogger(__name__)
+
+BUFFER_BYTES = 1 << 20
 
 
 class S3Store:
-    """A store under a prefix of an S3 bucket; a client is made at first use, one for each store."""
+    """A store under a prefix of an S3 bucket; may be shared between threads and sent to other processes."""
 
     def __init__(self, location: str) -> None:
         """Split `s3://bucket/prefix`; nothing is contacted yet."""
         parts = urlsplit(location)
         self._location = location.rstrip("/")
-        self._bucket = parts.netloc
         self._prefix = parts.path.strip("/")
-        self._made: Any = None
-        if not self._bucket:
+        if not parts.netloc:
             raise DataError(f"location {location!r} names no bucket; expected s3://bucket/prefix; add it")
+        self._client = S3Client(self._location, parts.netloc)
 
     def __reduce__(self) -> tuple[type[S3Store], tuple[str]]:
         """Sent to another process as its location only: a client cannot be."""
@@ -43,70 +49,59 @@ class S3Store:
         """The location as given."""
         return self._location
 
-    @property
-    def _client(self) -> Any:
-        if self._made is None:
-            import boto3
-            from botocore.config import Config
-
-            os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
-            retries = {"mode": "standard", "max_attempts": ATTEMPTS}
-            config = Config(retries=retries, connect_timeout=TIMEOUT_S, read_timeout=TIMEOUT_S)
-            self._made = boto3.session.Session().client("s3", config=config)
-        return self._made
-
-    def _name(self, key: str) -> str:
-        return f"{self._prefix}/{checked_key(key)}" if self._prefix else checked_key(key)
-
     def read(self, key: str) -> bytes:
         """The whole content."""
-        with self._explained(key):
-            return self._read_body(Key=self._name(key))
+        with self._stream(key) as stream:
+            return stream.readall()
 
     def read_range(self, key: str, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`, by a ranged get."""
         if length <= 0:
             return b""
-        span = f"bytes={offset}-{offset + length - 1}"
-        with self._explained(key):
-            return self._read_body(Key=self._name(key), Range=span)
+        try:
+            with self._stream(key, (offset, length)) as stream:
+                return stream.readall()
+        except EmptySpan:
+            return b""
 
-    def _read_body(self, **request: str) -> bytes:
-        """Get an object; a connection lost within its body, which boto3 does not retry, is tried again."""
-        from botocore.exceptions import BotoCoreError
+    @contextmanager
+    def open(self, key: str) -> Iterator[BinaryIO]:
+        """A buffered stream that survives lost connections."""
+        with io.BufferedReader(self._stream(key), BUFFER_BYTES) as file:
+            yield cast(BinaryIO, file)
 
-        for attempt in range(BODY_ATTEMPTS):
-            reply = self._client.get_object(Bucket=self._bucket, **request)
-            try:
-                return bytes(reply["Body"].read())
-            except BotoCoreError:
-                if attempt == BODY_ATTEMPTS - 1:
-                    raise
-                time.sleep(2**attempt / 4)
-        raise AssertionError("unreachable")
+    def download(self, key: str, path: Path, span: tuple[int, int] | None = None) -> None:
+        """Get the object, or a span of it."""
+        if span and not span[1]:
+            path.write_bytes(b"")
+            return
+        with self._stream(key, span) as stream, explained_disk_errors(str(path)), path.open("wb") as file:
+            if span and stream.remaining < span[1]:
+                raise short(f"{self._location}/{key}", span)
+            shutil.copyfileobj(stream, file, BUFFER_BYTES)
 
     def write(self, key: str, data: bytes) -> None:
         """One put, which S3 makes visible whole."""
-        with self._explained(key):
-            self._client.put_object(Bucket=self._bucket, Key=self._name(key), Body=data)
+        self._client.call("put_object", self._name(key), Body=data)
 
     def write_file(self, key: str, path: Path) -> None:
         """Upload the file, in parts when it is large, and remove it."""
-        with self._explained(key):
-            self._client.upload_file(str(path), self._bucket, self._name(key))
-        path.unlink()
+        with self.growing_file(key, path) as file:
+            file.finish()
+
+    def growing_file(self, key: str, path: Path) -> S3Upload:
+        """An upload whose parts go up while the file is written."""
+        return S3Upload(self._client, self._name(key), path)
 
     def write_if_absent(self, key: str, data: bytes) -> bool:
-        """One plain put with If-None-Match: * (never multipart: some servers ignore the condition there)."""
-        from botocore.exceptions import ClientError
+        """One plain put with If-None-Match: * (never multipart: some servers ignore the condition there).
 
-        with self._explained(key):
-            try:
-                self._client.put_object(Bucket=self._bucket, Key=self._name(key), Body=data, IfNoneMatch="*")
-            except ClientError as error:
-                if _status(error) in (PRECONDITION_FAILED, CONFLICT):
-                    return False
-                raise
+        A put that was sent again, because its answer was lost, may find its own object: then the bytes decide.
+        """
+        try:
+            self._client.call("put_object", self._name(key), Body=data, IfNoneMatch="*")
+        except ConditionFailed as error:
+            return error.repeated and self.read(key) == data
         return True
 
     def exists(self, key: str) -> bool:
@@ -119,52 +114,48 @@ class S3Store:
 
     def size(self, key: str) -> int:
         """Length in bytes."""
-        with self._explained(key):
-            return int(self._client.head_object(Bucket=self._bucket, Key=self._name(key))["ContentLength"])
+        return int(self._client.call("head_object", self._name(key))["ContentLength"])
+
+    def files(self, prefix: str = "") -> Iterator[FileEntry]:
+        """Objects, page by page."""
+        start = f"{self._prefix}/" if self._prefix else ""
+        for name, size in list_objects(self._client, start + prefix):
+            if not is_hidden(name[len(start) :]) and not name.endswith("/"):
+                yield FileEntry(name[len(start) :], size)
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Keys that start with `prefix`, page by page."""
-        start = f"{self._prefix}/" if self._prefix else ""
-        with self._explained(prefix):
-            pages = self._client.get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=start + prefix):
-                for entry in page.get("Contents", ()):
-                    yield entry["Key"][len(start) :]
+        """Keys that start with `prefix`."""
+        return (entry.key for entry in self.files(prefix))
 
     def scratch(self) -> Path:
-        """The system's folder for temporary files."""
-        return Path(tempfile.gettempdir())
+        """A folder of this user's, for this location alone, among the system's temporary files."""
+        digest = hashlib.sha256(self._location.encode()).hexdigest()[:16]
+        folder = Path(tempfile.gettempdir()) / f"mcjepa-{os.getuid()}-{digest}"
+        with explained_disk_errors(str(folder)):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.lstat().st_uid != os.getuid():
+            raise DataError(f"{folder} is another user's; expected one of one's own; set TMPDIR to a folder of yours")
+        return folder
 
     def clear_scratch(self) -> None:
-        """Nothing: the system's folder is not ours alone."""
+        """Remove it on this machine, and unfinished uploads from the bucket."""
+        shutil.rmtree(self.scratch(), ignore_errors=True)
+        try:
+            abort_uploads(self._client, f"{self._prefix}/" if self._prefix else "")
+        except DataError as error:  # not every server or user can list them: they cost room, no more
+            LOG.warning("unfinished uploads are left: %s", error)
 
     def remove(self, key: str) -> None:
         """Delete the object."""
-        with self._explained(key):
-            self._client.delete_object(Bucket=self._bucket, Key=self._name(key))
+        self._client.call("delete_object", self._name(key))
 
-    @contextlib.contextmanager
-    def _explained(self, key: str) -> Iterator[None]:
-        """Turn the client's errors, after its retries, into DataErrors with the location."""
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
+    def _name(self, key: str) -> str:
+        return f"{self._prefix}/{checked_key(key)}" if self._prefix else checked_key(key)
 
-        try:
-            yield
-        except ClientError as error:
-            code = error.response.get("Error", {}).get("Code", "")
-            if code in ("NoSuchKey", "404", "NotFound"):
-                raise absent(self._location, key) from error
-            raise DataError(
-                f"S3 answered {code} for {self._location}/{key}; expected success; "
-                "check the bucket, the credentials and AWS_ENDPOINT_URL"
-            ) from error
-        except (BotoCoreError, Boto3Error) as error:
-            raise DataError(
-                f"S3 at {self._location} cannot be used ({error}); expected a reachable server and "
-                "credentials in the standard AWS variables or profile; set them and run again"
-            ) from error
+    def _stream(self, key: str, span: tuple[int, int] | None = None) -> ObjectStream:
+        name = self._name(key)
 
+        def get(**request: Any) -> dict[str, Any]:
+            return self._client.call("get_object", name, **request)
 
-def _status(error: Any) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        return ObjectStream(get, f"{self._location}/{key}", span)

@@ -85,7 +85,7 @@ def open_catalogue(sources: Sequence[SourceConfig]) -> Catalogue:
     """
     datasets = []
     for source in sources:
-        manifest = read_manifest(source.location)
+        manifest = read_manifest(source.location, source.revision)
         datasets.append(
             DatasetShards(
                 location=source.location,

@@ -17,12 +17,16 @@ class SourceConfig:
     """Folder, `file://` or `s3://bucket/prefix` that holds the dataset's `manifest.json`."""
     repeat: int = 1
     """How often an epoch passes over this dataset; small sets are repeated to balance large ones [S]."""
+    revision: int = 0
+    """Which of its manifests: a run is held at one while `mcjepa prep requeue` adds others; 0: the newest [ours]."""
 
     def __post_init__(self) -> None:
         if not self.location:
             raise ValueError("a stream source has an empty location, expected the place of a manifest.json")
         if self.repeat < 1:
             raise ValueError(f"stream source {self.location}: repeat is {self.repeat}, expected at least 1")
+        if self.revision < 0:
+            raise ValueError(f"stream source {self.location}: revision is {self.revision}, expected 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

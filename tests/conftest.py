@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.servers.seaweed import BUCKET, SeaweedNotRunnable, SeaweedServer, running_seaweed
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -33,3 +38,28 @@ def sample_data() -> Path:
     if SAMPLE_DATA is None:
         pytest.skip("no sample data: set MCJEPA_SAMPLE_DATA or put it at ../shared/data")
     return SAMPLE_DATA
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[SeaweedServer]:
+    """A real S3 server on the loopback interface with the bucket `tests`.
+
+    Without one its tests are skipped, but fail where MCJEPA_REQUIRE_SERVICES=1 says that it must be there.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(running_seaweed())
+        except SeaweedNotRunnable as error:
+            if os.environ.get("MCJEPA_REQUIRE_SERVICES") == "1":
+                raise
+            pytest.skip(f"no S3 server: {error}")
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty S3 location, reached by the standard AWS variables."""
+    s3_server.start()  # nothing when it runs: a test that killed it may have failed
+    for name, value in s3_server.variables.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}/prefix"

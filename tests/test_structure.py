@@ -22,10 +22,10 @@ ALLOWED_ROOMS = {
 }
 MODEL_MAY_USE = {"torch", "numpy", "safetensors"}
 ADAPTERS = {
-    "ray": {"data_prep/ray_job.py"},
+    "ray": {"data_prep/ray_job.py", "data_prep/ray_submit.py"},
     "mlflow": {"pipeline/tracking.py"},
     "deepspeed": {"pipeline/engine.py", "pipeline/checkpoint.py"},
-    "boto3": {"data_prep/storage_s3.py"},
+    "boto3": {"data_prep/storage_s3_client.py", "data_prep/storage_s3_errors.py", "data_prep/storage_s3_upload.py"},
 }
 
 

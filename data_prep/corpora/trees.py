@@ -1,24 +1,119 @@
-"""Finding the files of a corpus: recursive, sorted, streamed, with an error that says what is missing."""
+"""Trees of files in folders and below s3 prefixes: the same names in the same order from both.
+
+Names are sorted by the bytes of the whole name (a folder sorts as its name and '/'), as S3 sorts its keys.
+Hidden names are left out. Links to folders are followed; one that leads to a folder it lies in is listed, with
+the reason why it is not entered, as are other things that cannot be read.
+"""
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+from data_prep.corpora.places import Location, is_local, plain_location
 from data_prep.errors import DataError
+from data_prep.storage import open_store
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".webp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv"})
 
 
-def existing_folder(root: str | Path) -> Path:
+class FoundFile(NamedTuple):
+    """A file of a tree that is meant to be an input."""
+
+    name: str
+    bytes: int
+    """Length; -1 where it cannot be measured."""
+    refusal: str
+    """Why it cannot be read; empty where it can."""
+
+
+class Tree:
+    """What lies below a folder or an s3 prefix, by its listings: no file is examined one by one."""
+
+    def __init__(self, root: Location) -> None:
+        """Look at `root`.
+
+        Raises:
+            DataError: a folder that is absent.
+        """
+        self.root = str(existing_folder(root)) if is_local(plain_location(root)) else plain_location(root)
+        self.base = self.root if self.root.endswith("/") else f"{self.root}/"
+        """What stands in front of a name to make a location."""
+        self._store = open_store(self.root)
+        self._listed: dict[str, dict[str, int]] = {}
+
+    def media(self, suffixes: frozenset[str]) -> Iterator[FoundFile]:
+        """All files with one of `suffixes` (any case), and what could hide such files but cannot be entered.
+
+        Streamed: memory holds one folder's names, or one page of an s3 listing.
+
+        Raises:
+            DataError: there is none, or the folder cannot be read.
+        """
+        found = False
+        for name, size in self._store.files():
+            if suffix_of(name) not in suffixes and (size >= 0 or not _hides_files(self.base + name)):
+                continue
+            found = True
+            yield FoundFile(name, size, "" if size >= 0 else _refusal(self.base + name))
+        if not found:
+            kinds = ", ".join(sorted(suffixes))
+            raise DataError(f"{self.root} has no file ending in {kinds}; expected at least one; name another folder")
+
+    def keep(self, *folders: str) -> None:
+        """List the folders (`a/b`) once, for all that is asked of their files from now on."""
+        for folder in folders:
+            if folder not in self._listed:
+                entries = self._store.files(f"{folder}/" if folder else "")
+                self._listed[folder] = {entry.key: entry.bytes for entry in entries if entry.bytes >= 0}
+
+    def below(self, folder: str) -> list[str]:
+        """Names of all files below a folder, sorted by their bytes; the folder is listed once and kept."""
+        self.keep(folder)
+        return list(self._listed[folder])
+
+    def bytes_of(self, name: str) -> int:
+        """Length of a file; -1 when it is not there."""
+        parent = name
+        while parent:
+            parent = parent.rpartition("/")[0]
+            if parent in self._listed:
+                return self._listed[parent].get(name, -1)
+        return self._store.size(name) if self._store.exists(name) else -1
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return self.bytes_of(name) >= 0
+
+    def read_text(self, name: str) -> str:
+        """A whole text file, e.g. the list of a split.
+
+        Raises:
+            DataError: it is absent or no text.
+        """
+        if not self.has(name):
+            raise DataError(f"{self.base}{name} is not there; expected it in the data set; correct root or split")
+        try:
+            return self._store.read(name).decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.base}{name} is no text ({error}); expected UTF-8; replace it") from error
+
+    def place(self, name: str) -> Location:
+        """The location of a file: a Path in a folder, a string below an s3 prefix."""
+        return Path(self.base + name) if is_local(self.base) else self.base + name
+
+
+def existing_folder(root: Location) -> Path:
     """The folder `root`, checked.
 
     Raises:
         DataError: it is absent, or not a folder.
     """
-    folder = Path(root).expanduser()
+    folder = Path(plain_location(root))
     if not folder.exists():
         raise DataError(f"{folder} does not exist; expected a folder of input files; correct the path")
     if not folder.is_dir():
@@ -26,34 +121,42 @@ def existing_folder(root: str | Path) -> Path:
     return folder
 
 
-def files_below(root: str | Path, suffixes: frozenset[str]) -> Iterator[str]:
-    """Paths relative to `root` of all files with one of `suffixes` (any case), hidden ones left out.
+def part_of(root: Location, part: str) -> str:
+    """The location of the part of a corpus that lies in its folder `part`; the corpus itself when that is empty."""
+    return f"{plain_location(root)}/{part}" if part else plain_location(root)
 
-    In each folder its files come first, then its folders, both sorted; memory holds one folder's entries,
-    never the whole tree.
+
+def files_below(root: Location, suffixes: frozenset[str]) -> Iterator[str]:
+    """Names of all files below `root` with one of `suffixes`.
 
     Raises:
-        DataError: the folder is absent, unreadable, or has no such file.
+        DataError: the folder is absent, or has no such file.
     """
-    folder = existing_folder(root)
-    found = False
-    for name in _walk(folder, ""):
-        if os.path.splitext(name)[1].lower() in suffixes:
-            found = True
-            yield name
-    if not found:
-        kinds = ", ".join(sorted(suffixes))
-        raise DataError(f"{folder} has no file ending in {kinds}; expected at least one; name another folder")
+    yield from (found.name for found in Tree(root).media(suffixes) if suffix_of(found.name) in suffixes)
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[str]:
+def suffix_of(name: str) -> str:
+    """The last suffix of a name in small letters, with its dot; empty where there is none.
+
+    >>> suffix_of("a.b/c.JPG"), suffix_of("a.b/c")
+    ('.jpg', '')
+    """
+    _, dot, suffix = name.rpartition(".")
+    return f".{suffix.lower()}" if dot and "/" not in suffix else ""
+
+
+def _hides_files(path: str) -> bool:
+    """Whether a whole folder may be meant: one that was not entered, or a link without suffix that leads nowhere."""
+    return os.path.isdir(path) or (not suffix_of(path) and os.path.islink(path) and not os.path.exists(path))
+
+
+def _refusal(path: str) -> str:
+    """Why a file that could not be measured cannot be read; empty for a pipe: who opens it has a time limit."""
     try:
-        with os.scandir(folder) as entries:
-            listing = sorted((e.is_dir(), e.name) for e in entries if not e.name.startswith("."))
-    except PermissionError as error:
-        raise DataError(f"{folder} cannot be read; expected a readable folder; change its mode") from error
-    for is_folder, name in listing:
-        if is_folder:
-            yield from _walk(folder / name, f"{prefix}{name}/")
-        else:
-            yield prefix + name
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        return f"cannot be examined ({error.strerror})"
+    if stat.S_ISDIR(mode):
+        readable = os.access(path, os.R_OK | os.X_OK)
+        return "a link to a folder that it lies in" if readable else "a folder that may not be read"
+    return "" if stat.S_ISFIFO(mode) or stat.S_ISREG(mode) else "neither a file nor a folder"

@@ -1,8 +1,9 @@
 """The decode child: reads inputs to cut from its standard input, writes samples to its standard output.
 
-    python -m data_prep.decode.child PARENT_PID DATASET_CONFIG_JSON
+    python -m data_prep.decode.child PARENT_PID DATASET_CONFIG_JSON LEAKAGE_INDEX
 
-It may crash, hang or outgrow its memory: `data_prep.decode.client` kills it and starts another.
+It may crash, hang or outgrow its memory: `data_prep.decode.client` kills it and starts another. Its first message
+is `ready`, or `refused` with the reason why no input can be cut here.
 """
 
 from __future__ import annotations
@@ -13,40 +14,60 @@ import os
 import re
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
+from PIL import Image
+from pydantic import TypeAdapter
 
-from data_prep.config import CorpusConfig, DatasetConfig
+from data_prep.config import DatasetConfig
 from data_prep.corpora.items import Input
-from data_prep.decode.cutter import cut_input
+from data_prep.decode.cutter import CutSample, cut_input
 from data_prep.decode.failures import DecodeFailure, Unwanted
 from data_prep.decode.messages import Closed, MessageReader, write_message
+from data_prep.decode.videos import import_decoder
 from data_prep.errors import DataError
 from data_prep.process import end_with_parent
+
+if TYPE_CHECKING:
+    from data_prep.filters.judge import SampleJudge
 
 MIB = 1 << 20
 REASON_CHARACTERS = 500
 CLOCK_AND_SOURCE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+_INPUT = TypeAdapter(Input)
+JudgeMaker = Callable[[], "SampleJudge | None"]
 
 
-def main(parent_pid: int, config_json: str) -> None:
+def main(parent_pid: int, config_json: str, leakage_index: str) -> None:
     """Serve inputs until the parent closes the pipe."""
     end_with_parent(parent_pid)
     cv2.setNumThreads(1)
+    Image.MAX_IMAGE_PIXELS = None  # max_megapixels is the limit, and has its own words
     config = decode_config(config_json)
     # Decoders print to the standard output: it keeps its number but leads nowhere from here on.
     out = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    _import_decoder(config)
+    try:
+        Image.init()
+        import_decoder(config.decoder)
+        make_judge = _judge_maker(config, leakage_index)
+    except DataError as error:
+        write_message(out, {"type": "refused", "reason": str(error)})
+        return
     _cap_memory(config.memory_cap_mib)
+    write_message(out, {"type": "ready"})
     reader = MessageReader(0)
     while True:
         try:
             request, _ = reader.read()
         except Closed:
             return
-        _serve(request, config, out)
+        _serve(_INPUT.validate_python(request["input"]), config, make_judge(), out)
 
 
 def encode_config(config: DatasetConfig) -> str:
@@ -56,42 +77,49 @@ def encode_config(config: DatasetConfig) -> str:
 
 def decode_config(config_json: str) -> DatasetConfig:
     """The settings that `encode_config` wrote."""
-    content = json.loads(config_json)
-    corpora = tuple(CorpusConfig(**c) for c in content.pop("corpora"))
-    return DatasetConfig(corpora=corpora, **content)
+    return TypeAdapter(DatasetConfig).validate_json(config_json)
 
 
-def _serve(request: dict[str, object], config: DatasetConfig, out: int) -> None:
+def _judge_maker(config: DatasetConfig, leakage_index: str) -> JudgeMaker:
+    """What makes a new judge for each input; the filters' libraries and the index are loaded now."""
+    modes = {getattr(config.filters, field.name).mode for field in dataclasses.fields(config.filters)}
+    if modes == {"off"}:
+        return lambda: None
+    from data_prep.filters.judge import SampleJudge
+    from data_prep.filters.leakage import LeakageIndex
+
+    index = LeakageIndex.load(leakage_index) if leakage_index else None
+    SampleJudge(config.filters, index)
+    return lambda: SampleJudge(config.filters, index)
+
+
+def _serve(item: Input, config: DatasetConfig, judge: SampleJudge | None, out: int) -> None:
     """Answer one input: its samples, then one closing message with the outcome."""
-    members = request["members"]
-    assert isinstance(members, list)
-    item = Input(str(request["name"]), str(request["uri"]), request["kind"], tuple(members))  # type: ignore[arg-type]
+    outcome, reason = "ok", ""
     try:
-        for sample in cut_input(item, config):
-            write_message(out, {"type": "sample", "meta": sample.meta}, sample.frames)
+        for piece in cut_input(item, config, judge):
+            if isinstance(piece, CutSample):
+                header = {"type": "sample", "suffixes": list(piece.members), "meta": piece.meta}
+                write_message(out, header, list(piece.members.values()))
+            else:
+                write_message(out, {"type": "dropped", **dataclasses.asdict(piece)})
     except Unwanted as refusal:
-        write_message(out, {"type": "end", "outcome": "filtered", "reason": str(refusal)})
+        outcome, reason = "filtered", str(refusal)
     except MemoryError:
         reason = f"needs more than the decoder's memory cap of {config.memory_cap_mib} MiB"
-        write_message(out, {"type": "end", "outcome": "quarantined", "reason": reason})
+        outcome = "quarantined"
     except BrokenPipeError:
         raise
     except Exception as error:  # decoders raise many kinds; each becomes the reason of the quarantine
-        write_message(out, {"type": "end", "outcome": "quarantined", "reason": describe_error(error)})
-    else:
-        write_message(out, {"type": "end", "outcome": "ok", "reason": ""})
+        outcome, reason = "quarantined", describe_error(error)
+    write_message(out, {"type": "end", "outcome": outcome, "reason": reason})
 
 
 def describe_error(error: Exception) -> str:
-    """An exception as one line that is the same on every run: decord puts the time of day into its own."""
-    text = CLOCK_AND_SOURCE.sub("", str(error))
+    """An exception as one line that is the same on every run: no time of day (decord), no address (Pillow)."""
+    text = ADDRESS.sub("", CLOCK_AND_SOURCE.sub("", str(error)))
     name = "" if isinstance(error, DecodeFailure | DataError) else f"{type(error).__name__}: "
     return " ".join(f"{name}{text}".split())[:REASON_CHARACTERS]
-
-
-def _import_decoder(config: DatasetConfig) -> None:
-    """Load the decoder's libraries before memory is capped."""
-    __import__("decord" if config.decoder == "decord" else "av")
 
 
 def _cap_memory(cap_mib: int) -> None:
@@ -103,4 +131,4 @@ def _cap_memory(cap_mib: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), *sys.argv[2:])

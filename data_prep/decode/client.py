@@ -1,31 +1,48 @@
-"""Parent side of decoding: one child process, used for many inputs, killed and replaced when it fails."""
+"""Parent side of decoding: one child process, used for many inputs, killed and replaced when it fails.
+
+A child that dies on an input (crash, kill from outside) is replaced and the input cut again, CRASH_ATTEMPTS times in
+all; one that is silent for too long is killed, and the input tried once more. Decoding is deterministic: what was
+delivered before is passed over. What the child reports itself, memory beyond the cap included, is not tried again.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from data_prep.config import DatasetConfig
 from data_prep.corpora.items import Input
 from data_prep.decode.child import encode_config
-from data_prep.decode.cutter import CutSample
+from data_prep.decode.cutter import CutSample, DroppedSample
 from data_prep.decode.failures import DecodeFailure, Unwanted
 from data_prep.decode.messages import Closed, MessageReader, Silence, write_message
+from data_prep.errors import DataError
 
-START_TIMEOUT_S = 60.0  # on top of the first input's time: importing the decoder on a loaded machine
+START_TIMEOUT_S = 120.0  # importing the decoder on a loaded machine
 STOP_TIMEOUT_S = 2.0
+PIPE_BYTES = 1 << 20  # some samples, so that the child need not wait for this process to be given a core
+CRASH_ATTEMPTS = 3
+SILENCE_ATTEMPTS = 2
 
 
 class DecodeClient:
     """Cuts inputs in a child process; a context manager that leaves no process behind."""
 
-    def __init__(self, config: DatasetConfig) -> None:
-        """Keep the settings; the child starts with the first input."""
+    def __init__(self, config: DatasetConfig, leakage_index: str = "") -> None:
+        """Keep the settings; the child starts with the first input.
+
+        Args:
+            config: How to cut.
+            leakage_index: File of evaluation frames to guard (`data_prep.filters.leakage`), if there is that filter.
+        """
         self._config = config
+        self._leakage_index = leakage_index
         self._child: subprocess.Popen[bytes] | None = None
         self._reader: MessageReader | None = None
 
@@ -37,30 +54,56 @@ class DecodeClient:
         """Stop the child."""
         self.close()
 
-    def cut(self, item: Input) -> Iterator[CutSample]:
-        """Samples of one input. An iterator that is left early costs the child.
+    def cut(self, item: Input) -> Iterator[CutSample | DroppedSample]:
+        """Samples of one input, and those that filters dropped. An iterator that is left early costs the child.
 
         Raises:
             DecodeFailure: undecodable, too slow, too large, or the decoder crashed.
             Unwanted: readable, but nothing in it is wanted.
+            DataError: decoding cannot start at all on this machine.
+        """
+        delivered = crashes = silences = 0
+        while True:
+            try:
+                with contextlib.closing(self._cut_once(item)) as pieces:
+                    for number, piece in enumerate(pieces):
+                        if number == delivered:
+                            delivered += 1
+                            yield piece
+                return
+            except Silence:
+                silences += 1
+                if silences == SILENCE_ATTEMPTS:
+                    reason = f"the decoder was silent for {self._config.timeout_s:g} s (timeout_s) {silences} times"
+                    raise DecodeFailure(f"{reason} and was killed") from None
+            except _Death as death:
+                crashes += 1
+                if crashes == CRASH_ATTEMPTS:
+                    limit = f"memory_cap_mib={self._config.memory_cap_mib} was its limit"
+                    raise DecodeFailure(f"the decoder died {crashes} times ({death}); {limit}") from None
+
+    def _cut_once(self, item: Input) -> Generator[CutSample | DroppedSample]:
+        """One attempt.
+
+        Raises:
+            Silence: the child said nothing for too long; it has been killed.
+            _Death: the child ended.
         """
         finished = False
-        silence_s = self._config.timeout_s + (0 if self._child else START_TIMEOUT_S)
         try:
-            self._request(item)
-            assert self._reader is not None
+            reader = self._request(item)
             while True:
-                header, parts = self._reader.read(silence_s)
-                silence_s = self._config.timeout_s
+                header, parts = reader.read(self._config.timeout_s)
                 if header["type"] == "end":
                     finished = True
                     _raise_outcome(str(header["outcome"]), str(header["reason"]))
                     return
-                yield CutSample(tuple(parts), header["meta"])
-        except Silence:
-            raise DecodeFailure(f"the decoder was silent for {silence_s:g} s (timeout_s) and was killed") from None
+                if header["type"] == "dropped":
+                    yield DroppedSample(tuple(header["frame_index"]), str(header["filter"]), str(header["reason"]))
+                else:
+                    yield CutSample(dict(zip(header["suffixes"], parts, strict=True)), header["meta"])
         except (Closed, BrokenPipeError):
-            raise DecodeFailure(self._describe_death()) from None
+            raise _Death(self._describe_death()) from None
         finally:
             if not finished:
                 self._kill()
@@ -75,19 +118,35 @@ class DecodeClient:
                 self._child.kill()
         self._kill()
 
-    def _request(self, item: Input) -> None:
-        if self._child is None:
-            self._child = _start_child(self._config)
+    def _request(self, item: Input) -> MessageReader:
+        """Send an input to the child; starts one where there is none."""
+        if self._child is None or self._reader is None:
+            self._child = _start_child(self._config, self._leakage_index)
             assert self._child.stdout is not None
             self._reader = MessageReader(self._child.stdout.fileno())
+            self._await_ready(self._reader)
         assert self._child.stdin is not None
-        request = {"name": item.name, "uri": item.uri, "kind": item.kind, "members": item.members}
-        write_message(self._child.stdin.fileno(), request)
+        write_message(self._child.stdin.fileno(), {"input": dataclasses.asdict(item)})
+        return self._reader
+
+    def _await_ready(self, reader: MessageReader) -> None:
+        try:
+            header, _ = reader.read(START_TIMEOUT_S)
+        except Silence:
+            raise DataError(
+                f"the decoder did not start within {START_TIMEOUT_S:g} s; expected a few seconds; try again with fewer "
+                "workers on this machine"
+            ) from None
+        if header["type"] == "refused":
+            raise DataError(str(header["reason"]))
 
     def _describe_death(self) -> str:
-        code = self._child.wait() if self._child else 0
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return f"the decoder died ({how}); memory_cap_mib={self._config.memory_cap_mib} was its limit"
+        assert self._child is not None
+        try:
+            code = self._child.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return "it closed its output"
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
     def _kill(self) -> None:
         if self._child is None:
@@ -100,6 +159,10 @@ class DecodeClient:
         self._child = self._reader = None
 
 
+class _Death(RuntimeError):
+    """The child has ended; the message says how."""
+
+
 def _raise_outcome(outcome: str, reason: str) -> None:
     if outcome == "quarantined":
         raise DecodeFailure(reason)
@@ -107,12 +170,12 @@ def _raise_outcome(outcome: str, reason: str) -> None:
         raise Unwanted(reason)
 
 
-def _start_child(config: DatasetConfig) -> subprocess.Popen[bytes]:
+def _start_child(config: DatasetConfig, leakage_index: str) -> subprocess.Popen[bytes]:
     """Start a child that finds this very package, with one thread a library and few allocation arenas."""
     package_root = str(Path(__file__).resolve().parents[2])
     search = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-    command = [sys.executable, "-m", "data_prep.decode.child", str(os.getpid()), encode_config(config)]
+    command = [sys.executable, "-m", "data_prep.decode.child", str(os.getpid()), encode_config(config), leakage_index]
     return subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -120,4 +183,5 @@ def _start_child(config: DatasetConfig) -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         env=environment,
         bufsize=0,
+        pipesize=PIPE_BYTES,
     )

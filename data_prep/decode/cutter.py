@@ -1,107 +1,177 @@
-"""Cuts one input into samples: chosen frames, shrunk and encoded as JPEG. Runs inside the decode child."""
+"""Cuts one input into samples: chosen frames, shrunk, judged by the filters and encoded. Runs in the decode child."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from data_prep.config import DatasetConfig
-from data_prep.corpora.image_files import decode_rgb, read_bytes
 from data_prep.corpora.items import Input
+from data_prep.decode.encoders import SUFFIXES, encode, shrink
 from data_prep.decode.failures import DecodeFailure, Unwanted
-from data_prep.decode.jpeg import encode_jpeg, shrink
-from data_prep.decode.selection import IntArray, choose_starts, needed_frames
-from data_prep.decode.videos import Frame, open_video
+from data_prep.decode.flow_samples import encode_flow_sample, pair_frames, read_pair
+from data_prep.decode.images import read_image
+from data_prep.decode.selection import IntArray, choose_starts, frames_at_rate, needed_frames
+from data_prep.decode.videos import ByteArray, Frame, open_video
 
-IMAGE_MAGIC = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG"}
+if TYPE_CHECKING:
+    from data_prep.filters.judge import SampleJudge
 
 
 @dataclass(frozen=True)
 class CutSample:
-    """One sample without its key: encoded frames, and what its KEY.json says of them."""
+    """One sample without its key: its files but for the json, and what its KEY.json says of them."""
 
-    frames: tuple[bytes, ...]
+    members: dict[str, bytes]
+    """Content by suffix: `jpg`; `00.jpg`, `01.jpg` …; of a flow pair `0.png`, `1.png`, `flow.flo`, `valid.png`."""
     meta: dict[str, Any]
-    """fps_hz (None: no clock), pts_s and frame_index of every frame."""
+    """fps_hz (None: no clock), pts_s and frame_index of every frame; label and scores where there are any."""
 
 
-def cut_input(item: Input, config: DatasetConfig) -> Iterator[CutSample]:
+@dataclass(frozen=True)
+class DroppedSample:
+    """A sample that a filter refused."""
+
+    frame_index: tuple[int, ...]
+    filter: str
+    reason: str
+
+
+def cut_input(
+    item: Input, config: DatasetConfig, judge: SampleJudge | None = None
+) -> Iterator[CutSample | DroppedSample]:
     """Samples of one input, in order of their first frames.
+
+    Args:
+        item: An input whose files are local.
+        config: How to cut.
+        judge: A new judge for this input; None where all filters are off.
 
     Raises:
         DecodeFailure: it cannot be decoded (other exceptions of decoders come through as they are).
-        Unwanted: it is too small, too short, or a single image where clips are wanted.
+        Unwanted: it is too small, too short, or of a kind that gives no such samples.
     """
-    if item.kind == "video":
-        _refuse_image(item.uri)
-        video = open_video(item.uri, config.decoder)
-        starts = _choose(video.frame_count, config)
-        frames = video.read(needed_frames(starts, config.frames_per_sample, config.frame_step))
-        yield from _group(frames, starts, video.fps_hz or None, config)
+    cutter = _Cutter(config, judge, item.label)
+    if item.refusal:
+        raise DecodeFailure(item.refusal)
+    if config.kind == "flow":
+        yield cutter.cut_flow(item)
+    elif item.kind == "video":
+        video = open_video(item.uri, config.decoder, config.max_megapixels)
+        cutter.require_size(video.table.width, video.table.height)
+        selected = frames_at_rate(video.table.times_s, config.rate_hz)
+        yield from cutter.cut(video.read, selected, video.table.fps_hz or None)
+    elif item.kind == "pair":  # two neighbours: there is nothing to step or stride over
+        cutter = _Cutter(replace(config, frame_step=1, clip_stride=1), judge, item.label)
+        read = partial(_read_pictures, pair_frames(item), config.max_megapixels)
+        yield from cutter.cut(read, np.arange(2), None)
     else:
-        starts = _choose(len(item.files), config)
-        numbers = needed_frames(starts, config.frames_per_sample, config.frame_step)
-        yield from _group(_read_images(item.files, numbers), starts, None, config)
+        files = [Path(f) for f in item.files]
+        yield from cutter.cut(partial(_read_pictures, files, config.max_megapixels), np.arange(len(files)), None)
 
 
-def _refuse_image(path: str) -> None:
-    """Refuse an empty file, and a single image named .mp4, which decoders take for a short video."""
-    with Path(path).open("rb") as file:
-        start = file.read(8)
-    if not start:
-        raise DecodeFailure("the file is empty")
-    for kind, magic in IMAGE_MAGIC.items():
-        if start.startswith(magic):
-            raise DecodeFailure(f"holds a {kind} image, not a video")
-
-
-def _choose(frame_count: int, config: DatasetConfig) -> IntArray:
-    frames = config.frames_per_sample
-    starts = choose_starts(frame_count, frames, config.frame_step, config.clip_stride, config.max_samples_per_input)
-    if not len(starts):
-        span = (frames - 1) * config.frame_step + 1
-        raise Unwanted(f"{frame_count} frame(s); a sample spans {span}")
-    return starts
-
-
-def _read_images(files: tuple[str, ...], numbers: IntArray) -> Iterator[Frame]:
+def _read_pictures(files: Sequence[Path], max_megapixels: float, numbers: IntArray) -> Iterator[Frame]:
     for number in numbers.tolist():
-        yield Frame(number, None, decode_rgb(read_bytes(Path(files[number])), files[number]))
+        try:
+            yield Frame(number, None, read_image(files[number], max_megapixels))
+        except DecodeFailure as failure:
+            raise DecodeFailure(f"frame {number}: {failure}" if len(files) > 1 else str(failure)) from failure
 
 
-def _group(
-    frames: Iterator[Frame], starts: IntArray, fps_hz: float | None, config: DatasetConfig
-) -> Iterator[CutSample]:
-    """Collect encoded frames into samples; only frames that a later sample needs are kept."""
-    step, count = config.frame_step, config.frames_per_sample
-    waiting: dict[int, tuple[bytes, float | None]] = {}
-    pending = starts.tolist()
-    for frame in frames:
-        if min(frame.rgb.shape[:2]) < config.min_size:
-            height, width = frame.rgb.shape[:2]
-            raise Unwanted(f"{width}x{height} px; the short side must be at least {config.min_size}")
-        encoded = encode_jpeg(shrink(frame.rgb, config.short_side), config.quality)
-        waiting[frame.number] = (encoded, frame.pts_s)
-        while pending and pending[0] + (count - 1) * step == frame.number:
-            numbers = [pending[0] + k * step for k in range(count)]
-            yield _sample(numbers, waiting, fps_hz)
-            pending.pop(0)
-            waiting = {n: v for n, v in waiting.items() if pending and n >= pending[0]}
-    if pending:
-        raise DecodeFailure(f"ended before frame {pending[0]}")
+@dataclass
+class _Stored:
+    """A frame as it is stored."""
+
+    pts_s: float | None
+    rgb: ByteArray
+    encoded: bytes = b""
+    """Empty until a sample with it is kept."""
 
 
-def _sample(numbers: list[int], waiting: dict[int, tuple[bytes, float | None]], fps_hz: float | None) -> CutSample:
-    times = [waiting[n][1] for n in numbers]
-    known = [t for t in times if t is not None]
-    if any(later <= earlier for earlier, later in pairwise(known)):
-        raise DecodeFailure(f"presentation times {known} of frames {numbers} do not increase")
-    meta = {
-        "fps_hz": None if fps_hz is None else round(fps_hz, 6),
-        "pts_s": [None if t is None else round(t, 6) for t in times],
-        "frame_index": numbers,
-    }
-    return CutSample(tuple(waiting[n][0] for n in numbers), meta)
+class _Cutter:
+    """Makes samples of one input's frames."""
+
+    def __init__(self, config: DatasetConfig, judge: SampleJudge | None, label: str) -> None:
+        self._config = config
+        self._judge = judge
+        self._label = label
+
+    def require_size(self, width: int, height: int) -> None:
+        """Leave out what is too small.
+
+        Raises:
+            Unwanted: the short side is below min_size.
+        """
+        if min(width, height) < self._config.min_size:
+            raise Unwanted(f"{width}x{height} px; the short side must be at least {self._config.min_size}")
+
+    def cut(
+        self, read: Callable[[IntArray], Iterator[Frame]], selected: IntArray, fps_hz: float | None
+    ) -> Iterator[CutSample | DroppedSample]:
+        """Samples of the frames `selected`, whose numbers increase; only frames that a later sample needs are kept."""
+        config = self._config
+        step, count = config.frame_step, config.frames_per_sample
+        starts = choose_starts(len(selected), count, step, config.clip_stride, config.max_samples_per_input)
+        if not len(starts):
+            raise Unwanted(f"{len(selected)} frame(s); a sample spans {(count - 1) * step + 1}")
+        frames = read(selected[needed_frames(starts, count, step)])
+        waiting: dict[int, _Stored] = {}
+        for start in starts.tolist():
+            numbers = selected[start : start + (count - 1) * step + 1 : step].tolist()
+            waiting = {n: stored for n, stored in waiting.items() if n >= numbers[0]}
+            while numbers[-1] not in waiting:
+                frame = next(frames)
+                self.require_size(frame.rgb.shape[1], frame.rgb.shape[0])
+                waiting[frame.number] = _Stored(frame.pts_s, shrink(frame.rgb, config.short_side))
+            yield self._sample(numbers, [waiting[n] for n in numbers], fps_hz)
+        next(frames, None)  # there is no other, but the decoder finishes: damage after the last frame counts too
+
+    def _sample(self, numbers: list[int], frames: list[_Stored], fps_hz: float | None) -> CutSample | DroppedSample:
+        known = [f.pts_s for f in frames if f.pts_s is not None]
+        if any(later <= earlier for earlier, later in pairwise(known)):
+            raise DecodeFailure(f"presentation times {known} of frames {numbers} do not increase")
+        sizes = sorted({f"{f.rgb.shape[1]}x{f.rgb.shape[0]}" for f in frames})
+        if len(sizes) > 1:
+            raise DecodeFailure(f"frames {numbers} have different sizes: {' and '.join(sizes)} px")
+        meta = {
+            "fps_hz": None if fps_hz is None else round(fps_hz, 6),
+            "pts_s": [None if f.pts_s is None else round(f.pts_s, 6) for f in frames],
+            "frame_index": numbers,
+        }
+        return self._judged([f.rgb for f in frames], meta, lambda: self._encode(frames))
+
+    def _encode(self, frames: list[_Stored]) -> dict[str, bytes]:
+        suffix = SUFFIXES[self._config.encoding]
+        for frame in frames:
+            frame.encoded = frame.encoded or encode(frame.rgb, self._config.encoding, self._config.quality)
+        if self._config.kind == "image":
+            return {suffix: frames[0].encoded}
+        return {f"{k:02d}.{suffix}": frame.encoded for k, frame in enumerate(frames)}
+
+    def cut_flow(self, item: Input) -> CutSample | DroppedSample:
+        """The sample of a pair with ground truth."""
+        if item.kind != "pair":
+            raise Unwanted(f"an input of kind {item.kind}; flow samples are cut from pairs with ground truth")
+        frames = read_pair(item, self._config.max_megapixels)
+        self.require_size(frames[0].shape[1], frames[0].shape[0])
+        meta = {"fps_hz": None, "pts_s": [None, None], "frame_index": [0, 1]}
+        return self._judged(frames, meta, lambda: encode_flow_sample(item, frames, self._config.max_megapixels))
+
+    def _judged(
+        self, frames: Sequence[ByteArray], meta: dict[str, Any], encode_members: Callable[[], dict[str, bytes]]
+    ) -> CutSample | DroppedSample:
+        """The sample, encoded, unless a filter drops it."""
+        if self._label:
+            meta["label"] = self._label
+        if self._judge:
+            verdict = self._judge.judge(meta["frame_index"], frames)
+            if verdict.filter:
+                return DroppedSample(tuple(meta["frame_index"]), verdict.filter, verdict.reason)
+            meta["scores"] = verdict.scores
+        return CutSample(encode_members(), meta)

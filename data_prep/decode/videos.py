@@ -1,24 +1,46 @@
-"""Frames of a video file in presentation order, decoded from its beginning, by decord or PyAV.
+"""Frames of a video file in presentation order, by decord, PyAV or torchcodec.
 
-Always sequential: random access gives wrong frames on open-GOP HEVC, and a seek costs a whole GOP. The
-number of a frame is its place in presentation order, its time the presentation time that the file gives.
-One thread, one reader; memory holds a few frames.
+The container is read by PyAV (`data_prep.decode.containers`), so number, time and choice of a frame do not depend on
+the decoder; the decoders give pixels. 8-bit pixels are equal in all three; of 10 bit, PyAV's differ by up to 3 of
+255 in the mean. Frames come upright: decord and torchcodec turn them by the display matrix themselves, PyAV's are
+turned here.
+
+Always sequential: random access gives wrong frames on open-GOP HEVC, and a seek costs a whole GOP. Memory holds a few
+frames, whatever a video's length. So PyAV reads what the others cannot:
+
+* decord decodes ahead without limit while its user is busy (dmlc/decord issue 208: a video of 5 minutes fills 5 GB).
+  It reads only videos that fit into DECORD_BYTES decoded as a whole. For larger ones PyAV takes no more CPU time.
+* decord and torchcodec read MP4, QuickTime, Matroska and WebM only: of transport streams decord gives no frame, of
+  AVI and MPEG program streams torchcodec loses the last ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from ctypes.util import find_library
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from data_prep.config import DecoderName
+from data_prep.decode.containers import VideoTable, read_table
 from data_prep.decode.failures import DecodeFailure
+from data_prep.errors import DataError
 
 ByteArray = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]
+
+INDEXED_CONTAINERS = ("mov,", "matroska,")
+TIME_SLACK_S = 1e-3
+DECORD_BYTES = 128 << 20
+FRAMES_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -32,87 +54,176 @@ class Frame:
     """(H, W, 3)."""
 
 
-def decoder_version(decoder: DecoderName) -> str:
-    """Name and version of a decoder's package, without importing it."""
-    for package in {"decord": ("decord2", "decord"), "pyav": ("av",)}[decoder]:
-        try:
-            return f"{package} {version(package)}"
-        except PackageNotFoundError:
-            continue
-    return f"{decoder} (not installed)"
+def decode_by_decord(table: VideoTable, numbers: IntArray) -> Iterator[ByteArray]:
+    """Frames `numbers` (increasing) by decord.
+
+    It always decodes up to the end: what is damaged after the last wanted frame may be met ahead of it, by chance.
+    """
+    import decord
+
+    reader = decord.VideoReader(table.path, ctx=decord.cpu(0), num_threads=1)
+    keys = [*reader.get_key_indices(), sys.maxsize]
+    at, end = 0, len(table.times_s)
+    try:
+        for number in [*numbers.tolist(), end]:
+            while at < number:
+                # Skipping past a key frame would be a seek to it, which loses frames of open GOPs: decode over it.
+                free = min(number, keys[bisect_left(keys, at)] - 1) - at
+                if free > 0:
+                    reader.skip_frames(free)
+                else:
+                    reader.next()
+                at += max(1, free)
+            if number < end:
+                yield reader.next().asnumpy()
+                at += 1
+    except StopIteration:
+        return
 
 
-class DecordVideo:
-    """A video opened by decord."""
+def decode_by_pyav(table: VideoTable, numbers: IntArray) -> Iterator[ByteArray]:
+    """Frames `numbers` (increasing) by PyAV, a few of them ahead in a thread, as decord does."""
+    yield from _read_ahead(_decode_by_pyav(table, numbers), FRAMES_AHEAD)
 
-    def __init__(self, path: str) -> None:
-        """Open the file.
 
-        Raises:
-            Exception: whatever decord raises on a file it cannot read.
-        """
-        import decord
+def _read_ahead(frames: Iterator[ByteArray], most: int) -> Iterator[ByteArray]:
+    """The same frames; up to `most` are made in another thread while the last one is used."""
+    end = object()
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(next, frames, end) for _ in range(most))
+        while (frame := waiting.popleft().result()) is not end:
+            waiting.append(thread.submit(next, frames, end))
+            yield cast(ByteArray, frame)
 
-        self._reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
-        self.frame_count = len(self._reader)
-        self.fps_hz = float(self._reader.get_avg_fps())
+
+def _decode_by_pyav(table: VideoTable, numbers: IntArray) -> Iterator[ByteArray]:
+    """By PyAV, with decord's way of turning YUV into RGB."""
+    import av
+    from av.video.reformatter import Interpolation
+
+    wanted = iter(numbers.tolist())
+    number = next(wanted, None)
+    with av.open(table.path, metadata_errors="replace") as container:
+        stream: Any = container.streams[table.stream]
+        stream.codec_context.thread_type = "NONE"
+        frame: Any
+        for at, frame in enumerate(container.decode(stream)):
+            if at == number:
+                rgb = frame.to_ndarray(format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
+                yield np.ascontiguousarray(np.rot90(rgb, _quarter_turns(frame.rotation)))
+                number = next(wanted, None)
+            if number is None:
+                return
+
+
+def _quarter_turns(rotation_deg: int) -> int:
+    """Counter-clockwise quarter turns for a rotation as PyAV gives it; a broken display matrix turns nothing."""
+    return round(rotation_deg / 90) if abs(rotation_deg) <= 180 else 0
+
+
+def decode_by_torchcodec(table: VideoTable, numbers: IntArray) -> Iterator[ByteArray]:
+    """Frames `numbers` (increasing) by torchcodec."""
+    from torchcodec.decoders import VideoDecoder
+
+    decoder = VideoDecoder(
+        table.path,
+        stream_index=table.stream,
+        dimension_order="NHWC",
+        num_ffmpeg_threads=1,
+        seek_mode="exact",
+    )
+    undecodable = len(decoder) - len(table.times_s)  # it counts pictures before the first key frame of Matroska
+    for number in numbers.tolist():
+        frame = decoder.get_frame_at(number + undecodable)
+        if abs(frame.pts_seconds - table.times_s[number]) > TIME_SLACK_S:
+            found = f"frame {number} at {frame.pts_seconds:.3f} s, the container at {table.times_s[number]:.3f} s"
+            raise DecodeFailure(f"torchcodec has {found}")
+        yield frame.data.numpy()
+
+
+DECODERS: dict[DecoderName, Callable[[VideoTable, IntArray], Iterator[ByteArray]]] = {
+    "decord": decode_by_decord,
+    "pyav": decode_by_pyav,
+    "torchcodec": decode_by_torchcodec,
+}
+"""Decoder name to `fn(table, numbers)`: RGB frames (H, W, 3), upright, as many as there are."""
+
+
+def fitting_decoder(table: VideoTable, decoder: DecoderName) -> DecoderName:
+    """The decoder that reads this video where `decoder` is wanted: itself or PyAV."""
+    decoded_bytes = len(table.times_s) * table.width * table.height * 3
+    if not table.container.startswith(INDEXED_CONTAINERS) or (decoder == "decord" and decoded_bytes > DECORD_BYTES):
+        return "pyav"
+    return decoder
+
+
+class Video:
+    """A video file: what its container says, and its frames."""
+
+    def __init__(self, table: VideoTable, decoder: DecoderName) -> None:
+        """Decode `table`'s stream by `decoder`; nothing is decoded yet."""
+        self.table = table
+        self.frame_count = len(table.times_s)
+        self._decode = DECODERS[fitting_decoder(table, decoder)]
 
     def read(self, numbers: IntArray) -> Iterator[Frame]:
-        """The frames `numbers` (increasing)."""
-        times = self._reader.get_frame_timestamp(np.arange(self.frame_count))[:, 0]
+        """The frames `numbers` (increasing).
+
+        Raises:
+            Exception: whatever the decoder raises on damaged frames.
+            DecodeFailure: it ends before the last one.
+        """
         at = 0
-        for number in numbers.tolist():
-            if number > at:
-                self._reader.skip_frames(number - at)
-            try:
-                frame = self._reader.next().asnumpy()
-            except StopIteration:
-                raise DecodeFailure(f"ended before frame {number} of {self.frame_count}") from None
-            at = number + 1
-            yield Frame(number, float(times[number]), frame)
+        for rgb in self._decode(self.table, numbers):
+            number = int(numbers[at])
+            yield Frame(number, float(self.table.times_s[number]), rgb)
+            at += 1
+        if at < len(numbers):
+            raise DecodeFailure(f"ended before frame {numbers[at]} of {self.frame_count}")
 
 
-class PyavVideo:
-    """A video opened by PyAV."""
+def open_video(path: str, decoder: DecoderName, max_megapixels: float = float("inf")) -> Video:
+    """Open a video file.
 
-    def __init__(self, path: str) -> None:
-        """Open the file and count the frames of its best video stream.
-
-        Raises:
-            Exception: whatever PyAV raises on a file it cannot read.
-        """
-        import av
-
-        self._path = path
-        with av.open(path) as container:
-            stream = container.streams.best("video")
-            if stream is None:
-                raise DecodeFailure("no video stream")
-            self._video_index = [s.index for s in container.streams.video].index(stream.index)
-            self.frame_count = sum(p.size > 0 and not p.is_discard for p in container.demux(stream))
-            self.fps_hz = float(getattr(stream, "average_rate", None) or 0)
-
-    def read(self, numbers: IntArray) -> Iterator[Frame]:
-        """The frames `numbers` (increasing)."""
-        import av
-
-        with av.open(self._path) as container:
-            stream = container.streams.video[self._video_index]
-            stream.codec_context.thread_type = "NONE"
-            wanted = iter(numbers.tolist())
-            number = next(wanted, None)
-            for at, frame in enumerate(container.decode(stream)):
-                if number is None:
-                    return
-                if at == number:
-                    pts_s = None if frame.time is None else float(frame.time)
-                    rgb = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-                    yield Frame(number, pts_s, rgb)
-                    number = next(wanted, None)
-            if number is not None:
-                raise DecodeFailure(f"ended before frame {number} of {self.frame_count}")
+    Raises:
+        DecodeFailure: no readable video, cut off, or its frames have more pixels than allowed.
+    """
+    return Video(read_table(path, max_megapixels), decoder)
 
 
-def open_video(path: str, decoder: DecoderName) -> DecordVideo | PyavVideo:
-    """Open a video file with the named decoder."""
-    return DecordVideo(path) if decoder == "decord" else PyavVideo(path)
+def import_decoder(decoder: DecoderName) -> None:
+    """Load a decoder's libraries, and PyAV, which reads containers.
+
+    Raises:
+        DataError: they are not installed, or do not load.
+    """
+    import av  # noqa: F401
+
+    if decoder == "decord":
+        import decord  # noqa: F401
+    elif decoder == "torchcodec":
+        try:
+            import torchcodec.decoders  # noqa: F401
+        except (ImportError, OSError, RuntimeError) as error:
+            cause = str(error).strip().partition("\n")[0]
+            raise DataError(
+                f"torchcodec does not load ({cause}); expected the extra mcjepa[torchcodec] and the system's FFmpeg "
+                "libraries; run `pip install 'mcjepa[torchcodec]'` and `apt install ffmpeg`, or set decoder=decord"
+            ) from error
+
+
+def decoder_version(decoder: DecoderName) -> str:
+    """Names and versions of what reads and decodes videos, without importing it."""
+    versions = [_package_version({"decord": "decord2", "pyav": "av"}.get(decoder, decoder))]
+    if decoder != "pyav":
+        versions.append(_package_version("av"))  # reads containers
+    if decoder == "torchcodec":
+        versions.append(find_library("avcodec") or "no libavcodec")
+    return ", ".join(versions)
+
+
+def _package_version(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return f"{package} (not installed)"

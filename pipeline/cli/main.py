@@ -103,18 +103,28 @@ def _add_prep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "prep", help="corpora to published datasets", description="Corpora to published datasets."
     )
     verbs = prep.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb, purpose in (
-        ("plan", "print what would be built and what is there already"),
-        ("run", "build and publish the recipe's datasets; a rerun continues"),
-        ("audit", "prove that every input is accounted for and every shard is intact"),
-    ):
+    purposes = {
+        "plan": "print what would be built, how long it will take, and what is there already",
+        "run": "build and publish the recipe's datasets; a rerun continues",
+        "status": "print how far a running or dead job is",
+        "audit": "prove that every input is accounted for and every shard is intact",
+        "requeue": "try quarantined inputs again and publish what they give as a new revision",
+        "card": "write a page about each published dataset: samples, counts, histograms, quarantine",
+    }
+    for verb, purpose in purposes.items():
         parser = _command(verbs, verb, purpose, f"mcjepa prep {verb} quickstart", f"pipeline.cli.prep:prep_{verb}")
         _add_recipe_arguments(parser)
         parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    for verb in ("status", "requeue", "card"):
-        later = verbs.add_parser(verb, help="(not in this release)", add_help=False)
-        later.add_argument("arguments", nargs=argparse.REMAINDER)
-        later.set_defaults(handler="", command=f"prep {verb}")
+        if verb == "plan":
+            parser.add_argument("--no-probe", action="store_true", help="do not cut a few inputs to estimate the time")
+        if verb == "run":
+            parser.add_argument(
+                "--submit", metavar="URL", help="run as a job of the Ray cluster whose dashboard is there"
+            )
+        if verb == "requeue":
+            parser.add_argument(
+                "--reason", metavar="WORDS", default="", help="only inputs whose reason contains these words"
+            )
 
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

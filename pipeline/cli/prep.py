@@ -1,22 +1,22 @@
-"""`mcjepa prep`: plan, run and audit the datasets of a recipe."""
+"""`mcjepa prep`: plan, run, watch, audit, repair and describe the datasets of a recipe."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.evaluate import write_json
 from pipeline.cli.output import StageProgress
+from pipeline.cli.prep_output import Speed, describe, describe_requeue, print_plan, print_report, print_status
 from pipeline.cli.recipe import Recipe, load_recipe, required
 
 if TYPE_CHECKING:
     from data_prep.config import PrepConfig
-    from data_prep.job import PrepReport, ProgressEvent
+    from data_prep.job import ProgressEvent
 
 OK, REJECTED, PARTIAL = 0, 3, 4
 
@@ -25,7 +25,7 @@ def prep_plan(arguments: argparse.Namespace) -> int:
     """`mcjepa prep plan`: nothing is written."""
     recipe, _ = load_recipe(arguments.recipe, arguments.overrides)
     config: PrepConfig = required(recipe.prep, "prep", recipe)
-    from data_prep.job import plan_prep
+    from data_prep.forecast import plan_prep
 
     if config.moving_photos and not Path(config.moving_photos.out).is_dir():
         made = config.moving_photos
@@ -34,16 +34,12 @@ def prep_plan(arguments: argparse.Namespace) -> int:
             "datasets that read it are planned once it is there (mcjepa prep run)"
         )
         return OK
-    plans = plan_prep(config)
+    plans = plan_prep(config, probe=not arguments.no_probe)
     if arguments.json:
         print(json.dumps([dataclasses.asdict(plan) for plan in plans]))
         return OK
     for plan in plans:
-        size = plan.summary.bytes / (1 << 20)
-        print(
-            f"{plan.name:<14} {plan.state:<10} {plan.summary.inputs} inputs, {size:.1f} MiB -> "
-            f"{plan.summary.shards} shards at {plan.location}"
-        )
+        print_plan(plan)
     return OK
 
 
@@ -52,21 +48,38 @@ def prep_run(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     recipe, plain = load_recipe(arguments.recipe, arguments.overrides)
     config: PrepConfig = required(recipe.prep, "prep", recipe)
+    if arguments.submit:
+        return _submit(arguments.submit, plain)
     from data_prep.job import run_prep
 
     with StageProgress("prep") as progress:
+        speed = Speed()
 
         def show(event: ProgressEvent) -> None:
-            detail = f"{event.samples} samples, {event.bytes / 1e6:.1f} MB" if event.samples else ""
-            progress.update(f"{event.dataset} {event.stage}", event.done, event.total, detail)
+            progress.update(f"{event.dataset} {event.stage}", event.done, event.total, speed.describe(event))
 
         report = run_prep(config, on_event=show)
     record = describe(report)
     record["seconds"] = round(time.perf_counter() - started, 1)
     record["run_id"] = _log_run(recipe, plain, record)
     write_json(_local_root(recipe, config) / "prep_report.json", record)
-    _print_report(record, as_json=arguments.json)
+    print_report(record, as_json=arguments.json)
     return PARTIAL if record["quarantined"] else OK
+
+
+def prep_status(arguments: argparse.Namespace) -> int:
+    """`mcjepa prep status`: reads the datasets' folders only."""
+    recipe, _ = load_recipe(arguments.recipe, arguments.overrides)
+    config: PrepConfig = required(recipe.prep, "prep", recipe)
+    from data_prep.status import read_status
+
+    found = {name: read_status(location) for name, location in _locations(config).items()}
+    if arguments.json:
+        print(json.dumps({name: dataclasses.asdict(status) for name, status in found.items()}))
+        return OK
+    for name, status in found.items():
+        print_status(name, status)
+    return OK
 
 
 def prep_audit(arguments: argparse.Namespace) -> int:
@@ -74,9 +87,8 @@ def prep_audit(arguments: argparse.Namespace) -> int:
     recipe, _ = load_recipe(arguments.recipe, arguments.overrides)
     config: PrepConfig = required(recipe.prep, "prep", recipe)
     from data_prep.audit import audit_dataset
-    from data_prep.storage import join_location
 
-    reports = {name: audit_dataset(join_location(config.root, name)) for name in config.datasets}
+    reports = {name: audit_dataset(location) for name, location in _locations(config).items()}
     if arguments.json:
         print(json.dumps({name: dataclasses.asdict(report) | {"ok": report.ok} for name, report in reports.items()}))
     else:
@@ -88,28 +100,56 @@ def prep_audit(arguments: argparse.Namespace) -> int:
     return OK if all(report.ok for report in reports.values()) else REJECTED
 
 
-def describe(report: PrepReport) -> dict[str, Any]:
-    """The job's result as plain data: datasets by name, and every input that was left out for a fault."""
-    datasets = {
-        d.name: {
-            "dataset_id": d.dataset_id,
-            "location": d.location,
-            **dataclasses.asdict(d.totals),
-            "reused_shards": d.reused_shards,
-        }
-        for d in report.datasets
-    }
-    quarantined = [
-        {"dataset": d.name, "uri": record.uri, "reason": record.reason}
-        for d in report.datasets
-        for record in d.rejected
-        if record.outcome == "quarantined"
-    ]
-    if report.moving_photos:
-        quarantined += [
-            {"dataset": "moving-photos", "uri": uri, "reason": reason} for uri, reason in report.moving_photos.skipped
-        ]
-    return {"version": 1, "datasets": datasets, "quarantined": quarantined}
+def prep_requeue(arguments: argparse.Namespace) -> int:
+    """`mcjepa prep requeue`: 4 where inputs are still quarantined."""
+    recipe, _ = load_recipe(arguments.recipe, arguments.overrides)
+    config: PrepConfig = required(recipe.prep, "prep", recipe)
+    from data_prep.requeue import requeue
+
+    with StageProgress("prep") as progress:
+
+        def show(name: str, done: int, total: int) -> None:
+            progress.update(f"{name} requeue", done, total)
+
+        reports = requeue(config, reason=arguments.reason, on_shard=show)
+    if arguments.json:
+        print(json.dumps([describe_requeue(report) for report in reports]))
+    else:
+        for report in reports:
+            print(
+                f"{report.name:<14} {report.retried} inputs tried again, {report.saved} saved, "
+                f"{report.samples} samples gained; revision {report.manifest.revision}\n"
+                f"{'':<14} dataset id {report.manifest.dataset_id}"
+            )
+    return PARTIAL if any(report.manifest.totals.quarantined for report in reports) else OK
+
+
+def prep_card(arguments: argparse.Namespace) -> int:
+    """`mcjepa prep card`: one page a dataset, in its own folder."""
+    recipe, _ = load_recipe(arguments.recipe, arguments.overrides)
+    config: PrepConfig = required(recipe.prep, "prep", recipe)
+    from data_prep.card import write_card
+
+    pages = {name: write_card(location) for name, location in _locations(config).items()}
+    print(json.dumps(pages) if arguments.json else "\n".join(f"{name:<14} {page}" for name, page in pages.items()))
+    return OK
+
+
+def _locations(config: PrepConfig) -> dict[str, str]:
+    """Where each dataset of the recipe lies."""
+    from data_prep.storage import absolute_location, join_location
+
+    return {name: absolute_location(join_location(config.root, name)) for name in config.datasets}
+
+
+def _submit(address: str, plain: dict[str, Any]) -> int:
+    """Runs the job on a cluster; the recipe is sent resolved."""
+    import yaml
+
+    from data_prep.ray_submit import submit_prep
+
+    succeeded = submit_prep(address, yaml.safe_dump(plain, sort_keys=False), lambda text: print(text, flush=True))
+    return OK if succeeded else REJECTED
 
 
 def _local_root(recipe: Recipe, config: PrepConfig) -> Path:
@@ -144,17 +184,3 @@ def _log_run(recipe: Recipe, plain: dict[str, Any], record: dict[str, Any]) -> s
     finally:
         tracker.end(status)
     return tracker.run_id
-
-
-def _print_report(record: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(record))
-        return
-    for name, d in record["datasets"].items():
-        print(
-            f"{name:<14} {d['inputs']} inputs = {d['ok']} ok + {d['filtered']} filtered + {d['quarantined']} "
-            f"quarantined; {d['samples']} samples in {d['shards']} shards, {d['bytes'] / 1e6:.1f} MB\n"
-            f"{'':<14} dataset id {d['dataset_id']}"
-        )
-    for item in record["quarantined"]:
-        print(f"quarantined: {item['uri']}: {item['reason']}", file=sys.stderr)

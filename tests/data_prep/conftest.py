@@ -1,62 +1,19 @@
-"""Small corpora with good and bad inputs, S3 and folder stores, and datasets built without Ray."""
+"""Fixtures: small corpora with good and bad inputs, stores of both kinds, and datasets built without Ray."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 
-from data_prep.config import CorpusConfig, DatasetConfig
+from data_prep.config import DatasetConfig
 from data_prep.corpora.image_files import write_png
-from data_prep.corpora.video_files import write_mp4
-from data_prep.listing import list_inputs
 from data_prep.manifest import DatasetManifest
-from data_prep.plan import split_into_shards
-from data_prep.plan_files import begin_plan, require_same_plan
-from data_prep.publish import publish_dataset
-from data_prep.shard_maker import ShardMaker, ShardResult
+from data_prep.shard_maker import ShardResult
 from data_prep.storage import Store, open_store
-
-BUCKET = "tests"
-
-
-def smooth_frames(seed: int, frames: int, height: int, width: int) -> np.ndarray:
-    """A smooth random texture that moves 2 px to the right a frame, RGB (T, H, W, 3) uint8."""
-    noise = np.random.default_rng(seed).integers(60, 190, (height // 16 + 2, width // 16 + 4, 3), np.uint8)
-    texture = cv2.resize(noise, (width + 2 * frames, height), interpolation=cv2.INTER_CUBIC)
-    return np.stack([texture[:, 2 * (frames - t) :][:, :width] for t in range(frames)])
-
-
-def make_videos(folder: Path) -> Path:
-    """Three readable videos of 6, 9 and 12 frames, 64x96 px."""
-    (folder / "deep").mkdir(parents=True)
-    for number, name in enumerate(("a.mp4", "b.mp4", "deep/c.MP4")):
-        write_mp4(folder / name, smooth_frames(number, 6 + 3 * number, 64, 96), 10, 20)
-    return folder
-
-
-def clip_settings(*folders: Path, **changes: object) -> DatasetConfig:
-    """Settings of a small clip dataset from folders of videos."""
-    corpora = tuple(CorpusConfig(reader="videos", path=str(f)) for f in folders)
-    values: dict[str, object] = {"clip_stride": 1, "short_side": 32, "inputs_per_shard": 2, "timeout_s": 20.0}
-    return DatasetConfig(kind="clip", corpora=corpora, **{**values, **changes})  # type: ignore[arg-type]
-
-
-def build_dataset(location: Path | str, config: DatasetConfig) -> tuple[DatasetManifest, list[ShardResult]]:
-    """Builds and publishes a dataset in this process, by the same parts as the job but without Ray."""
-    store = open_store(str(location))
-    plan = begin_plan(store, config, list_inputs(config))
-    require_same_plan(store, plan, list_inputs(config))
-    maker = ShardMaker(str(location), config, plan.plan_digest)
-    try:
-        results = [maker.make(shard) for shard in split_into_shards(list_inputs(config), config)]
-    finally:
-        maker.close()
-    return publish_dataset(store, plan), results
+from tests.data_prep.small_corpora import build_dataset, clip_settings, make_videos, smooth_frames
 
 
 @pytest.fixture
@@ -109,32 +66,6 @@ def clips_of() -> Callable[..., DatasetConfig]:
 def build() -> Callable[[Path | str, DatasetConfig], tuple[DatasetManifest, list[ShardResult]]]:
     """The function `build_dataset`."""
     return build_dataset
-
-
-@pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    """A moto server on the loopback interface with one bucket: real HTTP, nothing leaves the machine."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    session = boto3.session.Session("test", "test", region_name="us-east-1")
-    session.client("s3", endpoint_url=endpoint).create_bucket(Bucket=BUCKET)
-    yield endpoint
-    server.stop()
-
-
-@pytest.fixture
-def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty S3 location, reached by the standard AWS variables."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    return f"s3://{BUCKET}/{uuid.uuid4().hex}/prefix"
 
 
 @pytest.fixture(params=["folder", "s3"])

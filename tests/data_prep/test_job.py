@@ -19,7 +19,8 @@ import webdataset
 from data_prep.audit import audit_dataset
 from data_prep.config import CorpusConfig, DatasetConfig, MovingPhotosConfig, PrepConfig
 from data_prep.errors import DataError
-from data_prep.job import PrepReport, ProgressEvent, plan_prep, run_prep
+from data_prep.forecast import plan_prep
+from data_prep.job import PrepReport, ProgressEvent, run_prep
 from data_prep.manifest import read_manifest
 from data_prep.ray_job import running_ray
 from tests.processes import wait_until_ended

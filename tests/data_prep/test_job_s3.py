@@ -6,7 +6,8 @@ import pytest
 
 from data_prep.audit import audit_dataset
 from data_prep.config import PrepConfig
-from data_prep.job import plan_prep, run_prep
+from data_prep.forecast import plan_prep
+from data_prep.job import run_prep
 
 
 @pytest.mark.slow

@@ -18,12 +18,12 @@ from data_prep.manifest import (
     Sidecar,
     Totals,
     compute_dataset_id,
-    encode_json,
     read_manifest,
     read_sidecar,
     write_manifest,
     write_sidecar,
 )
+from data_prep.records import encode_json
 
 SHARDS = (ShardEntry("clip-000000", "aa", 1536, 1), ShardEntry("clip-000001", "bb", 2048, 2))
 MANIFEST = DatasetManifest(
@@ -61,15 +61,15 @@ def test_a_second_manifest_is_not_written(tmp_path: Path) -> None:
 
 def test_json_is_sorted_and_compact_so_that_reruns_give_the_same_bytes() -> None:
     assert encode_json(SIDECAR) == (
-        b'{"bytes":1536,"inputs":[],"name":"clip-000000","plan_digest":"pp","samples":[{"key":"k-0",'
-        b'"members":[{"bytes":7,"offset":512,"suffix":"00.jpg"}]}],"sha256":"aa","version":1}\n'
+        b'{"bytes":1536,"dropped":[],"hashes":[],"inputs":[],"name":"clip-000000","plan_digest":"pp","samples":[{"key":"k-0",'
+        b'"members":[{"bytes":7,"offset":512,"suffix":"00.jpg"}]}],"sha256":"aa","version":2}\n'
     )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "version 2; expected 1"),
+        ({"version": 1}, "version 1; expected 2"),
         ({"kind": None}, "no field kind"),
         ({"extra": 1}, "unknown field extra"),
         ({"totals": {"shards": 2}}, "no field bytes"),
@@ -99,3 +99,15 @@ def test_a_sidecar_with_a_member_without_offset_is_refused(tmp_path: Path) -> No
     path.write_text(path.read_text().replace('"offset":512,', ""))
     with pytest.raises(DataError, match="no field offset"):
         read_sidecar(str(tmp_path), "clip-000000")
+
+
+def test_the_newest_revision_is_read_unless_another_is_named(tmp_path: Path) -> None:
+    assert write_manifest(str(tmp_path), MANIFEST)
+    shards = (*SHARDS, ShardEntry("clip-000002", "cc", 99, 1))
+    later = replace(
+        MANIFEST, shards=shards, dataset_id=compute_dataset_id(shards), revision=2, parent=MANIFEST.dataset_id
+    )
+    assert write_manifest(str(tmp_path), later) and not write_manifest(str(tmp_path), later)
+    assert read_manifest(str(tmp_path)) == later and read_manifest(str(tmp_path), revision=1) == MANIFEST
+    with pytest.raises(DataError, match=r"manifest-000003\.json is not there"):
+        read_manifest(str(tmp_path), revision=3)

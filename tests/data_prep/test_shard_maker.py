@@ -22,7 +22,7 @@ from data_prep.manifest import read_manifest, read_sidecar
 from data_prep.plan import split_into_shards
 from data_prep.plan_files import begin_plan
 from data_prep.quarantine import read_inputs
-from data_prep.shard_maker import ShardMaker
+from data_prep.shard_maker import ShardMaker, ShardWork
 from data_prep.storage import open_store
 
 
@@ -92,7 +92,7 @@ def test_resuming_keeps_finished_shards_and_ends_with_the_same_bytes(videos, cli
     part = tmp_path / "part"
     store = open_store(str(part))
     plan = begin_plan(store, config, list_inputs(config))
-    maker = ShardMaker(str(part), config, plan.plan_digest)
+    maker = ShardMaker(ShardWork(str(part), config, plan.plan_digest))
     maker.make(next(split_into_shards(list_inputs(config), config)))
     maker.close()
     # a shard without its sidecar, and the litter of a killed process, are no finished shards
@@ -161,7 +161,7 @@ def test_a_full_disk_stops_with_one_clear_error(videos, clips_of, tmp_path) -> N
     store = open_store(str(tmp_path / "d"))
     plan = begin_plan(store, config, list_inputs(config))
     (store.scratch() / f"clip-000000.{os.getpid()}.partial").symlink_to("/dev/full")
-    maker = ShardMaker(str(tmp_path / "d"), config, plan.plan_digest)
+    maker = ShardMaker(ShardWork(str(tmp_path / "d"), config, plan.plan_digest))
     with pytest.raises(DataError, match="no space left"):
         maker.make(next(split_into_shards(list_inputs(config), config)))
     maker.close()

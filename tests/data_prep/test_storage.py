@@ -48,6 +48,52 @@ def test_listing_is_sorted_and_by_prefix(store: Store) -> None:
     assert list(store.list("sh")) == ["shards/b"]
 
 
+def test_files_come_with_their_lengths_in_the_byte_order_of_their_keys(store: Store) -> None:
+    keys = ["a b", "a/b", "a/c/d", "a/c!", "a/c0", "a+b", "a-b", "a.txt", "a0", "é", "z/é %20+&<"]
+    for length, key in enumerate(keys):
+        store.write(key, bytes(length))
+    for hidden in (".x", "a/.y", ".z/k"):
+        store.write(hidden, b"")
+    found = list(store.files())
+    assert [entry.key for entry in found] == sorted(keys, key=str.encode) == list(store.list(""))
+    assert {entry.key: entry.bytes for entry in found} == {key: length for length, key in enumerate(keys)}
+    assert [entry.key for entry in store.files("a/c")] == ["a/c!", "a/c/d", "a/c0"]
+    assert [entry.key for entry in store.files("a/c/")] == ["a/c/d"]
+    assert list(store.files("no/such")) == list(store.files(".z/")) == []
+
+
+def test_content_is_read_as_a_stream(store: Store) -> None:
+    content = bytes(range(256)) * 9000
+    store.write("clip.mp4", content)
+    with store.open("clip.mp4") as file:
+        assert file.read(3) == content[:3]
+        assert b"".join(iter(lambda: file.read(100_000), b"")) == content[3:]
+        assert file.read() == b""
+    with pytest.raises(AbsentKey, match="absent"), store.open("absent.mp4"):
+        pass
+
+
+def test_content_or_a_span_of_it_is_copied_to_a_local_file(store: Store, tmp_path: Path) -> None:
+    store.write("clip.mp4", b"0123456789")
+    path = tmp_path / "clip.mp4"
+    for span, expected in ((None, b"0123456789"), ((2, 3), b"234"), ((9, 1), b"9"), ((4, 0), b"")):
+        store.download("clip.mp4", path, span)
+        assert path.read_bytes() == expected
+    for span in ((8, 3), (20, 1)):
+        with pytest.raises(DataError, match="expected"):
+            store.download("clip.mp4", path, span)
+    with pytest.raises(AbsentKey, match="absent"):
+        store.download("absent.mp4", path)
+
+
+def test_empty_content_is_content(store: Store, tmp_path: Path) -> None:
+    store.write("empty", b"")
+    store.download("empty", tmp_path / "empty")
+    with store.open("empty") as file:
+        assert file.read() == store.read("empty") == store.read_range("empty", 0, 5) == b""
+    assert (tmp_path / "empty").read_bytes() == b"" and store.read_range("empty", 7, 5) == b""
+
+
 def test_only_the_first_conditional_put_wins(store: Store) -> None:
     assert store.write_if_absent("manifest.json", b"first")
     assert not store.write_if_absent("manifest.json", b"second")
@@ -55,14 +101,13 @@ def test_only_the_first_conditional_put_wins(store: Store) -> None:
 
 
 def test_of_many_writers_at_once_one_wins(store: Store) -> None:
-    store.exists("warm")
     won: list[int] = []
 
     def put(number: int) -> None:
         if store.write_if_absent("once", str(number).encode()):
             won.append(number)
 
-    threads = [threading.Thread(target=put, args=(n,)) for n in range(8)]
+    threads = [threading.Thread(target=put, args=(n,)) for n in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -76,6 +121,18 @@ def test_a_finished_file_is_taken_over(store: Store) -> None:
     assert list(store.list("")) == []
     store.write_file("shards/x.tar", path)
     assert store.read("shards/x.tar") == b"content" and not path.exists()
+
+
+def test_a_growing_file_is_taken_over_when_it_is_finished(store: Store) -> None:
+    for end in ("finished", "given up"):
+        path = store.scratch() / f"{end}.partial"
+        with store.growing_file(end, path) as growing:
+            path.write_bytes(b"con")
+            growing.settle(3)
+            path.write_bytes(b"content")
+            if end == "finished":
+                growing.finish()
+    assert list(store.list("")) == ["finished"] and store.read("finished") == b"content"
 
 
 def test_a_store_can_be_sent_to_another_process(store: Store) -> None:
@@ -126,12 +183,3 @@ def test_locations_are_paths_urls_or_buckets(tmp_path: Path) -> None:
     for wrong in ("ftp://x/y", "", "s3://"):
         with pytest.raises(DataError):
             open_store(wrong)
-
-
-def test_a_missing_bucket_and_an_unreachable_server_are_explained(s3: str, monkeypatch) -> None:
-    with pytest.raises(DataError, match="NoSuchBucket"):
-        open_store("s3://absent-bucket/x").write("k", b"")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("data_prep.storage_s3.ATTEMPTS", 1)
-    with pytest.raises(DataError, match="cannot be used"):
-        open_store(s3).exists("k")

@@ -1,0 +1,67 @@
+"""Resizing and encoding of stored frames: JPEG by simplejpeg, or OpenCV where it is absent; WebP and PNG by OpenCV.
+
+The same pixels and settings give the same bytes with the same versions: they are in the manifest.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.config import EncodingName
+
+try:
+    import simplejpeg
+except ImportError:  # no wheel for this machine
+    simplejpeg = None
+
+ByteArray = npt.NDArray[np.uint8]
+
+SUFFIXES: dict[EncodingName, str] = {"jpeg": "jpg", "webp": "webp", "png": "png"}
+"""Encoding to the suffix of its files in a shard."""
+PNG_LEVEL = 3  # a tenth larger than level 9, ten times as fast
+
+
+def encoder_version(encoding: EncodingName) -> str:
+    """Name, version and fixed parameters of what resizes and encodes: stored in the manifest, part of the plan."""
+    codec = f"opencv {cv2.__version__}"
+    if encoding == "jpeg":
+        codec = f"simplejpeg {version('simplejpeg')} 4:2:0" if simplejpeg else f"{codec} 4:2:0"
+    elif encoding == "png":
+        codec = f"{codec} level {PNG_LEVEL}"
+    return f"{encoding} by {codec}; area resize by opencv {cv2.__version__}"
+
+
+def encode(rgb: ByteArray, encoding: EncodingName, quality: int) -> bytes:
+    """Encode RGB (H, W, 3).
+
+    Args:
+        rgb: The picture.
+        encoding: Format of the file.
+        quality: Of JPEG (4:2:0 chroma) and WebP, 1 to 100; PNG is lossless.
+    """
+    if encoding == "jpeg" and simplejpeg:
+        return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), quality, "RGB", "420", fastdct=False))
+    bgr = np.ascontiguousarray(rgb[:, :, ::-1])
+    if encoding == "png":
+        return encode_png(bgr)
+    chosen = cv2.IMWRITE_JPEG_QUALITY if encoding == "jpeg" else cv2.IMWRITE_WEBP_QUALITY
+    return cv2.imencode(f".{SUFFIXES[encoding]}", bgr, [chosen, quality])[1].tobytes()
+
+
+def encode_png(pixels: ByteArray) -> bytes:
+    """Encode grey (H, W) or BGR (H, W, 3), lossless."""
+    return cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL])[1].tobytes()
+
+
+def shrink(rgb: ByteArray, short_side_px: int) -> ByteArray:
+    """Scale (H, W, 3) down so that its short side is `short_side_px`; a smaller image stays as it is."""
+    height, width = rgb.shape[:2]
+    scale = short_side_px / min(height, width)
+    if scale >= 1:
+        return rgb
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)

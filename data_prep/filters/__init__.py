@@ -1,0 +1,1 @@
+"""Filters: what is measured on every sample, which samples are dropped for it, and which inputs repeat others."""

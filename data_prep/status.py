@@ -1,0 +1,107 @@
+"""Where a preparation job stands, read from its store: running or dead, how far, what failed so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from data_prep.lease import Lease, newest_lease
+from data_prep.manifest import MANIFEST_NAME, SHARD_FOLDER, read_manifest, read_sidecar
+from data_prep.plan_files import PLAN_NAME, read_plan
+from data_prep.publish import Tally
+from data_prep.quarantine import record_from
+from data_prep.storage import Store, open_store
+
+State = Literal["nothing", "running", "interrupted", "published"]
+
+
+@dataclass(frozen=True)
+class DatasetStatus:
+    """Where a dataset stands."""
+
+    location: str
+    state: State
+    shards_done: int = 0
+    shards: int = 0
+    inputs_done: int = 0
+    inputs: int = 0
+    samples: int = 0
+    bytes: int = 0
+    ok: int = 0
+    filtered: int = 0
+    quarantined: int = 0
+    dropped: int = 0
+    revision: int = 0
+    """Of the newest manifest; 0: none."""
+    dataset_id: str = ""
+    reasons: tuple[tuple[str, str], ...] = ()
+    """The first inputs that are not ok, and why."""
+    writer: Lease | None = None
+    """Who writes, or wrote when it was killed."""
+
+
+def read_status(location: str) -> DatasetStatus:
+    """Where the dataset at `location` stands; nothing is written.
+
+    Raises:
+        DataError: its files are damaged.
+    """
+    store = open_store(location)
+    if not store.exists(PLAN_NAME):
+        return DatasetStatus(location, "nothing")
+    if store.exists(MANIFEST_NAME):
+        return _published(store)
+    plan = read_plan(store)
+    tally = Tally()
+    done = 0
+    for entry in store.files(f"{SHARD_FOLDER}/"):
+        name, _, ending = entry.key.removeprefix(f"{SHARD_FOLDER}/").rpartition(".")
+        if ending != "json":
+            continue
+        sidecar = read_sidecar(store, name)
+        if sidecar.plan_digest != plan.plan_digest:
+            continue
+        done += 1
+        tally.add_shard(sidecar)
+        for line in sidecar.inputs:
+            tally.add(record_from(line, f"{location}/{entry.key}"))
+    writer = newest_lease(store)
+    totals = tally.totals()
+    return DatasetStatus(
+        location=location,
+        state="running" if writer and writer.alive else "interrupted",
+        shards_done=done,
+        shards=plan.shards,
+        inputs_done=totals.inputs,
+        inputs=plan.inputs,
+        samples=totals.samples,
+        bytes=totals.bytes,
+        ok=totals.ok,
+        filtered=totals.filtered,
+        quarantined=totals.quarantined,
+        dropped=totals.dropped,
+        reasons=tuple((r.name, r.reason) for r in tally.rejected),
+        writer=writer,
+    )
+
+
+def _published(store: Store) -> DatasetStatus:
+    manifest = read_manifest(store)
+    totals = manifest.totals
+    return DatasetStatus(
+        location=store.location,
+        state="published",
+        shards_done=totals.shards,
+        shards=totals.shards,
+        inputs_done=totals.inputs,
+        inputs=totals.inputs,
+        samples=totals.samples,
+        bytes=totals.bytes,
+        ok=totals.ok,
+        filtered=totals.filtered,
+        quarantined=totals.quarantined,
+        dropped=totals.dropped,
+        revision=manifest.revision,
+        dataset_id=manifest.dataset_id,
+        writer=newest_lease(store),
+    )

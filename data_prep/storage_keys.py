@@ -1,0 +1,53 @@
+"""What stores speak of: keys and their errors, entries of a listing, files on their way."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from data_prep.errors import AbsentKey, DataError
+
+UNMEASURED = -1
+
+
+class FileEntry(NamedTuple):
+    """A file of a store, as a listing gives it."""
+
+    key: str
+    bytes: int
+    """Length; -1 for what is there but is no file that can be measured: a dangling or looping link, a pipe, a
+    folder that may not be read."""
+
+
+class GrowingFile(Protocol):
+    """A local file that a store takes over while it is still being written."""
+
+    def settle(self, length: int) -> None:
+        """The first `length` bytes are written (flushed) and will not change: they may be sent."""
+
+    def finish(self) -> None:
+        """The file is complete: it becomes the key's content, atomically, and is gone here."""
+
+
+def is_hidden(key: str) -> bool:
+    """Whether a part of the key begins with a dot."""
+    return key.startswith(".") or "/." in key
+
+
+def short(name: str, span: tuple[int, int]) -> DataError:
+    """The error for content that ends before a span does."""
+    return DataError(
+        f"{name} ends before byte {sum(span)}; expected {span[1]} bytes from byte {span[0]}; it changed since it was "
+        "listed: restore it, or prepare into another root"
+    )
+
+
+def absent(location: str, key: str) -> AbsentKey:
+    """The error for a key that is not there."""
+    return AbsentKey(f"{location} has no {key}; expected it there; check the location")
+
+
+def checked_key(key: str) -> str:
+    """The key itself; a key that leads out of the location is refused."""
+    if key.startswith("/") or ".." in key.split("/"):
+        raise DataError(f"key {key!r} leads out of its location; expected a relative name; correct it")
+    return key

@@ -1,0 +1,53 @@
+"""Small corpora and settings, and datasets built in this process without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data_prep.config import CorpusConfig, DatasetConfig
+from data_prep.corpora.video_files import write_mp4
+from data_prep.listing import list_inputs
+from data_prep.manifest import DatasetManifest
+from data_prep.plan import split_into_shards
+from data_prep.plan_files import begin_plan, require_same_plan
+from data_prep.publish import publish_dataset
+from data_prep.shard_maker import ShardMaker, ShardResult, ShardWork
+from data_prep.storage import open_store
+
+
+def smooth_frames(seed: int, frames: int, height: int, width: int) -> np.ndarray:
+    """A smooth random texture that moves 2 px to the right a frame, RGB (T, H, W, 3) uint8."""
+    noise = np.random.default_rng(seed).integers(60, 190, (height // 16 + 2, width // 16 + 4, 3), np.uint8)
+    texture = cv2.resize(noise, (width + 2 * frames, height), interpolation=cv2.INTER_CUBIC)
+    return np.stack([texture[:, 2 * (frames - t) :][:, :width] for t in range(frames)])
+
+
+def make_videos(folder: Path) -> Path:
+    """Three readable videos of 6, 9 and 12 frames, 64x96 px."""
+    (folder / "deep").mkdir(parents=True)
+    for number, name in enumerate(("a.mp4", "b.mp4", "deep/c.MP4")):
+        write_mp4(folder / name, smooth_frames(number, 6 + 3 * number, 64, 96), 10, 20)
+    return folder
+
+
+def clip_settings(*folders: Path, **changes: object) -> DatasetConfig:
+    """Settings of a small clip dataset from folders of videos."""
+    corpora = tuple(CorpusConfig(reader="videos", path=str(f)) for f in folders)
+    values: dict[str, object] = {"clip_stride": 1, "short_side": 32, "inputs_per_shard": 2, "timeout_s": 20.0}
+    return DatasetConfig(kind="clip", corpora=corpora, **{**values, **changes})  # type: ignore[arg-type]
+
+
+def build_dataset(location: Path | str, config: DatasetConfig) -> tuple[DatasetManifest, list[ShardResult]]:
+    """Builds and publishes a dataset in this process, by the same parts as the job but without Ray."""
+    store = open_store(str(location))
+    plan = begin_plan(store, config, list_inputs(config))
+    require_same_plan(store, plan, list_inputs(config))
+    maker = ShardMaker(ShardWork(str(location), config, plan.plan_digest))
+    try:
+        results = [maker.make(shard) for shard in split_into_shards(list_inputs(config), config)]
+    finally:
+        maker.close()
+    return publish_dataset(store, plan), results

@@ -1,0 +1,86 @@
+"""Multi-frame sets and DAVIS as sequences: which frames, in which order, of which split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.corpora import INPUT_READERS, VOS_SETS
+from data_prep.errors import DataError
+from tests.data_prep import layouts
+
+
+def sequences(reader: str, root: Path, split: str = "") -> dict[str, tuple[str, ...]]:
+    items = list(INPUT_READERS[reader](str(root), split))
+    assert all(i.kind == "frames" and i.bytes == sum(Path(f).stat().st_size for f in i.files) for i in items)
+    return {i.name: i.members for i in items}
+
+
+def test_sintel_scenes_are_sequences_of_one_pass(sample_data: Path, tmp_path: Path) -> None:
+    real = sequences("sintel", sample_data / "flow/MPI-Sintel-complete", "clean")
+    assert real == {"alley_1": tuple(f"frame_{n:04d}.png" for n in (1, 2, 3, 4))}
+    layouts.sintel(tmp_path)
+    three = tuple(f"frame_{n:04d}.png" for n in (1, 2, 3))
+    assert sequences("sintel", tmp_path) == sequences("sintel", tmp_path, "final") == {"alley_1": three}
+    assert sequences("sintel", tmp_path, "test/final") == {"wall": three}
+    with pytest.raises(DataError, match="expected sequences"):
+        sequences("sintel", tmp_path, "albedo")
+
+
+def test_kitti_multiview_frames_are_grouped_by_number(tmp_path: Path) -> None:
+    layouts.kitti2015(tmp_path)
+    found = sequences("kitti2015-multiview", tmp_path)
+    assert list(found) == ["training/000000", "training/000004", "testing/000000", "testing/000004"]
+    assert found["training/000004"] == ("000004_09.png", "000004_10.png", "000004_11.png")
+    assert list(sequences("kitti2015-multiview", tmp_path, "training")) == ["training/000000", "training/000004"]
+    with pytest.raises(DataError, match="colored_0 or image_0"):
+        sequences("kitti2012-multiview", tmp_path)
+    (tmp_path / "training/image_2").rename(tmp_path / "training/image_0")
+    assert list(sequences("kitti2012-multiview", tmp_path)) == ["training/000000", "training/000004"]
+
+
+def test_real_kitti2012_pairs_are_short_sequences(sample_data: Path) -> None:
+    found = sequences("kitti2012-multiview", sample_data / "flow/kitti2012/data_stereo_flow")
+    assert found["training/000074"] == ("000074_10.png", "000074_11.png") and len(found) == 3
+
+
+def test_hd1k_sequences_are_grouped_by_number(tmp_path: Path) -> None:
+    found = sequences("hd1k-sequences", layouts.hd1k(tmp_path))
+    assert found == {
+        "000000": ("000000_0010.png", "000000_0011.png", "000000_0012.png"),
+        "000003": ("000003_0005.png", "000003_0006.png"),
+    }
+
+
+def test_things3d_scenes_are_sequences_of_one_pass_and_camera(tmp_path: Path) -> None:
+    layouts.things3d(tmp_path)
+    two = ("0006.png", "0007.png")
+    assert sequences("flyingthings3d", tmp_path) == {"A/0000/left": two, "A/0000/right": two}
+    assert list(sequences("flyingthings3d", tmp_path, "final/TEST")) == ["B/0007/left", "B/0007/right"]
+
+
+def test_both_kinds_of_davis_lists_are_read(tmp_path: Path) -> None:
+    layouts.davis(tmp_path)
+    frames = ("00000.jpg", "00001.jpg", "00002.jpg")
+    assert sequences("davis", tmp_path) == {"bear": frames, "dog": frames}
+    assert sequences("davis", tmp_path, "2017/val") == sequences("davis", tmp_path, "480p/val") == {"dog": frames}
+    assert list(sequences("davis", tmp_path, "2016/train")) == ["bear"]
+    with pytest.raises(DataError, match=r"2016/val\.txt is not there"):
+        sequences("davis", tmp_path, "2016/val")
+
+
+def test_davis2016_sees_one_object_where_2017_sees_each(tmp_path: Path) -> None:
+    layouts.davis(tmp_path)
+    (each,), (one,) = VOS_SETS["davis"](tmp_path), VOS_SETS["davis2016"](tmp_path)
+    assert each.name == one.name == "dog" and len(each.frames) == len(each.masks) == 3
+    assert set(np.unique(each.read_mask(1))) == {0, 1, 2} and set(np.unique(one.read_mask(1))) == {0, 1}
+    (tmp_path / "Annotations/480p/dog/00001.png").unlink()
+    with pytest.raises(DataError, match=r"dog/00001\.png is not there"):
+        VOS_SETS["davis"](tmp_path)
+
+
+def test_real_first_frames_of_the_davis_test_set_can_be_listed(sample_data: Path) -> None:
+    found = sequences("davis", sample_data / "davis/DAVIS-2017-test-dev_first_frames")
+    assert len(found) == 15 and set(found.values()) == {("00000.jpg",)}

@@ -1,0 +1,22 @@
+"""A preparation job as a process that can be killed: `python -m tests.faults.prep_driver ADDRESS CORPUS ROOT`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from data_prep.config import PrepConfig
+from data_prep.job import ProgressEvent, run_prep
+from tests.faults.kill_rounds import dataset
+
+
+def show(event: ProgressEvent) -> None:
+    """One line an event."""
+    print(event.stage, event.done, event.total, flush=True)
+
+
+if __name__ == "__main__":
+    address, corpus, root = sys.argv[1:]
+    run_prep(
+        PrepConfig(root=root, datasets={"clips": dataset(Path(corpus))}, ray_address=address, workers=2), on_event=show
+    )
