@@ -41,6 +41,8 @@ _CLOSE_GRACE_S = 1.0
 """How long workers may finish the sample in hand before they are ended."""
 _PR_SET_PDEATHSIG = 1
 """Linux prctl(2): the signal a process gets when the thread that made it ends."""
+_FOR_THE_PARENT = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+"""Ctrl-C and Slurm reach whole process groups: workers leave these to the parent."""
 
 
 @dataclass(frozen=True)
@@ -223,8 +225,8 @@ def _as_it_is(raw_step: Any) -> Any:
 
 @contextlib.contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """Keep Ctrl-C waiting while workers are made, so that none of them sees it before it ignores it."""
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Keep Ctrl-C and Slurm's signals waiting while workers are made: none of them sees one before it ignores it."""
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_PARENT)
     try:
         yield
     finally:
@@ -237,7 +239,7 @@ def _start_worker(_number: int, *, in_main_thread: bool) -> None:
     The kernel tells of the death of the thread that forked, so it is asked to only where that is the parent's
     main thread; elsewhere torch's own watch ends the worker within some seconds.
     """
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # Ctrl-C and Slurm reach whole groups
+    for number in _FOR_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
     if in_main_thread and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

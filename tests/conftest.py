@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,8 +58,9 @@ def s3_server() -> Iterator[SeaweedServer]:
 
 
 @pytest.fixture
-def s3(s3_server: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> str:
+def s3(s3_server: SeaweedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty S3 location, reached by the standard AWS variables."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where its scratch folder is made
     s3_server.start()  # nothing when it runs: a test that killed it may have failed
     for name, value in s3_server.variables.items():
         monkeypatch.setenv(name, value)
