@@ -29,7 +29,8 @@ format: $(VENV)/.dev ## let ruff format and sort
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 bench: $(VENV)/.dev ## every measurement in benchmarks/, shortly
-	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" | tail -n 1; done
+	@for file in $$(grep -l '"benchmark":' benchmarks/*.py); do \
+		$(BIN)/python -m "benchmarks.$$(basename "$$file" .py)" | tail -n 1; done
 
 clean: ## remove .venv and caches; results stay
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -21,7 +21,7 @@ from data_prep.manifest import Sidecar, read_sidecar, shard_key, sidecar_key, wr
 from data_prep.plan import PlannedInput, ShardPlan, sample_key
 from data_prep.quarantine import InputRecord, Outcome
 from data_prep.shards import ShardWriter
-from data_prep.storage import Store, explained_disk_errors, open_store
+from data_prep.storage import GrowingFile, Store, explained_disk_errors, open_store
 
 READ_BYTES = 1 << 20
 
@@ -67,9 +67,10 @@ class ShardMaker:
             return ShardResult(plan.name, len(finished.samples), finished.bytes, reused=True)
         path = self._store.scratch() / f"{plan.name}.{os.getpid()}.partial"
         try:
-            with explained_disk_errors(str(path)):
-                sidecar = self._write(path, plan)
-            self._store.write_file(shard_key(plan.name), path)
+            with self._store.growing_file(shard_key(plan.name), path) as growing:
+                with explained_disk_errors(str(path)):
+                    sidecar = self._write(path, plan, growing)
+                growing.finish()
             write_sidecar(self._store, sidecar)
         finally:
             path.unlink(missing_ok=True)
@@ -79,12 +80,16 @@ class ShardMaker:
         """End the decode child."""
         self._client.close()
 
-    def _write(self, path: Path, plan: ShardPlan) -> Sidecar:
+    def _write(self, path: Path, plan: ShardPlan, growing: GrowingFile) -> Sidecar:
+        """Write the tar; what is whole of it may be uploaded meanwhile."""
+        cuts = []
         with path.open("w+b") as file:
             writer = ShardWriter(file)
-            cuts = [self._add_input(writer, plan.name, planned) for planned in plan.inputs]
+            for planned in plan.inputs:
+                cuts.append(self._add_input(writer, plan.name, planned))
+                file.flush()
+                growing.settle(writer.mark().offset)
             digest, size, samples = writer.finish()
-            os.fsync(file.fileno())
         return Sidecar(
             name=plan.name,
             sha256=digest,

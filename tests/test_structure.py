@@ -25,7 +25,8 @@ ADAPTERS = {
     "ray": {"data_prep/ray_job.py", "data_prep/ray_submit.py"},
     "mlflow": {"pipeline/tracking.py"},
     "deepspeed": {"pipeline/engine.py", "pipeline/checkpoint.py"},
-    "boto3": {"data_prep/storage_s3_client.py", "data_prep/storage_s3_errors.py", "data_prep/storage_s3_upload.py"},
+    "boto3": {"data_prep/storage/s3_client.py"},
+    "botocore": {"data_prep/storage/s3_client.py", "data_prep/storage/s3_errors.py"},
 }
 
 

@@ -151,7 +151,7 @@ def _hides_files(path: str) -> bool:
 
 
 def _refusal(path: str) -> str:
-    """Why a file that could not be measured cannot be read; empty for a pipe: who opens it has a time limit."""
+    """Why a file that could not be measured cannot be read; empty when it has become a plain file meanwhile."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
@@ -159,4 +159,4 @@ def _refusal(path: str) -> str:
     if stat.S_ISDIR(mode):
         readable = os.access(path, os.R_OK | os.X_OK)
         return "a link to a folder that it lies in" if readable else "a folder that may not be read"
-    return "" if stat.S_ISFIFO(mode) or stat.S_ISREG(mode) else "neither a file nor a folder"
+    return "" if stat.S_ISREG(mode) else "neither a file nor a folder"

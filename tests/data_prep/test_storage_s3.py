@@ -13,7 +13,7 @@ import pytest
 from data_prep import storage_s3_client, storage_s3_upload
 from data_prep.errors import AbsentKey, DataError
 from data_prep.storage import Store, open_store
-from data_prep.storage_s3_list import list_objects
+from data_prep.storage.s3_list import list_objects
 from tests.servers.seaweed import BUCKET, running_seaweed
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import storage_s3_client, storage_s3_upload
 from data_prep.errors import DataError
-from data_prep.storage import Store, open_store
+from data_prep.storage import Store, open_store, s3_client, s3_upload
 from tests.faults.proxy import FAULT_KINDS, Fault, FaultProxy
 from tests.servers.seaweed import SeaweedServer
 
@@ -57,7 +56,7 @@ def test_every_request_outlives_two_faults(store: Store, proxy: FaultProxy, faul
 
 
 def test_a_parted_upload_whose_last_answer_is_lost_is_done_again(store, proxy, monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(storage_s3_upload, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3_upload, "PART_BYTES", 5 << 20)
     (tmp_path / "file").write_bytes(bytes(11 << 20))
     lost: list[Fault] = [*([""] * 4), "cut response"]  # begin, three parts, complete
     proxy.queue.extend(lost)
@@ -101,7 +100,7 @@ def test_a_lost_answer_of_a_conditional_put_does_not_hide_another_writer(store: 
 
 
 def test_a_server_that_only_fails_is_given_up_with_its_code(store: Store, proxy: FaultProxy, monkeypatch) -> None:
-    monkeypatch.setattr(storage_s3_client, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(s3_client, "PATIENCE_S", 0.5)
     proxy.queue.extend(["error before"] * 200)
     with pytest.raises(DataError, match=r"answers (InternalError|ServiceUnavailable), .*check it and AWS_ENDPOINT_URL"):
         store.write("k", b"")

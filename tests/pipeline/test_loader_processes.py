@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,27 +107,8 @@ def test_workers_die_with_a_killed_parent(small_stream: StreamConfig, tmp_path: 
     assert wait_until(lambda: all(gone(pid) for pid in pids), 2)
 
 
-@pytest.fixture()
-def s3_location(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket on a server of this process."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    import boto3
-
-    boto3.client("s3").create_bucket(Bucket="bucket")
-    yield "s3://bucket/datasets/images"
-    server.stop()
-
-
-def test_shards_in_a_bucket_give_the_same_steps(small_stream: StreamConfig, s3_location: str) -> None:
-    publish(s3_location, "image", [20, 17])
-    remote = replace(small_stream, views=(SourceConfig(location=s3_location),))
+def test_shards_in_a_bucket_give_the_same_steps(small_stream: StreamConfig, s3: str) -> None:
+    publish(s3, "image", [20, 17])
+    remote = replace(small_stream, views=(SourceConfig(location=s3),))
     assert_equal_steps(take(open_loader(remote), 5), take(open_loader(small_stream), 5))
     assert_equal_steps(take(open_loader(replace(remote, workers=1)), 2), take(open_loader(small_stream), 2))

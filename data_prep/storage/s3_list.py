@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_prep.errors import DataError
-from data_prep.storage_s3_client import S3Client
+from data_prep.storage.s3_client import S3Client
 
 SORTED_BY_FOLDERS = "SeaweedFS"
 PAGE_ATTEMPTS = 5

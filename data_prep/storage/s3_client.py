@@ -15,7 +15,7 @@ import threading
 import time
 from typing import Any
 
-from data_prep.storage_s3_errors import (
+from data_prep.storage.s3_errors import (
     NOT_FOUND,
     Place,
     client_errors,
