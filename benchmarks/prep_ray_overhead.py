@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="runs of about one minute")
     full = parser.parse_args().full
-    rounds, shards = (3, 60) if full else (2, 7)
+    rounds, shards = (2, 64) if full else (2, 7)
     found: dict[str, list[tuple[float, float]]] = {"ray": [], "bare": []}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):

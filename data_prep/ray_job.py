@@ -103,7 +103,7 @@ def run_tasks(
         function: A function of a module, which the workers import.
         work: What is the same for all items; small, sent with each.
         items: Taken one by one as there is room: never all in memory.
-        workers: Most tasks in flight, each on a processor of its own.
+        workers: Most tasks at work, each on a processor of its own.
         on_result: Called here, in the order of completion.
 
     Raises:
@@ -117,7 +117,7 @@ def run_tasks(
     in_flight: dict[Any, str] = {}
     quiet_since = time.monotonic()
     try:
-        for item in islice(stream, workers):
+        for item in islice(stream, workers + _ahead(workers)):
             in_flight[remote.remote(work, item)] = item.name
         while in_flight:
             ready, _ = ray.wait(list(in_flight), num_returns=1, timeout=WAIT_S)
@@ -130,6 +130,13 @@ def run_tasks(
     finally:
         for reference in in_flight:
             ray.cancel(reference, force=True)
+
+
+def _ahead(workers: int) -> int:
+    """Tasks to hand in before a processor is free for them, where the cluster has no more than the workers' number."""
+    import ray
+
+    return workers if ray.cluster_resources().get("CPU", 0) <= workers else 0
 
 
 def count_workers(wanted: int, address: str) -> int:
@@ -196,17 +203,19 @@ def _start_private(folder: str, workers: int) -> None:
 
 @contextlib.contextmanager
 def _without_spare_processes() -> Iterator[None]:
-    """Start no autoscaler and no log monitor, which a private Ray of one machine has no use for.
+    """Start no autoscaler, log monitor and dashboard, for which a private Ray of one machine has no use.
 
-    `ray start` has switches for them, `ray.init` has none; they cost 1.5 s of processor time a start.
+    `ray start` has switches for some of them, `ray.init` has none; they cost 3 s of processor time a start.
     """
     parameter: Any = importlib.import_module("ray._private.parameter")
-    original = parameter.RayParams
-    parameter.RayParams = functools.partial(original, no_monitor=True, include_log_monitor=False)
+    node: Any = importlib.import_module("ray._private.node").Node
+    params, start_dashboard = parameter.RayParams, node.start_api_server
+    parameter.RayParams = functools.partial(params, no_monitor=True, include_log_monitor=False)
+    node.start_api_server = lambda self, **options: None
     try:
         yield
     finally:
-        parameter.RayParams = original
+        parameter.RayParams, node.start_api_server = params, start_dashboard
 
 
 def _short_temporary_folder() -> str:
