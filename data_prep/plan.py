@@ -187,10 +187,18 @@ def input_from_line(line: dict[str, Any]) -> PlannedInput:
 
 def differing_parameters(old: PlanSummary, new: PlanSummary) -> list[str]:
     """What differs between two plans' parameters, as `name: old -> new`."""
-    before = {**old.parameters, "decoder version": old.decoder, "encoder version": old.encoder}
-    after = {**new.parameters, "decoder version": new.decoder, "encoder version": new.encoder}
+    before = {**_flat(old.parameters), "decoder version": old.decoder, "encoder version": old.encoder}
+    after = {**_flat(new.parameters), "decoder version": new.decoder, "encoder version": new.encoder}
     names = sorted(before.keys() | after.keys())
     return [f"{n}: {before.get(n)} -> {after.get(n)}" for n in names if before.get(n) != after.get(n)]
+
+
+def _flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested parameters by their dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in parameters.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def differing_inputs(old: Iterable[PlannedInput], new: Iterable[PlannedInput]) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from data_prep.config import CorpusConfig, DatasetConfig
 from data_prep.corpora.items import Input
+from data_prep.filter_config import CutFilter, FiltersConfig
 from data_prep.plan import (
     PlanDigest,
     PlannedInput,
@@ -71,6 +72,8 @@ def test_frames_have_no_meaning_for_images() -> None:
 def test_differences_are_said_in_words() -> None:
     old, new = plan(CONFIG, planned("a")), plan(replace(CONFIG, quality=90), planned("a"), decoder="decord 2")
     assert differing_parameters(old, new) == ["decoder version: decord 1 -> decord 2", "quality: 95 -> 90"]
+    cut = replace(CONFIG, filters=FiltersConfig(cut=CutFilter(mode="drop")))
+    assert differing_parameters(old, plan(cut, planned("a"))) == ["filters.cut.mode: off -> drop"]
     a, b, c = planned("a"), planned("b"), planned("c")
     assert differing_inputs([a, b], [a, b]) == ""
     assert differing_inputs([a, b], [a, c]) == "input 2 was 0-videos/b, now is 0-videos/c"

@@ -10,17 +10,16 @@ from typing import Any
 
 import pytest
 
-from data_prep import storage_s3_client, storage_s3_upload
 from data_prep.errors import AbsentKey, DataError
-from data_prep.storage import Store, open_store
+from data_prep.storage import Store, open_store, s3_client, s3_upload
 from data_prep.storage.s3_list import list_objects
 from tests.servers.seaweed import BUCKET, running_seaweed
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_s3_client, "PATIENCE_S", 0.0)
-    monkeypatch.setattr(storage_s3_client, "ATTEMPTS", 1)
+    monkeypatch.setattr(s3_client, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 1)
 
 
 @pytest.fixture
@@ -81,15 +80,15 @@ def test_an_unreachable_server_is_explained_without_its_password(s3: str, monkey
 
 def test_a_server_that_is_away_is_waited_for_and_that_is_logged(s3: str, monkeypatch, logged) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(storage_s3_client, "PATIENCE_S", 0.9)
-    monkeypatch.setattr(storage_s3_client, "ATTEMPTS", 1)
+    monkeypatch.setattr(s3_client, "PATIENCE_S", 0.9)
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 1)
     with pytest.raises(DataError, match="does not answer"):
         open_store(s3).exists("k")
     assert "trying again for" in logged()
 
 
 def test_a_large_file_goes_up_in_parts_and_comes_back_whole(s3: str, monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(storage_s3_upload, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3_upload, "PART_BYTES", 5 << 20)
     content = os.urandom(12 << 20)
     path = tmp_path / "shard.tar"
     path.write_bytes(content)
@@ -100,7 +99,7 @@ def test_a_large_file_goes_up_in_parts_and_comes_back_whole(s3: str, monkeypatch
 
 
 def test_a_file_goes_up_while_it_grows_and_is_seen_when_it_is_finished(s3: str, monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(storage_s3_upload, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3_upload, "PART_BYTES", 5 << 20)
     content, path, store = os.urandom(17 << 20), tmp_path / "shard.tar", open_store(s3)
     with store.growing_file("shard.tar", path) as upload, path.open("wb") as file:
         for start in range(0, len(content), 3 << 20):
@@ -114,7 +113,7 @@ def test_a_file_goes_up_while_it_grows_and_is_seen_when_it_is_finished(s3: str, 
 
 
 def test_an_upload_that_is_given_up_leaves_nothing(s3: str, s3_server, monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(storage_s3_upload, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3_upload, "PART_BYTES", 5 << 20)
     path, store, client = tmp_path / "shard.tar", open_store(s3), s3_server.client()
     path.write_bytes(bytes(12 << 20))
 
