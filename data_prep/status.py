@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from data_prep.lease import Lease, newest_lease
-from data_prep.manifest import MANIFEST_NAME, SHARD_FOLDER, read_manifest, read_sidecar
+from data_prep.manifest import MANIFEST_NAME, SHARD_FOLDER, Totals, read_manifest, read_sidecar
 from data_prep.plan_files import PLAN_NAME, read_plan
 from data_prep.publish import Tally
 from data_prep.quarantine import record_from
@@ -23,14 +23,10 @@ class DatasetStatus:
     state: State
     shards_done: int = 0
     shards: int = 0
-    inputs_done: int = 0
     inputs: int = 0
-    samples: int = 0
-    bytes: int = 0
-    ok: int = 0
-    filtered: int = 0
-    quarantined: int = 0
-    dropped: int = 0
+    """Of the plan; those that are done are in `totals`."""
+    totals: Totals = field(default_factory=lambda: Totals(0, 0, 0, 0, 0, 0, 0))
+    """Sums over the finished shards."""
     revision: int = 0
     """Of the newest manifest; 0: none."""
     dataset_id: str = ""
@@ -66,20 +62,13 @@ def read_status(location: str) -> DatasetStatus:
         for line in sidecar.inputs:
             tally.add(record_from(line, f"{location}/{entry.key}"))
     writer = newest_lease(store)
-    totals = tally.totals()
     return DatasetStatus(
         location=location,
         state="running" if writer and writer.alive else "interrupted",
         shards_done=done,
         shards=plan.shards,
-        inputs_done=totals.inputs,
         inputs=plan.inputs,
-        samples=totals.samples,
-        bytes=totals.bytes,
-        ok=totals.ok,
-        filtered=totals.filtered,
-        quarantined=totals.quarantined,
-        dropped=totals.dropped,
+        totals=tally.totals(),
         reasons=tuple((r.name, r.reason) for r in tally.rejected),
         writer=writer,
     )
@@ -87,20 +76,13 @@ def read_status(location: str) -> DatasetStatus:
 
 def _published(store: Store) -> DatasetStatus:
     manifest = read_manifest(store)
-    totals = manifest.totals
     return DatasetStatus(
         location=store.location,
         state="published",
-        shards_done=totals.shards,
-        shards=totals.shards,
-        inputs_done=totals.inputs,
-        inputs=totals.inputs,
-        samples=totals.samples,
-        bytes=totals.bytes,
-        ok=totals.ok,
-        filtered=totals.filtered,
-        quarantined=totals.quarantined,
-        dropped=totals.dropped,
+        shards_done=manifest.totals.shards,
+        shards=manifest.totals.shards,
+        inputs=manifest.totals.inputs,
+        totals=manifest.totals,
         revision=manifest.revision,
         dataset_id=manifest.dataset_id,
         writer=newest_lease(store),

@@ -81,10 +81,11 @@ def print_status(name: str, status: DatasetStatus) -> None:
     if status.state == "nothing":
         print(f"{name:<14} nothing at {status.location}")
         return
+    done = status.totals
     print(
-        f"{name:<14} {status.state}: {status.shards_done} of {status.shards} shards, {status.inputs_done} of "
-        f"{status.inputs} inputs = {status.ok} ok + {status.filtered} filtered + {status.quarantined} quarantined; "
-        f"{status.samples} samples, {status.bytes / 1e6:.1f} MB"
+        f"{name:<14} {status.state}: {status.shards_done} of {status.shards} shards, {done.inputs} of {status.inputs} "
+        f"inputs = {done.ok} ok + {done.filtered} filtered + {done.quarantined} quarantined; "
+        f"{done.samples} samples, {done.bytes / 1e6:.1f} MB"
     )
     if status.dataset_id:
         print(f"{'':<14} dataset id {status.dataset_id}, revision {status.revision}")

@@ -96,10 +96,15 @@ def test_status_of_nothing_of_an_interrupted_and_of_a_published_dataset(
     assert read_status(str(place)).state == "nothing"
     run_prep(config)
     published = read_status(str(place))
-    assert (published.state, published.inputs_done, published.ok, published.quarantined) == ("published", 7, 3, 4)
+    assert (published.state, published.totals.inputs, published.totals.ok, published.totals.quarantined) == (
+        "published",
+        7,
+        3,
+        4,
+    )
     assert published.dataset_id == read_manifest(str(place)).dataset_id and published.revision == 1
     (place / "manifest.json").unlink()
     (place / "shards" / "clip-000000.json").unlink()
     status = read_status(str(place))
-    assert (status.state, status.shards_done, status.shards, status.inputs_done) == ("interrupted", 6, 7, 6)
-    assert status.quarantined == 4 and any("empty" in why for _, why in status.reasons) and status.writer is None
+    assert (status.state, status.shards_done, status.shards, status.totals.inputs) == ("interrupted", 6, 7, 6)
+    assert status.totals.quarantined == 4 and any("empty" in why for _, why in status.reasons) and status.writer is None
