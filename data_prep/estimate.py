@@ -55,7 +55,9 @@ class InputSampler:
 def estimate(
     config: DatasetConfig, probe: list[PlannedInput], inputs: int, size: int, workers: int, left: float = 1.0
 ) -> Estimate:
-    """Cut some inputs, at most for `BUDGET_S`, and scale by their bytes; images and unknown sizes by their number.
+    """Cut some inputs, at most for `BUDGET_S`, and scale to all.
+
+    Videos are scaled by their bytes; by their number where that decides: images, samples capped an input, no sizes.
 
     Args:
         config: The dataset's settings.
@@ -79,8 +81,8 @@ def estimate(
             stored += took
             probed_bytes += max(0, planned.bytes)
         seconds = time.monotonic() - begun
-    single_images = all(planned.item.kind == "image" for planned in probe)
-    scale = size / probed_bytes if probed_bytes and not single_images else inputs / probed
+    by_number = config.max_samples_per_input or all(planned.item.kind == "image" for planned in probe)
+    scale = size / probed_bytes if probed_bytes and not by_number else inputs / probed
     return Estimate(probed, round(samples * scale), round(stored * scale), seconds * scale * left / workers)
 
 
