@@ -7,10 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from data_prep.errors import DataError
 from data_prep.storage import open_store
 from pipeline.checkpoint.manifest import VERSION, complete_checkpoints, list_checkpoints, remove_old, step_name
+from pipeline.checkpoint.resume import find_start
 from pipeline.train_config import CheckpointConfig
+from pipeline.world import World
 
 
 def put(run: Path, step: int, loss: float = 0.0, *, manifest: bool = True) -> Path:
@@ -82,3 +86,16 @@ def test_on_s3_the_same_rules_hold(tmp_path: Path, s3: str) -> None:
     remove_old(store, CheckpointConfig(keep_last=1))
     assert [checkpoint.step for checkpoint in list_checkpoints(store)] == [3]
     assert all(step_name(3) in key for key in store.list("checkpoints/"))
+
+
+def test_a_run_is_not_begun_anew_because_all_its_checkpoints_are_damaged(tmp_path: Path) -> None:
+    world, store = World(0, 1, 0, torch.device("cpu")), open_store(str(tmp_path))
+    assert find_start(store, world) is None
+    put(tmp_path, 1, manifest=False)
+    assert find_start(store, world) is None
+    folder = put(tmp_path, 2)
+    found = find_start(store, world)
+    assert found is not None and found.step == 2
+    (folder / "state").write_bytes(b"?")
+    with pytest.raises(DataError, match="no checkpoint of .* is whole, of 1 that were complete"):
+        find_start(store, world)
