@@ -27,7 +27,7 @@ from pipeline.batches import PairBatch, StepBatch, ViewBatch
 from pipeline.checkpoint import CheckpointKeeper
 from pipeline.checkpoint.resume import find_start
 from pipeline.engine import World, build_engine, gradient_norm, seed_step, set_learning_rates, start_world, stop_world
-from pipeline.engine_state import held_pieces
+from pipeline.engine_state import held_pieces, updates_done
 from pipeline.run_folder import RunFolder
 from pipeline.step import run_step
 from pipeline.train_config import CheckpointConfig, EngineConfig, OptimizerConfig, TrainConfig
@@ -179,7 +179,8 @@ def perform(task: str, folder: Path, world: World) -> dict[str, Any]:
         if world.size == 2:
             keeper.save(engine, SAVED, lineage={}, metrics={"loss": losses[-1]})
         losses += run_steps(engine, world, SAVED, STEPS - SAVED)
-        return {"losses": losses, "norm": gradient_norm(engine), "bytes": bytes_held(engine, world)}
+        shown = {"losses": losses, "norm": gradient_norm(engine), "updates": updates_done(engine)}
+        return shown | {"bytes": bytes_held(engine, world)}
     finally:
         engine.destroy()
 

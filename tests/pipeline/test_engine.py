@@ -43,6 +43,14 @@ def test_the_gradient_norm_is_told_in_every_stage(shown: dict[str, Any]) -> None
     assert all(shown[f"train:{stage}-2"]["norm"] == pytest.approx(expected, rel=1e-2) for stage in (1, 2, 3))
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_branch_that_has_not_begun_counts_no_updates(shown: dict[str, Any], stage: int) -> None:
+    """The driver lets the estimator begin at step 4 of 30."""
+    updates = shown[f"train:{stage}-2"]["updates"]
+    assert {updates[name] for name in ("estimator", "estimator-no-decay")} == {26.0}
+    assert {updates[name] for name in ("encoder", "encoder-no-decay", "expander", "expander-no-decay")} == {30.0}
+
+
 @pytest.mark.parametrize("name", ["train:0-2", "train:1-2", "train:2-2", "train:3-2", "bytes:1-4", "bytes:2-4",
                                   "bytes:3-4"])  # fmt: skip
 def test_a_rank_holds_the_bytes_of_the_zero_papers_formulas(shown: dict[str, Any], name: str) -> None:
