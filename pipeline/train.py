@@ -86,12 +86,14 @@ def train(
         How it ended, on every rank.
 
     Raises:
-        UsageError, DataError, RunError: settings that do not fit, unusable datasets, too many bad steps in a row.
+        UsageError: settings that do not fit, or not to the run that is continued.
+        DataError: unusable datasets, or a run without a whole checkpoint.
+        RunError: too many bad steps or failed saves in a row, or the last checkpoint was not saved.
     """
     world = start_world(config.engine)
-    check_micro_batches(config.stream, world.size, config.engine.accumulation_steps)
     with contextlib.ExitStack() as stack:
         stack.callback(stop_world)
+        check_micro_batches(config.stream, world.size, config.engine.accumulation_steps)
         stop = stack.enter_context(StopRequest())
         folder = RunFolder(config.run, config.checkpoint.scratch)
         if world.rank == 0:
@@ -195,9 +197,8 @@ class _Run:
             if result.stop:
                 self.stopped_at = time.monotonic()
             if keeper.due(step) or last or result.stop:
-                keeper.save(
-                    self.engine, step, lineage=self._lineage(), metrics=values, final=last or result.stop
-                )  # fmt: skip
+                final = last or result.stop
+                keeper.save(self.engine, step, lineage=self._lineage(), metrics=values, final=final)
             if result.stop and not last:
                 log.warning("stopped at step %d of %d; the same command continues it", step, schedule.steps)
                 return step, False
