@@ -1,10 +1,11 @@
 """Runs work on Ray (the only user of Ray here): tasks, a bounded number of them in flight.
 
 Only names and numbers pass through the driver and Ray's object store; samples go from the decode children
-straight to the store. A task reserves one processor and its worker keeps to one, decode child included. Tasks are what Ray moves by itself when a worker or a node is lost, and what waits for
-room by itself when a node is gone for good. Without an address a private Ray is started on the loopback
-interface, with a token of its own and no dashboard or usage report, and ended whatever happens; workers and
-decode children end with it. It is never stopped by `ray stop`, which would end every Ray on the machine.
+straight to the store. A task reserves one processor and its worker keeps to one, decode child included. Tasks are
+what Ray moves by itself when a worker or a node is lost, and what waits for room by itself when a node is gone for
+good. Without an address a private Ray is started on the loopback interface, with a token of its own and no
+dashboard or usage report, and ended whatever happens; workers and decode children end with it. It is never stopped
+by `ray stop`, which would end every Ray on the machine.
 """
 
 from __future__ import annotations

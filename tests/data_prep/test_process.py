@@ -86,9 +86,7 @@ def affinity_of_worker(_: object, task: _Task) -> tuple[int, frozenset[int]]:
 
 
 @pytest.mark.slow
-def test_ray_workers_keep_to_processors_of_their_own(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_ray_workers_keep_to_processors_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     repository = Path(__file__).parents[2]
     monkeypatch.setenv("PYTHONPATH", f"{repository}{os.pathsep}{Path(__file__).parent}")  # to find this module
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # locks of its own
