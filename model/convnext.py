@@ -32,6 +32,7 @@ _LAYERS = {
 }  # fmt: skip
 _IN_BLOCK = {f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in _LAYERS.items() for kind in ("weight", "bias")}
 _IN_BLOCK |= {"gamma": "scale", "layer_scale_parameter": "scale"}
+_DEPTHWISE = ("dwconv.weight", "conv_dw.weight")  # no other model, nor ours, calls a layer so
 _BLOCK = re.compile(r"(?P<prefix>(?:.*\.)?)stages\.(?P<i>\d+)\.(?:(?:blocks|layers)\.)?(?P<j>\d+)\.(?P<rest>.+)")
 _DOWNSAMPLER = re.compile(
     r"(?P<prefix>(?:.*\.)?)(?:downsample_layers\.(?P<a>\d+)|stages\.(?P<b>\d+)\.downsampl(?:e|ing_layer))"
@@ -49,7 +50,7 @@ class StageWeights:
 
 def is_published(names: Iterable[str]) -> bool:
     """Whether these tensor names are of one of the layouts above."""
-    return any((found := _BLOCK.fullmatch(name)) and found["rest"] in _IN_BLOCK for name in names)
+    return any((found := _BLOCK.fullmatch(name)) and found["rest"] in _DEPTHWISE for name in names)
 
 
 def stage_weights(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> StageWeights:

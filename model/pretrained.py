@@ -96,7 +96,7 @@ def load(folder: str | Path) -> MCJEPA:
     """
     folder = Path(folder)
     config, _ = read_config(folder)
-    state = _read_state(folder)
+    state = read_state(folder)
     if state and all(name.startswith(ENCODER) for name in state):
         raise WeightsError(f"{folder} holds the encoder alone, expected a whole model; use load_encoder")
     return _filled(MCJEPA(config), state, folder).eval()
@@ -110,7 +110,7 @@ def load_encoder(folder: str | Path) -> Encoder:
     """
     folder = Path(folder)
     config, _ = read_config(folder)
-    state = encoder_part(_read_state(folder))
+    state = encoder_part(read_state(folder))
     return _filled(Encoder(config.encoder), {n.removeprefix(ENCODER): t for n, t in state.items()}, folder).eval()
 
 
@@ -119,7 +119,12 @@ def encoder_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name.startswith(ENCODER)}
 
 
-def _read_state(folder: Path) -> dict[str, Tensor]:
+def read_state(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a weights folder by name.
+
+    Raises:
+        WeightsError: the file is absent or damaged.
+    """
     if not (folder / WEIGHTS_NAME).is_file():
         raise WeightsError(f"{folder} has no {WEIGHTS_NAME}; export the weights again")
     try:

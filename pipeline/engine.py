@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import os
 import socket
 import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -201,3 +203,16 @@ def stop_world() -> None:
     """Leaves the process group."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def merge_zero_shards(folder: Path, tag: str) -> dict[str, torch.Tensor]:
+    """The whole fp32 state dict out of a checkpoint of ZeRO stages 1 to 3, from the slices of all its ranks.
+
+    The files are pickles: compare them with the digests of the checkpoint's manifest before.
+    """
+    _import_deepspeed()
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its findings; our output may be JSON
+        state: dict[str, torch.Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=tag)
+    return state

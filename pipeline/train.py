@@ -28,6 +28,7 @@ from model.config import ModelConfig
 from model.mcjepa import MCJEPA
 from pipeline import checkpoint as checkpoints
 from pipeline.engine import World, build_engine, set_learning_rates, start_world, stop_world
+from pipeline.first_weights import first_weights, read_run
 from pipeline.guards import BadStepGuard, StopRequest
 from pipeline.loader import StepLoader, build_loader
 from pipeline.meters import Meters, append_record
@@ -88,9 +89,11 @@ def train(
         stack.callback(stop_world)
         stop = stack.enter_context(StopRequest())
         torch.manual_seed(config.seed)
-        engine = build_engine(MCJEPA(model_config), config, world)
-        torch.manual_seed(config.seed + 1 + world.rank)
         start = checkpoints.newest_checkpoint(Path(config.run))
+        model = MCJEPA(model_config)
+        origin = first_weights(model, config, continued=start is not None)
+        engine = build_engine(model, config, world)
+        torch.manual_seed(config.seed + 1 + world.rank)
         loader = build_loader(
             config.stream,
             rank=world.rank,
@@ -103,6 +106,7 @@ def train(
         facts = {
             "dataset_ids": sorted({i for ids in loader.dataset_ids.values() for i in ids}),
             "zero_stage": config.engine.zero_stage,
+            "init_from": origin,
         }
         step = checkpoints.load_checkpoint(start, engine, world, facts) if start else 0
         if step:
@@ -195,13 +199,14 @@ class _Run:
     def _save(self, step: int) -> None:
         checkpoints.save_checkpoint(self.folder, self.engine, self.world, step, self.facts)
         lineage = {"run_id": self.run_id, "dataset_ids": self.facts["dataset_ids"], "run": self.folder.name}
+        lineage["init_from"] = self.facts["init_from"]
         checkpoints.save_weights(self.folder, self.engine, self.world, step, lineage)
         if self.world.rank == 0:
             checkpoints.remove_old(self.folder, self.config.checkpoint.keep_last)
 
     def open_tracker(self, tracking: TrackingConfig, recipe: Mapping[str, Any]) -> Tracker:
         """Starts or continues the run's MLflow run and writes recipe.yaml and run.json."""
-        before = _read_run(self.folder)
+        before = read_run(self.folder)
         tag = dataset_tag(self.facts["dataset_ids"])
         prep_run = find_run(tracking.uri, tracking.experiment, {"mcjepa.stage": "prep", "mcjepa.dataset_ids": tag})
         tags = {"mcjepa.stage": "train", "mcjepa.dataset_ids": tag, "mcjepa.prep_run": prep_run or ""}
@@ -224,11 +229,3 @@ class _Run:
         for name, summary in self.loader.describe().items():
             log.info("%s: %s", name, summary)
         return tracker
-
-
-def _read_run(folder: Path) -> dict[str, Any]:
-    path = folder / "run.json"
-    if not path.is_file():
-        return {}
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record

@@ -113,6 +113,9 @@ class TrainConfig:
     """Optimizer steps in all."""
     seed: int = 0
     """Seed of weights, order and augmentation."""
+    init_from: str = ""
+    """Weights that a new run starts from, a safetensors file or a folder with one: mcjepa's own (whole or the encoder
+    alone) or a published ConvNeXt for the encoder's stages; empty: random. A continued run does not read it [ours]."""
     stream: StreamConfig = field(default_factory=StreamConfig)
     """Where samples come from and what is done to them."""
     terms: TermsConfig = field(default_factory=TermsConfig)

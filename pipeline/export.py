@@ -1,0 +1,115 @@
+"""Which weights an export means: a weights folder, the newest of a run, or a checkpoint put together again.
+
+    WEIGHTS                       any folder with model.safetensors and config.json
+    RUN                           its newest complete checkpoint
+    RUN/checkpoints/step-…        that checkpoint
+
+The weights folder of the same step is taken for a checkpoint when its record names the checkpoint's step, run and
+datasets; otherwise the checkpoint's own files are consolidated.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from model import pretrained
+from model.config import ModelConfig
+from model.mcjepa import MCJEPA
+from pipeline.checkpoint import Checkpoint, complete_checkpoints, newest_weights
+from pipeline.config import validate
+from pipeline.consolidate import consolidated_state
+from pipeline.errors import UsageError
+from pipeline.first_weights import read_run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """Weights with what is known of them."""
+
+    state: Mapping[str, Tensor]
+    config: ModelConfig
+    lineage: Mapping[str, Any]
+    source: str
+    """`weights` or `checkpoint`: what was read."""
+    place: Path
+
+
+def find_weights(place: Path) -> Exportable:
+    """Reads the weights that `place` means.
+
+    Raises:
+        UsageError: there are none, or they are damaged.
+        RunError: a checkpoint that holds no whole model.
+    """
+    if not place.is_dir():
+        raise UsageError(f"no folder {place}, expected a run, one of its checkpoints, or a weights folder")
+    if (place / pretrained.CONFIG_NAME).is_file():
+        return _from_weights(place)
+    run = place.parent.parent if place.parent.name == "checkpoints" else place
+    found = [c for c in complete_checkpoints(run) if place == run or c.folder.name == place.name]
+    if found:
+        beside = run / "weights" / found[0].folder.name
+        return _from_weights(beside) if _agree(beside, found[0], run) else _from_checkpoint(found[0], run)
+    newest = newest_weights(run) if place == run else None
+    if newest is None:
+        raise UsageError(
+            f"{place} holds neither a complete checkpoint nor weights, expected a run, one of its checkpoints "
+            "(RUN/checkpoints/step-…), or a weights folder; `mcjepa -v export` says what is wrong with a checkpoint"
+        )
+    return _from_weights(newest)
+
+
+def _from_weights(folder: Path) -> Exportable:
+    try:
+        config, lineage = pretrained.read_config(folder)
+        return Exportable(pretrained.read_state(folder), config, lineage, "weights", folder)
+    except pretrained.WeightsError as error:
+        raise UsageError(str(error)) from error
+
+
+def _agree(folder: Path, checkpoint: Checkpoint, run: Path) -> bool:
+    """Whether a weights folder is whole and says that it comes from this very checkpoint."""
+    try:
+        lineage = pretrained.read_config(folder)[1]
+        pretrained.read_state(folder)
+    except pretrained.WeightsError as error:
+        log.info("the checkpoint itself is read: %s", error)
+        return False
+    expected = {
+        "step": checkpoint.step,
+        "dataset_ids": list(checkpoint.dataset_ids),
+        "run_id": read_run(run).get("run_id"),
+    }
+    odd = [name for name, value in expected.items() if lineage.get(name) != value]
+    if odd:
+        log.warning("%s names another %s than %s; the checkpoint itself is read", folder, odd, checkpoint.folder)
+    return not odd
+
+
+def _from_checkpoint(checkpoint: Checkpoint, run: Path) -> Exportable:
+    state, config = consolidated_state(checkpoint), _model_config(run)
+    try:
+        MCJEPA(config).load_state_dict(state)
+    except RuntimeError as error:
+        raise UsageError(f"checkpoint {checkpoint.folder} does not fit {run / 'recipe.yaml'}: {error}") from error
+    known = read_run(run)
+    lineage = {name: known[name] for name in ("run_id", "init_from") if known.get(name)}
+    lineage |= {"run": run.name, "step": checkpoint.step, "dataset_ids": list(checkpoint.dataset_ids)}
+    return Exportable(state, config, lineage, "checkpoint", checkpoint.folder)
+
+
+def _model_config(run: Path) -> ModelConfig:
+    path = run / "recipe.yaml"
+    if not path.is_file():
+        raise UsageError(f"{run} has no recipe.yaml, expected the one that the run wrote; restore it")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return validate(ModelConfig, content["model"], f"{path}, model")
