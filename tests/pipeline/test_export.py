@@ -98,9 +98,10 @@ def test_what_cannot_be_exported_is_one_line(weights: Path, tmp_path: Path, caps
 
 
 def train(root: Path, name: str, *overrides: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    """Trains the small model in the folder `name` below `root`."""
-    publish(str(root / "datasets" / "clips"), "clip", [6, 5])
-    publish(str(root / "datasets" / "images"), "image", [9, 8])
+    """Trains the small model in the folder `name` below `root`, on small datasets made by the first call."""
+    if not (root / "datasets").exists():
+        publish(str(root / "datasets" / "clips"), "clip", [6, 5])
+        publish(str(root / "datasets" / "images"), "image", [9, 8])
     stream = {"pair_batch": 4, "view_batch": 4, "augment": {"pair": {"crop": [32, 32]}, "view": {"size": 32}}}
     settings = {"steps": 2, "log_every": 1, "checkpoint": {"every_steps": 1}, "stream": stream}
     content = {"base": "quickstart", "out": str(root), "model": SMALL, "train": settings}
