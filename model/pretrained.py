@@ -53,6 +53,7 @@ def save(
     partial.replace(folder / WEIGHTS_NAME)
     record = {"format": FORMAT, "model": dataclasses.asdict(config), "lineage": dict(lineage or {})}
     (folder / CONFIG_NAME).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / WEIGHTS_NAME).chmod((folder / CONFIG_NAME).stat().st_mode)  # safetensors makes files of one reader only
     return weights_digest(folder)
 
 

@@ -102,8 +102,10 @@ def _from_checkpoint(checkpoint: Checkpoint, run: Path) -> Exportable:
     except RuntimeError as error:
         raise UsageError(f"checkpoint {checkpoint.folder} does not fit {run / 'recipe.yaml'}: {error}") from error
     known = read_run(run)
-    lineage = {name: known[name] for name in ("run_id", "init_from") if known.get(name)}
-    lineage |= {"run": run.name, "step": checkpoint.step, "dataset_ids": list(checkpoint.dataset_ids)}
+    lineage = {"run_id": known.get("run_id", ""), "run": run.name, "step": checkpoint.step}
+    lineage["dataset_ids"] = list(checkpoint.dataset_ids)
+    if known.get("init_from"):
+        lineage["init_from"] = known["init_from"]["sha256"]
     return Exportable(state, config, lineage, "checkpoint", checkpoint.folder)
 
 

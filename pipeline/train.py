@@ -199,7 +199,8 @@ class _Run:
     def _save(self, step: int) -> None:
         checkpoints.save_checkpoint(self.folder, self.engine, self.world, step, self.facts)
         lineage = {"run_id": self.run_id, "dataset_ids": self.facts["dataset_ids"], "run": self.folder.name}
-        lineage["init_from"] = self.facts["init_from"]
+        if self.facts["init_from"]:
+            lineage["init_from"] = self.facts["init_from"]["sha256"]
         checkpoints.save_weights(self.folder, self.engine, self.world, step, lineage)
         if self.world.rank == 0:
             checkpoints.remove_old(self.folder, self.config.checkpoint.keep_last)

@@ -63,6 +63,10 @@ def test_lineage_and_digest_are_those_of_the_files(saved: tuple[MCJEPA, Path]) -
     assert sorted(path.name for path in folder.iterdir()) == [CONFIG_NAME, WEIGHTS_NAME]
 
 
+def test_weights_can_be_read_by_whoever_can_read_their_configuration(saved: tuple[MCJEPA, Path]) -> None:
+    assert (saved[1] / WEIGHTS_NAME).stat().st_mode == (saved[1] / CONFIG_NAME).stat().st_mode
+
+
 def test_saving_again_replaces_the_weights_and_gives_the_same_digest(saved: tuple[MCJEPA, Path]) -> None:
     model, folder = saved
     first = weights_digest(folder)
