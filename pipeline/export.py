@@ -5,7 +5,7 @@
     RUN/checkpoints/step-…        that checkpoint
 
 The weights folder of the same step is taken for a checkpoint when its record names the checkpoint's step, run and
-datasets; otherwise the checkpoint's own files are consolidated.
+datasets; otherwise the checkpoint's own pieces are put together.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from data_prep.storage import open_store
 from model import pretrained
 from model.config import ModelConfig
 from model.mcjepa import MCJEPA
-from pipeline.checkpoint import Checkpoint, complete_checkpoints, newest_weights
+from pipeline.checkpoint import Checkpoint, complete_checkpoints, newest_weights, read_parameters, step_name
 from pipeline.config import validate
-from pipeline.consolidate import consolidated_state
 from pipeline.errors import UsageError
 from pipeline.first_weights import read_run
 
@@ -48,16 +48,16 @@ def find_weights(place: Path) -> Exportable:
 
     Raises:
         UsageError: there are none, or they are damaged.
-        RunError: a checkpoint that holds no whole model.
+        DataError: a checkpoint that cannot be read.
     """
     if not place.is_dir():
         raise UsageError(f"no folder {place}, expected a run, one of its checkpoints, or a weights folder")
     if (place / pretrained.CONFIG_NAME).is_file():
         return _from_weights(place)
     run = place.parent.parent if place.parent.name == "checkpoints" else place
-    found = [c for c in complete_checkpoints(run) if place == run or c.folder.name == place.name]
+    found = [c for c in complete_checkpoints(run) if place == run or step_name(c.step) == place.name]
     if found:
-        beside = run / "weights" / found[0].folder.name
+        beside = run / "weights" / step_name(found[0].step)
         return _from_weights(beside) if _agree(beside, found[0], run) else _from_checkpoint(found[0], run)
     newest = newest_weights(run) if place == run else None
     if newest is None:
@@ -86,27 +86,27 @@ def _agree(folder: Path, checkpoint: Checkpoint, run: Path) -> bool:
         return False
     expected = {
         "step": checkpoint.step,
-        "dataset_ids": list(checkpoint.dataset_ids),
+        "dataset_ids": checkpoint.record["dataset_ids"],
         "run_id": read_run(run).get("run_id"),
     }
     odd = [name for name, value in expected.items() if lineage.get(name) != value]
     if odd:
-        log.warning("%s names another %s than %s; the checkpoint itself is read", folder, odd, checkpoint.folder)
+        log.warning("%s names another %s than %s; the checkpoint itself is read", folder, odd, checkpoint.name)
     return not odd
 
 
 def _from_checkpoint(checkpoint: Checkpoint, run: Path) -> Exportable:
-    state, config = consolidated_state(checkpoint), _model_config(run)
+    state, config = read_parameters(open_store(str(run)), checkpoint), _model_config(run)
     try:
         MCJEPA(config).load_state_dict(state)
     except RuntimeError as error:
-        raise UsageError(f"checkpoint {checkpoint.folder} does not fit {run / 'recipe.yaml'}: {error}") from error
+        raise UsageError(f"checkpoint {checkpoint.name} does not fit {run / 'recipe.yaml'}: {error}") from error
     known = read_run(run)
     lineage = {"run_id": known.get("run_id", ""), "run": run.name, "step": checkpoint.step}
-    lineage["dataset_ids"] = list(checkpoint.dataset_ids)
+    lineage["dataset_ids"] = checkpoint.record["dataset_ids"]
     if known.get("init_from"):
         lineage["init_from"] = known["init_from"]["sha256"]
-    return Exportable(state, config, lineage, "checkpoint", checkpoint.folder)
+    return Exportable(state, config, lineage, "checkpoint", run / checkpoint.key)
 
 
 def _model_config(run: Path) -> ModelConfig:

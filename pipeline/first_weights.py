@@ -11,32 +11,32 @@ from model.initialize import initialize
 from model.mcjepa import MCJEPA
 from model.pretrained import WeightsError
 from pipeline.errors import UsageError
-from pipeline.train_config import TrainConfig
 
 log = logging.getLogger(__name__)
 
 
-def first_weights(model: MCJEPA, config: TrainConfig, *, continued: bool) -> dict[str, str] | None:
-    """Loads `train.init_from` into the model of a new run; every rank calls it before the engine is built.
+def first_weights(model: MCJEPA, init_from: str, run: Path, *, continued: bool) -> dict[str, str] | None:
+    """Loads weights into the model of a new run; every rank calls it before the engine is built.
 
     Args:
         model: changed in place.
-        config: the run's settings.
+        init_from: `train.init_from`.
+        run: the run's local folder.
         continued: whether the run goes on from a checkpoint; then nothing is read.
 
     Returns:
-        File, layout and sha256 for run.json and the weights' lineage, those of its start for a continued run; None
-        for random weights.
+        File, layout and sha256 for run.json and the weights' lineage, those of its start for a continued run (on
+        rank 0's node); None for random weights.
 
     Raises:
         UsageError: the weights are absent, damaged or do not fit.
     """
     if continued:
-        return read_run(Path(config.run)).get("init_from")
-    if not config.init_from:
+        return read_run(run).get("init_from")
+    if not init_from:
         return None
     try:
-        found = initialize(model, config.init_from)
+        found = initialize(model, init_from)
     except WeightsError as error:
         raise UsageError(f"train.init_from: {error}") from error
     log.info("starting from %s", found)
