@@ -4,8 +4,8 @@
     RUN                           its newest complete checkpoint
     RUN/checkpoints/step-…        that checkpoint
 
-The weights folder of the same step is taken for a checkpoint when its record names the checkpoint's step, run and
-datasets; otherwise the checkpoint's own pieces are put together.
+The weights folder of the same step is taken for a checkpoint when its digest is the one that the checkpoint's manifest
+names; otherwise the checkpoint's own pieces are put together.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def find_weights(place: Path) -> Exportable:
     found = [c for c in complete_checkpoints(run) if place == run or step_name(c.step) == place.name]
     if found:
         beside = run / "weights" / step_name(found[0].step)
-        return _from_weights(beside) if _agree(beside, found[0], run) else _from_checkpoint(found[0], run)
+        return _from_weights(beside) if _agree(beside, found[0]) else _from_checkpoint(found[0], run)
     newest = newest_weights(run) if place == run else None
     if newest is None:
         raise UsageError(
@@ -76,34 +76,32 @@ def _from_weights(folder: Path) -> Exportable:
         raise UsageError(str(error)) from error
 
 
-def _agree(folder: Path, checkpoint: Checkpoint, run: Path) -> bool:
-    """Whether a weights folder is whole and says that it comes from this very checkpoint."""
+def _agree(folder: Path, checkpoint: Checkpoint) -> bool:
+    """Whether a weights folder is whole and holds the very weights that the checkpoint's manifest names."""
     try:
-        lineage = pretrained.read_config(folder)[1]
-        pretrained.read_state(folder)
-    except pretrained.WeightsError as error:
+        pretrained.read_config(folder)
+        found = pretrained.weights_digest(folder)
+    except (pretrained.WeightsError, OSError) as error:
         log.info("the checkpoint itself is read: %s", error)
         return False
-    expected = {
-        "step": checkpoint.step,
-        "dataset_ids": checkpoint.record["dataset_ids"],
-        "run_id": read_run(run).get("run_id"),
-    }
-    odd = [name for name, value in expected.items() if lineage.get(name) != value]
-    if odd:
-        log.warning("%s names another %s than %s; the checkpoint itself is read", folder, odd, checkpoint.name)
-    return not odd
+    expected = checkpoint.record["weights_sha256"]
+    if found != expected:
+        log.warning("%s has sha256 %s, %s names %s; the checkpoint is read", folder, found, checkpoint.name, expected)
+    return bool(found == expected)
 
 
 def _from_checkpoint(checkpoint: Checkpoint, run: Path) -> Exportable:
     state, config = read_parameters(open_store(str(run)), checkpoint), _model_config(run)
+    model = MCJEPA(config)
+    kept_only = {name for name, _ in model.named_buffers()} - set(model.state_dict())  # constants, not in weights
+    state = {name: tensor for name, tensor in state.items() if name not in kept_only}
     try:
-        MCJEPA(config).load_state_dict(state)
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise UsageError(f"checkpoint {checkpoint.name} does not fit {run / 'recipe.yaml'}: {error}") from error
     known = read_run(run)
     lineage = {"run_id": known.get("run_id", ""), "run": run.name, "step": checkpoint.step}
-    lineage["dataset_ids"] = checkpoint.record["dataset_ids"]
+    lineage["dataset_ids"] = checkpoint.record["facts"]["dataset_ids"]
     if known.get("init_from"):
         lineage["init_from"] = known["init_from"]["sha256"]
     return Exportable(state, config, lineage, "checkpoint", run / checkpoint.key)
