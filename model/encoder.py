@@ -7,9 +7,12 @@ level of stride s has ceil(H / s) x ceil(W / s) cells, cell (i, j) covering pixe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.config import EncoderConfig
 from model.layer_norm import ChannelLayerNorm
@@ -55,6 +58,30 @@ class Block(nn.Module):
         return x_BChw + self.drop_path(y.permute(0, 3, 1, 2))
 
 
+class Stage(nn.Sequential):
+    """The blocks of one level.
+
+    Args:
+        blocks: the blocks, in order.
+        recompute: in training, keep only each block's input and compute the block again in the backward pass, with
+            the random state that it had, so that drop-path drops the same samples.
+    """
+
+    def __init__(self, blocks: Sequence[Block], recompute: bool) -> None:
+        super().__init__(*blocks)
+        self.recompute = recompute
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        """(B, C, h, w) to the same."""
+        x = x_BChw
+        for block in self:
+            if self.recompute and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=True)
+            else:
+                x = block(x)
+        return x
+
+
 def _pad_to_even(x: Tensor) -> Tensor:
     bottom, right = x.shape[-2] % 2, x.shape[-1] % 2
     return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
@@ -80,13 +107,14 @@ class Encoder(nn.Module):
         self.stem_coarse = nn.Conv2d(fine, stem, 4, stride=2, padding=1)
         self.stem_norm = ChannelLayerNorm(stem)
         self.activation: nn.Module = nn.GELU() if config.stem_activation == "gelu" else nn.Identity()
-        rates = torch.linspace(0, config.drop_path, max(sum(config.depths), 1)).tolist()
+        blocks_in_all = sum(config.depths)
+        rates = [config.drop_path * k / max(blocks_in_all - 1, 1) for k in range(blocks_in_all)]
         self.downsamplers, self.stages = nn.ModuleList(), nn.ModuleList()
         before = stem
         for channels, depth in zip(config.stage_channels, config.depths, strict=True):
             self.downsamplers.append(nn.Sequential(ChannelLayerNorm(before), nn.Conv2d(before, channels, 2, stride=2)))
             blocks = [Block(channels, rates.pop(0), config.layer_scale) for _ in range(depth)]
-            self.stages.append(nn.Sequential(*blocks))
+            self.stages.append(Stage(blocks, config.activation_checkpointing))
             before = channels
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
@@ -103,7 +131,8 @@ class Encoder(nn.Module):
         Returns:
             Six maps, finest first, shapes (B, channels[l], ceil(H / strides[l]), ceil(W / strides[l])).
         """
-        x = ((image_B3HW - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        x = ((image_B3HW - self.mean) / self.std).to(self.stem_fine.weight.dtype)  # half weights of an fp16 engine
+        x = x.contiguous(memory_format=torch.channels_last)
         fine = self.activation(self.stem_fine(_pad_to_even(x)))
         x = self.activation(self.stem_norm(self.stem_coarse(_pad_to_even(fine))))
         levels = [fine, x]

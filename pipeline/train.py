@@ -1,10 +1,12 @@
 """Trains the joint model from published datasets: the whole loop, to be read in one sitting.
 
-    mcjepa train RECIPE [key=value ...]                              one process
-    torchrun --nproc_per_node 8 -m pipeline.cli train RECIPE         eight on a node
-    srun … python -m pipeline.cli train RECIPE                       many nodes, from Slurm's variables
+    mcjepa train RECIPE train.engine.precision=fp32                  on a CPU, one process
+    mcjepa train RECIPE --ranks 0                                    one node, a process a GPU (or a core without GPUs)
+    srun --ntasks-per-node 8 mcjepa train RECIPE                     many nodes, by Slurm's variables
+    torchrun --nnodes 4 --nproc_per_node 8 … -m pipeline.cli train RECIPE        many nodes, by torchrun's
 
-A run lives in a folder and is continued from its newest complete checkpoint when the command is given again:
+A run lives in a folder or an s3 prefix and is continued from its newest whole checkpoint when the command is given
+again, on as many processes and in whichever ZeRO stage:
 
     RUN/recipe.yaml  RUN/run.json  RUN/checkpoints/  RUN/weights/  RUN/bad_steps/  RUN/logs/metrics.jsonl
 """
@@ -26,12 +28,15 @@ import yaml
 from data_prep.storage import atomic_write
 from model.config import ModelConfig
 from model.mcjepa import MCJEPA
-from pipeline import checkpoint as checkpoints
-from pipeline.engine import World, build_engine, set_learning_rates, start_world, stop_world
+from pipeline.checkpoint import CheckpointKeeper, newest_weights
+from pipeline.checkpoint.resume import find_start
+from pipeline.engine import World, build_engine, seed_step, set_learning_rates, start_world, stop_world
+from pipeline.first_weights import first_weights, read_run
 from pipeline.guards import BadStepGuard, StopRequest
 from pipeline.loader import StepLoader, build_loader
 from pipeline.meters import Meters, append_record
-from pipeline.schedule import rate_factor
+from pipeline.run_folder import RunFolder
+from pipeline.schedule import Schedule, build_schedule
 from pipeline.step import run_step
 from pipeline.tracking import Tracker, dataset_tag, find_run
 from pipeline.train_config import TrackingConfig, TrainConfig
@@ -87,10 +92,14 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.callback(stop_world)
         stop = stack.enter_context(StopRequest())
+        folder = RunFolder(config.run, config.checkpoint.scratch)
+        if world.rank == 0:
+            folder.fetch()
+        start = find_start(folder.store, world)
         torch.manual_seed(config.seed)
-        engine = build_engine(MCJEPA(model_config), config, world)
-        torch.manual_seed(config.seed + 1 + world.rank)
-        start = checkpoints.newest_checkpoint(Path(config.run))
+        model = MCJEPA(model_config)
+        origin = first_weights(model, config.init_from, folder.path, continued=start is not None)
+        engine = build_engine(model, config, world)
         loader = build_loader(
             config.stream,
             rank=world.rank,
@@ -102,16 +111,22 @@ def train(
         stack.callback(loader.close)
         facts = {
             "dataset_ids": sorted({i for ids in loader.dataset_ids.values() for i in ids}),
-            "zero_stage": config.engine.zero_stage,
+            "seed": config.seed,
+            "pair_batch": config.stream.pair_batch,
+            "view_batch": config.stream.view_batch,
         }
-        step = checkpoints.load_checkpoint(start, engine, world, facts) if start else 0
+        keeper = CheckpointKeeper(config.checkpoint, world, folder, facts)
+        stack.callback(keeper.abandon)
+        step = keeper.restore(start, engine) if start else 0
         if step:
             log.info("continuing %s from step %d", config.run, step)
-        run = _Run(config, world, engine, facts, loader)
+        run = _Run(config, world, engine, loader, keeper, folder, facts)
+        run.init_from = origin
         tracker = run.open_tracker(tracking, recipe) if world.rank == 0 else None
         status = "FAILED"
         try:
             step, finished = run.loop(step, stop, tracker, on_progress)
+            keeper.close(None if finished else run.grace_left_s())
             status = "FINISHED" if finished else "KILLED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -119,20 +134,31 @@ def train(
         finally:
             if tracker:
                 tracker.end(status)
-        weights = checkpoints.newest_weights(Path(config.run))
-        return TrainReport(step, finished, tracker.run_id if tracker else "", weights, run.guard.total)
+        return TrainReport(step, finished, run.run_id, newest_weights(folder.path), run.guard.total)
 
 
 class _Run:
     """The parts of a run that the loop needs at hand."""
 
     def __init__(
-        self, config: TrainConfig, world: World, engine: Any, facts: dict[str, Any], loader: StepLoader
+        self,
+        config: TrainConfig,
+        world: World,
+        engine: Any,
+        loader: StepLoader,
+        keeper: CheckpointKeeper,
+        folder: RunFolder,
+        facts: dict[str, Any],
     ) -> None:
-        self.config, self.world, self.engine, self.facts, self.loader = config, world, engine, facts, loader
-        self.folder = Path(config.run)
+        self.config, self.world, self.engine, self.loader = config, world, engine, loader
+        self.keeper, self.folder, self.facts = keeper, folder.path, facts
+        self.name = folder.name
         self.guard = BadStepGuard(self.folder / "bad_steps", world.rank, config.max_bad_steps)
         self.run_id = ""
+        self.init_from: dict[str, str] | None = None
+        self.stopped_at: float | None = None
+        counts = loader.describe()
+        self.schedule: Schedule = build_schedule(config, (counts.get("views") or counts["pairs"]).steps_per_epoch)
 
     def loop(
         self,
@@ -142,15 +168,17 @@ class _Run:
         on_progress: Callable[[TrainProgress], None],
     ) -> tuple[int, bool]:
         """Trains until the last step or a stop request; returns the steps done and whether that is all."""
-        config, meters, saved = self.config, Meters(), step
+        config, schedule, keeper, meters = self.config, self.schedule, self.keeper, Meters()
+        values: dict[str, float] = {}
         self.engine.train()
         batches = iter(self.loader)
-        while step < config.steps:
+        while step < schedule.steps:
             asked = time.perf_counter()
             batch = next(batches)
             waited_s = time.perf_counter() - asked
-            rates = set_learning_rates(self.engine, rate_factor(step, config.steps, config.optimizer.warmup_steps))
-            weights = config.terms.weights_at(step)
+            seed_step(config.seed, step, self.world.rank)
+            rates = set_learning_rates(self.engine, schedule.rate_factor(step), schedule.idle_groups(step))
+            weights = schedule.weights_at(step)
             result = run_step(self.engine, batch, weights, stop_requested=stop.signal is not None)
             if result.finite:
                 self.guard.passed()
@@ -163,20 +191,29 @@ class _Run:
                 self.guard.failed(step, keys, result.output.terms)
             meters.step_done(waited_s)
             step += 1
-            if step % config.log_every == 0 or step == config.steps:
-                self._record(
-                    step,
-                    {**meters.record(), **{f"lr_{k}": v for k, v in rates.items()}},
-                    tracker,
-                    on_progress,
-                )
-            if step % config.checkpoint.every_steps == 0 or step == config.steps or result.stop:
-                self._save(step)
-                saved = step
-            if result.stop and step < config.steps:
-                log.warning("stopped at step %d of %d; the same command continues it", saved, config.steps)
+            last = step == schedule.steps
+            if step % config.log_every == 0 or last:
+                values = {**meters.record(), **{f"lr_{k}": v for k, v in rates.items()}}
+                self._record(step, values, tracker, on_progress)
+            if result.stop:
+                self.stopped_at = time.monotonic()
+            if keeper.due(step) or last or result.stop:
+                keeper.save(
+                    self.engine, step, lineage=self._lineage(), metrics=values, final=last or result.stop
+                )  # fmt: skip
+            if result.stop and not last:
+                log.warning("stopped at step %d of %d; the same command continues it", step, schedule.steps)
                 return step, False
         return step, True
+
+    def grace_left_s(self) -> float:
+        """What is left of the time between a stop request and the kill."""
+        spent = time.monotonic() - self.stopped_at if self.stopped_at else 0.0
+        return max(self.config.checkpoint.grace_s - spent, 0.0)
+
+    def _lineage(self) -> dict[str, Any]:
+        lineage = {"run_id": self.run_id, "dataset_ids": self.facts["dataset_ids"], "run": self.name}
+        return lineage | ({"init_from": self.init_from["sha256"]} if self.init_from else {})
 
     def _record(
         self,
@@ -190,18 +227,11 @@ class _Run:
         values["bad_steps"] = float(self.guard.total)
         append_record(self.folder / "logs" / "metrics.jsonl", step, values)
         tracker.metrics(values, step)
-        on_progress(TrainProgress(step, self.config.steps, values))
-
-    def _save(self, step: int) -> None:
-        checkpoints.save_checkpoint(self.folder, self.engine, self.world, step, self.facts)
-        lineage = {"run_id": self.run_id, "dataset_ids": self.facts["dataset_ids"], "run": self.folder.name}
-        checkpoints.save_weights(self.folder, self.engine, self.world, step, lineage)
-        if self.world.rank == 0:
-            checkpoints.remove_old(self.folder, self.config.checkpoint.keep_last)
+        on_progress(TrainProgress(step, self.schedule.steps, values))
 
     def open_tracker(self, tracking: TrackingConfig, recipe: Mapping[str, Any]) -> Tracker:
         """Starts or continues the run's MLflow run and writes recipe.yaml and run.json."""
-        before = _read_run(self.folder)
+        before = read_run(self.folder)
         tag = dataset_tag(self.facts["dataset_ids"])
         prep_run = find_run(tracking.uri, tracking.experiment, {"mcjepa.stage": "prep", "mcjepa.dataset_ids": tag})
         tags = {"mcjepa.stage": "train", "mcjepa.dataset_ids": tag, "mcjepa.prep_run": prep_run or ""}
@@ -209,7 +239,7 @@ class _Run:
             tracking.uri,
             tracking.experiment,
             tracking.artifacts,
-            run_name=f"train {self.folder.name}",
+            run_name=f"train {self.name}",
             run_id=before.get("run_id"),
             tags=tags,
         )
@@ -219,16 +249,9 @@ class _Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         atomic_write(self.folder / "recipe.yaml", text.encode())
         record = {"version": 1, "run_id": tracker.run_id, "prep_run": prep_run, **self.facts}
+        record |= {"zero_stage": self.config.engine.zero_stage, "init_from": self.init_from}
         atomic_write(self.folder / "run.json", json.dumps(record, indent=1, sort_keys=True).encode())
         tracker.artifact(self.folder / "recipe.yaml")
         for name, summary in self.loader.describe().items():
             log.info("%s: %s", name, summary)
         return tracker
-
-
-def _read_run(folder: Path) -> dict[str, Any]:
-    path = folder / "run.json"
-    if not path.is_file():
-        return {}
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record

@@ -23,11 +23,11 @@ MC-JEPA, from raw video and images to scores: build shards, train the joint mode
   mcjepa train RECIPE                        shards -> checkpoints, by DeepSpeed
   mcjepa eval all RECIPE                     weights -> scores, pictures and a report
 
-A recipe is a YAML file or the name of a shipped one (quickstart, sample); key=value overrides any key of it.
+A recipe is a YAML file or the name of a shipped one (quickstart, sample, paper, ablations/no-vc, …);
+key=value overrides any key of it.
 """
 LATER = {
     "infer": "flow and features of your own frames and videos",
-    "export": "weights of a checkpoint as a folder",
     "launch": "prep, train or eval on Slurm and Ray clusters",
     "plan": "memory, time and bytes of a recipe on a site",
     "explain": "the lineage of a run",
@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prep(commands)
     _add_train(commands)
     _add_eval(commands)
+    _add_export(commands)
     _add_recipe(commands)
     for name, purpose in LATER.items():
         later = commands.add_parser(name, help=f"{purpose} (not in this release)", add_help=False)
@@ -179,6 +180,29 @@ def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         single.add_argument("overrides", metavar="key=value", nargs="*", help=f"setting of eval.{verb}, as steps=500")
 
 
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "export",
+        "write a checkpoint's weights as a folder: model.safetensors and config.json",
+        "mcjepa export outputs/quickstart/run --out weights --layout hub",
+        "pipeline.cli.export:run_export",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run, one of its checkpoints, or a weights folder")
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder to write")
+    parser.add_argument(
+        "--layout", choices=("mcjepa", "hub"), default="mcjepa", help="hub: with a README.md that model hubs read"
+    )
+    parser.add_argument("--only", choices=("encoder",), help="leave flow estimator and expander out")
+    parser.add_argument(
+        "--license",
+        metavar="ID",
+        default="other",
+        help="licence of these weights, named in the README.md (%(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
 def _add_recipe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = _command(
         commands,
@@ -244,7 +268,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _start_logging(verbose: bool) -> None:
-    rank = os.environ.get("RANK", "0")
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     level = logging.DEBUG if verbose else logging.INFO if rank == "0" else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format=f"%(levelname)s [{rank}] %(message)s", stream=sys.stderr)
     for room in ("model", "data_prep", "pipeline", "evals", "cluster"):

@@ -8,9 +8,8 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
 
-from data_prep.storage import atomic_write
+from data_prep.storage import open_store
 from pipeline.cli.output import StageProgress
 from pipeline.cli.recipe import load_recipe, required
 from pipeline.errors import UsageError
@@ -50,14 +49,18 @@ def run_training(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     recipe, plain = load_recipe(arguments.recipe, arguments.overrides)
     config = required(recipe.train, "train", recipe)
-    if "RANK" not in os.environ:
+    from pipeline.world import adopt_world, slurm_variables
+
+    world_started = "RANK" in os.environ or bool(slurm_variables(os.environ))
+    if not world_started:
         ranks = arguments.ranks or _fitting_ranks(config)
         if ranks > 1:
             return _start_ranks(arguments, ranks)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin at barriers starve each other
     from pipeline.train import TrainProgress, train
 
-    first_rank = os.environ.get("RANK", "0") == "0"
+    adopt_world(os.environ)
+    first_rank = os.environ["RANK"] == "0"
     with StageProgress("train") as progress:
 
         def show(event: TrainProgress) -> None:
@@ -75,7 +78,7 @@ def run_training(arguments: argparse.Namespace) -> int:
         "weights": str(report.weights) if report.weights else None,
         "seconds": round(time.perf_counter() - started, 1),
     }
-    atomic_write(Path(config.run) / "train_report.json", json.dumps(record, indent=1).encode())
+    open_store(config.run).write("train_report.json", json.dumps(record, indent=1).encode())
     if arguments.json:
         print(json.dumps(record))
     elif report.finished:

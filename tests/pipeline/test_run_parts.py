@@ -47,6 +47,7 @@ def test_norms_and_biases_do_not_decay_and_branches_have_their_rates() -> None:
     assert sum(len(group["params"]) for group in groups.values()) == len(list(model.parameters()))
     assert {name: (g["lr"], g["weight_decay"]) for name, g in groups.items()} == {
         "encoder": (1.0, 0.1), "encoder-no-decay": (1.0, 0.0),
+        "expander": (1.0, 0.1), "expander-no-decay": (1.0, 0.0),
         "estimator": (0.5, 0.2), "estimator-no-decay": (0.5, 0.0),
     }  # fmt: skip
     assert all(p.ndim > 1 for p in groups["encoder"]["params"])

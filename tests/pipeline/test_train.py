@@ -71,8 +71,9 @@ def test_a_run_stopped_half_way_continues_bit_for_bit_in_the_same_mlflow_run(rec
     before = json.loads((folder / "run.json").read_text())["run_id"]
     newest, older = complete_checkpoints(folder)
     assert (newest.step, older.step) == (4, 2)
-    damaged = next((newest.folder / "engine").glob("*optim*"))
-    damaged.write_bytes(damaged.read_bytes()[:-1])
+    damaged = folder / newest.key / "state-00000-of-00001.safetensors"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     second = run(recipe, "halves")
     assert second.returncode == 0, second.stderr
     assert "does not count" in second.stderr and "from step 2" in second.stderr
@@ -112,14 +113,16 @@ def test_steps_that_are_not_finite_are_written_down_and_end_the_run(recipe: Path
     assert len(json.loads(records[0].read_text())["samples"]["pairs"]) == 4
 
 
-def test_other_datasets_and_other_ranks_are_refused_on_resuming(recipe: Path) -> None:
+def test_other_datasets_and_another_seed_are_refused_on_resuming(recipe: Path) -> None:
     assert run(recipe, "resume", "train.steps=2").returncode == 0
     other = run(
         recipe, "resume", "train.stream.views=[{location: '" + str(recipe.parent / "datasets" / "clips") + "'}]"
     )
     assert other.returncode == 2 and "resume refused: dataset_ids" in other.stderr
-    ranks = run(recipe, "resume", ranks=2)
-    assert ranks.returncode == 2 and "resume refused: 2 ranks" in ranks.stderr
+    seed = run(recipe, "resume", "train.seed=5")
+    assert seed.returncode == 2 and "resume refused: seed is 5" in seed.stderr
+    model = run(recipe, "resume", "model.expander.widths=[16,24]")
+    assert model.returncode == 2 and "resume refused: parameter expander" in model.stderr
 
 
 def test_a_world_that_does_not_fit_the_lanes_is_refused(recipe: Path) -> None:

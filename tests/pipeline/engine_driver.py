@@ -1,0 +1,153 @@
+"""Engines of every ZeRO stage in one world, as processes: `python -m tests.pipeline.engine_driver FOLDER TASK...`.
+
+Tasks are run in order by all ranks; rank 0 writes what each has shown to FOLDER/TASK-W.json. The batches of a step are
+the same for every world size: a rank takes its share of them.
+
+    train:STAGE         20 steps; losses, and the bytes that the engine holds
+    save:STAGE          10 steps, a checkpoint, 10 steps
+    resume:FROM:STAGE   the checkpoint that save:FROM wrote, then 10 steps
+    bf16:STAGE          20 steps in bf16
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
+from model.mcjepa import MCJEPA
+from pipeline.checkpoint import CheckpointKeeper
+from pipeline.checkpoint.resume import find_start
+from pipeline.engine import World, build_engine, gradient_norm, seed_step, set_learning_rates, start_world, stop_world
+from pipeline.run_folder import RunFolder
+from pipeline.train_config import CheckpointConfig, EngineConfig, OptimizerConfig, TrainConfig
+
+STEPS, HALF = 20, 10
+WEIGHTS = {"regression": 1.0, "reconstruction": 1.0, "smoothness": 1.0, "cycle": 0.2, "vc": 1.0, "content": 1.0}
+
+
+def small_model() -> MCJEPA:
+    """Many small tensors: one that lies across two ranks' partitions is kept whole by both in ZeRO-2."""
+    torch.manual_seed(3)
+    encoder = EncoderConfig(stem_channels=(8, 8), stage_channels=(24, 24, 24, 24), depths=(2, 2, 3, 2), drop_path=0.0)
+    flow = FlowConfig(search_range=2, widths=(8, 8), width_factor=1.0, context_widths=(8, 8), context_dilations=(1, 2))
+    return MCJEPA(ModelConfig(encoder=encoder, flow=flow, expander=ExpanderConfig(widths=(48,) * 6)))
+
+
+def settings(stage: int, precision: str = "fp32") -> TrainConfig:
+    # Without the threshold every parameter of so small a model would be kept whole by ZeRO-3.
+    options = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if stage == 3 else {}
+    engine = EngineConfig(zero_stage=stage, precision=precision, threads=1, options=options)  # type: ignore[arg-type]
+    return TrainConfig(run="unused", steps=STEPS, engine=engine, optimizer=OptimizerConfig(warmup_steps=4))
+
+
+def batch_of(step: int, world: World) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    """This rank's share of 4 pairs and 8 views."""
+    random = torch.Generator().manual_seed(1000 + step)
+    frame, view = torch.rand(4, 3, 32, 32, generator=random), torch.rand(8, 3, 32, 32, generator=random)
+    noise = 0.1 * torch.rand(8, 3, 32, 32, generator=random)
+    tensors = (frame, frame.roll(1, 3), view, (view + noise).clamp(0, 1))
+    parts = [t[world.rank :: world.size].contiguous() for t in tensors]
+    return (parts[0], parts[1]), (parts[2], parts[3])
+
+
+def run_steps(engine: Any, world: World, first: int, count: int) -> list[float]:
+    """Losses of steps that train as `pipeline.train` does; the estimator stands still for the first four."""
+    losses = []
+    engine.train()
+    for step in range(first, first + count):
+        seed_step(7, step, world.rank)
+        idle = ("estimator",) if step < 4 else ()
+        set_learning_rates(engine, min((step + 1) / 4, 1.0), idle)
+        weights = {"content": 1.0} if idle else WEIGHTS
+        loss = engine(*batch_of(step, world), weights).loss
+        engine.backward(loss)
+        engine.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def bytes_held(engine: Any, world: World) -> dict[str, int]:
+    """Bytes of parameters, gradients and optimizer state that this rank keeps; buffers in passing are not counted.
+
+    Gradients are taken where they are most: in ZeRO 0 and 1 when the backward is done, in 2 and 3 when each rank has
+    its part of the sum.
+    """
+    stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
+    seen: dict[str, int] = {}
+    place = (engine, "allreduce_gradients") if stage < 2 else (optimizer, "step")
+    original = getattr(*place)
+
+    def measure_and_go_on(*args: Any, **kwargs: Any) -> Any:
+        seen["gradients"] = storage_bytes(gradients(engine))
+        return original(*args, **kwargs)
+
+    setattr(*place, measure_and_go_on)
+    run_steps(engine, world, STEPS, 1)
+    setattr(*place, original)
+    parameters = list(engine.module.parameters())
+    seen["parameters"] = sum(t.numel() * t.element_size() for t in (getattr(p, "ds_tensor", p) for p in parameters))
+    adamw = optimizer if stage == 0 else optimizer.optimizer
+    held = [t for state in adamw.state.values() for t in state.values() if t.numel() > 1]
+    if stage in (1, 2):
+        held += optimizer.single_partition_of_fp32_groups
+    elif stage == 3:
+        held += optimizer.fp32_partitioned_groups_flat
+    seen["optimizer"] = storage_bytes(held)
+    seen["numbers"] = sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
+    return seen
+
+
+def gradients(engine: Any) -> list[torch.Tensor]:
+    """What the engine keeps for its update."""
+    found = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    if engine.zero_optimization_stage() >= 2:
+        found += [t for parts in engine.optimizer.averaged_gradients.values() for t in parts or () if t is not None]
+    return found
+
+
+def storage_bytes(tensors: list[torch.Tensor]) -> int:
+    """Of the distinct memory behind tensors, views of one counted once."""
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}.values())
+
+
+def perform(task: str, folder: Path, world: World) -> dict[str, Any]:
+    verb, *words = task.split(":")
+    stage = int(words[-1])
+    engine = build_engine(small_model(), settings(stage, "bf16" if verb == "bf16" else "fp32"), world)
+    try:
+        if verb in ("train", "bf16"):
+            losses = run_steps(engine, world, 0, STEPS)
+            norm = gradient_norm(engine)
+            return {"losses": losses, "norm": norm, "bytes": bytes_held(engine, world) if verb == "train" else {}}
+        run = RunFolder(str(folder / f"run-{words[0]}"))
+        keeper = CheckpointKeeper(CheckpointConfig(every_steps=HALF), world, run, {"seed": 7})
+        if verb == "save":
+            before = run_steps(engine, world, 0, HALF)
+            keeper.save(engine, HALF, lineage={}, metrics={"loss": before[-1]})
+        else:
+            start = find_start(run.store, world)
+            assert start is not None
+            before = []
+            keeper.restore(start, engine)
+        return {"losses": before + run_steps(engine, world, HALF, HALF), "norm": gradient_norm(engine)}
+    finally:
+        engine.destroy()
+
+
+def main() -> None:
+    folder, tasks = Path(sys.argv[1]), sys.argv[2:]
+    world = start_world(EngineConfig(threads=1))
+    for task in tasks:
+        shown = perform(task, folder, world)
+        if world.rank == 0:
+            (folder / f"{task}-{world.size}.json").write_text(json.dumps(shown))
+    stop_world()
+
+
+if __name__ == "__main__":
+    main()
