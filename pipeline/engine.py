@@ -32,6 +32,7 @@ __all__ = [
     "World",
     "any_rank",
     "build_engine",
+    "gathered_parameters",
     "gradient_norm",
     "seed_step",
     "set_learning_rates",
@@ -177,6 +178,16 @@ def gradient_norm(engine: Any) -> float | None:
     """Global gradient norm of the last step before clipping; None where the engine does not tell."""
     norm = engine.get_global_grad_norm()
     return None if norm is None else float(norm)
+
+
+def gathered_parameters(engine: Any) -> contextlib.AbstractContextManager[Any]:
+    """Holds the module's parameters whole on every rank for a while; all ranks enter it (ZeRO-3 cuts them)."""
+    if engine.zero_optimization_stage() < 3:
+        return contextlib.nullcontext()
+    gathered: contextlib.AbstractContextManager[Any] = _import_deepspeed().zero.GatheredParameters(
+        list(engine.module.parameters())
+    )
+    return gathered
 
 
 def any_rank(flags: torch.Tensor) -> torch.Tensor:

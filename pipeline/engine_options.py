@@ -48,8 +48,9 @@ UNFIT = {
 PASSED_ON = (
     "activation_checkpointing", "aio", "autotuning", "comms_logger", "communication_data_type", "compile",
     "csv_monitor", "disable_allgather", "disable_python_gc", "dump_state", "flops_profiler", "fp16",
-    "gradient_predivide_factor", "log_level", "memory_breakdown", "prescale_gradients", "steps_per_print", "tensorboard", "timers",
-    "wall_clock_breakdown", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "zero_optimization",
+    "gradient_predivide_factor", "log_level", "memory_breakdown", "prescale_gradients", "steps_per_print",
+    "tensorboard", "timers", "wall_clock_breakdown", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
+    "zero_optimization",
 )  # fmt: skip
 """Top-level options of DeepSpeed 0.19 that may be given."""
 

@@ -35,6 +35,7 @@ from pipeline.first_weights import first_weights, read_run
 from pipeline.guards import BadStepGuard, StopRequest
 from pipeline.loader import StepLoader, build_loader
 from pipeline.meters import Meters, append_record
+from pipeline.micro_batches import check_micro_batches
 from pipeline.run_folder import RunFolder
 from pipeline.schedule import Schedule, build_schedule
 from pipeline.step import run_step
@@ -89,6 +90,7 @@ def train(
         UsageError, DataError, RunError: settings that do not fit, unusable datasets, too many bad steps in a row.
     """
     world = start_world(config.engine)
+    check_micro_batches(config.stream, world.size, config.engine.accumulation_steps)
     with contextlib.ExitStack() as stack:
         stack.callback(stop_world)
         stop = stack.enter_context(StopRequest())

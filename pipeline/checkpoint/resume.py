@@ -9,7 +9,7 @@ from typing import Any
 from data_prep.errors import DataError
 from data_prep.storage import Store
 from pipeline.checkpoint.agreement import from_first_rank, of_all_ranks
-from pipeline.checkpoint.manifest import Checkpoint, find_damage, list_checkpoints
+from pipeline.checkpoint.manifest import FOLDER, MANIFEST, Checkpoint, find_damage, list_checkpoints
 from pipeline.checkpoint.state_file import fill_pieces, read_index
 from pipeline.engine_state import (
     buffer_pieces,
@@ -30,16 +30,20 @@ def find_start(store: Store, world: World) -> Checkpoint | None:
 
     A damaged one is passed over with a warning.
 
+    Returns:
+        None for a run that has never completed a checkpoint.
+
     Raises:
-        DataError: the store cannot be read.
+        DataError: the store cannot be read, or not one of the complete checkpoints is whole.
     """
-    problem, checkpoints = "", []
+    problem, checkpoints, manifests = "", [], 0
     if world.rank == 0:
         try:
             checkpoints = list_checkpoints(store)
+            manifests = sum(key.endswith(f"/{MANIFEST}") for key in store.list(f"{FOLDER}/step-"))
         except (DataError, OSError) as error:  # told to all: the other ranks are waiting
             problem = str(error)
-    checkpoints, problem = from_first_rank((checkpoints, problem), world)
+    checkpoints, manifests, problem = from_first_rank((checkpoints, manifests, problem), world)
     if problem:
         raise DataError(problem)
     for checkpoint in checkpoints:
@@ -55,6 +59,11 @@ def find_start(store: Store, world: World) -> Checkpoint | None:
             return checkpoint
         if world.rank == 0:
             log.warning("checkpoint %s does not count: %s; the one before is used", checkpoint.name, damage[0])
+    if manifests:  # to begin anew by itself would throw a run away
+        raise DataError(
+            f"no checkpoint of {store.location} is whole, of {manifests} that were complete; expected one; look at the "
+            f"disk, choose another folder with train.run=DIR, or remove its {FOLDER} to start anew"
+        )
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from data_prep.storage import Store
 from model import pretrained
 from pipeline.checkpoint.manifest import Checkpoint, step_name
 from pipeline.checkpoint.state_file import DTYPES, fill_pieces, read_index
+from pipeline.engine import gathered_parameters
 from pipeline.engine_state import BUFFER, WEIGHT, Piece
 from pipeline.world import World
 
@@ -27,23 +27,12 @@ def save_weights(run: Path, engine: Any, world: World, step: int, lineage: Mappi
         OSError, SafetensorError: on rank 0, when they cannot be written.
     """
     module = engine.module
-    with _gathered(engine):
+    with gathered_parameters(engine):
         if world.rank:
             return ""
         folder = run / WEIGHTS / step_name(step)
         state = {n: t.float() if t.is_floating_point() else t for n, t in module.state_dict().items()}
         return pretrained.save(state, module.config, folder, {**lineage, "step": step})
-
-
-def _gathered(engine: Any) -> contextlib.AbstractContextManager[Any]:
-    if engine.zero_optimization_stage() < 3:
-        return contextlib.nullcontext()
-    import deepspeed
-
-    gathered: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
-        list(engine.module.parameters())
-    )
-    return gathered
 
 
 def newest_weights(run: str | Path) -> Path | None:

@@ -7,11 +7,13 @@ the same for every world size: a rank takes its share of them.
     save:STAGE          10 steps, a checkpoint, 10 steps
     resume:FROM:STAGE   the checkpoint that save:FROM wrote, then 10 steps
     bf16:STAGE          20 steps in bf16
+    parts:N:STAGE       10 steps of the reconstruction term, each in N micro-batches, and one with a NaN among them
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,13 @@ import torch
 
 from model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
 from model.mcjepa import MCJEPA
+from pipeline.batches import PairBatch, StepBatch, ViewBatch
 from pipeline.checkpoint import CheckpointKeeper
 from pipeline.checkpoint.resume import find_start
 from pipeline.engine import World, build_engine, gradient_norm, seed_step, set_learning_rates, start_world, stop_world
+from pipeline.engine_state import held_pieces
 from pipeline.run_folder import RunFolder
+from pipeline.step import run_step
 from pipeline.train_config import CheckpointConfig, EngineConfig, OptimizerConfig, TrainConfig
 
 STEPS, HALF = 20, 10
@@ -38,10 +43,17 @@ def small_model() -> MCJEPA:
     return MCJEPA(ModelConfig(encoder=encoder, flow=flow, expander=ExpanderConfig(widths=(48,) * 6)))
 
 
-def settings(stage: int, precision: str = "fp32") -> TrainConfig:
+def settings(stage: int, precision: str = "fp32", parts: int = 1) -> TrainConfig:
     # Without the threshold every parameter of so small a model would be kept whole by ZeRO-3.
     options = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if stage == 3 else {}
-    engine = EngineConfig(zero_stage=stage, precision=precision, threads=1, options=options)  # type: ignore[arg-type]
+    engine = EngineConfig(
+        zero_stage=stage,  # type: ignore[arg-type]
+        precision=precision,  # type: ignore[arg-type]
+        threads=1,
+        options=options,
+        accumulation_steps=parts,
+        split_statistics=True,
+    )
     return TrainConfig(run="unused", steps=STEPS, engine=engine, optimizer=OptimizerConfig(warmup_steps=4))
 
 
@@ -115,11 +127,40 @@ def storage_bytes(tensors: list[torch.Tensor]) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}.values())
 
 
+def run_parts(engine: Any, world: World) -> dict[str, Any]:
+    """Steps of a term that is a mean over samples, by `pipeline.step`; the weights before and after a bad step."""
+    losses = []
+    engine.train()
+    for step in range(HALF):
+        set_learning_rates(engine, 1.0)
+        result = run_step(engine, step_batch(step, world), {"reconstruction": 1.0}, stop_requested=False)
+        losses.append(float(result.output.loss))
+    before = weights_sum(engine)
+    bad = step_batch(HALF, world)
+    assert bad.pairs
+    bad.pairs.frame0[0] = math.nan
+    finite = run_step(engine, bad, {"reconstruction": 1.0}, stop_requested=False).finite
+    return {"losses": losses, "norm": gradient_norm(engine), "finite": finite, "kept": weights_sum(engine) == before}
+
+
+def step_batch(step: int, world: World) -> StepBatch:
+    (frame0, frame1), (view0, view1) = batch_of(step, world)
+    keys = tuple(map(str, range(len(view0))))
+    return StepBatch(step, PairBatch(frame0, frame1, keys[: len(frame0)]), ViewBatch(view0, view1, keys))
+
+
+def weights_sum(engine: Any) -> float:
+    return sum(float(piece.values.double().sum()) for piece in held_pieces(engine))
+
+
 def perform(task: str, folder: Path, world: World) -> dict[str, Any]:
     verb, *words = task.split(":")
     stage = int(words[-1])
-    engine = build_engine(small_model(), settings(stage, "bf16" if verb == "bf16" else "fp32"), world)
+    parts = int(words[0]) if verb == "parts" else 1
+    engine = build_engine(small_model(), settings(stage, "bf16" if verb == "bf16" else "fp32", parts), world)
     try:
+        if verb == "parts":
+            return run_parts(engine, world)
         if verb in ("train", "bf16"):
             losses = run_steps(engine, world, 0, STEPS)
             norm = gradient_norm(engine)

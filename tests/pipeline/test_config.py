@@ -61,7 +61,7 @@ def test_merging_does_not_touch_what_is_below() -> None:
         ("prep.datasets.clips.kinds=clip", "did you mean 'prep.datasets.clips.kind'"),
         ("zzzz=3", "expected one of"),
         ("train.steps=many", "train.steps is 'many'"),
-        ("train.steps=0", "at least 1"),
+        ("train.steps=0", "one of them above 0"),
         ("train.engine.zero_stage=4", "train.engine.zero_stage is 4"),
         ("nonsense", "expected key=value"),
         ("out=${home}/x", "expected one of"),

@@ -1,8 +1,7 @@
-"""Schedule, meters, parameter groups, guards and term weights."""
+"""Meters, parameter groups and guards."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
@@ -14,12 +13,11 @@ import torch
 
 from model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
 from model.mcjepa import MCJEPA
-from pipeline.engine import World, engine_options, parameter_groups
 from pipeline.errors import RunError
 from pipeline.guards import BadStepGuard, StopRequest
 from pipeline.meters import Meters, append_record, read_records
-from pipeline.schedule import rate_factor
-from pipeline.train_config import OptimizerConfig, TermConfig, TermsConfig, TrainConfig
+from pipeline.parameter_groups import parameter_groups
+from pipeline.train_config import OptimizerConfig
 
 
 def small_model() -> MCJEPA:
@@ -27,17 +25,6 @@ def small_model() -> MCJEPA:
     return MCJEPA(
         ModelConfig(encoder=encoder, flow=FlowConfig(width_factor=0.05), expander=ExpanderConfig(widths=(8, 8)))
     )
-
-
-def test_the_rate_rises_then_falls_to_nearly_nothing() -> None:
-    factors = [rate_factor(step, 100, 10) for step in range(100)]
-    assert factors[:10] == [pytest.approx((k + 1) / 10) for k in range(10)]
-    assert max(factors) == 1.0 and factors[-1] < 1e-3
-    assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
-
-
-def test_a_warm_up_longer_than_the_run_is_cut() -> None:
-    assert rate_factor(4, 5, 100) == 1.0
 
 
 def test_norms_and_biases_do_not_decay_and_branches_have_their_rates() -> None:
@@ -51,22 +38,6 @@ def test_norms_and_biases_do_not_decay_and_branches_have_their_rates() -> None:
         "estimator": (0.5, 0.2), "estimator-no-decay": (0.5, 0.0),
     }  # fmt: skip
     assert all(p.ndim > 1 for p in groups["encoder"]["params"])
-
-
-def test_own_deepspeed_options_are_laid_over_ours() -> None:
-    from pipeline.train_config import EngineConfig
-
-    config = TrainConfig(run="r", steps=1, engine=EngineConfig(options={"steps_per_print": 7}, precision="bf16"))
-    options = engine_options(config, World(0, 2, 0, torch.device("cpu")))
-    assert options["steps_per_print"] == 7 and options["torch_autocast"]["enabled"]
-    assert options["train_micro_batch_size_per_gpu"] == 4
-
-
-def test_terms_start_at_their_step_and_the_balance_leaves_content_alone() -> None:
-    terms = TermsConfig(video_balance=0.1, cycle=TermConfig(weight=2.0, start_step=5))
-    assert terms.weights_at(4)["cycle"] == 0.0
-    assert terms.weights_at(5)["cycle"] == pytest.approx(0.2)
-    assert terms.weights_at(0)["content"] == 1.0 and terms.weights_at(0)["smoothness"] == pytest.approx(7.5)
 
 
 def test_meters_average_each_name_over_the_steps_that_had_it() -> None:
