@@ -97,5 +97,5 @@ def test_a_run_is_not_begun_anew_because_all_its_checkpoints_are_damaged(tmp_pat
     found = find_start(store, world)
     assert found is not None and found.step == 2
     (folder / "state").write_bytes(b"?")
-    with pytest.raises(DataError, match="no checkpoint of .* is whole, of 1 that were complete"):
+    with pytest.raises(DataError, match=r"no checkpoint of .* is whole, of 1 that were complete"):
         find_start(store, world)
