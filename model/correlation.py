@@ -2,11 +2,11 @@
 
     out[b, (dy + r) * (2r + 1) + (dx + r), y, x] = mean_c left[b, c, y, x] * right[b, c, y + dy, x + dx]
 
-with zeros outside the map. For one displacement row dy, all dx at once are the product of a stretch of an image row of
-`left` (T, C) with the stretch of the padded row of `right` that it can reach (C, T + 2r): the wanted values are its
-diagonal band, read out as a strided view. The backward pass writes the gradient into the same band and multiplies
-again. Of T + 2r products 2r + 1 are wanted: long rows are cut into stretches, short ones stay whole, because small
-products cost more a number. Maps are worked on in blocks that fit a cache, and nothing but the inputs is kept.
+with zeros outside the map. All displacements of a stretch of an image row of `left` (T, C) are the product with what
+it can reach of the padded `right`, 2r + 1 rows of T + 2r cells: the wanted values are the diagonal bands, read out as
+a strided view. The backward pass writes the gradient into the same bands and multiplies again. Of T + 2r products in a
+row 2r + 1 are wanted: long rows are cut into stretches, short ones stay whole, because small products cost more a
+number. Maps are worked on in blocks of rows that fit a cache, and nothing but the inputs is kept.
 Measured in `benchmarks/model_correlation.py` against the loop over displacements.
 """
 
@@ -33,9 +33,9 @@ def correlate_loop(left_BChw: Tensor, right_BChw: Tensor, search_range: int) -> 
     return torch.stack(rows, dim=1)
 
 
-LONGEST_ROW, STRETCH = 64, 20  # cells; longer rows are cut into stretches of about this many
+LONGEST_ROW, STRETCH = 40, 16  # cells; longer rows are cut into stretches of about this many
 # What one product reads of `right` at a time: within a core's cache on CPUs, everything at once on accelerators.
-BLOCK_BYTES = {"cpu": 512 << 10}
+BLOCK_BYTES = {"cpu": 2 << 20}
 ACCELERATOR_BLOCK_BYTES = 256 << 20
 
 
@@ -87,26 +87,26 @@ def _tile(maps: Tensor, reach: int) -> _Tiling:
         fitting = [t for t in range(max(2 * reach, 8), LONGEST_ROW + 1) if width % t == 0]
         tile = min(fitting, key=lambda t: abs(t - STRETCH)) if fitting else max(STRETCH, 2 * reach)
     count = -(-width // tile)
-    row_bytes = count * (tile + 2 * reach) * channels * maps.element_size()
+    row_bytes = count * (2 * reach + 1) * (tile + 2 * reach) * channels * maps.element_size()
     rows = max(BLOCK_BYTES.get(maps.device.type, ACCELERATOR_BLOCK_BYTES) // row_bytes, 1)
     return _Tiling(channels, height, width, reach, tile, count, max(rows // height, 1), min(rows, height))
 
 
-def _band(product: Tensor, window: int) -> Tensor:
-    """The diagonal band of contiguous (rows, T, T + window - 1): a view of shape (rows, T, window)."""
-    rows, width, padded = product.shape
-    return product.as_strided((rows, width, window), (width * padded, padded + 1, 1))
+def _bands(product: Tensor, window: int) -> Tensor:
+    """The diagonals of contiguous (n, T, window * seen), one band a displacement row: a view (n, T, window, window)."""
+    stretches, tile, width = product.shape
+    return product.as_strided((stretches, tile, window, window), (tile * width, width + 1, width // window, 1))
 
 
-def _stretches(padded: Tensor, t: _Tiling, rows: slice, dy: int, cells: slice) -> Tensor:
-    """What the stretches of `rows` see in the rows dy further down: a view (B, n, count, cells, C) of `t.pad(...)`.
+def _seen(padded: Tensor, t: _Tiling, rows: slice, cells: slice) -> Tensor:
+    """What stretches of `rows` see in each displacement row: a view (B, n, count, window, cells, C) of `t.pad(...)`.
 
-    It overlaps itself where it has more than T cells.
+    One displacement row of it overlaps itself where it has more than T cells.
     """
     image, row, cell, _ = padded.stride()
-    shape = (padded.shape[0], rows.stop - rows.start, t.count, cells.stop - cells.start, t.channels)
-    start = padded.storage_offset() + (rows.start + dy) * row + cells.start * cell
-    return padded.as_strided(shape, (image, row, t.tile * cell, cell, 1), start)
+    shape = (padded.shape[0], rows.stop - rows.start, t.count, t.window, cells.stop - cells.start, t.channels)
+    start = padded.storage_offset() + rows.start * row + cells.start * cell
+    return padded.as_strided(shape, (image, row, t.tile * cell, row, cell, 1), start)
 
 
 class _BandedCorrelation(torch.autograd.Function):
@@ -123,10 +123,9 @@ class _BandedCorrelation(torch.autograd.Function):
             padded = t.pad(right_group)
             for rows in t.row_blocks():
                 stretches = t.cut(left_group[:, :, rows])
-                block = out_group[:, rows].view(-1, t.tile, t.window, t.window)
-                for dy in range(t.window):
-                    seen = _stretches(padded, t, rows, dy, slice(0, t.seen)).reshape(-1, t.seen, t.channels)
-                    block[:, :, dy] = _band(torch.bmm(stretches, seen.transpose(1, 2)), t.window)
+                seen = _seen(padded, t, rows, slice(0, t.seen)).reshape(-1, t.window * t.seen, t.channels)
+                product = torch.bmm(stretches, seen.transpose(1, 2))
+                out_group[:, rows].view(-1, t.tile, t.window, t.window).copy_(_bands(product, t.window))
         return out[:, :, : t.width].flatten(3).div_(t.channels).permute(0, 3, 1, 2)
 
     @staticmethod
@@ -152,17 +151,16 @@ class _BandedCorrelation(torch.autograd.Function):
 def _backward_block(t: _Tiling, rows: slice, maps: tuple[Tensor, Tensor], grad: Tensor, grad_padded: Tensor) -> Tensor:
     """Gradient of a block's stretches (n, T, C), times C; adds that of `right` to `grad_padded`."""
     stretches, padded = maps
-    of_left = torch.zeros_like(stretches)
-    spread = stretches.new_zeros(len(stretches), t.tile, t.seen)
-    for dy in range(t.window):
-        _band(spread, t.window).copy_(grad[:, :, dy])
-        seen = _stretches(padded, t, rows, dy, slice(0, t.seen)).reshape(-1, t.seen, t.channels)
-        of_left.baddbmm_(spread, seen)
-        of_seen = torch.bmm(spread.transpose(1, 2), stretches)
-        # In two parts, neither of which overlaps itself: the stretch's own length, and what it sees of the next.
-        for cells in (slice(0, t.tile), slice(t.tile, t.seen)):
-            target = _stretches(grad_padded, t, rows, dy, cells)
-            target.add_(of_seen[:, cells].view(target.shape))
+    spread = stretches.new_zeros(len(stretches), t.tile, t.window * t.seen)
+    _bands(spread, t.window).copy_(grad)
+    of_left = torch.bmm(spread, _seen(padded, t, rows, slice(0, t.seen)).reshape(-1, t.window * t.seen, t.channels))
+    of_seen = torch.bmm(spread.transpose(1, 2), stretches).unflatten(1, (t.window, t.seen))
+    # In two parts, neither of which overlaps itself: the stretch's own length, and what it sees of the next.
+    for cells in (slice(0, t.tile), slice(t.tile, t.seen)):
+        targets = _seen(grad_padded, t, rows, cells)
+        for dy in range(t.window):
+            target = targets[:, :, :, dy]
+            target.add_(of_seen[:, dy, cells].view(target.shape))
     return of_left
 
 
