@@ -7,6 +7,7 @@ level of stride s has ceil(H / s) x ceil(W / s) cells, cell (i, j) covering pixe
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -37,6 +38,21 @@ class DropPath(nn.Module):
         return x * keep / (1.0 - self.rate)
 
 
+def _convolve_depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """The block's depthwise convolution, the same numbers in less time on small maps and on CPUs.
+
+    Taps that reach beyond a small map from everywhere on it only ever meet the padding: they are left out (a 2x2 map
+    meets 3x3 of 7x7). CPUs take two to five times longer over depthwise convolutions in bf16 than in fp32.
+    """
+    radius = conv.kernel_size[0] // 2
+    up, left = min(radius, x.shape[-2] - 1), min(radius, x.shape[-1] - 1)
+    weight = conv.weight[..., radius - up : radius + up + 1, radius - left : radius + left + 1]
+    in_fp32 = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    with torch.autocast("cpu", enabled=False) if in_fp32 else contextlib.nullcontext():
+        x = x.float() if in_fp32 else x
+        return F.conv2d(x, weight, conv.bias, padding=(up, left), groups=conv.groups)
+
+
 class Block(nn.Module):
     """ConvNeXt block: 7x7 depthwise, LayerNorm, 4x wide perceptron with GELU, residual."""
 
@@ -51,7 +67,7 @@ class Block(nn.Module):
 
     def forward(self, x_BChw: Tensor) -> Tensor:
         """(B, C, h, w) to the same."""
-        y = self.depthwise(x_BChw).permute(0, 2, 3, 1)
+        y = _convolve_depthwise(x_BChw, self.depthwise).permute(0, 2, 3, 1)
         y = self.contract(F.gelu(self.expand(self.norm(y))))
         if self.scale is not None:
             y = y * self.scale

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model.config import EncoderConfig, ModelConfig
-from model.encoder import IMAGENET_MEAN, STRIDES, Block, DropPath, Encoder
+from model.encoder import IMAGENET_MEAN, STRIDES, Block, DropPath, Encoder, _convolve_depthwise
 
 
 @pytest.fixture
@@ -158,3 +158,15 @@ def test_maps_are_in_channels_last_memory(encoder: Encoder) -> None:
 def test_half_weights_take_fp32_images(tiny_config: ModelConfig) -> None:
     maps = Encoder(tiny_config.encoder).bfloat16()(torch.rand(1, 3, 64, 64))
     assert {x.dtype for x in maps} == {torch.bfloat16} and all(x.isfinite().all() for x in maps)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 5), (3, 9), (4, 4), (8, 7)])
+def test_depthwise_convolutions_of_small_maps_are_those_of_the_whole_kernel(size: tuple[int, int]) -> None:
+    block = Block(5, 0.0, 0.0).double()
+    x = torch.randn(2, 5, *size, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 5, *size, dtype=torch.float64)
+    results = []
+    for out in (_convolve_depthwise(x, block.depthwise), block.depthwise(x)):
+        results.append((out, *torch.autograd.grad((out * weight).sum(), (x, *block.depthwise.parameters()))))
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain)

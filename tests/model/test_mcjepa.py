@@ -303,17 +303,43 @@ def test_images_without_any_texture_give_finite_gradients(model: MCJEPA) -> None
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_under_bf16_autocast_the_losses_are_finite_fp32_and_near_those_of_fp32(
-    model: MCJEPA, pairs: Batch, views: Batch
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.01)])
+def test_under_autocast_the_losses_are_finite_fp32_and_near_those_of_fp32(
+    model: MCJEPA, pairs: Batch, views: Batch, dtype: torch.dtype, tolerance: float
 ) -> None:
     exact = model(pairs, views, WEIGHTS)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         out = model(pairs, views, WEIGHTS)
     out.loss.backward()
     assert {value.dtype for value in (out.loss, *out.terms.values(), *out.meters.values())} == {torch.float32}
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     for name, value in out.terms.items():
-        assert value.item() == pytest.approx(exact.terms[name].item(), rel=0.1, abs=0.01), name
+        assert value.item() == pytest.approx(exact.terms[name].item(), rel=tolerance, abs=0.1 * tolerance), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_weights_as_of_an_fp16_engine_give_fp32_losses(
+    tiny_config: ModelConfig, pairs: Batch, views: Batch, dtype: torch.dtype
+) -> None:
+    model = MCJEPA(tiny_config).to(dtype)
+    out = model(*(tuple(x.to(dtype) for x in batch) for batch in (pairs, views)), WEIGHTS)
+    out.loss.backward()
+    assert {value.dtype for value in (out.loss, *out.terms.values())} == {torch.float32} and out.loss.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.slow
+def test_the_whole_forward_is_one_graph_of_torch_compile(model: MCJEPA, pairs: Batch, views: Batch) -> None:
+    """Traced and differentiated by AOT autograd, run eagerly: what every backend is given."""
+    exact = model(pairs, views, WEIGHTS)
+    exact.loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    out = torch.compile(model, backend="aot_eager", fullgraph=True)(pairs, views, WEIGHTS)
+    out.loss.backward()
+    torch.testing.assert_close(out.loss, exact.loss)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_trust_if_mostly_visible_decides_image_by_image() -> None:
