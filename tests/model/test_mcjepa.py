@@ -221,6 +221,16 @@ def test_pixels_that_leave_the_frame_are_left_out(tiny_config: ModelConfig) -> N
     assert out.meters["visible_share"].item() == pytest.approx(48 / 64)
 
 
+def test_pairs_that_are_occluded_everywhere_cost_no_comparison_and_stay_finite(tiny_config: ModelConfig) -> None:
+    form = replace(tiny_config.loss, min_visible_share=0.0)
+    model = with_constant_flow(MCJEPA(replace(tiny_config, loss=form)), 3.0, 0.0)  # both directions to the right
+    out = model(tuple(torch.rand(2, 1, 3, 64, 64)), None, WEIGHTS)
+    out.loss.backward()
+    assert out.meters["visible_share"] == 0
+    assert {out.terms[name].item() for name in ("regression", "reconstruction", "cycle")} == {0.0}
+    assert out.loss.isfinite() and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_still_pairs_at_the_zero_start_cost_no_motion(tiny_config: ModelConfig) -> None:
     frame = torch.rand(2, 3, 64, 64)
     terms = MCJEPA(tiny_config)((frame, frame.clone()), None, WEIGHTS).terms
