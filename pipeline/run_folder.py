@@ -16,10 +16,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from data_prep.storage import Store, explained_disk_errors, open_store
-from pipeline.checkpoint.manifest import FOLDER
 
 log = logging.getLogger(__name__)
-WEIGHTS = "weights/"
+CHECKPOINTS, WEIGHTS = "checkpoints", "weights"
 
 
 class RunFolder:
@@ -83,7 +82,7 @@ class RunFolder:
             except FileNotFoundError:  # it was removed meanwhile
                 continue
         for key in [key for key in self._copied if key not in present]:
-            if not key.startswith(WEIGHTS):  # removed with their checkpoint
+            if not key.startswith(f"{WEIGHTS}/"):  # removed with their checkpoint
                 self.store.remove(key)
             del self._copied[key]
 
@@ -105,9 +104,9 @@ class RunFolder:
         for path in sorted(self.path.rglob("*")):
             key = path.relative_to(self.path).as_posix()
             hidden = any(part.startswith(".") for part in key.split("/"))
-            if path.is_file() and not hidden and not key.startswith(f"{FOLDER}/"):
+            if path.is_file() and not hidden and not key.startswith(f"{CHECKPOINTS}/"):
                 yield key, path
 
     @staticmethod
     def _is_small(key: str) -> bool:
-        return not key.startswith((f"{FOLDER}/", WEIGHTS))
+        return not key.startswith((f"{CHECKPOINTS}/", f"{WEIGHTS}/"))

@@ -20,14 +20,14 @@ from safetensors import SafetensorError
 from data_prep.errors import DataError
 from data_prep.storage import atomic_write
 from pipeline.checkpoint.agreement import from_first_rank, of_all_ranks
-from pipeline.checkpoint.manifest import FOLDER, MANIFEST, VERSION, Checkpoint, remove_old, step_name
+from pipeline.checkpoint.manifest import MANIFEST, VERSION, Checkpoint, remove_old, step_name
 from pipeline.checkpoint.resume import check_continuation, restore
 from pipeline.checkpoint.state_file import state_name, write_state
 from pipeline.checkpoint.upload import Upload, Uploader
-from pipeline.checkpoint.weights import WEIGHTS, save_weights
+from pipeline.checkpoint.weights import save_weights
 from pipeline.engine_state import loss_scale_state, own_pieces, parameter_shapes, updates_done
 from pipeline.errors import RunError
-from pipeline.run_folder import RunFolder
+from pipeline.run_folder import CHECKPOINTS, WEIGHTS, RunFolder
 from pipeline.train_config import CheckpointConfig
 from pipeline.world import World
 
@@ -155,7 +155,7 @@ class CheckpointKeeper:
 
     def _write(self, engine: Any, step: int, lineage: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
         """Writes everything of a save; returns the problem of the first rank that had one, or nothing."""
-        world, folder = self._world, self._folder.path / FOLDER / step_name(step)
+        world, folder = self._world, self._folder.path / CHECKPOINTS / step_name(step)
         started = time.perf_counter()
         facts = self._prepare(folder)
         name = state_name(world.rank, world.size)
@@ -214,7 +214,7 @@ class CheckpointKeeper:
         """Makes the save count: writes the manifest, or hands all files to the upload that does."""
         first = self._world.rank == 0
         if self._uploader:
-            key = f"{FOLDER}/{step_name(step)}"
+            key = f"{CHECKPOINTS}/{step_name(step)}"
             self._uploader.submit(Upload(step, key, save, folder, (name,), manifest if first else b""))
             if self._makes_folders():
                 self._folder.forget_weights(keep=MOST_WAITING + 1)
@@ -233,7 +233,7 @@ class CheckpointKeeper:
     def _remove_partial(self, step: int) -> None:
         of_all_ranks(None, self._world)  # nobody writes any more
         if self._makes_folders():
-            for parent in (FOLDER, WEIGHTS):
+            for parent in (CHECKPOINTS, WEIGHTS):
                 shutil.rmtree(self._folder.path / parent / step_name(step), ignore_errors=True)
 
     def _makes_folders(self) -> bool:

@@ -17,11 +17,12 @@ from typing import Any
 
 from data_prep.errors import AbsentKey
 from data_prep.storage import FolderStore, Store, open_store
+from pipeline.run_folder import CHECKPOINTS, WEIGHTS
 from pipeline.train_config import CheckpointConfig
 
 log = logging.getLogger(__name__)
 VERSION = 2
-FOLDER, MANIFEST = "checkpoints", "manifest.json"
+MANIFEST = "manifest.json"
 BLOCK_BYTES = 4 << 20
 
 
@@ -38,7 +39,7 @@ class Checkpoint:
     @property
     def key(self) -> str:
         """Its folder below the run."""
-        return f"{FOLDER}/{step_name(self.step)}"
+        return f"{CHECKPOINTS}/{step_name(self.step)}"
 
     @property
     def name(self) -> str:
@@ -73,20 +74,20 @@ def list_checkpoints(store: Store, *, quiet: bool = False) -> list[Checkpoint]:
         store: the run's folder or prefix.
         quiet: do not warn of those that do not count.
     """
-    steps = sorted({key.split("/")[1] for key in store.list(f"{FOLDER}/step-")}, reverse=True)
+    steps = sorted({key.split("/")[1] for key in store.list(f"{CHECKPOINTS}/step-")}, reverse=True)
     found = []
     for name in steps:
         try:
             found.append(_read(store, name))
         except _NotCounted as error:
             if not quiet:
-                log.warning("checkpoint %s/%s/%s does not count: %s", store.location, FOLDER, name, error)
+                log.warning("checkpoint %s/%s/%s does not count: %s", store.location, CHECKPOINTS, name, error)
     return found
 
 
 def _read(store: Store, name: str) -> Checkpoint:
     try:
-        content = store.read(f"{FOLDER}/{name}/{MANIFEST}")
+        content = store.read(f"{CHECKPOINTS}/{name}/{MANIFEST}")
     except AbsentKey as error:
         raise _NotCounted(f"it has no {MANIFEST}, so its writing was interrupted") from error
     try:
@@ -170,7 +171,7 @@ def remove_old(store: Store, config: CheckpointConfig) -> list[int]:
     checkpoints = list_checkpoints(store, quiet=True)
     removed = [checkpoint.step for checkpoint in superfluous(checkpoints, config)]
     complete = {step_name(checkpoint.step) for checkpoint in checkpoints}
-    present = {key.split("/")[1] for key in store.list(f"{FOLDER}/step-")}
+    present = {key.split("/")[1] for key in store.list(f"{CHECKPOINTS}/step-")}
     newest = step_name(checkpoints[0].step) if checkpoints else ""
     for name in [*map(step_name, removed), *(name for name in present - complete if name < newest)]:
         remove_step(store, name)
@@ -179,8 +180,8 @@ def remove_old(store: Store, config: CheckpointConfig) -> list[int]:
 
 def remove_step(store: Store, name: str) -> None:
     """Removes the checkpoint and the weights of a step folder's name, the manifest first."""
-    store.remove(f"{FOLDER}/{name}/{MANIFEST}")
-    for folder in (f"{FOLDER}/{name}", f"weights/{name}"):
+    store.remove(f"{CHECKPOINTS}/{name}/{MANIFEST}")
+    for folder in (f"{CHECKPOINTS}/{name}", f"{WEIGHTS}/{name}"):
         if isinstance(store, FolderStore):
             shutil.rmtree(store.path(folder), ignore_errors=True)
         else:

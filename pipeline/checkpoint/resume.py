@@ -9,7 +9,7 @@ from typing import Any
 from data_prep.errors import DataError
 from data_prep.storage import Store
 from pipeline.checkpoint.agreement import from_first_rank, of_all_ranks
-from pipeline.checkpoint.manifest import FOLDER, MANIFEST, Checkpoint, find_damage, list_checkpoints
+from pipeline.checkpoint.manifest import MANIFEST, Checkpoint, find_damage, list_checkpoints
 from pipeline.checkpoint.state_file import fill_pieces, read_index
 from pipeline.engine_state import (
     buffer_pieces,
@@ -20,6 +20,7 @@ from pipeline.engine_state import (
     set_updates_done,
 )
 from pipeline.errors import UsageError
+from pipeline.run_folder import CHECKPOINTS
 from pipeline.world import World
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def find_start(store: Store, world: World) -> Checkpoint | None:
     if world.rank == 0:
         try:
             checkpoints = list_checkpoints(store)
-            manifests = sum(key.endswith(f"/{MANIFEST}") for key in store.list(f"{FOLDER}/step-"))
+            manifests = sum(key.endswith(f"/{MANIFEST}") for key in store.list(f"{CHECKPOINTS}/step-"))
         except (DataError, OSError) as error:  # told to all: the other ranks are waiting
             problem = str(error)
     checkpoints, manifests, problem = from_first_rank((checkpoints, manifests, problem), world)
@@ -62,7 +63,7 @@ def find_start(store: Store, world: World) -> Checkpoint | None:
     if manifests:  # to begin anew by itself would throw a run away
         raise DataError(
             f"no checkpoint of {store.location} is whole, of {manifests} that were complete; expected one; look at the "
-            f"disk, choose another folder with train.run=DIR, or remove its {FOLDER} to start anew"
+            f"disk, choose another folder with train.run=DIR, or remove its {CHECKPOINTS} to start anew"
         )
     return None
 

@@ -12,9 +12,8 @@ from pipeline.checkpoint.manifest import Checkpoint, step_name
 from pipeline.checkpoint.state_file import DTYPES, fill_pieces, read_index
 from pipeline.engine import gathered_parameters
 from pipeline.engine_state import BUFFER, WEIGHT, Piece
+from pipeline.run_folder import WEIGHTS
 from pipeline.world import World
-
-WEIGHTS = "weights"
 
 
 def save_weights(run: Path, engine: Any, world: World, step: int, lineage: Mapping[str, Any]) -> str:

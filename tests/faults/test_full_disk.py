@@ -20,6 +20,7 @@ mount -t tmpfs -o size={size} none {disk}
 {train}
 echo "code $?"
 find {disk}/run -name manifest.json -o -name 'step-*' | sort
+echo "end of list"
 mount -o remount,size=256m {disk}
 {train}
 echo "code $?"
@@ -47,7 +48,7 @@ def test_a_full_disk_costs_the_save_but_not_the_checkpoint_before(tmp_path: Path
     script = SCRIPT.format(size=f"{int(1.6 * pages * 4 + 64)}k", disk=disk, train=train, out=out)
     done = subprocess.run(["unshare", "-m", "bash", "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stdout.split("code ")[1].startswith("3"), done.stdout + done.stderr
-    listing = done.stdout.split("code 3")[1].split("code")[0].split()
+    listing = done.stdout.split("code 3")[1].split("end of list")[0].split()
     kept = [line.split("/run/")[1] for line in listing]
     assert kept == [
         "checkpoints/step-000000003",

@@ -175,7 +175,7 @@ def run_round(seed: int, run: TrainingRun, moment: str) -> KillRound:
     """One kill and what it takes to finish; everything random comes from the seed."""
     rng = random.Random(seed)
     run.start()
-    after = rng.randrange(STEPS - 1)
+    after = rng.randrange(STEPS - 2 if moment == "step" else STEPS - 2 * SAVE_EVERY)  # a save must be to come
     come = run.wait_for(lambda: run.steps_logged() >= after, 0.05)
     if moment == "step":
         time.sleep(rng.uniform(0.0, 0.5))

@@ -13,11 +13,10 @@ from cluster.local import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TASKS = {
-    2: ["train:0", "train:1", "train:2", "train:3", "save:1", "save:3", "resume:1:1", "resume:3:3", "resume:1:3",
-        "resume:3:0", "bf16:2",
+    2: ["train:0", "train:1", "train:2", "train:3", "resume:1:1", "resume:3:3", "resume:1:3", "resume:3:0", "bf16:2",
         "parts:1:0", "parts:2:0", "parts:2:2"],
-    1: ["train:2", "resume:1:2", "resume:3:0"],
-    4: ["train:1", "train:2", "train:3", "resume:1:3"],
+    1: ["resume:1:2", "resume:3:0"],
+    4: ["bytes:1", "bytes:2", "bytes:3", "resume:1:3"],
 }  # fmt: skip
 
 
@@ -33,8 +32,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_all_stages_give_the_same_losses(shown: dict[str, Any]) -> None:
     expected = shown["train:0-2"]["losses"]
-    assert len(expected) == 20 and expected[-1] != expected[0]
-    for name in ("train:1-2", "train:2-2", "train:3-2", "train:2-1", "train:3-4"):
+    assert len(expected) == 30 and expected[-1] != expected[0]
+    for name in ("train:1-2", "train:2-2", "train:3-2"):
         assert shown[name]["losses"] == pytest.approx(expected, rel=1e-4), name
 
 
@@ -44,8 +43,16 @@ def test_the_gradient_norm_is_told_in_every_stage(shown: dict[str, Any]) -> None
     assert all(shown[f"train:{stage}-2"]["norm"] == pytest.approx(expected, rel=1e-2) for stage in (1, 2, 3))
 
 
-@pytest.mark.parametrize("name", ["train:0-2", "train:1-2", "train:2-2", "train:3-2", "train:2-1", "train:1-4",
-                                  "train:2-4", "train:3-4"])  # fmt: skip
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_branch_that_has_not_begun_counts_no_updates(shown: dict[str, Any], stage: int) -> None:
+    """The driver lets the estimator begin at step 4 of 30."""
+    updates = shown[f"train:{stage}-2"]["updates"]
+    assert {updates[name] for name in ("estimator", "estimator-no-decay")} == {26.0}
+    assert {updates[name] for name in ("encoder", "encoder-no-decay", "expander", "expander-no-decay")} == {30.0}
+
+
+@pytest.mark.parametrize("name", ["train:0-2", "train:1-2", "train:2-2", "train:3-2", "bytes:1-4", "bytes:2-4",
+                                  "bytes:3-4"])  # fmt: skip
 def test_a_rank_holds_the_bytes_of_the_zero_papers_formulas(shown: dict[str, Any], name: str) -> None:
     """In fp32: 4 bytes a parameter, 4 its gradient, 8 its moments and, in ZeRO, 4 its fp32 copy; cut by stage."""
     stage, ranks = int(name[6]), int(name[-1])
@@ -64,12 +71,11 @@ def test_a_rank_holds_the_bytes_of_the_zero_papers_formulas(shown: dict[str, Any
 
 @pytest.mark.parametrize("stage", [1, 3])
 def test_the_same_world_and_stage_go_on_bit_for_bit(shown: dict[str, Any], stage: int) -> None:
-    assert shown[f"save:{stage}-2"]["losses"] == shown[f"train:{stage}-2"]["losses"]
     assert shown[f"resume:{stage}:{stage}-2"]["losses"] == shown[f"train:{stage}-2"]["losses"][10:]
 
 
 @pytest.mark.parametrize("name", ["resume:1:3-2", "resume:3:0-2", "resume:1:2-1", "resume:3:0-1", "resume:1:3-4"])
-def test_another_world_or_stage_goes_on_with_the_same_losses(shown: dict[str, Any], name: str) -> None:
+def test_another_world_or_stage_goes_on_with_the_same_losses_for_twenty_steps(shown: dict[str, Any], name: str) -> None:
     assert shown[name]["losses"] == pytest.approx(shown["train:0-2"]["losses"][10:], rel=1e-4)
 
 
@@ -85,5 +91,5 @@ def test_a_micro_batch_that_is_not_finite_leaves_no_trace(shown: dict[str, Any],
 
 def test_bf16_trains(shown: dict[str, Any]) -> None:
     losses, exact = shown["bf16:2-2"]["losses"], shown["train:2-2"]["losses"]
-    assert losses[0] == pytest.approx(exact[0], rel=0.05) and losses != exact
-    assert all(0 < loss < float("inf") for loss in losses)
+    assert losses[0] == pytest.approx(exact[0], rel=0.05) and losses != exact[:5]
+    assert all(0 < loss < float("inf") for loss in losses) and len(losses) == 5

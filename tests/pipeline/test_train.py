@@ -130,6 +130,23 @@ def test_a_world_that_does_not_fit_the_lanes_is_refused(recipe: Path) -> None:
     assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
+def test_slurms_variables_start_two_ranks_of_one_world(recipe: Path) -> None:
+    import random
+
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    environment |= {"SLURM_JOB_ID": str(random.randrange(10**6)), "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"}
+    environment["SLURM_NODELIST"] = "localhost"
+    words = [sys.executable, "-m", "pipeline.cli", "train", str(recipe), "train.steps=2"]
+    words += [f"train.run={recipe.parent / 'slurm'}", f"tracking.uri=sqlite:///{recipe.parent}/slurm.db"]
+    ranks = [
+        subprocess.Popen(words, cwd=REPOSITORY, env={**environment, "SLURM_PROCID": rank, "SLURM_LOCALID": rank})
+        for rank in "01"
+    ]
+    assert [rank.wait(200) for rank in ranks] == [0, 0]
+    [checkpoint] = complete_checkpoints(recipe.parent / "slurm")
+    assert checkpoint.record["world_size"] == 2 and sorted(losses(recipe, "slurm")) == [1, 2]
+
+
 def test_a_port_in_use_is_one_line(recipe: Path) -> None:
     import socket
 
