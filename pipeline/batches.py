@@ -11,6 +11,17 @@ import torch
 
 
 @dataclass(frozen=True)
+class CorruptRecord:
+    """A sample that could not be decoded, and what took its place."""
+
+    sample: str
+    """Shard, location and key."""
+    reason: str
+    replaced_by: str
+    """Key of the sample of the same shard that was taken instead."""
+
+
+@dataclass(frozen=True)
 class RawBatch:
     """Two aligned stacks of images as they travel between processes: uint8, a quarter of floats."""
 
@@ -20,10 +31,12 @@ class RawBatch:
     """Same shape; its image i belongs to image i of `first`."""
     keys: tuple[str, ...]
     """Keys of the B samples."""
+    corrupt: tuple[CorruptRecord, ...] = ()
+    """The samples among them that were replaced."""
 
     def pin_memory(self) -> RawBatch:
         """The same in page-locked memory, from which a GPU copies at full speed."""
-        return RawBatch(self.first.pin_memory(), self.second.pin_memory(), self.keys)
+        return RawBatch(self.first.pin_memory(), self.second.pin_memory(), self.keys, self.corrupt)
 
     def to_floats(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Both stacks on `device` as float32 in [0, 1]; the bytes are moved before they are widened."""
@@ -70,9 +83,11 @@ class StepBatch:
     step: int
     """Number of the step, counted from 0 over the whole run."""
     pairs: PairBatch | None
-    """None where the motion branch is left out."""
+    """None where the motion branch is left out or it is not its turn."""
     views: ViewBatch | None
-    """None where the content branch is left out."""
+    """None where the content branch is left out or it is not its turn."""
+    corrupt: tuple[CorruptRecord, ...] = ()
+    """Samples of this step that could not be decoded and were replaced, of both streams."""
 
 
 def stack_images(images: Sequence[np.ndarray]) -> torch.Tensor:
