@@ -28,14 +28,11 @@ class CorruptLimit:
             if record.sample in self._met:
                 continue
             self._met.add(record.sample)
-            log.warning(
-                "step %d: %s cannot be decoded (%s); %s takes its place; corrupt sample %d of the %d that "
-                "stream.max_corrupt allows this rank",
-                batch.step, record.sample, record.reason, record.replaced_by, len(self._met), self._most,
-            )  # fmt: skip
+            found = f"step {batch.step}: {record.sample} cannot be decoded ({record.reason})"
+            count = f"corrupt sample {len(self._met)} of this rank"
             if len(self._met) > self._most:
                 raise DataError(
-                    f"{record.sample} cannot be decoded ({record.reason}), the {len(self._met)}th such sample of this "
-                    f"rank; expected at most stream.max_corrupt={self._most}; run `mcjepa prep audit` on the dataset "
-                    "and prepare it again, or raise the limit"
+                    f"{found}, {count}; expected at most stream.max_corrupt={self._most}; run `mcjepa prep audit` on "
+                    "the dataset and prepare it again, or raise the limit"
                 )
+            log.warning("%s, %s; %s of its shard takes its place", found, count, record.replaced_by)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from pipeline.augment import colour, jpeg
-from pipeline.augment.frames import DecodedFrame
+from pipeline.augment.frames import DecodedFrame, choose_reduction, reduce_box
 from pipeline.augment.geometry import CropBox, cut_and_resize, draw_resized_crop, draw_scaled_crop
 from pipeline.augment.pairs import choose_frames, make_pair
 from pipeline.augment.views import make_views
@@ -242,6 +242,97 @@ def test_both_jpeg_decoders_agree_and_refuse_damaged_bytes(photo: np.ndarray, mo
     for broken in damaged:
         with pytest.raises(ValueError):
             jpeg.decode_jpeg(broken)
+
+
+class StoredJpeg:
+    """A JPEG in memory that counts at which reductions it was decoded."""
+
+    def __init__(self, image: np.ndarray, *, reducible: bool = True) -> None:
+        self._data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
+        self.reducible, self.reductions = reducible, list[int]()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return jpeg.jpeg_size(self._data.tobytes())
+
+    def decode(self, reduction: int = 1) -> np.ndarray:
+        self.reductions.append(reduction)
+        return jpeg.decode_jpeg(self._data.tobytes(), reduction)
+
+
+@pytest.fixture(scope="module")
+def large_photo() -> np.ndarray:
+    """Texture of every size, fine ones fainter, as photos have it; 601x803: sides that no reduction divides."""
+    rng, picture = np.random.default_rng(3), np.full((601, 803, 3), 128.0)
+    for cell_px in (2, 4, 8, 16, 32, 64, 128):
+        noise = rng.normal(0, 6 * cell_px**0.4, (601 // cell_px + 2, 803 // cell_px + 2, 3))
+        picture += cv2.resize(noise, (803, 601), interpolation=cv2.INTER_CUBIC)
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("without_simplejpeg", [False, True])
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_reduced_decoding_is_a_small_version_of_the_whole(
+    large_photo: np.ndarray, reduction: int, without_simplejpeg: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if without_simplejpeg:
+        monkeypatch.setattr(jpeg, "simplejpeg", None)
+    stored = StoredJpeg(large_photo)
+    reduced = stored.decode(reduction)
+    height, width = -(-601 // reduction), -(-803 // reduction)
+    assert reduced.shape == (height, width, 3)
+    padded = cv2.copyMakeBorder(
+        stored.decode(), 0, height * reduction - 601, 0, width * reduction - 803, cv2.BORDER_REPLICATE
+    )
+    assert np.abs(reduced.astype(int) - cv2.resize(padded, (width, height), interpolation=cv2.INTER_AREA)).mean() < 3
+
+
+def test_the_reduction_is_the_largest_that_no_crop_falls_below(large_photo: np.ndarray) -> None:
+    boxes = {side: CropBox(0, 0, side, side + 9) for side in (63, 64, 127, 128, 255, 256, 511, 512)}
+    stored = StoredJpeg(large_photo)
+    chosen = {side: choose_reduction(stored, (box,), (64, 64)) for side, box in boxes.items()}
+    assert chosen == {63: 1, 64: 1, 127: 1, 128: 2, 255: 2, 256: 4, 511: 4, 512: 8}
+    assert choose_reduction(stored, (boxes[512], boxes[128]), (64, 64)) == 2
+    assert choose_reduction(StoredJpeg(large_photo, reducible=False), (boxes[512],), (64, 64)) == 1
+
+
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_a_crop_of_the_reduced_image_is_that_of_the_whole_one(large_photo: np.ndarray, reduction: int) -> None:
+    stored = StoredJpeg(large_photo)
+    image, reduced = stored.decode(), stored.decode(reduction)
+    for top, left, side in ((0, 0, 576), (16, 64, 520), (24, 224, 576)):
+        box = CropBox(top, left, side, side)
+        ours = cut_and_resize(reduced, reduce_box(box, reduction, reduced), 64, 64)
+        assert np.abs(ours.astype(int) - cut_and_resize(image, box, 64, 64)).mean() < 2.5
+    edge = reduce_box(CropBox(2, 4, 599, 799), reduction, reduced)
+    assert edge.top >= 0 and edge.top + edge.height <= reduced.shape[0] and edge.left + edge.width <= reduced.shape[1]
+
+
+def test_views_of_a_reduced_image_are_those_of_the_whole_one(large_photo: np.ndarray) -> None:
+    config = ViewAugmentConfig(size=64, jitter=NO_JITTER, grey=0, blur=(0, 0), solarize=(0, 0))
+    reductions: list[int] = []
+    for seed in range(30):
+        stored, whole = StoredJpeg(large_photo), StoredJpeg(large_photo, reducible=False)
+        ours, full = (make_views(each, config, seeded_random(seed)) for each in (stored, whole))
+        reductions += stored.reductions
+        for one, other in zip(ours, full, strict=True):
+            assert one.shape == (64, 64, 3)
+            assert np.abs(one.astype(int) - other).mean() < 8  # the box is rounded to half a pixel of the view
+            assert np.abs(one.astype(int).mean((0, 1)) - other.mean((0, 1))).max() < 1
+    assert {1, 2, 4} & set(reductions) >= {2, 4} and len(reductions) == 30
+
+
+def test_pairs_of_reduced_frames_keep_their_shift(large_photo: np.ndarray) -> None:
+    """Both frames are decoded alike, so a shift of 8 px is one of 2 px after the crop at a quarter of the scale."""
+    frame0, frame1 = large_photo[:592, :792], large_photo[8:600, 8:800]
+    config = PairAugmentConfig(crop=(96, 128), scale=(0.25, 0.25), flip=0)
+    stored = StoredJpeg(frame0), StoredJpeg(frame1)
+    cut0, cut1 = make_pair(*stored, config, seeded_random(4))
+    assert stored[0].reductions == stored[1].reductions == [4]
+    shifted = {
+        shift: np.abs(cut0[shift:, shift:].astype(int) - cut1[: 96 - shift, : 128 - shift]).mean() for shift in range(5)
+    }
+    assert min(shifted, key=shifted.__getitem__) == 2 and shifted[2] < 0.25 * shifted[1]
 
 
 @pytest.mark.parametrize(
