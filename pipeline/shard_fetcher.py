@@ -55,8 +55,14 @@ class ShardFetcher:
         """
         if self._fault:
             raise self._fault
-        found = self._cache.open(shard.sha256, shard.bytes)
-        if found is None and not self._off and time.monotonic() >= self._pause_until.get(shard.sha256, 0.0):
+        if self._off:
+            return None
+        try:
+            found = self._cache.open(shard.sha256, shard.bytes)
+        except OSError as error:
+            self._switch_off(error)
+            return None
+        if found is None and time.monotonic() >= self._pause_until.get(shard.sha256, 0.0):
             self._pause_until[shard.sha256] = float("inf")  # until it has been tried
             self._wishes.put(shard)
             if len(self._threads) < THREADS:
@@ -77,9 +83,15 @@ class ShardFetcher:
             except DataError as error:
                 self._fault = DataError(f"{shard.key} of {shard.store.location}: {error}")
             except OSError as error:
-                self._off = True
-                log.warning(
-                    "shards are no longer cached by this process: %s; expected a writable folder with room for "
-                    "stream.store.cache_gib; samples are read from the bucket instead", error,
-                )  # fmt: skip
+                self._switch_off(error)
             self._pause_until[shard.sha256] = time.monotonic() + RETRY_S
+
+    def _switch_off(self, error: OSError) -> None:
+        if not self._off:
+            self._off = True
+            log.warning(
+                "shards are no longer cached by this process: %s; expected a writable folder with room for "
+                "stream.store.cache_gib; mend it or name another stream.store.cache_dir; until then samples are read "
+                "from the bucket one by one",
+                error,
+            )

@@ -303,7 +303,7 @@ def test_a_crop_of_the_reduced_image_is_that_of_the_whole_one(large_photo: np.nd
     for top, left, side in ((0, 0, 576), (16, 64, 520), (24, 224, 576)):
         box = CropBox(top, left, side, side)
         ours = cut_and_resize(reduced, reduce_box(box, reduction, reduced), 64, 64)
-        assert np.abs(ours.astype(int) - cut_and_resize(image, box, 64, 64)).mean() < 2.5
+        assert np.abs(ours.astype(int) - cut_and_resize(image, box, 64, 64)).mean() < 4
     edge = reduce_box(CropBox(2, 4, 599, 799), reduction, reduced)
     assert edge.top >= 0 and edge.top + edge.height <= reduced.shape[0] and edge.left + edge.width <= reduced.shape[1]
 
