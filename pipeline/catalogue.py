@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,8 +37,7 @@ class DatasetShards:
     """Length of each shard."""
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(NamedTuple):
     """Where a sample lies: the dataset, the shard and the place within it, each counted from 0."""
 
     dataset: int
@@ -52,14 +52,16 @@ class Catalogue:
         """Number the samples of `datasets`; `counts` says how much of each an epoch takes."""
         self.datasets, self.counts = tuple(datasets), tuple(counts)
         self._owners = [(number, shard) for number, each in enumerate(datasets) for shard in range(len(each.shards))]
-        self._samples = [self.datasets[number].samples[shard] for number, shard in self._owners]
-        self._ends = np.cumsum(self._samples, dtype=np.int64)
+        samples = [self.datasets[number].samples[shard] for number, shard in self._owners]
+        self._samples = np.array(samples, dtype=np.int64)
+        self._ends = np.cumsum(self._samples)
 
-    def locate(self, index: int) -> Address:
-        """Where sample `index` lies, 0 <= index < the samples of all datasets."""
-        row = int(np.searchsorted(self._ends, index, side="right"))
-        number, shard = self._owners[row]
-        return Address(number, shard, index - int(self._ends[row]) + self._samples[row])
+    def locate(self, indexes: np.ndarray) -> list[Address]:
+        """Where samples lie; 0 <= index < the samples of all datasets."""
+        rows = np.searchsorted(self._ends, indexes, side="right")
+        places = indexes - self._ends[rows] + self._samples[rows]
+        owners = (self._owners[row] for row in rows.tolist())
+        return [Address(number, shard, place) for (number, shard), place in zip(owners, places.tolist(), strict=True)]
 
 
 def open_catalogue(sources: Sequence[SourceConfig]) -> Catalogue:
@@ -86,8 +88,7 @@ def open_catalogue(sources: Sequence[SourceConfig]) -> Catalogue:
     return Catalogue(datasets, [SourceCounts(found.samples, asked.repeat, asked.weight) for found, asked in pairs])
 
 
-@dataclass(frozen=True)
-class StoredSample:
+class StoredSample(NamedTuple):
     """A sample's entry in its shard's index."""
 
     address: Address

@@ -16,9 +16,8 @@ import contextlib
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from pipeline.augment.frames import Frame
 from pipeline.augment.geometry import draw_below
 from pipeline.augment.pairs import choose_frames, make_pair
 from pipeline.augment.views import make_views
-from pipeline.batches import CorruptRecord, RawBatch, stack_images
+from pipeline.batches import CorruptRecord, ImageStack, RawBatch
 from pipeline.catalogue import Catalogue, StoredSample, open_catalogue
 from pipeline.errors import UsageError
 from pipeline.frame_cache import FrameCache
@@ -91,33 +90,36 @@ class SampleStream:
             Cancelled: `cancelled()` became true in between.
         """
         epoch, ids = self.order.step_samples(step, rank=rank, world_size=world_size)
-        samples = self._reader.find_all(self.order.sample_index(epoch, sample_id) for sample_id in ids.tolist())
-        images: list[tuple[np.ndarray, np.ndarray]] = []
+        samples = self._reader.find_all(self.order.sample_indexes(epoch, ids))
+        first, second = ImageStack(len(samples)), ImageStack(len(samples))
         keys: list[str] = []
         corrupt: list[CorruptRecord] = []
-        begun: deque[_Begun] = deque()
-        waiting = zip(samples, ids.tolist(), strict=True)
-        for _ in range(len(samples)):
+        for place, begun in enumerate(self._begin_ahead(samples, epoch, ids)):
             if cancelled():
                 raise Cancelled(f"step {step} of the {self.name}")
-            begun.extend(
-                self._begin(sample, epoch, i) for sample, i in islice(waiting, max(self._ahead, 1) - len(begun))
-            )
-            one = begun.popleft()
             try:
-                images.append(self._finish(one))
-                keys.append(one.sample.key)
+                images, key = self._finish(begun), begun.sample.key
             except CorruptSample as error:
-                pair, record = self._replace(one, error)
-                images.append(pair)
-                keys.append(record.replaced_by)
+                images, record = self._replace(begun, error)
+                key = record.replaced_by
                 corrupt.append(record)
-        first, second = zip(*images, strict=True)
-        return RawBatch(stack_images(first), stack_images(second), tuple(keys), tuple(corrupt))
+            first.put(place, images[0])
+            second.put(place, images[1])
+            keys.append(key)
+        return RawBatch(first.tensor(), second.tensor(), tuple(keys), tuple(corrupt))
 
     def close(self) -> None:
         """Close the open shards of this process."""
         self._reader.close()
+
+    def _begin_ahead(self, samples: Sequence[StoredSample], epoch: int, ids: np.ndarray) -> Iterator[_Begun]:
+        """The samples in order, some of the next ones begun already."""
+        begun: deque[_Begun] = deque()
+        for sample, sample_id in zip(samples, ids.tolist(), strict=True):
+            begun.append(self._begin(sample, epoch, sample_id))
+            if len(begun) > self._ahead:
+                yield begun.popleft()
+        yield from begun
 
     def _begin(self, sample: StoredSample, epoch: int, sample_id: int) -> _Begun:
         """Draw a sample's frames and begin to read them."""
@@ -192,8 +194,7 @@ class _Once:
         return self._parts[place]
 
 
-@dataclass(frozen=True)
-class _Begun:
+class _Begun(NamedTuple):
     """A sample whose frames are drawn and, from a bucket, on their way."""
 
     sample: StoredSample

@@ -12,10 +12,12 @@ from __future__ import annotations
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from data_prep.errors import DataError
 from data_prep.manifest import read_sidecar, shard_key
@@ -56,15 +58,15 @@ class ShardReader:
 
     def find(self, index: int) -> StoredSample:
         """The entry of sample `index` of the catalogue; raises as `find_all` does."""
-        return self.find_all((index,))[0]
+        return self.find_all(np.array([index]))[0]
 
-    def find_all(self, indexes: Iterable[int]) -> list[StoredSample]:
+    def find_all(self, indexes: np.ndarray) -> list[StoredSample]:
         """The entries of some samples of the catalogue.
 
         Raises:
             DataError: a shard's sidecar is missing, damaged or of another dataset.
         """
-        addresses = [self._catalogue.locate(index) for index in indexes]
+        addresses = self._catalogue.locate(indexes)
         places = dict.fromkeys((each.dataset, each.shard) for each in addresses)
         absent = [place for place in places if place not in self._indexes]
         together = [place for place in absent if not isinstance(self._store(place[0]), FolderStore)]
@@ -81,7 +83,7 @@ class ShardReader:
         samples = self._catalogue.datasets[address.dataset].samples[address.shard]
         if distance >= samples:
             return None
-        moved = replace(address, place=(address.place + distance) % samples)
+        moved = address._replace(place=(address.place + distance) % samples)
         return self._shard_index((address.dataset, address.shard)).sample(moved)
 
     def read(self, sample: StoredSample, suffixes: Sequence[str]) -> list[bytes]:
@@ -104,17 +106,22 @@ class ShardReader:
         spans = [sample.members[suffix] for suffix in suffixes]
         start = min(offset for offset, _ in spans)
         length = max(offset + size for offset, size in spans) - start
-        local = self._file(sample.address) is not None
+        if self._file(sample.address) is not None:
+            return partial(self._take, sample.address, spans, start, length, None)
         store, key = self._store(sample.address.dataset), self._key(sample.address)
-        begun = None if local else self._threads().submit(store.read_range, key, start, length)
+        begun = self._threads().submit(store.read_range, key, start, length)
+        return partial(self._take, sample.address, spans, start, length, begun)
 
-        def take() -> list[bytes]:
-            data = begun.result() if begun else self._read_range(sample.address, start, length)
-            if len(data) != length:
-                raise CorruptSample(f"{len(data)} bytes at offset {start}, expected {length}: the shard was cut short")
-            return [data[offset - start : offset - start + size] for offset, size in spans]
-
-        return take
+    def _take(
+        self, address: Address, spans: Sequence[tuple[int, int]], start: int, length: int, begun: Future[bytes] | None
+    ) -> list[bytes]:
+        """The bytes at `spans` (offset, length) of a shard, all of which lie in `length` bytes from `start`."""
+        data = begun.result() if begun else self._read_range(address, start, length)
+        if len(data) != length:
+            raise CorruptSample(f"{len(data)} bytes at offset {start}, expected {length}: the shard was cut short")
+        if len(spans) == 1:
+            return [data]
+        return [data[offset - start : offset - start + size] for offset, size in spans]
 
     def name(self, sample: StoredSample) -> str:
         """Shard and key of a sample, for messages."""

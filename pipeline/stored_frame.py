@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import partial
 
 import cv2
 import numpy as np
@@ -13,9 +14,6 @@ from pipeline.shard_reader import CorruptSample
 
 FRAME_SUFFIXES = ("jpg", "webp", "png")
 """Endings of the members that are frames: `jpg` of an image, `00.jpg`, `01.jpg`, ... of a clip."""
-
-_HEADER = 0
-"""In the place of a reduction, in names of the cache."""
 
 
 def frame_suffixes(members: dict[str, tuple[int, int]]) -> list[str]:
@@ -37,12 +35,12 @@ class StoredFrame:
         """
         self._name, self._read, self._cache, self._reduced_decode = name, read, cache, reduced_decode
         self._data: bytes | None = None
-        self._head: np.ndarray | None = None
+        self._head: tuple[int, int, bool] | None = None
 
     @property
     def reducible(self) -> bool:
         """Whether `decode` takes a reduction other than 1."""
-        return self._reduced_decode and bool(self._header()[2])
+        return self._reduced_decode and self._header()[2]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -51,7 +49,7 @@ class StoredFrame:
         Raises:
             CorruptSample: the frame is damaged.
         """
-        return int(self._header()[0]), int(self._header()[1])
+        return self._header()[:2]
 
     def decode(self, reduction: int = 1) -> np.ndarray:
         """ceil(H / reduction) x ceil(W / reduction) x 3 uint8 RGB; read-only where it is cached.
@@ -59,19 +57,21 @@ class StoredFrame:
         Raises:
             CorruptSample: the frame is damaged.
         """
-        return self._cache.fetch((self._name, reduction), lambda: self._decode(reduction))
+        return self._cache.fetch((self._name, reduction), partial(self._decode, reduction))
 
-    def _header(self) -> np.ndarray:
+    def _header(self) -> tuple[int, int, bool]:
         """Height, width and whether it is a JPEG; kept beside the pixels, so that kept frames need no reading."""
         if self._head is None:
-            self._head = self._cache.fetch((self._name, _HEADER), self._measure)
+            self._head = self._cache.fetch_header(self._name, self._measure)
         return self._head
 
-    def _measure(self) -> np.ndarray:
-        if not is_jpeg(self._bytes()):
-            return np.array([*self.decode().shape[:2], False])
+    def _measure(self) -> tuple[int, int, bool]:
+        data = self._bytes()
+        if not is_jpeg(data):
+            height, width = self.decode().shape[:2]
+            return height, width, False
         try:
-            return np.array([*jpeg_size(self._bytes()), True])
+            return (*jpeg_size(data), True)
         except ValueError as error:
             raise CorruptSample(str(error)) from error
 

@@ -122,7 +122,7 @@ class StreamSummary:
 class SampleOrder:
     """The endless order of one stream.
 
-    An epoch's sample ids run from 0 to E - 1; `sample_index` gives the sample behind an id. An id comes at most
+    An epoch's sample ids run from 0 to E - 1; `sample_indexes` gives the samples behind ids. An id comes at most
     once an epoch, so (epoch, id) seeds what is drawn for it.
     """
 
@@ -202,12 +202,12 @@ class SampleOrder:
         columns = [self._lane_samples(lane, epoch, first, count) for lane in lanes]
         return epoch, np.stack(columns, axis=1).reshape(-1)
 
-    def sample_index(self, epoch: int, sample_id: int) -> int:
-        """Which of the catalogue's samples is behind an id of an epoch."""
-        source = int(np.searchsorted(self._ends, sample_id, side="right"))
-        share, size = int(self._shares[source]), int(self._sizes[source])
-        place = epoch * share + sample_id - (int(self._ends[source]) - share)
-        return int(self._bases[source]) + place % size
+    def sample_indexes(self, epoch: int, ids: np.ndarray) -> np.ndarray:
+        """Which of the catalogue's samples are behind ids of an epoch, int64 of the same shape."""
+        source = np.searchsorted(self._ends, ids, side="right")
+        share = self._shares[source]
+        place = epoch * share + ids - (self._ends[source] - share)
+        return self._bases[source] + place % self._sizes[source]
 
     def _lane_samples(self, lane: int, epoch: int, first: int, count: int) -> np.ndarray:
         """Ids of slots first .. first + count - 1 of a lane's order in an epoch."""

@@ -135,7 +135,7 @@ def global_keys(order: SampleOrder, steps: range, world_size: int) -> list[tuple
     for step in steps:
         reads = [order.step_samples(step, rank=rank, world_size=world_size) for rank in range(world_size)]
         for ids in zip(*(ids.tolist() for _, ids in reads), strict=True):
-            keys += [(reads[0][0], order.sample_index(reads[0][0], each)) for each in ids]
+            keys += [(reads[0][0], order.sample_indexes(reads[0][0], each)) for each in ids]
     return keys
 
 
@@ -172,7 +172,7 @@ def test_every_sample_of_every_source_comes_once_a_pass(mixed: list[SourceCounts
     summary = order.describe()
     for epoch in (0, 3):
         ids = range(sum(summary.shares))
-        counts = np.bincount([order.sample_index(epoch, each) for each in ids])
+        counts = np.bincount([order.sample_indexes(epoch, each) for each in ids])
         expected = [
             summary.passes * source.repeat
             for source in mixed
@@ -180,7 +180,7 @@ def test_every_sample_of_every_source_comes_once_a_pass(mixed: list[SourceCounts
             for _ in range(samples)
         ]
         assert counts.tolist() == expected
-        assert np.bincount([order.sample_index(epoch, i) for i in epoch_ids(order, epoch)]).max() <= max(expected)
+        assert np.bincount([order.sample_indexes(epoch, i) for i in epoch_ids(order, epoch)]).max() <= max(expected)
 
 
 @settings(max_examples=60, deadline=None)
@@ -193,7 +193,7 @@ def test_weighted_sources_have_their_shares_and_equal_samples(
     total, weights = sum(summary.shares), sum(source.weight for source in mixed)
     counts = np.zeros(sum(sum(source.shard_samples) for source in mixed), dtype=int)
     for epoch in range(epochs):
-        np.add.at(counts, [order.sample_index(epoch, each) for each in range(total)], 1)
+        np.add.at(counts, [order.sample_indexes(epoch, each) for each in range(total)], 1)
     first = 0
     for source, share in zip(mixed, summary.shares, strict=True):
         assert abs(share - total * source.weight / weights) < 1
@@ -218,7 +218,7 @@ def test_stretches_of_weighted_sources_stay_within_a_shard() -> None:
     order = SampleOrder([SourceCounts((5, 7), weight=1.0), SourceCounts((4,), weight=2.0)], batch=1, window=1, seed=0)
     shard_of = [0] * 5 + [1] * 7 + [2] * 4
     for epoch in range(4):
-        indexes = [order.sample_index(epoch, each) for each in epoch_ids(order, epoch)]
+        indexes = [order.sample_indexes(epoch, each) for each in epoch_ids(order, epoch)]
         breaks = [after != before + 1 for before, after in itertools.pairwise(indexes)]
         assert sum(breaks) <= 8  # 6 of 16 in 2 stretches, 10 in 3 or 4: no sample is torn from its neighbours
         for before, after, broken in zip(indexes, indexes[1:], breaks, strict=False):
