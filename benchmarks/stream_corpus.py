@@ -38,10 +38,10 @@ from pipeline.stream_config import AugmentConfig, PairAugmentConfig, SourceConfi
 Kind = Literal["clip", "image"]
 
 
-def packaged_samples(kind: Kind) -> list[dict[str, bytes]]:
+def packaged_samples(kind: Kind, short_side_px: int = 256) -> list[dict[str, bytes]]:
     """Samples of the packaged clips, each as its members by suffix."""
     with tempfile.TemporaryDirectory() as folder:
-        work, plans, _ = plan_into(f"{folder}/d", replace(clip_dataset(1), kind=kind))
+        work, plans, _ = plan_into(f"{folder}/d", replace(clip_dataset(1), kind=kind, short_side=short_side_px))
         maker = ShardMaker(work)
         maker.make(plans[0])
         maker.close()

@@ -2,9 +2,10 @@
 
     python -m benchmarks.stream_limit [--full]
 
-48 images (two views of 224 px) and 4 pairs (256 x 384 px) a step, from shards in a temporary folder. The stream gives
-whole steps as they leave a loading process: order, index, read, decode, augment, stacks of bytes. The tight loop makes
-the same views and pairs of the same samples with the same seeds, their bytes already in memory, and throws them away.
+48 images (two views of 224 px) and a pair (256 x 384 px) a step, the share of each of the paper's 8 ranks, from shards
+in a temporary folder. The stream gives whole steps as they leave a loading process: order, index, read, decode,
+augment, stacks of bytes. The tight loop makes the same views and pairs of the same samples with the same seeds, their
+bytes already in memory, and throws them away.
 The sides take turns, step by step. Times are those of the processor, in which neither side waits for anything: the
 machine is shared. The last line is JSON; `ratio` is the stream's speed over the loop's, the bar 0.95;
 `ratio_with_floats` has the widening to floats too, which the training process does (on an accelerator, if it has one).
@@ -24,7 +25,7 @@ import torch
 from benchmarks.stream_corpus import MemoryFrame, packaged_samples, publish_copies, stream_of
 from pipeline.augment.pairs import choose_frames, make_pair
 from pipeline.augment.views import make_views
-from pipeline.engine import _keep_freed_memory
+from pipeline.freed_memory import keep_freed_memory
 from pipeline.sample_stream import SampleStream, pair_stream, view_stream
 from pipeline.seeding import mix64, seeded_random
 from pipeline.shard_reader import ShardReader
@@ -67,11 +68,11 @@ def main() -> None:
     steps = 150 if parser.parse_args().full else 40
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    _keep_freed_memory()  # as a training process does
+    keep_freed_memory()  # as a training process does
     with tempfile.TemporaryDirectory() as folder:
         images = publish_copies(f"{folder}/images", "image", packaged_samples("image"), 8, 500)
         clips = publish_copies(f"{folder}/clips", "clip", packaged_samples("clip"), 4, 250)
-        times = measure(stream_of(images, clips), steps)
+        times = measure(stream_of(images, clips, view_batch=48, pair_batch=1), steps)
     per_step = {name: statistics.median(each) for name, each in times.items()}
     ratios = {
         name: statistics.median(loop / ours for loop, ours in zip(times["loop"], times[name], strict=True))

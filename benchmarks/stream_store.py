@@ -25,7 +25,7 @@ import cv2
 import torch
 
 from benchmarks.stream_corpus import packaged_samples, processor_seconds, publish_copies, stream_of
-from pipeline.engine import _keep_freed_memory
+from pipeline.freed_memory import keep_freed_memory
 from pipeline.loader import build_loader
 from pipeline.stream_config import ShardStoreConfig, StreamConfig
 from tests.servers.seaweed import BUCKET, running_seaweed
@@ -62,7 +62,7 @@ def main() -> None:
     full = parser.parse_args().full
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    _keep_freed_memory()  # as a training process does
+    keep_freed_memory()  # as a training process does
     samples = packaged_samples("image")
     with tempfile.TemporaryDirectory() as folder, running_seaweed() as server:
         os.environ.update(server.variables)

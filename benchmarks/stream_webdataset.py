@@ -32,7 +32,7 @@ import webdataset
 from benchmarks.stream_corpus import packaged_samples, processor_seconds, publish_copies, stream_of
 from pipeline.augment.frames import DecodedFrame
 from pipeline.augment.views import make_views
-from pipeline.engine import _keep_freed_memory
+from pipeline.freed_memory import keep_freed_memory
 from pipeline.loader import build_loader
 from pipeline.stream_config import StreamConfig, ViewAugmentConfig
 
@@ -95,7 +95,7 @@ def main() -> None:
     rounds, timed = (9, 40) if parser.parse_args().full else (3, 16)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    _keep_freed_memory()  # as a training process does
+    keep_freed_memory()  # as a training process does
     with tempfile.TemporaryDirectory() as folder:
         images = publish_copies(f"{folder}/images", "image", packaged_samples("image"), 8, 500)
         speeds = measure(images, rounds, timed)

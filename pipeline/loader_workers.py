@@ -12,6 +12,8 @@ from typing import Any
 
 import cv2
 
+from pipeline.freed_memory import keep_freed_memory
+
 _PR_SET_PDEATHSIG = 1
 """Linux prctl(2): the signal a process gets when the thread that made it ends."""
 _FOR_THE_PARENT = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -29,7 +31,7 @@ def interrupts_held_back() -> Iterator[None]:
 
 
 def start_worker(_number: int, *, in_main_thread: bool) -> None:
-    """Prepare a worker: it leaves signals to the parent and dies with it, and OpenCV starts no threads.
+    """Prepare a worker: it leaves signals to the parent and dies with it, keeps memory, and OpenCV starts no threads.
 
     The kernel tells of the death of the thread that forked, so it is asked to only where that is the parent's
     main thread; elsewhere torch's own watch ends the worker within some seconds.
@@ -39,6 +41,7 @@ def start_worker(_number: int, *, in_main_thread: bool) -> None:
     if in_main_thread and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     cv2.setNumThreads(0)
+    keep_freed_memory()
 
 
 def end_workers(steps: Any) -> None:

@@ -79,7 +79,8 @@ class SampleStream:
         self.order = SampleOrder(catalogue.counts, batch=batch, window=config.window, seed=self._seed)
         self._reader = ShardReader(catalogue, config.store)
         self._cache = FrameCache(config.cache_mib << 20)
-        self._ahead = 0 if config.cache_mib else config.store.readers  # a kept frame spares its reading
+        # Only a bucket is worth asking ahead, and not for frames that may be kept already.
+        self._ahead = config.store.readers if self._reader.remote and not config.cache_mib else 0
         self._reduced_decode = config.augment.reduced_decode
 
     def read(self, step: int, rank: int, world_size: int, cancelled: Callable[[], bool]) -> RawBatch:

@@ -56,6 +56,11 @@ class ShardReader:
         self._pool: ThreadPoolExecutor | None = None
         self._fetcher: ShardFetcher | None = None
 
+    @property
+    def remote(self) -> bool:
+        """Whether a dataset lies elsewhere than in a folder."""
+        return not all(isinstance(self._store(number), FolderStore) for number in range(len(self._catalogue.datasets)))
+
     def find(self, index: int) -> StoredSample:
         """The entry of sample `index` of the catalogue; raises as `find_all` does."""
         return self.find_all(np.array([index]))[0]
