@@ -28,13 +28,15 @@ from model.config import ModelConfig
 from model.mcjepa import MCJEPA
 from pipeline import checkpoint as checkpoints
 from pipeline.engine import World, build_engine, set_learning_rates, start_world, stop_world
-from pipeline.guards import BadStepGuard, StopRequest
+from pipeline.guards import StepSetting, StopRequest
+from pipeline.instruments import Instruments
 from pipeline.loader import StepLoader, build_loader
-from pipeline.meters import Meters, append_record
+from pipeline.meters import append_record
 from pipeline.schedule import rate_factor
 from pipeline.step import run_step
 from pipeline.tracking import Tracker, dataset_tag, find_run
 from pipeline.train_config import TrackingConfig, TrainConfig
+from pipeline.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +110,8 @@ def train(
         if step:
             log.info("continuing %s from step %d", config.run, step)
         run = _Run(config, world, engine, facts, loader)
+        stack.callback(run.instruments.close)
+        stack.enter_context(Watchdog(config.guards, run.instruments.clock, run.folder, world.rank, world.size))
         tracker = run.open_tracker(tracking, recipe) if world.rank == 0 else None
         status = "FAILED"
         try:
@@ -120,7 +124,7 @@ def train(
             if tracker:
                 tracker.end(status)
         weights = checkpoints.newest_weights(Path(config.run))
-        return TrainReport(step, finished, tracker.run_id if tracker else "", weights, run.guard.total)
+        return TrainReport(step, finished, tracker.run_id if tracker else "", weights, run.instruments.guard.total)
 
 
 class _Run:
@@ -131,7 +135,7 @@ class _Run:
     ) -> None:
         self.config, self.world, self.engine, self.facts, self.loader = config, world, engine, facts, loader
         self.folder = Path(config.run)
-        self.guard = BadStepGuard(self.folder / "bad_steps", world.rank, config.max_bad_steps)
+        self.instruments = Instruments(config, world, engine, self.folder)
         self.run_id = ""
 
     def loop(
@@ -142,35 +146,28 @@ class _Run:
         on_progress: Callable[[TrainProgress], None],
     ) -> tuple[int, bool]:
         """Trains until the last step or a stop request; returns the steps done and whether that is all."""
-        config, meters, saved = self.config, Meters(), step
+        config, instruments, saved = self.config, self.instruments, step
         self.engine.train()
         batches = iter(self.loader)
+        facts = {**self.facts, "seed": config.seed, "world_size": self.world.size, "precision": config.engine.precision}
         while step < config.steps:
+            instruments.waits_for_data(step)
             asked = time.perf_counter()
             batch = next(batches)
             waited_s = time.perf_counter() - asked
             rates = set_learning_rates(self.engine, rate_factor(step, config.steps, config.optimizer.warmup_steps))
-            weights = config.terms.weights_at(step)
-            result = run_step(self.engine, batch, weights, stop_requested=stop.signal is not None)
-            if result.finite:
-                self.guard.passed()
-                meters.add(result.meters)
-            else:
-                keys = {
-                    "pairs": batch.pairs.keys if batch.pairs else (),
-                    "views": batch.views.keys if batch.views else (),
-                }
-                self.guard.failed(step, keys, result.output.terms)
-            meters.step_done(waited_s)
+            setting = StepSetting(config.terms.weights_at(step), rates, facts)
+            result = run_step(
+                self.engine, batch, setting.weights, stop_requested=stop.signal is not None,
+                alarm=bool(instruments.guard.alarm), clock=instruments.clock,
+                tap=instruments.begin(batch, setting.weights),
+            )  # fmt: skip
+            instruments.end(batch, result, setting, waited_s)
             step += 1
             if step % config.log_every == 0 or step == config.steps:
-                self._record(
-                    step,
-                    {**meters.record(), **{f"lr_{k}": v for k, v in rates.items()}},
-                    tracker,
-                    on_progress,
-                )
+                self._record(step, instruments.record(setting), tracker, on_progress)
             if step % config.checkpoint.every_steps == 0 or step == config.steps or result.stop:
+                instruments.clock.enter("checkpoint")
                 self._save(step)
                 saved = step
             if result.stop and step < config.steps:
@@ -187,7 +184,6 @@ class _Run:
     ) -> None:
         if tracker is None:
             return
-        values["bad_steps"] = float(self.guard.total)
         append_record(self.folder / "logs" / "metrics.jsonl", step, values)
         tracker.metrics(values, step)
         on_progress(TrainProgress(step, self.config.steps, values))
