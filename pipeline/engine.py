@@ -197,6 +197,15 @@ def any_rank(flags: torch.Tensor) -> torch.Tensor:
     return flags
 
 
+def share_text(text: str) -> str:
+    """Rank 0's text on every rank; all ranks call it."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return text
+    box: list[str] = [text]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
 def stop_world() -> None:
     """Leaves the process group."""
     if torch.distributed.is_initialized():

@@ -27,14 +27,17 @@ from data_prep.storage import atomic_write
 from model.config import ModelConfig
 from model.mcjepa import MCJEPA
 from pipeline import checkpoint as checkpoints
-from pipeline.engine import World, build_engine, set_learning_rates, start_world, stop_world
+from pipeline.engine import World, build_engine, set_learning_rates, share_text, start_world, stop_world
 from pipeline.guards import StepSetting, StopRequest
 from pipeline.instruments import Instruments
 from pipeline.loader import StepLoader, build_loader
 from pipeline.meters import append_record
+from pipeline.run_pictures import RunPictures
 from pipeline.schedule import rate_factor
 from pipeline.step import run_step
-from pipeline.tracking import Tracker, dataset_tag, find_run
+from pipeline.tracking import dataset_tag
+from pipeline.tracking.lineage import dataset_records, git_state
+from pipeline.tracking.run_tracker import RunTracker
 from pipeline.train_config import TrackingConfig, TrainConfig
 from pipeline.watchdog import Watchdog
 
@@ -113,6 +116,7 @@ def train(
         stack.callback(run.instruments.close)
         stack.enter_context(Watchdog(config.guards, run.instruments.clock, run.folder, world.rank, world.size))
         tracker = run.open_tracker(tracking, recipe) if world.rank == 0 else None
+        run.run_id = share_text(tracker.run_id if tracker else "")
         status = "FAILED"
         try:
             step, finished = run.loop(step, stop, tracker, on_progress)
@@ -124,7 +128,7 @@ def train(
             if tracker:
                 tracker.end(status)
         weights = checkpoints.newest_weights(Path(config.run))
-        return TrainReport(step, finished, tracker.run_id if tracker else "", weights, run.instruments.guard.total)
+        return TrainReport(step, finished, run.run_id, weights, run.instruments.guard.total)
 
 
 class _Run:
@@ -136,13 +140,14 @@ class _Run:
         self.config, self.world, self.engine, self.facts, self.loader = config, world, engine, facts, loader
         self.folder = Path(config.run)
         self.instruments = Instruments(config, world, engine, self.folder)
+        self.pictures = RunPictures(config.stream, config.seed, world, config.meters.pictures, self.folder)
         self.run_id = ""
 
     def loop(
         self,
         step: int,
         stop: StopRequest,
-        tracker: Tracker | None,
+        tracker: RunTracker | None,
         on_progress: Callable[[TrainProgress], None],
     ) -> tuple[int, bool]:
         """Trains until the last step or a stop request; returns the steps done and whether that is all."""
@@ -166,9 +171,11 @@ class _Run:
             step += 1
             if step % config.log_every == 0 or step == config.steps:
                 self._record(step, instruments.record(setting), tracker, on_progress)
+            if config.meters.pictures_every and step % config.meters.pictures_every == 0:
+                self._draw(step, tracker)
             if step % config.checkpoint.every_steps == 0 or step == config.steps or result.stop:
                 instruments.clock.enter("checkpoint")
-                self._save(step)
+                self._save(step, tracker)
                 saved = step
             if result.stop and step < config.steps:
                 log.warning("stopped at step %d of %d; the same command continues it", saved, config.steps)
@@ -179,7 +186,7 @@ class _Run:
         self,
         step: int,
         values: dict[str, float],
-        tracker: Tracker | None,
+        tracker: RunTracker | None,
         on_progress: Callable[[TrainProgress], None],
     ) -> None:
         if tracker is None:
@@ -188,43 +195,47 @@ class _Run:
         tracker.metrics(values, step)
         on_progress(TrainProgress(step, self.config.steps, values))
 
-    def _save(self, step: int) -> None:
+    def _draw(self, step: int, tracker: RunTracker | None) -> None:
+        self.instruments.clock.enter("pictures")
+        path = self.pictures.draw(self.engine, step)
+        if path and tracker:
+            tracker.artifact(path, "pictures")
+
+    def _save(self, step: int, tracker: RunTracker | None) -> None:
         checkpoints.save_checkpoint(self.folder, self.engine, self.world, step, self.facts)
         lineage = {"run_id": self.run_id, "dataset_ids": self.facts["dataset_ids"], "run": self.folder.name}
         checkpoints.save_weights(self.folder, self.engine, self.world, step, lineage)
+        if tracker:
+            tracker.checkpoint(step, self.folder / "checkpoints" / checkpoints.step_name(step) / "manifest.json")
         if self.world.rank == 0:
             checkpoints.remove_old(self.folder, self.config.checkpoint.keep_last)
 
-    def open_tracker(self, tracking: TrackingConfig, recipe: Mapping[str, Any]) -> Tracker:
-        """Starts or continues the run's MLflow run and writes recipe.yaml and run.json."""
-        before = _read_run(self.folder)
+    def open_tracker(self, tracking: TrackingConfig, recipe: Mapping[str, Any]) -> RunTracker:
+        """Starts or continues the run's records and writes recipe.yaml and run.json."""
         tag = dataset_tag(self.facts["dataset_ids"])
-        prep_run = find_run(tracking.uri, tracking.experiment, {"mcjepa.stage": "prep", "mcjepa.dataset_ids": tag})
-        tags = {"mcjepa.stage": "train", "mcjepa.dataset_ids": tag, "mcjepa.prep_run": prep_run or ""}
-        tracker = Tracker(
-            tracking.uri,
-            tracking.experiment,
-            tracking.artifacts,
-            run_name=f"train {self.folder.name}",
-            run_id=before.get("run_id"),
-            tags=tags,
-        )
-        self.run_id = tracker.run_id
-        tracker.params(recipe)
-        text = yaml.safe_dump(dict(recipe), sort_keys=False)
         self.folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.folder / "recipe.yaml", text.encode())
-        record = {"version": 1, "run_id": tracker.run_id, "prep_run": prep_run, **self.facts}
-        atomic_write(self.folder / "run.json", json.dumps(record, indent=1, sort_keys=True).encode())
+        atomic_write(self.folder / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False).encode())
+        tracker = RunTracker(
+            tracking,
+            self.folder,
+            run_name=f"train {self.folder.name}",
+            tags={"mcjepa.stage": "train", "mcjepa.dataset_ids": tag, **git_state()},
+            on_contact=self._write_run,
+        )
+        if not tracker.run_id:
+            self._write_run("")
+        tracker.parent("mcjepa.prep_run", {"mcjepa.stage": "prep", "mcjepa.dataset_ids": tag})
+        tracker.params(recipe)
+        stream = self.config.stream
+        locations = {name: [source.location for source in getattr(stream, name)] for name in ("pairs", "views")}
+        tracker.datasets(dataset_records(locations, self.loader.dataset_ids))
         tracker.artifact(self.folder / "recipe.yaml")
         for name, summary in self.loader.describe().items():
             log.info("%s: %s", name, summary)
         return tracker
 
-
-def _read_run(folder: Path) -> dict[str, Any]:
-    path = folder / "run.json"
-    if not path.is_file():
-        return {}
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record
+    def _write_run(self, run_id: str) -> None:
+        """Writes run.json, again when the MLflow run is known."""
+        self.run_id = run_id
+        record = {"version": 1, "run_id": run_id, **git_state(), **self.facts}
+        atomic_write(self.folder / "run.json", json.dumps(record, indent=1, sort_keys=True).encode())

@@ -154,3 +154,6 @@ class TrackingConfig:
     """Where artifacts of a new experiment go; empty leaves MLflow's choice."""
     experiment: str = "mcjepa"
     """Experiment name."""
+    close_s: float = 30.0
+    """Time that the end of a training run waits for records that are not delivered yet, seconds; what is left stays in
+    RUN/spool for `mcjepa tracking sync` [ours]."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 from small_steps import TERMS, made_up_batch, small_engine
 
 from pipeline.costly_meters import CostlyMeters
 from pipeline.engine import start_world
 from pipeline.meters_config import MeterConfig
+from pipeline.run_pictures import _look
 from pipeline.step import run_step
 from pipeline.train_config import EngineConfig
 
@@ -27,6 +29,10 @@ def main() -> None:
                 tap = CostlyMeters(engine, batch, weights, MeterConfig()) if metered else None
                 result = run_step(engine, batch, weights, stop_requested=False, tap=tap)
                 losses.append(float(result.output.loss))
+                shown = made_up_batch(99).pairs
+                if metered and shown and (world.rank == 0 or stage == 3):  # as pictures of a run look at it
+                    flow, features = _look(engine.module, shown.frame0, shown.frame1)
+                    assert np.isfinite(flow).all() and features.shape == (2, 8, 4, 4)
             seen[f"{stage}-{'metered' if metered else 'plain'}"] = losses
         assert tap
         seen[f"{stage}-values"] = tap.values  # type: ignore[assignment]
