@@ -13,10 +13,10 @@ from pipeline.meters import read_records
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 EVERY_RECORD = (
-    "loss", "reconstruction", "content", "weight_cycle", "weight_content", "lr_encoder", "lr_estimator", "gradient_norm",
-    "seconds_per_step", "seconds_data", "seconds_forward", "seconds_backward", "seconds_update", "data_wait_share",
-    "pairs_per_s", "images_per_s", "memory_gib", "data_wait_share_worst_rank", "gflops_per_s", "visible_share",
-    "flow_px", "bad_steps", "spikes", "alerts",
+    "loss", "reconstruction", "content", "weight_cycle", "weight_content", "lr_encoder", "lr_estimator",
+    "gradient_norm", "seconds_per_step", "seconds_data", "seconds_forward", "seconds_backward", "seconds_update",
+    "data_wait_share", "pairs_per_s", "images_per_s", "memory_gib", "data_wait_share_worst_rank", "gflops_per_s",
+    "visible_share", "flow_px", "bad_steps", "spikes", "alerts",
 )  # fmt: skip
 COSTLY = (
     "gradient_cosine", "encoder_gradient_flow", "encoder_gradient_content", "gradient_norm_encoder",
