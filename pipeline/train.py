@@ -12,6 +12,7 @@ A run lives in a folder and is continued from its newest complete checkpoint whe
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import time
@@ -206,7 +207,8 @@ class _Run:
         lineage = {"run_id": self.run_id, "dataset_ids": self.facts["dataset_ids"], "run": self.folder.name}
         checkpoints.save_weights(self.folder, self.engine, self.world, step, lineage)
         if tracker:
-            tracker.checkpoint(step, self.folder / "checkpoints" / checkpoints.step_name(step) / "manifest.json")
+            manifest = self.folder / "checkpoints" / checkpoints.step_name(step) / "manifest.json"
+            tracker.checkpoint(step, hashlib.sha256(manifest.read_bytes()).hexdigest())
         if self.world.rank == 0:
             checkpoints.remove_old(self.folder, self.config.checkpoint.keep_last)
 

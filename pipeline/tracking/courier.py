@@ -54,17 +54,24 @@ class Courier:
             SpoolBusy: another process delivers.
             Exception: whatever the client raises where the tracking location does not answer; nothing is lost.
         """
-        done = 0
         with self._spool.held():
-            if not self.run_id:
+            if self._client is None:
                 self.contact()
-            while pending := self._spool.pending():
-                while pending:
-                    state = self._spool.state()
-                    batch = next_batch(pending, state["in_doubt"])
-                    self._deliver_batch(batch, state)
-                    done += len(batch)
-                    pending = pending[len(batch) :]
+            try:
+                return self._deliver_all()
+            except Exception:
+                self._client = None  # the next contact looks whether the run is still there
+                raise
+
+    def _deliver_all(self) -> int:
+        done = 0
+        while pending := self._spool.pending():
+            while pending:
+                state = self._spool.state()
+                batch = next_batch(pending, state["in_doubt"])
+                self._deliver_batch(batch, state)
+                done += len(batch)
+                pending = pending[len(batch) :]
         return done
 
     def contact(self) -> str:
@@ -85,9 +92,11 @@ class Courier:
                 client, address["experiment"], address["artifacts"], address["run_name"],
                 {**address["tags"], KEY_TAG: address["key"]},
             )  # fmt: skip
-        self._spool.set_address({**address, "run_id": run_id})
-        self._client, self.run_id = client, run_id
-        self._on_contact(run_id)
+        self._client = client
+        if run_id != self.run_id:
+            self._spool.set_address({**address, "run_id": run_id})
+            self.run_id = run_id
+            self._on_contact(run_id)
         return run_id
 
     def _deliver_batch(self, batch: Sequence[Mapping[str, Any]], state: Mapping[str, int]) -> None:
@@ -98,7 +107,7 @@ class Courier:
         try:
             self._send(batch, doubted)
         except Exception as error:
-            if not _is_final(error):
+            if not self._is_final(error):
                 raise
             if len(batch) == 1:
                 self._reject(batch[0], error)
@@ -111,11 +120,17 @@ class Courier:
             try:
                 self._send([record], doubted=True)
             except Exception as error:
-                if not _is_final(error):
+                if not self._is_final(error):
                     raise
                 self._reject(record, error)
             number = int(record["number"])
             self._spool.note(delivered=number, in_doubt=int(batch[-1]["number"]), metrics_step=_last_step([record]))
+
+    def _is_final(self, error: Exception) -> bool:
+        """Whether the record is to blame; a run that was deleted refuses everything in the same words."""
+        if isinstance(error, RecordUnusable):
+            return True
+        return mlflow_run.refuses_content(error) and mlflow_run.run_is_active(self._client, self.run_id)
 
     def _reject(self, record: Mapping[str, Any], error: Exception) -> None:
         log.error("MLflow refuses a record for good, it is kept in %s: %s", self._spool.folder, _first_line(error))
@@ -159,10 +174,6 @@ class Courier:
             client.update_run(run_id, status=record["status"])
         else:
             raise RecordUnusable(f"a record of kind {kind!r}, which this release does not know")
-
-
-def _is_final(error: Exception) -> bool:
-    return isinstance(error, RecordUnusable) or mlflow_run.is_refusal(error)
 
 
 def _last_step(batch: Sequence[Mapping[str, Any]]) -> int:

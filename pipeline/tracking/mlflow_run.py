@@ -25,6 +25,9 @@ PARAM_LIMIT = 500
 BATCH_LIMIT = 100
 POINT_LIMIT = 1000
 DIGEST_LIMIT = 36
+ABSENT = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
+REFUSED_LOCATION = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED", "ENDPOINT_NOT_FOUND", "INVALID_PARAMETER_VALUE"})
+REFUSED_CONTENT = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST"})
 
 
 def quiet_environment() -> dict[str, str]:
@@ -111,7 +114,7 @@ def run_is_active(client: Any, run_id: str) -> bool:
     try:
         return bool(client.get_run(run_id).info.lifecycle_stage == "active")
     except MlflowException as error:
-        if is_refusal(error):
+        if error.error_code in ABSENT:
             return False
         raise
 
@@ -135,17 +138,14 @@ def run_with_tag(client: Any, experiment: str, name: str, value: str) -> str:
     return str(runs[0].info.run_id) if runs else ""
 
 
-REFUSALS = frozenset(
-    {
-        "INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS",
-        "PERMISSION_DENIED", "UNAUTHENTICATED", "ENDPOINT_NOT_FOUND", "INVALID_STATE",
-    }
-)  # fmt: skip
+def refuses_us(error: Exception) -> bool:
+    """Whether a tracking location answered that it does not serve us: settings or credentials are wrong."""
+    return getattr(error, "error_code", "") in REFUSED_LOCATION
 
 
-def is_refusal(error: Exception) -> bool:
-    """Whether MLflow understood a request and will never take it; anything else may be tried again."""
-    return getattr(error, "error_code", "") in REFUSALS
+def refuses_content(error: Exception) -> bool:
+    """Whether MLflow understood what was sent and will never take it; anything else may be tried again."""
+    return getattr(error, "error_code", "") in REFUSED_CONTENT
 
 
 @dataclass(frozen=True)

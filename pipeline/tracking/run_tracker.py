@@ -5,7 +5,6 @@ Training never waits for MLflow, and nothing is lost when it is away: see `spool
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -76,10 +75,10 @@ class RunTracker:
         try:
             self._courier.contact()
         except Exception as error:  # whatever the client raises for a server that is away
-            from pipeline.tracking.mlflow_run import is_refusal
+            from pipeline.tracking.mlflow_run import refuses_us
 
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-            if is_refusal(error) or not self._config.uri.startswith(("http://", "https://")):
+            if refuses_us(error) or not self._config.uri.startswith(("http://", "https://")):
                 raise UsageError(
                     f"MLflow at {self._config.uri} cannot be used ({reason}); check tracking.uri"
                 ) from error
@@ -119,9 +118,8 @@ class RunTracker:
         """Stores a file of the run folder with the run."""
         self._append("artifact", path=path.relative_to(self._run).as_posix(), folder=folder)
 
-    def checkpoint(self, step: int, manifest: Path) -> None:
-        """Notes a checkpoint: `mcjepa.checkpoint` is its step and its digest, which is that of its manifest."""
-        digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    def checkpoint(self, step: int, digest: str) -> None:
+        """Notes a checkpoint: the tag `mcjepa.checkpoint` is its step and its digest, all are in checkpoints.jsonl."""
         self._append("tags", values={"mcjepa.checkpoint": f"{step} {digest}"})
         path = self._run / "logs" / "checkpoints.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)

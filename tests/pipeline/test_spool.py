@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,24 @@ def test_a_record_that_is_refused_for_good_is_kept_aside_and_the_others_go_on(tm
     assert [m.step for m in history] == [1, 3]
     (refused,) = [json.loads(line) for line in (spool.folder / "rejected.jsonl").read_text().splitlines()]
     assert refused["step"] == 2 and "bad|name" in refused["reason"]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_deleted_is_made_again_and_no_record_is_called_bad(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    run, config = tmp_path / "run", TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", close_s=60.0)
+    tracker = RunTracker(config, run, run_name="train", tags={})
+    tracker.metrics({"loss": 1.0}, 1)
+    deadline = time.monotonic() + 60
+    while Spool(run).pending() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    client, first = MlflowClient(tracking_uri=config.uri), tracker.run_id
+    client.delete_run(first)
+    tracker.metrics({"loss": 2.0}, 2)
+    tracker.end()
+    assert tracker.run_id != first and not (run / "spool" / "rejected.jsonl").exists()
+    assert [m.step for m in client.get_metric_history(tracker.run_id, "loss")] == [2]
 
 
 def test_a_tracking_file_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
