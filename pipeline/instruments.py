@@ -96,6 +96,8 @@ class Instruments:
         values.update({f"weight_{name}": weight for name, weight in setting.weights.items()})
         values.update(self._speed(values["seconds_per_step"]))
         values["bad_steps"], values["spikes"] = float(self.guard.total), float(self.guard.spikes)
+        if self.guard.scale_skips:
+            values["scale_skips"] = float(self.guard.scale_skips)
         for line in self._alerts.look(values):
             log.warning("alert: %s", line)
         values["alerts"] = float(len(self._alerts.standing))

@@ -1,7 +1,7 @@
 """Where a rank is in its step and how long each part took: read by the meters and by the watchdog.
 
 Parts of a step: data, forward, agreement (all ranks on whether it counts), backward, update; beside them meters,
-record, checkpoint, pictures. One part is current at any time.
+record, checkpoint, pictures, and closing behind the last step. One part is current at any time.
 On an accelerator a part ends when its work is queued; the host waits for it in `agreement` and `update`.
 """
 
@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-STEP_PARTS = ("data", "forward", "agreement", "backward", "update")
+CLOSING = "closing"
+"""The end of a run, which waits for uploads and records by limits of its own: the watchdog leaves it alone."""
 
 
 @dataclass(frozen=True)

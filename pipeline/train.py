@@ -36,6 +36,7 @@ from pipeline.meters import append_record
 from pipeline.run_pictures import RunPictures
 from pipeline.schedule import rate_factor
 from pipeline.step import run_step
+from pipeline.step_clock import CLOSING
 from pipeline.tracking import dataset_tag
 from pipeline.tracking.lineage import dataset_records, git_state
 from pipeline.tracking.run_tracker import RunTracker
@@ -121,6 +122,7 @@ def train(
         status = "FAILED"
         try:
             step, finished = run.loop(step, stop, tracker, on_progress)
+            run.instruments.clock.enter(CLOSING)
             status = "FINISHED" if finished else "KILLED"
         except KeyboardInterrupt:
             status = "KILLED"

@@ -9,7 +9,8 @@ and, a moment later, reads what the other stuck ranks wrote. Ranks that wait for
 one to blame is a rank that waits for something else, or is at an earlier step, or wrote nothing because it is gone.
 What a rank waits for is seen on the stack of its training thread: a function of torch.distributed is a collective.
 After `watchdog_exit_s` the process ends with exit code 3, so that a launcher can start the run again. Should the
-training thread hold Python's lock all that time, faulthandler's own thread ends the process instead.
+training thread hold Python's lock all that time, faulthandler's own thread prints the stacks and ends the process
+(exit code 1).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 
 from data_prep.storage import atomic_write
 from pipeline.meters_config import GuardConfig
-from pipeline.step_clock import Activity, StepClock
+from pipeline.step_clock import CLOSING, Activity, StepClock
 
 log = logging.getLogger(__name__)
 EXIT_CODE = 3
@@ -51,6 +52,7 @@ class Watchdog:
     def __init__(self, config: GuardConfig, clock: StepClock, run: Path, rank: int, world_size: int) -> None:
         self._config, self._clock, self._rank, self._world_size = config, clock, rank, world_size
         self._folder = run / "logs" / "hung"
+        self._tick_s = min(config.watchdog_s / 8, 5.0)
         self._watched = threading.get_ident()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -59,6 +61,7 @@ class Watchdog:
         if self._config.watchdog_s:
             for suffix in ("json", "txt"):  # of an earlier start
                 self._path(suffix).unlink(missing_ok=True)
+            self._arm()
             self._thread.start()
         return self
 
@@ -71,13 +74,11 @@ class Watchdog:
 
     def _watch(self) -> None:
         limit_s, exit_s = self._config.watchdog_s, self._config.watchdog_exit_s
-        tick_s = min(limit_s / 8, 5.0)
         reported: Activity | None = None
-        while not self._end.wait(tick_s):
-            if exit_s:  # armed anew at every tick: fires only when this thread gets no turn
-                faulthandler.dump_traceback_later(exit_s + 4 * tick_s, exit=True)
+        while not self._end.wait(self._tick_s):
+            self._arm()
             now = self._clock.now
-            spent_s = time.monotonic() - now.since_s
+            spent_s = 0.0 if now.part == CLOSING else time.monotonic() - now.since_s
             if spent_s > limit_s and reported is not now:
                 reported = now
                 self._report(now, spent_s)
@@ -85,6 +86,11 @@ class Watchdog:
             if exit_s and reported is self._clock.now and spent_s > exit_s:
                 self._leave(now, spent_s)
         self._forget_if_over(reported)
+
+    def _arm(self) -> None:
+        """Sets faulthandler's alarm anew, at every tick: it rings only when this thread gets no turn."""
+        if self._config.watchdog_exit_s:
+            faulthandler.dump_traceback_later(self._config.watchdog_exit_s + 4 * self._tick_s, exit=True)
 
     def _forget_if_over(self, reported: Activity | None) -> Activity | None:
         if reported is None or reported is self._clock.now:

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.engine import start_world
 from pipeline.meters_config import GuardConfig
-from pipeline.step_clock import StepClock
+from pipeline.step_clock import CLOSING, StepClock
 from pipeline.train_config import EngineConfig
 from pipeline.watchdog import Watchdog
 
@@ -30,6 +30,9 @@ def main(run: str, how: str, exit_s: str) -> None:
             clock.enter("forward")
             torch.distributed.all_reduce(torch.ones(1))
             clock.enter("update")
+            if how == "close" and step == 3:
+                clock.enter(CLOSING)
+                time.sleep(4.0)
             if how == "lock" and step == 1 and world.rank == 1:
                 3 ** (2 * 10**8)  # one call of C that keeps the lock of Python for long
 

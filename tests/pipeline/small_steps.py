@@ -71,3 +71,12 @@ def start_ranks(program: Path, ranks: int, *words: str) -> list[subprocess.Popen
         )
         for rank in range(ranks)
     ]  # fmt: skip
+
+
+def finish_ranks(started: list[subprocess.Popen[str]], within_s: float) -> list[tuple[str, str]]:
+    """Output and errors of every rank; none of them runs afterwards, also where one did not end in time."""
+    try:
+        return [process.communicate(timeout=within_s) for process in started]
+    finally:
+        for process in started:
+            process.kill()

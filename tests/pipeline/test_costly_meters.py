@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_steps import TERMS, made_up_batch, small_model, start_ranks
+from small_steps import TERMS, finish_ranks, made_up_batch, small_model, start_ranks
 
 from pipeline.collapse import Alerts, effective_rank, global_covariances, spread_of
 from pipeline.costly_meters import CostlyMeters
@@ -103,7 +103,7 @@ def test_an_alert_is_given_once_until_the_value_is_back() -> None:
 @pytest.mark.timeout(300)
 def test_meters_agree_on_all_zero_stages_and_do_not_change_the_training() -> None:
     started = start_ranks(Path(__file__).with_name("meter_ranks.py"), 2)
-    answers = [process.communicate(timeout=250) for process in started]
+    answers = finish_ranks(started, 250)
     assert [process.returncode for process in started] == [0, 0], answers[0][1]
     seen = json.loads(answers[0][0].splitlines()[-1])
     for stage in range(4):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_steps import start_ranks
+from small_steps import finish_ranks, start_ranks
 
 from pipeline.meters_config import GuardConfig
 from pipeline.watchdog import waiting_for, who_is_waited_for
@@ -19,7 +19,7 @@ PROGRAM = Path(__file__).with_name("hung_ranks.py")
 @pytest.mark.timeout(120)
 def test_a_starving_rank_is_named_with_its_stack_and_all_ranks_end(tmp_path: Path) -> None:
     started = start_ranks(PROGRAM, 2, str(tmp_path), "starve", "4")
-    answers = [process.communicate(timeout=100)[1] for process in started]
+    answers = [errors for _, errors in finish_ranks(started, 100)]
     assert [process.returncode for process in started] == [3, 3], answers
     records = [json.loads((tmp_path / f"logs/hung/rank-{rank:05d}.json").read_text()) for rank in (0, 1)]
     assert [(r["step"], r["part"]) for r in records] == [(2, "forward"), (2, "data")]
@@ -33,7 +33,7 @@ def test_a_starving_rank_is_named_with_its_stack_and_all_ranks_end(tmp_path: Pat
 @pytest.mark.timeout(120)
 def test_a_slow_part_is_reported_and_forgotten_when_it_is_over(tmp_path: Path) -> None:
     started = start_ranks(PROGRAM, 1, str(tmp_path), "pause", "0")
-    (answer,) = [process.communicate(timeout=100)[1] for process in started]
+    (answer,) = [errors for _, errors in finish_ranks(started, 100)]
     assert started[0].returncode == 0, answer
     assert "has been in data of step 2" in answer and "goes on: data of step 2 is over" in answer
     assert list((tmp_path / "logs" / "hung").glob("*.json")) == []
@@ -41,9 +41,17 @@ def test_a_slow_part_is_reported_and_forgotten_when_it_is_over(tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
+def test_the_end_of_a_run_may_take_its_time(tmp_path: Path) -> None:
+    started = start_ranks(PROGRAM, 1, str(tmp_path), "close", "2")
+    (answer,) = [errors for _, errors in finish_ranks(started, 100)]
+    assert started[0].returncode == 0 and "has been in" not in answer, answer
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_a_thread_that_keeps_pythons_lock_is_ended_too(tmp_path: Path) -> None:
     started = start_ranks(PROGRAM, 2, str(tmp_path), "lock", "2")
-    answers = [process.communicate(timeout=100)[1] for process in started]
+    answers = [errors for _, errors in finish_ranks(started, 100)]
     assert all(process.returncode != 0 for process in started), answers
     assert "Timeout (" in answers[1] or "watchdog_exit_s=2" in answers[1]
 
