@@ -33,7 +33,6 @@ LATER = {
     "explain": "the lineage of a run",
     "diff": "what differs between two runs",
     "drill": "a rehearsal of preemption, node loss and storage failure",
-    "tracking": "sending spooled records to MLflow",
 }
 
 
@@ -51,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_eval(commands)
     _add_export(commands)
     _add_recipe(commands)
+    _add_tracking(commands)
     for name, purpose in LATER.items():
         later = commands.add_parser(name, help=f"{purpose} (not in this release)", add_help=False)
         later.add_argument("arguments", nargs=argparse.REMAINDER)
@@ -213,6 +213,21 @@ def _add_recipe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     _add_recipe_arguments(parser)
     parser.add_argument("--keys", action="store_true", help="print every key with its type, default and meaning")
+
+
+def _add_tracking(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    tracking = commands.add_parser("tracking", help="records on their way to MLflow", description="Records of runs.")
+    verbs = tracking.add_subparsers(dest="verb", metavar="VERB", required=True)
+    parser = _command(
+        verbs,
+        "sync",
+        "deliver to MLflow what a run could not while it was away",
+        "mcjepa tracking sync outputs/quickstart/run",
+        "pipeline.cli.tracking:tracking_sync",
+    )
+    parser.add_argument("run", metavar="RUN|RECIPE", help="a run folder, or the recipe it was trained from")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="override of a recipe key, a.b=c")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
