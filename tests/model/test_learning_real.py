@@ -72,7 +72,6 @@ def relative_error(model: MCJEPA, frames: list[Tensor], truth: Tensor, valid: Te
 
 @pytest.mark.parametrize("name", list(SCENES))
 def test_a_small_model_learns_the_flow_of_one_real_pair(name: str, sample_data: Path) -> None:
-    torch.set_num_threads(2)
     first, second, flow_file, shrink = SCENES[name]
     images = [torch.from_numpy(read_image(sample_data / file, 10.0)) for file in (first, second)]
     frames = [F.avg_pool2d(image.permute(2, 0, 1).unsqueeze(0) / 255, shrink) for image in images]
