@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from small_datasets import HEIGHT, WIDTH, assert_equal_steps, frame_of, open_loader, take
+from small_datasets import HEIGHT, WIDTH, assert_equal_steps, frame_of, open_loader, publish, take
 
 from data_prep.errors import DataError
 from pipeline.catalogue import open_catalogue
@@ -190,6 +190,22 @@ def test_views_of_clips_come_from_all_their_frames(small_stream: StreamConfig, d
             level = float(view.mean() * 255) - 4 * int(key.removeprefix("clip"))
             places.add(int(level // 30) if level >= 0 else 0)
     assert {0, 1, 2} <= places
+
+
+@pytest.mark.parametrize(("encoding", "most"), [("png", 0), ("webp", 8)])
+def test_frames_in_other_encodings_are_read_too(
+    small_stream: StreamConfig, tmp_path: Path, encoding: str, most: int
+) -> None:
+    publish(str(tmp_path), "clip", [4], encoding=encoding)
+    pair = PairAugmentConfig(crop=(HEIGHT, WIDTH), flip=0, swap=0)
+    source = (SourceConfig(location=str(tmp_path)),)
+    config = replace(small_stream, pairs=source, view_batch=0, augment=AugmentConfig(pair=pair))
+    for batch in take(open_loader(config), 2):
+        assert batch.pairs
+        for image, key in zip(batch.pairs.frame0, batch.pairs.keys, strict=True):
+            found = (image.permute(1, 2, 0) * 255).round().numpy().astype(int)
+            stored = [frame_of(int(key.removeprefix("clip")), frame).astype(int) for frame in (0, 1)]
+            assert min(np.abs(found - each).max() for each in stored) <= most
 
 
 def test_cached_frames_change_nothing(small_stream: StreamConfig) -> None:
