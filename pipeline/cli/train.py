@@ -19,13 +19,13 @@ from pipeline.train_config import TrainConfig
 INTERRUPTED = 130
 
 
-def _start_ranks(arguments: argparse.Namespace, ranks: int) -> int:
+def _start_ranks(arguments: argparse.Namespace, ranks: int, grace_s: float) -> int:
     """Runs this very command as several ranks on this machine."""
     from cluster.local import run_ranks
 
     options = ["-v"] if arguments.verbose else []
     words = ["train", arguments.recipe, *(["--json"] if arguments.json else []), *arguments.overrides]
-    return run_ranks([sys.executable, "-m", "pipeline.cli", *options, *words], ranks)
+    return run_ranks([sys.executable, "-m", "pipeline.cli", *options, *words], ranks, grace_s=grace_s)
 
 
 def _fitting_ranks(config: TrainConfig) -> int:
@@ -64,7 +64,7 @@ def run_training(arguments: argparse.Namespace) -> int:
     if not world_started:
         ranks = arguments.ranks or _fitting_ranks(config)
         if ranks > 1:
-            return _start_ranks(arguments, ranks)
+            return _start_ranks(arguments, ranks, config.checkpoint.grace_s)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin at barriers starve each other
     if config.replay:
         return _replay(config, recipe.model, arguments.json)
