@@ -28,6 +28,7 @@ from pipeline.costly_meters import CostlyMeters
 from pipeline.engine import build_engine, start_world, stop_world
 from pipeline.guards import StepSetting
 from pipeline.instruments import Instruments
+from pipeline.schedule import build_schedule
 from pipeline.step import run_step
 
 
@@ -57,7 +58,7 @@ def main() -> None:
     config, world = recipe.train, start_world(replace(recipe.train.engine, threads=1))  # two would wait for each other
     engine = build_engine(MCJEPA(recipe.model), config, world)
     engine.train()
-    setting = StepSetting(config.terms.weights_at(0), {"encoder": 1e-3})
+    setting = StepSetting(build_schedule(config, 1).weights_at(0), {"encoder": 1e-3})
     batches = [made_up_batch(step, config.stream.pair_batch, config.stream.view_batch) for step in range(2)]
     with tempfile.TemporaryDirectory() as folder:
         instruments = Instruments(config, world, engine, Path(folder))

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import torch
-from small_steps import TERMS, made_up_batch, small_engine
+from small_steps import WEIGHTS, made_up_batch, small_engine
 
 from pipeline.engine import start_world
 from pipeline.gradients import branch_gradient_norms
@@ -51,7 +51,7 @@ def main(precision: str) -> None:
     seen: dict[str, Any] = {}
     for stage in range(4):
         engine = small_engine(world, stage, precision)
-        weights = TERMS.weights_at(0)
+        weights = dict(WEIGHTS)
         tap = NormTap(engine)
         first = run_step(engine, made_up_batch(0, world.rank), weights, stop_requested=False, tap=tap)
         report: dict[str, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
-from small_steps import TERMS, made_up_batch, small_engine
+from small_steps import WEIGHTS, made_up_batch, small_engine
 
 from pipeline.costly_meters import CostlyMeters
 from pipeline.engine import start_world
@@ -20,7 +20,7 @@ def main() -> None:
     seen = {}
     for stage in range(4):
         engine = small_engine(world, stage)
-        weights = TERMS.weights_at(0)
+        weights = dict(WEIGHTS)
         for metered in (False, True):  # a metered step leads to the same weights
             engine = small_engine(world, stage)
             losses = []

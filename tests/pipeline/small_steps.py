@@ -14,11 +14,12 @@ import torch
 from model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
 from model.mcjepa import MCJEPA
 from pipeline.batches import PairBatch, StepBatch, ViewBatch
-from pipeline.engine import World, build_engine
-from pipeline.train_config import EngineConfig, OptimizerConfig, TermConfig, TermsConfig, TrainConfig
+from pipeline.engine import build_engine
+from pipeline.train_config import EngineConfig, OptimizerConfig, TrainConfig
+from pipeline.world import World
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TERMS = TermsConfig(video_balance=1.0, smoothness=TermConfig(weight=1.0))
+WEIGHTS = {"regression": 1.0, "reconstruction": 1.0, "smoothness": 1.0, "cycle": 0.2, "vc": 1.0, "content": 1.0}
 
 
 def small_model() -> MCJEPA:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_steps import TERMS, finish_ranks, made_up_batch, small_model, start_ranks
+from small_steps import WEIGHTS, finish_ranks, made_up_batch, small_model, start_ranks
 
 from pipeline.collapse import Alerts, effective_rank, global_covariances, spread_of
 from pipeline.costly_meters import CostlyMeters
@@ -35,7 +35,7 @@ def encoder_gradient(module: torch.nn.Module, loss: torch.Tensor) -> torch.Tenso
 
 
 def test_the_tasks_gradients_are_those_of_losses_with_one_task_only() -> None:
-    engine, batch, weights = BareEngine(), made_up_batch(0), TERMS.weights_at(0)
+    engine, batch, weights = BareEngine(), made_up_batch(0), dict(WEIGHTS)
     assert batch.pairs and batch.views
     images = (batch.pairs.frame0, batch.pairs.frame1), (batch.views.view0, batch.views.view1)
     tap = CostlyMeters(engine, batch, weights, MeterConfig())
