@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
+import torch.utils.data
+
+
+@dataclass(frozen=True)
+class CorruptRecord:
+    """A sample that could not be decoded, and what took its place."""
+
+    sample: str
+    """Shard, location and key."""
+    reason: str
+    replaced_by: str
+    """Key of the sample of the same shard that was taken instead."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +32,12 @@ class RawBatch:
     """Same shape; its image i belongs to image i of `first`."""
     keys: tuple[str, ...]
     """Keys of the B samples."""
+    corrupt: tuple[CorruptRecord, ...] = ()
+    """The samples among them that were replaced."""
 
     def pin_memory(self) -> RawBatch:
         """The same in page-locked memory, from which a GPU copies at full speed."""
-        return RawBatch(self.first.pin_memory(), self.second.pin_memory(), self.keys)
+        return RawBatch(self.first.pin_memory(), self.second.pin_memory(), self.keys, self.corrupt)
 
     def to_floats(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Both stacks on `device` as float32 in [0, 1]; the bytes are moved before they are widened."""
@@ -70,15 +84,38 @@ class StepBatch:
     step: int
     """Number of the step, counted from 0 over the whole run."""
     pairs: PairBatch | None
-    """None where the motion branch is left out."""
+    """None where the motion branch is left out or it is not its turn."""
     views: ViewBatch | None
-    """None where the content branch is left out."""
+    """None where the content branch is left out or it is not its turn."""
+    corrupt: tuple[CorruptRecord, ...] = ()
+    """Samples of this step that could not be decoded and were replaced, of both streams."""
 
 
-def stack_images(images: Sequence[np.ndarray]) -> torch.Tensor:
-    """B images HxWx3 uint8 of one size as one (B, 3, H, W) uint8 tensor."""
-    height, width = images[0].shape[:2]
-    stack = np.empty((len(images), 3, height, width), dtype=np.uint8)
-    for planes, image in zip(stack, images, strict=True):
-        cv2.split(image, list(planes))  # writes the planes in place, several times faster than a transposed copy
-    return torch.from_numpy(stack)
+class ImageStack:
+    """A (B, 3, H, W) uint8 tensor that is filled image by image, while each is still in the processor's cache."""
+
+    def __init__(self, count: int) -> None:
+        """Expect `count` images; their size is that of the first."""
+        self._count = count
+        self._tensor: torch.Tensor | None = None
+        self._planes = np.empty(0, dtype=np.uint8)
+
+    def put(self, place: int, image: np.ndarray) -> None:
+        """Store image `place`, HxWx3 uint8."""
+        if self._tensor is None:
+            self._tensor = _empty_bytes((self._count, 3, *image.shape[:2]))
+            self._planes = self._tensor.numpy()
+        cv2.split(image, list(self._planes[place]))  # writes in place, several times faster than a transposed copy
+
+    def tensor(self) -> torch.Tensor:
+        """The whole; all places have been put."""
+        assert self._tensor is not None
+        return self._tensor
+
+
+def _empty_bytes(shape: tuple[int, ...]) -> torch.Tensor:
+    """An uninitialised uint8 tensor; in a loading process in shared memory, where it would be copied to otherwise."""
+    if torch.utils.data.get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)

@@ -165,12 +165,16 @@ def set_learning_rates(engine: Any, factor: float, idle: Collection[str] = ()) -
     Groups of the branches in `idle` stand still: no rate, no decay, no count of updates (see `Schedule.idle_groups`).
     """
     rates: dict[str, float] = {}
+    uncounted = set(idle)
     for group in engine.optimizer.param_groups:
         branch = str(group["name"]).split("-")[0]
-        group["lr"] = 0.0 if branch in idle else group["peak_lr"] * factor
+        if group.get("idle"):  # the update of an idle step was counted after all
+            uncounted.add(branch)
+        group["idle"] = branch in idle
+        group["lr"] = 0.0 if group["idle"] else group["peak_lr"] * factor
         rates[branch] = group["lr"]
-    if idle:
-        reset_updates(engine, idle)
+    if uncounted:
+        reset_updates(engine, uncounted)
     return rates
 
 

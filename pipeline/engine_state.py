@@ -79,9 +79,9 @@ def refresh_parameters(engine: Any) -> None:
 
 
 def updates_done(engine: Any) -> dict[str, float]:
-    """AdamW's count of updates, by parameter group."""
+    """AdamW's count of updates, by parameter group; 0 for groups that have stood still until now."""
     return {
-        group["name"]: float(next((state["step"] for state in states if state), 0.0))
+        group["name"]: 0.0 if group.get("idle") else float(next((state["step"] for state in states if state), 0.0))
         for group, states in _group_states(engine)
     }
 

@@ -1,8 +1,8 @@
 """The endless steps of one rank: worker processes read, decode and augment ahead of the training loop.
 
-One item of the loader is a rank's whole step, pairs and views together, so both streams advance at a fixed
-ratio and the position of both is one integer, the step. A step is the same whichever worker makes it, and
-steps are handed over in order: neither the number of workers nor a restart changes what is trained on.
+One item of the loader is a rank's whole step, so both streams advance at a fixed ratio and the position of both is one
+integer, the step. A step is the same whichever worker makes it, and steps are handed over in order: neither the number
+of workers nor a restart changes what is trained on. On an accelerator the next step is copied while this one trains.
 
     loader = build_loader(config, rank=0, world_size=1, start_step=0, seed=0)
     for batch in loader:          # StepBatch(step, pairs, views), endless
@@ -12,13 +12,8 @@ steps are handed over in order: neither the number of workers nor a restart chan
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import itertools
 import multiprocessing
-import os
-import signal
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,23 +21,22 @@ from functools import partial
 from multiprocessing.synchronize import Event
 from typing import Any
 
-import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data_prep.errors import DataError
 from pipeline.batches import PairBatch, RawBatch, StepBatch, ViewBatch
+from pipeline.corrupt_limit import CorruptLimit
+from pipeline.device_feed import DeviceFeed
 from pipeline.errors import UsageError
+from pipeline.loader_workers import end_workers, interrupts_held_back, start_worker
 from pipeline.sample_stream import Cancelled, SampleStream, pair_stream, view_stream
 from pipeline.stream import StreamSummary, check_world_size
 from pipeline.stream_config import StreamConfig
+from pipeline.turns import Turns
 
 _CLOSE_GRACE_S = 1.0
 """How long workers may finish the sample in hand before they are ended."""
-_PR_SET_PDEATHSIG = 1
-"""Linux prctl(2): the signal a process gets when the thread that made it ends."""
-_FOR_THE_PARENT = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-"""Ctrl-C and Slurm reach whole process groups: workers leave these to the parent."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +52,30 @@ class _RawStep:
         pairs, views = (batch and batch.pin_memory() for batch in (self.pairs, self.views))
         return _RawStep(self.step, pairs, views, self.fault)
 
+    def to_device(self, device: torch.device) -> StepBatch:
+        if self.fault:
+            raise DataError(self.fault)
+        pairs, views = self.pairs, self.views
+        return StepBatch(
+            self.step,
+            PairBatch(*pairs.to_floats(device), pairs.keys) if pairs else None,
+            ViewBatch(*views.to_floats(device), views.keys) if views else None,
+            tuple(record for batch in (pairs, views) if batch for record in batch.corrupt),
+        )
+
 
 class _Steps(Dataset[_RawStep]):
     """Step number -> that step of the rank."""
 
-    def __init__(self, streams: dict[str, SampleStream], rank: int, world_size: int, stop: Event) -> None:
-        self._streams, self._rank, self._world_size, self._stop = streams, rank, world_size, stop
+    def __init__(self, streams: dict[str, SampleStream], turns: Turns, rank: int, world_size: int, stop: Event) -> None:
+        self._streams, self._turns, self._stop = streams, turns, stop
+        self._rank, self._world_size = rank, world_size
 
     def __getitem__(self, step: int) -> _RawStep:
         try:
             batches = {
-                name: stream.read(step, self._rank, self._world_size, self._stop.is_set)
-                for name, stream in self._streams.items()
+                name: self._streams[name].read(own_step, self._rank, self._world_size, self._stop.is_set)
+                for name, own_step in self._turns.at(step).items()
             }
         except (DataError, Cancelled) as error:
             return _RawStep(step, fault=str(error))  # as a message: a worker's traceback helps no user
@@ -102,9 +108,12 @@ class StepLoader:
         """See `build_loader`."""
         self._streams, self._config, self._device = streams, config, device
         self._stop = multiprocessing.Event()
-        self._dataset = _Steps(streams, rank, world_size, self._stop)
+        self._turns = Turns(config.sampling, {name: each.order.steps_per_epoch for name, each in streams.items()})
+        self._dataset = _Steps(streams, self._turns, rank, world_size, self._stop)
         self._next_step = start_step
         self._steps: Any = None
+        self._feed: Iterator[StepBatch] = iter(())
+        self._corrupt = CorruptLimit(config.max_corrupt)
 
     @property
     def next_step(self) -> int:
@@ -119,6 +128,23 @@ class StepLoader:
             for name, stream in self._streams.items()
         }
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the run in an epoch (`Turns.steps_per_epoch`)."""
+        return self._turns.steps_per_epoch
+
+    @property
+    def order(self) -> dict[str, Any]:
+        """What the order of samples hangs on beside seed and batches, as plain data that a checkpoint keeps."""
+        sources = {
+            name: [
+                {"dataset_id": dataset_id, "repeat": source.repeat, "weight": source.weight}
+                for dataset_id, source in zip(ids, getattr(self._config, name), strict=True)
+            ]
+            for name, ids in self.dataset_ids.items()
+        }
+        return {"sampling": self._config.sampling, "window": self._config.window, **sources}
+
     def describe(self) -> dict[str, StreamSummary]:
         """Counts of the streams that are there, by name: `pairs`, `views`."""
         return {name: stream.order.describe() for name, stream in self._streams.items()}
@@ -129,23 +155,19 @@ class StepLoader:
 
     def __next__(self) -> StepBatch:
         self._start()
-        raw: _RawStep = next(self._steps)
-        if raw.fault:
-            raise DataError(raw.fault)
-        self._next_step = raw.step + 1
-        pairs, views = raw.pairs, raw.views
-        return StepBatch(
-            raw.step,
-            PairBatch(*pairs.to_floats(self._device), pairs.keys) if pairs else None,
-            ViewBatch(*views.to_floats(self._device), views.keys) if views else None,
-        )
+        batch = next(self._feed)
+        self._corrupt.count(batch)
+        self._next_step = batch.step + 1
+        return batch
 
     def close(self) -> None:
         """End the workers within two seconds and close the shards; closing twice is fine."""
         self._stop.set()
-        steps, self._steps = self._steps, None
+        if isinstance(self._feed, DeviceFeed):
+            self._feed.close()
+        steps, self._steps, self._feed = self._steps, None, iter(())
         if steps is not None and self._config.workers:
-            ending = threading.Timer(_CLOSE_GRACE_S, _end_workers, args=(steps,))
+            ending = threading.Timer(_CLOSE_GRACE_S, end_workers, args=(steps,))
             ending.start()
             steps._shutdown_workers()  # joins each worker for five seconds at most, hence the timer
             ending.cancel()
@@ -172,11 +194,15 @@ class StepLoader:
             prefetch_factor=self._config.prefetch if self._config.workers else None,
             collate_fn=_as_it_is,
             pin_memory=self._device.type == "cuda",
-            worker_init_fn=partial(_start_worker, in_main_thread=in_main_thread),
+            worker_init_fn=partial(start_worker, in_main_thread=in_main_thread),
             generator=torch.Generator(),  # the loader draws a seed: not from the run's own generator
         )
-        with _interrupts_held_back():
+        with interrupts_held_back():
             self._steps = iter(loader)
+        if self._device.type == "cuda":
+            self._feed = DeviceFeed(self._steps, self._device)
+        else:
+            self._feed = (raw.to_device(self._device) for raw in self._steps)
 
 
 def build_loader(
@@ -221,33 +247,3 @@ def build_loader(
 def _as_it_is(raw_step: Any) -> Any:
     """No collation: a step is whole already."""
     return raw_step
-
-
-@contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Keep Ctrl-C and Slurm's signals waiting while workers are made: none of them sees one before it ignores it."""
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_PARENT)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
-
-
-def _start_worker(_number: int, *, in_main_thread: bool) -> None:
-    """Prepare a worker: it leaves signals to the parent and dies with it, and OpenCV starts no threads.
-
-    The kernel tells of the death of the thread that forked, so it is asked to only where that is the parent's
-    main thread; elsewhere torch's own watch ends the worker within some seconds.
-    """
-    for number in _FOR_THE_PARENT:
-        signal.signal(number, signal.SIG_IGN)
-    if in_main_thread and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    cv2.setNumThreads(0)
-
-
-def _end_workers(steps: Any) -> None:
-    """SIGTERM, which torch's workers answer by leaving with success."""
-    for worker in steps._workers:
-        if worker.is_alive():
-            os.kill(worker.pid, signal.SIGTERM)

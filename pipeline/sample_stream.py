@@ -4,65 +4,46 @@
     view_stream    images (or one frame of a clip) -> two views, VICReg's recipe
 
 What is drawn for a sample is seeded by (run seed, stream, epoch, sample id): it depends on no rank, no worker
-and no world size.
+and no world size. The frames are drawn first, so that a bucket can be asked for several samples at a time.
+
+A sample that is damaged is replaced by the next one of its shard that is not (around the shard's end), with the same
+seed: a function of what is stored, so it is the same for any world size, and all ranks keep their equal steps.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
 from data_prep.errors import DataError
+from pipeline.augment.frames import Frame
 from pipeline.augment.geometry import draw_below
-from pipeline.augment.jpeg import decode_jpeg
 from pipeline.augment.pairs import choose_frames, make_pair
 from pipeline.augment.views import make_views
-from pipeline.batches import RawBatch, stack_images
+from pipeline.batches import CorruptRecord, ImageStack, RawBatch
+from pipeline.catalogue import Catalogue, StoredSample, open_catalogue
 from pipeline.errors import UsageError
 from pipeline.frame_cache import FrameCache
 from pipeline.seeding import mix64, seeded_random
-from pipeline.shard_reader import Catalogue, ShardReader, StoredSample, open_catalogue
+from pipeline.shard_reader import CorruptSample, Reading, ShardReader
+from pipeline.stored_frame import StoredFrame, frame_suffixes
 from pipeline.stream import SampleOrder
 from pipeline.stream_config import PairAugmentConfig, SourceConfig, StreamConfig, ViewAugmentConfig
 
-FRAME_SUFFIX = "jpg"
-"""Ending of the members that are frames: `jpg` of an image, `00.jpg`, `01.jpg`, ... of a clip."""
+FrameChooser = Callable[[int, random.Random], Sequence[int]]
+"""(frames of the sample, its generator) -> numbers of the frames that are used."""
+ImageMaker = Callable[[Sequence[Frame], random.Random], tuple[np.ndarray, np.ndarray]]
+"""(those frames, the generator after that) -> the two images of the sample."""
 
 
 class Cancelled(Exception):
     """The step being read is no longer wanted."""
-
-
-class SampleFrames:
-    """The frames of one stored sample, read and decoded when they are asked for."""
-
-    def __init__(self, reader: ShardReader, sample: StoredSample, cache: FrameCache) -> None:
-        """Name the frames; nothing is read yet."""
-        self._reader, self._sample, self._cache = reader, sample, cache
-        self._suffixes = sorted(name for name in sample.members if name.rpartition(".")[2] == FRAME_SUFFIX)
-
-    def __len__(self) -> int:
-        return len(self._suffixes)
-
-    def decode(self, number: int) -> np.ndarray:
-        """Frame `number`, HxWx3 uint8 RGB; read-only where it is cached.
-
-        Raises:
-            ValueError: the frame is damaged.
-            DataError: its shard is.
-        """
-        suffix = self._suffixes[number]
-        return self._cache.fetch(
-            (self._sample.address, number),
-            lambda: decode_jpeg(self._reader.read(self._sample, (suffix,))[0]),
-        )
-
-
-ImageMaker = Callable[[SampleFrames, random.Random], tuple[np.ndarray, np.ndarray]]
-"""Makes the two images of a sample; every draw comes from the sample's generator."""
 
 
 class SampleStream:
@@ -75,50 +56,125 @@ class SampleStream:
         self,
         name: str,
         catalogue: Catalogue,
-        order: SampleOrder,
+        config: StreamConfig,
+        choose: FrameChooser,
         make: ImageMaker,
         *,
+        batch: int,
         seed: int,
-        cache_mib: int,
     ) -> None:
         """Put together a stream.
 
         Args:
-            name: `pairs` or `views`; for messages.
+            name: `pairs` or `views`; for messages and seeds.
             catalogue: where the samples lie.
-            order: which of them a step takes.
-            make: what is made of one.
-            seed: the stream's own seed.
-            cache_mib: memory for decoded frames in each process, MiB.
+            config: the recipe's stream.
+            choose: which frames of a sample are used.
+            make: what is made of them.
+            batch: samples a step over all ranks.
+            seed: the run's seed.
         """
-        self.name, self.catalogue, self.order = name, catalogue, order
-        self._make, self._seed = make, seed
-        self._reader = ShardReader(catalogue)
-        self._cache = FrameCache(cache_mib << 20)
+        self.name, self.catalogue = name, catalogue
+        self._choose, self._make, self._seed = choose, make, mix64(seed, name)
+        self.order = SampleOrder(catalogue.counts, batch=batch, window=config.window, seed=self._seed)
+        self._reader = ShardReader(catalogue, config.store)
+        self._cache = FrameCache(config.cache_mib << 20)
+        # Only a bucket is worth asking ahead, and not for frames that may be kept already.
+        self._ahead = config.store.readers if self._reader.remote and not config.cache_mib else 0
+        self._reduced_decode = config.augment.reduced_decode
 
     def read(self, step: int, rank: int, world_size: int, cancelled: Callable[[], bool]) -> RawBatch:
-        """The rank's part of a step.
+        """The rank's part of a step of this stream.
 
         Raises:
-            DataError: a sample or its shard is damaged or missing; the message names shard and key.
+            DataError: a shard or its store cannot be read, or nothing of a shard can be decoded.
             Cancelled: `cancelled()` became true in between.
         """
         epoch, ids = self.order.step_samples(step, rank=rank, world_size=world_size)
-        images: list[tuple[np.ndarray, np.ndarray]] = []
+        samples = self._reader.find_all(self.order.sample_indexes(epoch, ids))
+        first, second = ImageStack(len(samples)), ImageStack(len(samples))
         keys: list[str] = []
-        for sample_id in ids.tolist():
+        corrupt: list[CorruptRecord] = []
+        for place, begun in enumerate(self._begin_ahead(samples, epoch, ids)):
             if cancelled():
                 raise Cancelled(f"step {step} of the {self.name}")
-            sample = self._reader.find(sample_id % self.order.samples)
-            images.append(self._make_images(sample, seeded_random(self._seed, "augment", epoch, sample_id)))
-            keys.append(sample.key)
-        first, second = zip(*images, strict=True)
-        return RawBatch(stack_images(first), stack_images(second), tuple(keys))
+            try:
+                images, key = self._finish(begun), begun.sample.key
+            except CorruptSample as error:
+                images, record = self._replace(begun, error)
+                key = record.replaced_by
+                corrupt.append(record)
+            first.put(place, images[0])
+            second.put(place, images[1])
+            keys.append(key)
+        return RawBatch(first.tensor(), second.tensor(), tuple(keys), tuple(corrupt))
 
-    def _make_images(self, sample: StoredSample, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
+    def close(self) -> None:
+        """Close the open shards of this process."""
+        self._reader.close()
+
+    def _begin_ahead(self, samples: Sequence[StoredSample], epoch: int, ids: np.ndarray) -> Iterator[_Begun]:
+        """The samples in order, some of the next ones begun already."""
+        begun: deque[_Begun] = deque()
+        for sample, sample_id in zip(samples, ids.tolist(), strict=True):
+            begun.append(self._begin(sample, epoch, sample_id))
+            if len(begun) > self._ahead:
+                yield begun.popleft()
+        yield from begun
+
+    def _begin(self, sample: StoredSample, epoch: int, sample_id: int) -> _Begun:
+        """Draw a sample's frames and begin to read them."""
+        rng = seeded_random(self._seed, "augment", epoch, sample_id)
+        suffixes = frame_suffixes(sample.members)
+        with self._explained(sample):
+            numbers = self._choose(len(suffixes), rng)
+        taken = [suffixes[number] for number in numbers]
+        later = partial(self._reader.read, sample, taken)
+        return _Begun(
+            sample,
+            (epoch, sample_id),
+            rng,
+            numbers,
+            _Once(self._reader.request(sample, taken) if self._ahead else later),
+        )
+
+    def _finish(self, begun: _Begun) -> tuple[np.ndarray, np.ndarray]:
+        """The two images of a sample.
+
+        Raises:
+            CorruptSample: it is damaged.
+        """
+        frames = [
+            StoredFrame(
+                (begun.sample.address, number),
+                partial(begun.content.part, place),
+                self._cache,
+                reduced_decode=self._reduced_decode,
+            )
+            for place, number in enumerate(begun.numbers)
+        ]
+        with self._explained(begun.sample):
+            return self._make(frames, begun.rng)
+
+    def _replace(self, begun: _Begun, error: CorruptSample) -> tuple[tuple[np.ndarray, np.ndarray], CorruptRecord]:
+        """The images of the next sample of the shard that can be decoded."""
+        distance = 1
+        while neighbour := self._reader.neighbour(begun.sample, distance):
+            with contextlib.suppress(CorruptSample):  # it is counted when its own turn comes
+                images = self._finish(self._begin(neighbour, *begun.drawn_for))
+                return images, CorruptRecord(self._reader.name(begun.sample), str(error), neighbour.key)
+            distance += 1
+        raise DataError(
+            f"{self._reader.name(begun.sample)} cannot be decoded ({error}), nor any other sample of its shard; "
+            "expected damage to single samples only; run `mcjepa prep audit` on the dataset, then make it again"
+        ) from error
+
+    @contextlib.contextmanager
+    def _explained(self, sample: StoredSample) -> Iterator[None]:
+        """Name the sample in the error of a recipe that does not fit it."""
         try:
-            return self._make(SampleFrames(self._reader, sample, self._cache), rng)
-        except DataError:
+            yield
+        except (DataError, CorruptSample):
             raise
         except ValueError as error:
             raise DataError(
@@ -126,9 +182,28 @@ class SampleStream:
                 "run `mcjepa prep audit` on the dataset, then make it again or correct the recipe"
             ) from error
 
-    def close(self) -> None:
-        """Close the open shards of this process."""
-        self._reader.close()
+
+class _Once:
+    """The bytes of some members, taken when the first is asked for."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self._parts: list[bytes] | None = None
+
+    def part(self, place: int) -> bytes:
+        self._parts = self._parts or self._reading()
+        return self._parts[place]
+
+
+class _Begun(NamedTuple):
+    """A sample whose frames are drawn and, from a bucket, on their way."""
+
+    sample: StoredSample
+    drawn_for: tuple[int, int]
+    """Epoch and sample id that seed it."""
+    rng: random.Random
+    numbers: Sequence[int]
+    content: _Once
 
 
 def pair_stream(config: StreamConfig, seed: int) -> SampleStream:
@@ -138,25 +213,20 @@ def pair_stream(config: StreamConfig, seed: int) -> SampleStream:
         UsageError: a source holds no clips.
         DataError: a source is not published or damaged.
     """
-    make = partial(_pair_of_clip, config=config.augment.pair)
-    return _build_stream("pairs", ("clip",), config.pairs, config.pair_batch, config, seed, make)
+    catalogue = _open_sources("pairs", ("clip",), config.pairs, config.pair_batch)
+    choose = partial(choose_frames, config=config.augment.pair)
+    make = partial(_make_pair, config=config.augment.pair)
+    return SampleStream("pairs", catalogue, config, choose, make, batch=config.pair_batch, seed=seed)
 
 
 def view_stream(config: StreamConfig, seed: int) -> SampleStream:
     """The content branch's stream; raises as `pair_stream` does."""
-    make = partial(_views_of_frame, config=config.augment.view)
-    return _build_stream("views", ("image", "clip"), config.views, config.view_batch, config, seed, make)
+    catalogue = _open_sources("views", ("image", "clip"), config.views, config.view_batch)
+    make = partial(_make_views, config=config.augment.view)
+    return SampleStream("views", catalogue, config, _choose_one, make, batch=config.view_batch, seed=seed)
 
 
-def _build_stream(
-    name: str,
-    kinds: Sequence[str],
-    sources: Sequence[SourceConfig],
-    batch: int,
-    config: StreamConfig,
-    seed: int,
-    make: ImageMaker,
-) -> SampleStream:
+def _open_sources(name: str, kinds: Sequence[str], sources: Sequence[SourceConfig], batch: int) -> Catalogue:
     if not sources:
         raise UsageError(
             f"stream.{name} is empty, expected a dataset for {batch} {name} a step; "
@@ -169,22 +239,24 @@ def _build_stream(
                 f"stream.{name} has {dataset.location}, a dataset of kind {dataset.kind}, expected "
                 f"{' or '.join(kinds)}; name another dataset or prepare one of that kind"
             )
-    stream_seed = mix64(seed, name)
-    order = SampleOrder(catalogue.shard_samples, batch=batch, window=config.window, seed=stream_seed)
-    return SampleStream(name, catalogue, order, make, seed=stream_seed, cache_mib=config.cache_mib)
+    return catalogue
 
 
-def _pair_of_clip(
-    frames: SampleFrames, rng: random.Random, *, config: PairAugmentConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    first, second = choose_frames(len(frames), config, rng)
-    return make_pair(frames.decode(first), frames.decode(second), config, rng)
-
-
-def _views_of_frame(
-    frames: SampleFrames, rng: random.Random, *, config: ViewAugmentConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    if not len(frames):
+def _choose_one(frame_count: int, rng: random.Random) -> tuple[int]:
+    if not frame_count:
         raise ValueError("it has no frame")
-    number = draw_below(rng, len(frames)) if len(frames) > 1 else 0
-    return make_views(frames.decode(number), config, rng)
+    return (draw_below(rng, frame_count) if frame_count > 1 else 0,)
+
+
+def _make_pair(
+    frames: Sequence[Frame], rng: random.Random, *, config: PairAugmentConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    if frames[0].size != frames[1].size:
+        raise CorruptSample(f"its frames have {frames[0].size} and {frames[1].size} px")
+    return make_pair(frames[0], frames[1], config, rng)
+
+
+def _make_views(
+    frames: Sequence[Frame], rng: random.Random, *, config: ViewAugmentConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    return make_views(frames[0], config, rng)

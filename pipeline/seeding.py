@@ -10,6 +10,7 @@ resumed run keeps its order after an upgrade.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 
@@ -53,4 +54,9 @@ def seeded_random(*words: int | str) -> random.Random:
 def _as_integer(word: int | str) -> int:
     if isinstance(word, int):
         return word & _MASK
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
+    return _hash_name(word)
+
+
+@functools.lru_cache(maxsize=256)
+def _hash_name(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")

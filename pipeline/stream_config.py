@@ -7,6 +7,7 @@ a named parent (ARFlow, VICReg), [ours] a choice of this project. Nothing heavy 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,9 @@ class SourceConfig:
     """Folder, `file://` or `s3://bucket/prefix` that holds the dataset's `manifest.json`."""
     repeat: int = 1
     """How often an epoch passes over this dataset; small sets are repeated to balance large ones [S]."""
+    weight: float = 0.0
+    """Its share of every epoch, relative to the other sources' weights and whatever its size; all sources of a stream
+    have one, or none has. 0: its size and `repeat` decide, and every sample comes once a pass [ours]."""
     revision: int = 0
     """Which of its manifests: a run is held at one while `mcjepa prep requeue` adds others; 0: the newest [ours]."""
 
@@ -25,6 +29,11 @@ class SourceConfig:
             raise ValueError("a stream source has an empty location, expected the place of a manifest.json")
         if self.repeat < 1:
             raise ValueError(f"stream source {self.location}: repeat is {self.repeat}, expected at least 1")
+        if self.weight < 0 or (self.weight and self.repeat > 1):
+            raise ValueError(
+                f"stream source {self.location}: weight {self.weight} and repeat {self.repeat}, expected a weight of "
+                "at least 0, and either weight or repeat; leave one out"
+            )
         if self.revision < 0:
             raise ValueError(f"stream source {self.location}: revision is {self.revision}, expected 0 or more")
 
@@ -119,10 +128,37 @@ class ViewAugmentConfig:
 class AugmentConfig:
     """What is done to samples between their shard and the model."""
 
+    reduced_decode: bool = True
+    """Decode JPEGs at 1/2, 1/4 or 1/8 where the crop keeps at least the model's resolution [ours]."""
+
     pair: PairAugmentConfig = field(default_factory=PairAugmentConfig)
     """The motion branch's pairs."""
     view: ViewAugmentConfig = field(default_factory=ViewAugmentConfig)
     """The content branch's views."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardStoreConfig:
+    """Reading of datasets that do not lie in a folder: ranged reads, and a disk cache that a node's processes share."""
+
+    cache_dir: str = ""
+    """Folder on a disk of the node that keeps whole shards, shared by all ranks and runs on it. Empty: every sample is
+    read from the bucket [ours]."""
+    cache_gib: float = 50.0
+    """Most bytes of shards in `cache_dir`, GiB; the least recently used ones leave first [ours]."""
+    verify: Literal["length", "sha256"] = "sha256"
+    """What a shard is checked by when it enters the cache; single samples are always checked by their length [ours]."""
+    readers: int = 8
+    """Samples that a loading process fetches from the bucket at a time [ours]."""
+
+    def __post_init__(self) -> None:
+        if self.cache_gib <= 0 or self.readers < 1:
+            raise ValueError("stream.store: cache_gib must be above 0 and readers at least 1")
+
+    @property
+    def cache_bytes(self) -> int:
+        """The cap in bytes."""
+        return int(self.cache_gib * 2**30)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +173,8 @@ class StreamConfig:
     """Pairs a step over all ranks; 0 leaves the motion branch out [S]."""
     view_batch: int = 384
     """Images a step over all ranks, each gives two views; 0 leaves the content branch out [S]."""
+    sampling: Literal["combined", "alternate-batch", "alternate-epoch"] = "combined"
+    """Whether a step takes pairs and views, or they take turns by steps or by epochs, views first [C: combined]."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Augmentation of both streams."""
     window: int = 4096
@@ -147,12 +185,27 @@ class StreamConfig:
     """Steps that each loading process holds ready [ours]."""
     cache_mib: int = 0
     """Memory for decoded frames in each loading process, MiB; 0 decodes every time [ours]."""
+    max_corrupt: int = 100
+    """Different samples that a rank may find undecodable and replace by their neighbours, from its start on, before
+    the run stops; 0: the first one stops it [ours]."""
+    store: ShardStoreConfig = field(default_factory=ShardStoreConfig)
+    """How shards in a bucket are fetched."""
 
     def __post_init__(self) -> None:
-        if min(self.pair_batch, self.view_batch, self.workers, self.cache_mib) < 0:
-            raise ValueError("stream: pair_batch, view_batch, workers and cache_mib must not be negative")
+        if min(self.pair_batch, self.view_batch, self.workers, self.cache_mib, self.max_corrupt) < 0:
+            raise ValueError("stream: pair_batch, view_batch, workers, cache_mib, max_corrupt must not be negative")
         if self.pair_batch == 0 and self.view_batch == 0:
             raise ValueError("stream: pair_batch and view_batch are both 0, expected samples in at least one")
+        if self.sampling != "combined" and 0 in (self.pair_batch, self.view_batch):
+            raise ValueError(
+                f"stream.sampling is {self.sampling}, but pair_batch is {self.pair_batch} and view_batch "
+                f"{self.view_batch}; expected samples in both, or sampling: combined"
+            )
+        for name, sources in (("pairs", self.pairs), ("views", self.views)):
+            if len({source.weight > 0 for source in sources}) > 1:
+                raise ValueError(
+                    f"stream.{name}: some sources have a weight; expected all of them to have one, or none"
+                )
         if self.window < 1 or self.prefetch < 1:
             raise ValueError("stream: window and prefetch must be at least 1")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipeline.meters_config import GuardConfig, MeterConfig, ProfileConfig
 from pipeline.stream_config import StreamConfig
 
 
@@ -173,6 +174,9 @@ class TrainConfig:
     """Length of the run in epochs of the views' stream (of the pairs' without views), instead of `steps` [C: 100]."""
     seed: int = 0
     """Seed of weights, order and augmentation."""
+    init_from: str = ""
+    """Weights that a new run starts from, a safetensors file or a folder with one: mcjepa's own (whole or the encoder
+    alone) or a published ConvNeXt for the encoder's stages; empty: random. A continued run does not read it [ours]."""
     stream: StreamConfig = field(default_factory=StreamConfig)
     """Where samples come from and what is done to them."""
     terms: TermsConfig = field(default_factory=TermsConfig)
@@ -186,7 +190,17 @@ class TrainConfig:
     log_every: int = 50
     """Steps between records of the meters."""
     max_bad_steps: int = 10
-    """Steps with a non-finite loss in a row that end the run."""
+    """Steps with a non-finite batch, loss or gradient in a row that end the run."""
+    guards: GuardConfig = field(default_factory=GuardConfig)
+    """Spikes and the watchdog."""
+    meters: MeterConfig = field(default_factory=MeterConfig)
+    """Costly meters, alerts, pictures."""
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    """A window of the torch profiler."""
+    replay: str = ""
+    """A flight record of RUN/bad_steps: its step is run again and explained, nothing is trained."""
+    replay_exact: bool = False
+    """Whether a replay trains from the checkpoint up to the step first, for the step's very weights."""
 
     def __post_init__(self) -> None:
         if self.log_every < 1 or self.max_bad_steps < 1:
@@ -215,3 +229,6 @@ class TrackingConfig:
     """Where artifacts of a new experiment go; empty leaves MLflow's choice."""
     experiment: str = "mcjepa"
     """Experiment name."""
+    close_s: float = 30.0
+    """Time that the end of a training run waits for records that are not delivered yet, seconds; what is left stays in
+    RUN/spool for `mcjepa tracking sync` [ours]."""

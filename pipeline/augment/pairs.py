@@ -7,17 +7,18 @@ import random
 import numpy as np
 
 from pipeline.augment.colour import apply_jitter, draw_jitter
+from pipeline.augment.frames import Frame, choose_reduction, reduce_box
 from pipeline.augment.geometry import cut_and_resize, draw_below, draw_scaled_crop, mirror
 from pipeline.stream_config import PairAugmentConfig
 
 
-def choose_frames(frame_count: int, config: PairAugmentConfig, rng: random.Random) -> tuple[int, int]:
+def choose_frames(frame_count: int, rng: random.Random, config: PairAugmentConfig) -> tuple[int, int]:
     """Which two frames of a clip make the pair, in the order of the pair.
 
     Args:
         frame_count: frames of the clip.
-        config: distance of the frames and share of swapped pairs.
         rng: the sample's generator.
+        config: distance of the frames and share of swapped pairs.
 
     Raises:
         ValueError: the clip is too short for the distance.
@@ -30,12 +31,12 @@ def choose_frames(frame_count: int, config: PairAugmentConfig, rng: random.Rando
 
 
 def make_pair(
-    frame0: np.ndarray, frame1: np.ndarray, config: PairAugmentConfig, rng: random.Random
+    frame0: Frame, frame1: Frame, config: PairAugmentConfig, rng: random.Random
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cut, mirror and colour two frames alike.
+    """Cut, mirror and colour two frames alike; both are decoded at the same scale.
 
     Args:
-        frame0, frame1: HxWx3 uint8 RGB of one size.
+        frame0, frame1: frames of one size.
         config: the recipe.
         rng: the sample's generator, behind the draws of `choose_frames`.
 
@@ -43,15 +44,17 @@ def make_pair(
         Two arrays crop_height x crop_width x 3 uint8 RGB.
 
     Raises:
-        ValueError: the frames differ in size.
+        ValueError: the frames differ in size or are damaged.
     """
-    if frame0.shape != frame1.shape:
-        raise ValueError(f"frames of {frame0.shape[:2]} and {frame1.shape[:2]} px, expected one size")
-    box = draw_scaled_crop(frame0.shape[0], frame0.shape[1], config.crop, config.scale, rng)
+    if frame0.size != frame1.size:
+        raise ValueError(f"frames of {frame0.size} and {frame1.size} px, expected one size")
+    box = draw_scaled_crop(*frame0.size, config.crop, config.scale, rng)
     mirrored = rng.random() < config.flip
     jitter = draw_jitter(config.jitter, rng)
+    reduction = min(choose_reduction(frame, (box,), config.crop) for frame in (frame0, frame1))
     pair = []
     for frame in (frame0, frame1):
-        cut = cut_and_resize(frame, box, *config.crop)
+        image = frame.decode(reduction)
+        cut = cut_and_resize(image, reduce_box(box, reduction, image), *config.crop)
         pair.append(apply_jitter(mirror(cut) if mirrored else cut, jitter))
     return pair[0], pair[1]

@@ -26,8 +26,8 @@ from pipeline.world import World
 log = logging.getLogger(__name__)
 
 
-def find_start(store: Store, world: World) -> Checkpoint | None:
-    """The newest whole checkpoint of a run; all ranks call it, each hashes its share of the files.
+def find_start(store: Store, world: World, up_to: int | None = None) -> Checkpoint | None:
+    """The newest whole checkpoint of a run, or of its first `up_to` steps; all ranks call it, each hashes its share.
 
     A damaged one is passed over with a warning.
 
@@ -40,7 +40,7 @@ def find_start(store: Store, world: World) -> Checkpoint | None:
     problem, checkpoints, manifests = "", [], 0
     if world.rank == 0:
         try:
-            checkpoints = list_checkpoints(store)
+            checkpoints = [c for c in list_checkpoints(store) if up_to is None or c.step <= up_to]
             manifests = sum(key.endswith(f"/{MANIFEST}") for key in store.list(f"{CHECKPOINTS}/step-"))
         except (DataError, OSError) as error:  # told to all: the other ranks are waiting
             problem = str(error)
@@ -60,7 +60,7 @@ def find_start(store: Store, world: World) -> Checkpoint | None:
             return checkpoint
         if world.rank == 0:
             log.warning("checkpoint %s does not count: %s; the one before is used", checkpoint.name, damage[0])
-    if manifests:  # to begin anew by itself would throw a run away
+    if manifests and up_to is None:  # to begin anew by itself would throw a run away
         raise DataError(
             f"no checkpoint of {store.location} is whole, of {manifests} that were complete; expected one; look at the "
             f"disk, choose another folder with train.run=DIR, or remove its {CHECKPOINTS} to start anew"

@@ -10,6 +10,7 @@ import sys
 import time
 
 from data_prep.storage import open_store
+from model.config import ModelConfig
 from pipeline.cli.output import StageProgress
 from pipeline.cli.recipe import load_recipe, required
 from pipeline.errors import UsageError
@@ -44,6 +45,14 @@ def _fitting_ranks(config: TrainConfig) -> int:
     return 1
 
 
+def _replay(config: TrainConfig, model_config: ModelConfig, as_json: bool) -> int:
+    from pipeline.replay import explain, replay
+
+    report = replay(config, model_config)
+    print(json.dumps(report) if as_json else "\n".join(explain(report)))
+    return 0
+
+
 def run_training(arguments: argparse.Namespace) -> int:
     """Trains one rank of a run to its end, or to the checkpoint after a stop request."""
     started = time.perf_counter()
@@ -57,6 +66,8 @@ def run_training(arguments: argparse.Namespace) -> int:
         if ranks > 1:
             return _start_ranks(arguments, ranks, config.checkpoint.grace_s)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin at barriers starve each other
+    if config.replay:
+        return _replay(config, recipe.model, arguments.json)
     from pipeline.train import TrainProgress, train
 
     adopt_world(os.environ)

@@ -40,7 +40,14 @@ def small_model() -> MCJEPA:
     """Many small tensors: one that lies across two ranks' partitions is kept whole by both in ZeRO-2."""
     torch.manual_seed(3)
     encoder = EncoderConfig(stem_channels=(8, 8), stage_channels=(24, 24, 24, 24), depths=(2, 2, 3, 2), drop_path=0.0)
-    flow = FlowConfig(search_range=2, widths=(8, 8), width_factor=1.0, context_widths=(8, 8), context_dilations=(1, 2))
+    flow = FlowConfig(
+        search_range=2,
+        widths=(8, 8),
+        width_factor=1.0,
+        context_widths=(8, 8),
+        context_dilations=(1, 2),
+        coarsest_stride=32,
+    )
     return MCJEPA(ModelConfig(encoder=encoder, flow=flow, expander=ExpanderConfig(widths=(48,) * 6)))
 
 

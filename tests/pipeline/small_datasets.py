@@ -6,6 +6,7 @@ import hashlib
 import io
 import tarfile
 
+import cv2
 import numpy as np
 import simplejpeg
 import torch
@@ -37,7 +38,7 @@ def frame_of(key_number: int, frame: int) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(ramp + level, (HEIGHT, WIDTH, 3)))
 
 
-def publish(location: str, kind: str, shard_samples: list[int], frames: int = 3) -> None:
+def publish(location: str, kind: str, shard_samples: list[int], frames: int = 3, encoding: str = "jpg") -> None:
     """Publish a small dataset with `tarfile`, so that offsets come from another writer than ours."""
     store, entries, number = open_store(location), [], 0
     for shard, count in enumerate(shard_samples):
@@ -46,8 +47,8 @@ def publish(location: str, kind: str, shard_samples: list[int], frames: int = 3)
             places: list[tuple[str, str, tarfile.TarInfo]] = []
             for _ in range(count):
                 key = f"{kind}{number:05d}"
-                suffixes = [f"{frame:02d}.jpg" for frame in range(frames)] if kind == "clip" else ["jpg"]
-                contents = [(each, encode(frame_of(number, place))) for place, each in enumerate(suffixes)]
+                suffixes = [f"{frame:02d}.{encoding}" for frame in range(frames)] if kind == "clip" else [encoding]
+                contents = [(each, encode(frame_of(number, place), encoding)) for place, each in enumerate(suffixes)]
                 for suffix, content in [*contents, ("json", b"{}")]:
                     info = tarfile.TarInfo(f"{key}.{suffix}")
                     info.size = len(content)
@@ -70,8 +71,12 @@ def publish(location: str, kind: str, shard_samples: list[int], frames: int = 3)
     )
 
 
-def encode(frame: np.ndarray) -> bytes:
-    return bytes(simplejpeg.encode_jpeg(frame, quality=95))
+def encode(frame: np.ndarray, encoding: str = "jpg") -> bytes:
+    if encoding == "jpg":
+        return bytes(simplejpeg.encode_jpeg(frame, quality=95))
+    done, data = cv2.imencode(f".{encoding}", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    assert done
+    return data.tobytes()
 
 
 def take(loader: StepLoader, count: int) -> list[StepBatch]:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from pipeline.augment import colour, jpeg
+from pipeline.augment.frames import DecodedFrame, choose_reduction, reduce_box
 from pipeline.augment.geometry import CropBox, cut_and_resize, draw_resized_crop, draw_scaled_crop
 from pipeline.augment.pairs import choose_frames, make_pair
 from pipeline.augment.views import make_views
@@ -26,6 +27,10 @@ def photo() -> np.ndarray:
     """A smooth coloured picture with texture, 90x120: as a photo, it has no hard pixel noise."""
     noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(noise).resize((120, 90), Image.Resampling.BICUBIC))
+
+
+def both(frame0: np.ndarray, frame1: np.ndarray) -> tuple[DecodedFrame, DecodedFrame]:
+    return DecodedFrame(frame0), DecodedFrame(frame1)
 
 
 def mean_difference(ours: np.ndarray, theirs: Image.Image) -> tuple[float, int]:
@@ -125,9 +130,9 @@ def test_scaled_crop_is_unresized_at_factor_one_and_covers_small_images() -> Non
 
 def test_views_have_their_size_and_depend_on_the_seed_alone(photo: np.ndarray) -> None:
     config = ViewAugmentConfig(size=64)
-    first = make_views(photo, config, seeded_random(5))
-    again = make_views(photo.copy(), config, seeded_random(5))
-    other = make_views(photo, config, seeded_random(6))
+    first = make_views(DecodedFrame(photo), config, seeded_random(5))
+    again = make_views(DecodedFrame(photo.copy()), config, seeded_random(5))
+    other = make_views(DecodedFrame(photo), config, seeded_random(6))
     assert all(view.shape == (64, 64, 3) and view.dtype == np.uint8 for view in first)
     for one, two, three in zip(first, again, other, strict=True):
         np.testing.assert_array_equal(one, two)
@@ -139,9 +144,9 @@ def test_views_have_their_size_and_depend_on_the_seed_alone(photo: np.ndarray) -
 def test_views_of_any_image_size(shape: tuple[int, int]) -> None:
     image = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
     for seed in range(20):
-        assert {view.shape for view in make_views(image, ViewAugmentConfig(size=32), seeded_random(seed))} == {
-            (32, 32, 3)
-        }
+        assert {
+            view.shape for view in make_views(DecodedFrame(image), ViewAugmentConfig(size=32), seeded_random(seed))
+        } == {(32, 32, 3)}
 
 
 def test_blur_and_solarize_strike_the_first_and_second_view_as_often_as_stated() -> None:
@@ -156,7 +161,7 @@ def test_blur_and_solarize_strike_the_first_and_second_view_as_often_as_stated()
         blur=(0, 0),
         solarize=(0.0, 0.2),
     )
-    views = [make_views(ramp, config, seeded_random(seed)) for seed in range(600)]
+    views = [make_views(DecodedFrame(ramp), config, seeded_random(seed)) for seed in range(600)]
     assert all(np.array_equal(first, ramp) for first, _ in views)
     solarized = sum(np.array_equal(second, colour.solarize(ramp)) for _, second in views)
     assert 0.15 < solarized / 600 < 0.25
@@ -183,16 +188,16 @@ def test_pair_frames_keep_one_geometry(photo: np.ndarray) -> None:
     config = PairAugmentConfig(crop=(48, 64), scale=(1.0, 1.5))
     moved = np.roll(photo, (2, 3), axis=(0, 1))
     for seed in range(10):
-        same0, same1 = make_pair(photo, photo, config, seeded_random(seed))
+        same0, same1 = make_pair(*both(photo, photo), config, seeded_random(seed))
         np.testing.assert_array_equal(same0, same1)
-        assert not np.array_equal(same0, make_pair(photo, moved, config, seeded_random(seed))[1])
+        assert not np.array_equal(same0, make_pair(*both(photo, moved), config, seeded_random(seed))[1])
 
 
 def test_pair_of_shifted_frames_keeps_its_shift_mirrored_with_the_frames(photo: np.ndarray) -> None:
     moved = np.roll(photo, (2, 3), axis=(0, 1))
     for flip, shift in ((0.0, 3), (1.0, -3)):
         config = PairAugmentConfig(crop=(60, 80), flip=flip)
-        frame0, frame1 = make_pair(photo, moved, config, seeded_random(9))
+        frame0, frame1 = make_pair(*both(photo, moved), config, seeded_random(9))
         left, right = max(0, -shift), max(0, shift)
         np.testing.assert_array_equal(frame1[2:, right : 80 - left], frame0[:-2, left : 80 - right])
 
@@ -200,26 +205,26 @@ def test_pair_of_shifted_frames_keeps_its_shift_mirrored_with_the_frames(photo: 
 def test_pair_frames_get_the_same_colour_steps(photo: np.ndarray) -> None:
     config = PairAugmentConfig(crop=(48, 64), jitter=ColourJitterConfig(probability=1.0))
     plain = PairAugmentConfig(crop=(48, 64))
-    jittered, untouched = (make_pair(photo, photo, each, seeded_random(2)) for each in (config, plain))
+    jittered, untouched = (make_pair(*both(photo, photo), each, seeded_random(2)) for each in (config, plain))
     np.testing.assert_array_equal(jittered[0], jittered[1])
     assert not np.array_equal(jittered[0], untouched[0])
 
 
 def test_small_frames_are_enlarged_and_frames_of_two_sizes_refused(photo: np.ndarray) -> None:
-    frame0, frame1 = make_pair(photo, photo, PairAugmentConfig(crop=(128, 160)), seeded_random(0))
+    frame0, frame1 = make_pair(*both(photo, photo), PairAugmentConfig(crop=(128, 160)), seeded_random(0))
     assert frame0.shape == frame1.shape == (128, 160, 3)
     with pytest.raises(ValueError, match="expected one size"):
-        make_pair(photo, photo[1:], PairAugmentConfig(crop=(8, 8)), seeded_random(0))
+        make_pair(*both(photo, photo[1:]), PairAugmentConfig(crop=(8, 8)), seeded_random(0))
 
 
 def test_chosen_frames_are_consecutive_spread_over_the_clip_and_swapped_by_half() -> None:
     config = PairAugmentConfig()
-    chosen = [choose_frames(5, config, seeded_random(seed)) for seed in range(400)]
+    chosen = [choose_frames(5, seeded_random(seed), config) for seed in range(400)]
     assert {tuple(sorted(pair)) for pair in chosen} == {(0, 1), (1, 2), (2, 3), (3, 4)}
     assert 150 < sum(first > second for first, second in chosen) < 250
-    assert choose_frames(4, PairAugmentConfig(frame_gap=3, swap=0), seeded_random(0)) == (0, 3)
+    assert choose_frames(4, seeded_random(0), PairAugmentConfig(frame_gap=3, swap=0)) == (0, 3)
     with pytest.raises(ValueError, match="2 frames, expected more than frame_gap=2"):
-        choose_frames(2, PairAugmentConfig(frame_gap=2), seeded_random(0))
+        choose_frames(2, seeded_random(0), PairAugmentConfig(frame_gap=2))
 
 
 def test_both_jpeg_decoders_agree_and_refuse_damaged_bytes(photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,6 +242,97 @@ def test_both_jpeg_decoders_agree_and_refuse_damaged_bytes(photo: np.ndarray, mo
     for broken in damaged:
         with pytest.raises(ValueError):
             jpeg.decode_jpeg(broken)
+
+
+class StoredJpeg:
+    """A JPEG in memory that counts at which reductions it was decoded."""
+
+    def __init__(self, image: np.ndarray, *, reducible: bool = True) -> None:
+        self._data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
+        self.reducible, self.reductions = reducible, list[int]()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return jpeg.jpeg_size(self._data.tobytes())
+
+    def decode(self, reduction: int = 1) -> np.ndarray:
+        self.reductions.append(reduction)
+        return jpeg.decode_jpeg(self._data.tobytes(), reduction)
+
+
+@pytest.fixture(scope="module")
+def large_photo() -> np.ndarray:
+    """Texture of every size, fine ones fainter, as photos have it; 601x803: sides that no reduction divides."""
+    rng, picture = np.random.default_rng(3), np.full((601, 803, 3), 128.0)
+    for cell_px in (2, 4, 8, 16, 32, 64, 128):
+        noise = rng.normal(0, 6 * cell_px**0.4, (601 // cell_px + 2, 803 // cell_px + 2, 3))
+        picture += cv2.resize(noise, (803, 601), interpolation=cv2.INTER_CUBIC)
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("without_simplejpeg", [False, True])
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_reduced_decoding_is_a_small_version_of_the_whole(
+    large_photo: np.ndarray, reduction: int, without_simplejpeg: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if without_simplejpeg:
+        monkeypatch.setattr(jpeg, "simplejpeg", None)
+    stored = StoredJpeg(large_photo)
+    reduced = stored.decode(reduction)
+    height, width = -(-601 // reduction), -(-803 // reduction)
+    assert reduced.shape == (height, width, 3)
+    padded = cv2.copyMakeBorder(
+        stored.decode(), 0, height * reduction - 601, 0, width * reduction - 803, cv2.BORDER_REPLICATE
+    )
+    assert np.abs(reduced.astype(int) - cv2.resize(padded, (width, height), interpolation=cv2.INTER_AREA)).mean() < 3
+
+
+def test_the_reduction_is_the_largest_that_no_crop_falls_below(large_photo: np.ndarray) -> None:
+    boxes = {side: CropBox(0, 0, side, side + 9) for side in (63, 64, 127, 128, 255, 256, 511, 512)}
+    stored = StoredJpeg(large_photo)
+    chosen = {side: choose_reduction(stored, (box,), (64, 64)) for side, box in boxes.items()}
+    assert chosen == {63: 1, 64: 1, 127: 1, 128: 2, 255: 2, 256: 4, 511: 4, 512: 8}
+    assert choose_reduction(stored, (boxes[512], boxes[128]), (64, 64)) == 2
+    assert choose_reduction(StoredJpeg(large_photo, reducible=False), (boxes[512],), (64, 64)) == 1
+
+
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_a_crop_of_the_reduced_image_is_that_of_the_whole_one(large_photo: np.ndarray, reduction: int) -> None:
+    stored = StoredJpeg(large_photo)
+    image, reduced = stored.decode(), stored.decode(reduction)
+    for top, left, side in ((0, 0, 576), (16, 64, 520), (24, 224, 576)):
+        box = CropBox(top, left, side, side)
+        ours = cut_and_resize(reduced, reduce_box(box, reduction, reduced), 64, 64)
+        assert np.abs(ours.astype(int) - cut_and_resize(image, box, 64, 64)).mean() < 4
+    edge = reduce_box(CropBox(2, 4, 599, 799), reduction, reduced)
+    assert edge.top >= 0 and edge.top + edge.height <= reduced.shape[0] and edge.left + edge.width <= reduced.shape[1]
+
+
+def test_views_of_a_reduced_image_are_those_of_the_whole_one(large_photo: np.ndarray) -> None:
+    config = ViewAugmentConfig(size=64, jitter=NO_JITTER, grey=0, blur=(0, 0), solarize=(0, 0))
+    reductions: list[int] = []
+    for seed in range(30):
+        stored, whole = StoredJpeg(large_photo), StoredJpeg(large_photo, reducible=False)
+        ours, full = (make_views(each, config, seeded_random(seed)) for each in (stored, whole))
+        reductions += stored.reductions
+        for one, other in zip(ours, full, strict=True):
+            assert one.shape == (64, 64, 3)
+            assert np.abs(one.astype(int) - other).mean() < 8  # the box is rounded to half a pixel of the view
+            assert np.abs(one.astype(int).mean((0, 1)) - other.mean((0, 1))).max() < 1
+    assert {1, 2, 4} & set(reductions) >= {2, 4} and len(reductions) == 30
+
+
+def test_pairs_of_reduced_frames_keep_their_shift(large_photo: np.ndarray) -> None:
+    """Both frames are decoded alike, so a shift of 8 px is one of 2 px after the crop at a quarter of the scale."""
+    frame0, frame1 = large_photo[:592, :792], large_photo[8:600, 8:800]
+    config = PairAugmentConfig(crop=(96, 128), scale=(0.25, 0.25), flip=0)
+    stored = StoredJpeg(frame0), StoredJpeg(frame1)
+    cut0, cut1 = make_pair(*stored, config, seeded_random(4))
+    assert stored[0].reductions == stored[1].reductions == [4]
+    shifted = {
+        shift: np.abs(cut0[shift:, shift:].astype(int) - cut1[: 96 - shift, : 128 - shift]).mean() for shift in range(5)
+    }
+    assert min(shifted, key=shifted.__getitem__) == 2 and shifted[2] < 0.25 * shifted[1]
 
 
 @pytest.mark.parametrize(

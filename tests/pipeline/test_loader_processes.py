@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -105,6 +106,52 @@ def test_workers_die_with_a_killed_parent(small_stream: StreamConfig, tmp_path: 
     parent.wait()
     assert len(pids) == 2
     assert wait_until(lambda: all(gone(pid) for pid in pids), 2)
+
+
+RANK_SCRIPT = """
+import json, sys
+from pipeline.loader import build_loader
+from pipeline.stream_config import *
+clips, images, rank, world, start, count = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+config = StreamConfig(
+    pairs=(SourceConfig(location=clips),), views=(SourceConfig(location=images),), pair_batch=4, view_batch=8,
+    augment=AugmentConfig(pair=PairAugmentConfig(crop=(24, 32)), view=ViewAugmentConfig(size=16)), window=8, workers=1,
+)
+with build_loader(config, rank=rank, world_size=world, start_step=start, seed=11) as loader:
+    batches = [next(loader) for _ in range(count)]
+print(json.dumps([[b.pairs.keys, b.views.keys, float(b.views.view0.double().sum())] for b in batches]))
+"""
+
+
+def read_by_processes(config: StreamConfig, world: int, start: int, count: int) -> list[list[list[str]]]:
+    """The global order of some steps, put together from what `world` processes read at the same time."""
+    root = Path(__file__).resolve().parents[2]
+    words = [sys.executable, "-c", RANK_SCRIPT, config.pairs[0].location, config.views[0].location]
+    ranks = [
+        subprocess.Popen(
+            [*words, *map(str, (rank, world, start, count))],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )
+        for rank in range(world)
+    ]
+    answers = [json.loads(process.communicate(timeout=120)[0]) for process in ranks]
+    steps = []
+    for parts in zip(*answers, strict=True):
+        streams = [[key for keys in zip(*(part[s] for part in parts), strict=True) for key in keys] for s in (0, 1)]
+        steps.append([*streams, round(sum(part[2] for part in parts), 6)])
+    return steps
+
+
+@pytest.mark.slow
+def test_real_ranks_that_stop_and_go_on_as_two_and_one_read_the_uninterrupted_order(
+    small_stream: StreamConfig,
+) -> None:
+    whole = read_by_processes(small_stream, 1, 0, 9)
+    parts = [*read_by_processes(small_stream, 1, 0, 2), *read_by_processes(small_stream, 2, 2, 5)]
+    assert [*parts, *read_by_processes(small_stream, 1, 7, 2)] == whole
+    assert read_by_processes(small_stream, 2, 0, 4) == whole[:4]
 
 
 def test_shards_in_a_bucket_give_the_same_steps(small_stream: StreamConfig, s3: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import signal
 from pathlib import Path
@@ -13,8 +11,7 @@ import torch
 
 from model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
 from model.mcjepa import MCJEPA
-from pipeline.errors import RunError
-from pipeline.guards import BadStepGuard, StopRequest
+from pipeline.guards import StopRequest
 from pipeline.meters import Meters, append_record, read_records
 from pipeline.parameter_groups import parameter_groups
 from pipeline.train_config import OptimizerConfig
@@ -58,18 +55,6 @@ def test_records_read_back_the_last_of_a_step_and_skip_a_torn_line(tmp_path: Pat
     with path.open("a") as file:
         file.write('{"step": 6, "lo')
     assert [(r["step"], r["loss"]) for r in read_records(path)] == [(2, 3.0), (4, 2.0)]
-
-
-def test_bad_steps_are_recorded_and_counted_in_a_row_only(tmp_path: Path) -> None:
-    guard = BadStepGuard(tmp_path, rank=0, most_in_a_row=2)
-    guard.failed(3, {"pairs": ("k1",)}, {"cycle": torch.tensor(math.nan)})
-    guard.passed()
-    guard.failed(5, {}, {})
-    with pytest.raises(RunError, match="2 steps in a row"):
-        guard.failed(6, {}, {})
-    record = json.loads((tmp_path / "step-000000003-rank-00000.json").read_text())
-    assert record["samples"] == {"pairs": ["k1"]} and record["terms"] == {"cycle": "nan"}
-    assert guard.total == 3
 
 
 def test_a_stop_signal_is_noted_and_a_second_interrupt_is_immediate() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
@@ -11,14 +12,28 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
 from pipeline.seeding import mix64, seeded_permutation, seeded_random, splitmix64
-from pipeline.stream import SampleOrder, check_world_size, lanes_for
+from pipeline.stream import SampleOrder, SourceCounts, check_world_size, epoch_shares, lanes_for
 
+sources = st.lists(
+    st.builds(SourceCounts, st.lists(st.integers(1, 30), min_size=1, max_size=5).map(tuple), st.integers(1, 4)),
+    min_size=1,
+    max_size=4,
+)
+weighted_sources = st.lists(
+    st.builds(
+        SourceCounts,
+        st.lists(st.integers(1, 30), min_size=1, max_size=5).map(tuple),
+        weight=st.floats(0.5, 4, allow_nan=False),
+    ),
+    min_size=1,
+    max_size=4,
+).filter(lambda each: min(epoch_shares(each, 1)) > 0)
 shard_counts = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 batches = st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16, 24, 64, 96, 128])
 
 
 def order_of(shards: list[int], batch: int, window: int = 16, seed: int = 7) -> SampleOrder:
-    return SampleOrder(shards, batch=batch, window=window, seed=seed)
+    return SampleOrder([SourceCounts(tuple(shards))], batch=batch, window=window, seed=seed)
 
 
 def epoch_ids(order: SampleOrder, epoch: int, world_size: int = 1) -> np.ndarray:
@@ -114,6 +129,102 @@ def test_a_fresh_order_at_any_step_continues_the_uninterrupted_one(
         np.testing.assert_array_equal(ids, steps[step][1])
 
 
+def global_keys(order: SampleOrder, steps: range, world_size: int) -> list[tuple[int, int]]:
+    """(epoch, sample) in the global order of some steps, put together from the ranks'."""
+    keys: list[tuple[int, int]] = []
+    for step in steps:
+        reads = [order.step_samples(step, rank=rank, world_size=world_size) for rank in range(world_size)]
+        for ids in zip(*(ids.tolist() for _, ids in reads), strict=True):
+            keys += [(reads[0][0], order.sample_indexes(reads[0][0], each)) for each in ids]
+    return keys
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    mixed=st.one_of(sources, weighted_sources),
+    batch=st.sampled_from([8, 16, 24, 64]),
+    window=st.integers(1, 50),
+    seed=st.integers(0, 2**63),
+    stops=st.tuples(st.integers(0, 12), st.integers(0, 12)),
+    worlds=st.tuples(*[st.sampled_from([1, 2, 4, 8])] * 3),
+)
+def test_a_run_stopped_twice_and_continued_on_other_ranks_has_the_uninterrupted_order(
+    mixed: list[SourceCounts],
+    batch: int,
+    window: int,
+    seed: int,
+    stops: tuple[int, int],
+    worlds: tuple[int, int, int],
+) -> None:
+    def fresh() -> SampleOrder:
+        return SampleOrder(mixed, batch=batch, window=window, seed=seed)
+
+    first, second = sorted(stops)
+    parts = (range(0, first), range(first, second), range(second, second + 6))
+    resumed = [key for part, world in zip(parts, worlds, strict=True) for key in global_keys(fresh(), part, world)]
+    assert resumed == global_keys(fresh(), range(second + 6), 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(mixed=sources, batch=batches, window=st.integers(1, 50))
+def test_every_sample_of_every_source_comes_once_a_pass(mixed: list[SourceCounts], batch: int, window: int) -> None:
+    order = SampleOrder(mixed, batch=batch, window=window, seed=3)
+    summary = order.describe()
+    for epoch in (0, 3):
+        ids = range(sum(summary.shares))
+        counts = np.bincount([order.sample_indexes(epoch, each) for each in ids])
+        expected = [
+            summary.passes * source.repeat
+            for source in mixed
+            for samples in source.shard_samples
+            for _ in range(samples)
+        ]
+        assert counts.tolist() == expected
+        assert np.bincount([order.sample_indexes(epoch, i) for i in epoch_ids(order, epoch)]).max() <= max(expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(mixed=weighted_sources, batch=batches, epochs=st.integers(1, 9))
+def test_weighted_sources_have_their_shares_and_equal_samples(
+    mixed: list[SourceCounts], batch: int, epochs: int
+) -> None:
+    order = SampleOrder(mixed, batch=batch, window=8, seed=5)
+    summary = order.describe()
+    total, weights = sum(summary.shares), sum(source.weight for source in mixed)
+    counts = np.zeros(sum(sum(source.shard_samples) for source in mixed), dtype=int)
+    for epoch in range(epochs):
+        np.add.at(counts, [order.sample_indexes(epoch, each) for each in range(total)], 1)
+    first = 0
+    for source, share in zip(mixed, summary.shares, strict=True):
+        assert abs(share - total * source.weight / weights) < 1
+        size = sum(source.shard_samples)
+        own = counts[first : first + size]
+        assert own.sum() == share * epochs and np.ptp(own) <= 1
+        first += size
+    ids = epoch_ids(order, 1)
+    assert len(np.unique(ids)) == len(ids) and ids.max() < total
+
+
+def test_shares_of_an_epoch_by_hand() -> None:
+    assert epoch_shares([SourceCounts((30, 10)), SourceCounts((5,), repeat=4)], 8) == [40, 20]
+    assert epoch_shares([SourceCounts((3,)), SourceCounts((2,), repeat=2)], 20) == [9, 12]
+    assert epoch_shares([SourceCounts((900,), weight=1.0), SourceCounts((100,), weight=3.0)], 8) == [250, 750]
+    assert epoch_shares([SourceCounts((1,), weight=1.0)] * 3, 4) == [2, 2, 2]
+    with pytest.raises(UsageError, match=r"source 1 .* so small a weight"):
+        SampleOrder([SourceCounts((9,), weight=1.0), SourceCounts((1,), weight=0.01)], batch=2, window=4, seed=0)
+
+
+def test_stretches_of_weighted_sources_stay_within_a_shard() -> None:
+    order = SampleOrder([SourceCounts((5, 7), weight=1.0), SourceCounts((4,), weight=2.0)], batch=1, window=1, seed=0)
+    shard_of = [0] * 5 + [1] * 7 + [2] * 4
+    for epoch in range(4):
+        indexes = [order.sample_indexes(epoch, each) for each in epoch_ids(order, epoch)]
+        breaks = [after != before + 1 for before, after in itertools.pairwise(indexes)]
+        assert sum(breaks) <= 8  # 6 of 16 in 2 stretches, 10 in 3 or 4: no sample is torn from its neighbours
+        for before, after, broken in zip(indexes, indexes[1:], breaks, strict=False):
+            assert broken or shard_of[before] == shard_of[after]
+
+
 def test_global_sample_k_comes_from_lane_k_mod_lanes() -> None:
     order = order_of([30, 34, 40], batch=8)
     ids = epoch_ids(order, 0)
@@ -171,7 +282,7 @@ def test_position_is_the_epoch_and_the_index_within_it() -> None:
 @pytest.mark.parametrize(("shards", "window"), [([], 4), ([0], 4), ([3], 0)])
 def test_an_empty_stream_or_window_is_refused(shards: list[int], window: int) -> None:
     with pytest.raises(UsageError, match="expected at least 1 of each"):
-        SampleOrder(shards, batch=2, window=window, seed=0)
+        order_of(shards, batch=2, window=window, seed=0)
 
 
 def test_the_order_has_its_golden_digest() -> None:
@@ -182,7 +293,7 @@ def test_the_order_has_its_golden_digest() -> None:
 
 
 def test_seeking_far_into_a_large_dataset_takes_no_replay() -> None:
-    order = SampleOrder([10_000] * 20_000, batch=384, window=4096, seed=1)  # 200 M samples
+    order = SampleOrder([SourceCounts((10_000,) * 20_000)], batch=384, window=4096, seed=1)  # 200 M samples
     step = 3 * order.steps_per_epoch + 400_000
     epoch, ids = order.step_samples(step)
     assert epoch == 3 and len(np.unique(ids)) == 384
