@@ -2,7 +2,8 @@
 
     python -m benchmarks.prep_ray_overhead [--full]
 
-Bare: a pool of two spawned processes that take the same shards from the same plan. The sides alternate. Start
+Bare: a pool of two spawned processes that take the same shards from the same plan, each on a processor of its own
+as Ray's workers are. The sides alternate. Start
 and end of Ray are paid once a run and the rest by the shard, so from a short run the cost of a run of one
 minute is computed as (start + end + shards' time x 60 / bare time) / 60; --full runs the minute. The last line
 is JSON; `ratio` is a run of one minute by Ray over the bare one. The bar is 1.05.
@@ -16,10 +17,12 @@ import multiprocessing
 import statistics
 import tempfile
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 from benchmarks.prep_corpus import clip_dataset, plan_into
+from data_prep.process import one_processor
 from data_prep.ray_job import run_tasks, running_ray
 from data_prep.shard_tasks import make_shard
 
@@ -42,12 +45,19 @@ def by_processes(root: Path, shards: int) -> tuple[float, float]:
     """The same by a pool of bare processes."""
     work, plans, _ = plan_into(root, clip_dataset(shards))
     started = time.perf_counter()
-    with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
+    with multiprocessing.get_context("spawn").Pool(WORKERS, _keep_to_one_processor) as pool:
         begun = time.perf_counter()
         for _ in pool.imap_unordered(partial(make_shard, work), plans):
             pass
         made = time.perf_counter()
     return begun - started + time.perf_counter() - made, made - begun
+
+
+_PROCESSOR = ExitStack()
+
+
+def _keep_to_one_processor() -> None:
+    _PROCESSOR.enter_context(one_processor())
 
 
 def main() -> None:

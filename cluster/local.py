@@ -19,6 +19,9 @@ from types import FrameType
 import psutil
 
 GRACE_S = 7.0
+INTERRUPTED = 130
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals by which a terminal or a scheduler asks for a stop; each is passed on as SIGINT."""
 POLL_S = 0.1
 
 
@@ -32,30 +35,33 @@ def run_command(argv: Sequence[str], *, environment: Mapping[str, str] | None = 
     Args:
         argv: program and arguments; no shell.
         environment: variables laid over ours.
-        grace_s: seconds between asking the command to stop and killing it, after SIGINT or SIGTERM to us.
+        grace_s: seconds between asking the command to stop and killing it, after a stop signal to us.
 
     Returns:
         Its exit status.
 
     Raises:
-        Interrupted: we got SIGINT or SIGTERM; every process of the command has ended.
+        Interrupted: we got a stop signal; every process of the command has ended.
     """
     return run_together([(list(argv), dict(environment or {}))], grace_s=grace_s)
 
 
-def run_ranks(argv: Sequence[str], ranks: int, *, environment: Mapping[str, str] | None = None) -> int:
+def run_ranks(
+    argv: Sequence[str], ranks: int, *, environment: Mapping[str, str] | None = None, grace_s: float = GRACE_S
+) -> int:
     """Runs a command as `ranks` processes of one world on this machine, with torchrun's variables.
 
     Args:
         argv: program and arguments of each.
         ranks: how many.
         environment: variables laid over ours in all of them.
+        grace_s: seconds that they have to stop by themselves after a stop signal to us.
 
     Returns:
         0, or the first exit status that is not 0; the other ranks are then stopped.
 
     Raises:
-        Interrupted: we got SIGINT or SIGTERM; every process has ended.
+        Interrupted: we got a stop signal; every process has ended.
     """
     world = {
         **(environment or {}),
@@ -67,7 +73,7 @@ def run_ranks(argv: Sequence[str], ranks: int, *, environment: Mapping[str, str]
         (list(argv), {**world, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)})
         for rank in range(ranks)
     ]
-    return run_together(commands)
+    return run_together(commands, grace_s=grace_s)
 
 
 def free_port() -> int:
@@ -81,17 +87,18 @@ def run_together(commands: Sequence[tuple[list[str], dict[str, str]]], *, grace_
     """Runs commands (arguments, variables) side by side until all have ended or one has failed.
 
     Returns:
-        0, or the first exit status that is not 0; the others are then stopped.
+        0, or the first exit status that is not 0; the others are then stopped, within the usual grace
+        unless it is that of an interruption (130).
 
     Raises:
-        Interrupted: we got SIGINT or SIGTERM; every process has ended.
+        Interrupted: we got a stop signal; every process has ended.
     """
     received: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
         received.append(number)
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, note) for number in STOPS}
     children: list[subprocess.Popen[bytes]] = []
     try:
         for argv, variables in commands:
@@ -104,6 +111,8 @@ def run_together(commands: Sequence[tuple[list[str], dict[str, str]]], *, grace_
             codes = [child.poll() for child in children]
             failed = next((code for code in codes if code), None)
             if failed is not None:
+                if failed != INTERRUPTED:  # one that was asked to stop: the others stop with it, and may be saving
+                    grace_s = min(grace_s, GRACE_S)
                 return failed
             if all(code == 0 for code in codes):
                 return 0

@@ -15,6 +15,7 @@ from data_prep.decode.cutter import CutSample
 from data_prep.decode.failures import DecodeFailure, Unwanted
 from data_prep.fetch import local_input
 from data_prep.plan import PlannedInput
+from data_prep.process import one_processor
 
 PROBED_INPUTS = 8
 BUDGET_S = 20.0
@@ -55,7 +56,7 @@ class InputSampler:
 def estimate(
     config: DatasetConfig, probe: list[PlannedInput], inputs: int, size: int, workers: int, left: float = 1.0
 ) -> Estimate:
-    """Cut some inputs, at most for `BUDGET_S`, and scale to all.
+    """Cut some inputs as a worker would, at most for `BUDGET_S`, and scale to all.
 
     Videos are scaled by their bytes; by their number where that decides: images, samples capped an input, no sizes.
 
@@ -69,7 +70,7 @@ def estimate(
     """
     probed = samples = stored = probed_bytes = 0
     started = time.monotonic()
-    with DecodeClient(config) as client, tempfile.TemporaryDirectory() as scratch:
+    with one_processor(), DecodeClient(config) as client, tempfile.TemporaryDirectory() as scratch:
         _cut(client, probe[0], Path(scratch))  # starting the decoder is not part of the measure
         begun = time.monotonic()
         for planned in probe:

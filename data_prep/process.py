@@ -1,11 +1,19 @@
-"""Child processes that never outlive their parent."""
+"""Processes and processors: children that never outlive their parent, workers that keep to one processor."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
+import logging
 import os
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+LOG = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
 
@@ -29,3 +37,48 @@ def end_with_parent(parent_pid: int) -> None:
 def usable_cores() -> int:
     """Cores this process may run on (its affinity, not the machine's count)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+@contextlib.contextmanager
+def one_processor() -> Iterator[int | None]:
+    """Keep this thread, and what it starts meanwhile, on one processor that nobody else has in this way.
+
+    Which is taken is known by a lock on a file of its number, which the system gives back when the process ends,
+    however it ends.
+
+    Yields:
+        Number of the processor; None where all are taken or it cannot be known: nothing changes then.
+    """
+    with contextlib.ExitStack() as stack:
+        number = _take_processor(stack)
+        if number is not None:
+            stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
+            os.sched_setaffinity(0, {number})
+        yield number
+
+
+def _take_processor(stack: contextlib.ExitStack) -> int | None:
+    """A processor that is locked until the stack ends."""
+    folder = Path(tempfile.gettempdir()) / f"mcjepa-processors-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return next((n for n in _processors() if _lock(folder / str(n), stack)), None)
+    except OSError as error:
+        LOG.warning("workers are not kept to a processor each: %s (%s)", error.strerror, folder)
+        return None
+
+
+def _processors() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+
+
+def _lock(path: Path, stack: contextlib.ExitStack) -> bool:
+    """Lock a file until the stack ends; False where another has it."""
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return False
+    stack.callback(os.close, descriptor)
+    return True

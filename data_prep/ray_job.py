@@ -1,10 +1,11 @@
 """Runs work on Ray (the only user of Ray here): tasks, a bounded number of them in flight.
 
 Only names and numbers pass through the driver and Ray's object store; samples go from the decode children
-straight to the store. Tasks are what Ray moves by itself when a worker or a node is lost, and what waits for
-room by itself when a node is gone for good. Without an address a private Ray is started on the loopback
-interface, with a token of its own and no dashboard or usage report, and ended whatever happens; workers and
-decode children end with it. It is never stopped by `ray stop`, which would end every Ray on the machine.
+straight to the store. A task reserves one processor and its worker keeps to one, decode child included. Tasks are
+what Ray moves by itself when a worker or a node is lost, and what waits for room by itself when a node is gone for
+good. Without an address a private Ray is started on the loopback interface, with a token of its own and no
+dashboard or usage report, and ended whatever happens; workers and decode children end with it. It is never stopped
+by `ray stop`, which would end every Ray on the machine.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from data_prep.errors import DataError
-from data_prep.process import usable_cores
+from data_prep.process import one_processor, usable_cores
 
 LOG = logging.getLogger(__name__)
 
@@ -112,24 +113,41 @@ def run_tasks(
     """
     import ray
 
-    remote: Any = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(function)
+    remote: Any = ray.remote(_call_on_one_processor).options(
+        num_cpus=1, max_retries=TASK_RETRIES, name=getattr(function, "__name__", "task")
+    )
     stream = iter(items)
     in_flight: dict[Any, str] = {}
     quiet_since = time.monotonic()
     try:
         for item in islice(stream, workers + _ahead(workers)):
-            in_flight[remote.remote(work, item)] = item.name
+            in_flight[remote.remote(function, work, item)] = item.name
         while in_flight:
             ready, _ = ray.wait(list(in_flight), num_returns=1, timeout=WAIT_S)
             quiet_since = _warn_when_quiet(quiet_since, bool(ready), list(in_flight.values()))
             for reference in ready:
                 name = in_flight.pop(reference)
                 if (following := next(stream, None)) is not None:
-                    in_flight[remote.remote(work, following)] = following.name
+                    in_flight[remote.remote(function, work, following)] = following.name
                 on_result(_result_of(reference, name))
     finally:
         for reference in in_flight:
             ray.cancel(reference, force=True)
+
+
+_PROCESSOR = contextlib.ExitStack()
+
+
+def _call_on_one_processor(function: Callable[[Any, Any], Any], work: object, item: object) -> Any:
+    """What Ray's workers run."""
+    _keep_to_one_processor()
+    return function(work, item)
+
+
+@functools.cache
+def _keep_to_one_processor() -> None:
+    """Once a worker; it ends with its process."""
+    _PROCESSOR.enter_context(one_processor())
 
 
 def _ahead(workers: int) -> int:

@@ -9,19 +9,36 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+EncoderSize = Literal["nano", "tiny", "small", "base"]
+# (stem_channels, stage_channels, depths) by name. The stem has half the first stage's channels, as in the paper's tiny.
+ENCODER_SIZES: dict[str, tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int, int, int]]] = {
+    "nano": ((16, 32), (32, 48, 64, 96), (1, 1, 1, 1)),  # the quickstart's: minutes on CPUs [ours]
+    "tiny": ((48, 48), (96, 192, 384, 768), (3, 3, 9, 3)),  # the paper's [S]; ConvNeXt-T [D]
+    "small": ((48, 48), (96, 192, 384, 768), (3, 3, 27, 3)),  # ConvNeXt-S [D]
+    "base": ((64, 64), (128, 256, 512, 1024), (3, 3, 27, 3)),  # ConvNeXt-B [D]
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """The shared encoder: ConvNeXt with its stem split in two, six levels at strides 2, 4, 8, 16, 32, 64."""
+    """The shared encoder: ConvNeXt with its stem split in two, six levels at strides 2, 4, 8, 16, 32, 64.
 
-    stem_channels: tuple[int, int] = (48, 48)
-    """Channels of the levels at strides 2 and 4, after the two stem convolutions [S]."""
+    `EncoderConfig(size="small")` is the encoder of that name. Channels and depths that are left empty are filled in
+    from the size, so that a configuration always holds the numbers that are used.
+    """
+
+    size: EncoderSize = "tiny"
+    """Names the channels and depths that are not given: `tiny` is the paper's [S], `small` and `base` have
+    ConvNeXt's [D], `nano` is for CPUs [ours]. What is given wins."""
+    stem_channels: tuple[int, ...] = ()
+    """Channels of the levels at strides 2 and 4, after the two stem convolutions; empty: the size's, 48 and 48 for
+    `tiny` [S]."""
     stem_activation: Literal["none", "gelu"] = "none"
     """Non-linearity behind each stem convolution; ConvNeXt has none [D], small models match better with one [ours]."""
-    stage_channels: tuple[int, int, int, int] = (96, 192, 384, 768)
-    """Channels of the four stages, strides 8 to 64 [D: ConvNeXt-T]."""
-    depths: tuple[int, int, int, int] = (3, 3, 9, 3)
-    """Blocks in each stage [D: ConvNeXt-T]."""
+    stage_channels: tuple[int, ...] = ()
+    """Channels of the four stages, strides 8 to 64; empty: the size's, 96, 192, 384, 768 for `tiny` [D: ConvNeXt]."""
+    depths: tuple[int, ...] = ()
+    """Blocks in each stage; empty: the size's, 3, 3, 9, 3 for `tiny` [D: ConvNeXt]."""
     drop_path: float = 0.1
     """Stochastic depth of the last block, rising linearly from 0 at the first [D: VICRegL]."""
     layer_scale: float = 0.0
@@ -29,8 +46,20 @@ class EncoderConfig:
     init_std: float = 0.02
     """Standard deviation of the initial weights [D: ConvNeXt]; 0 takes 1 / sqrt(fan-in), which keeps the features
     of narrow encoders at unit scale, where their correlation says something from the first step on [ours]."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each block in training and compute the block again in the backward pass: the same
+    gradients, less memory, about a third more time [ours]."""
 
     def __post_init__(self) -> None:
+        for name, value in zip(("stem_channels", "stage_channels", "depths"), ENCODER_SIZES[self.size], strict=True):
+            given = getattr(self, name)
+            if not given:
+                object.__setattr__(self, name, value)  # frozen: the way of dataclasses themselves
+            elif len(given) != len(value):
+                raise ValueError(
+                    f"model.encoder.{name} has {len(given)} values, expected {len(value)}, finest level first; "
+                    "leave it out for those of model.encoder.size"
+                )
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"model.encoder.drop_path is {self.drop_path}, expected 0 <= drop_path < 1")
         if min(self.stem_channels + self.stage_channels) < 1 or min(self.depths) < 0:
@@ -119,6 +148,9 @@ class LossConfig:
     """Variance coefficients of the levels, coarsest first [S]."""
     vc_covariance: tuple[float, ...] = (0.04, 0.04, 0.001, 0.0, 0.0, 0.0)
     """Covariance coefficients of the levels, coarsest first [S]."""
+    vc_samples: Literal["positions", "images"] = "positions"
+    """What counts as a sample of a channel: every position of every map together [I]; or the maps of the batch at
+    each position apart, averaged over positions [D: VICRegL]. The second asks for many images a step."""
     vicreg_invariance: float = 25.0
     """Coefficient of the invariance part of the content term [C]."""
     vicreg_variance: float = 25.0

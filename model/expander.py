@@ -27,11 +27,12 @@ class GlobalBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        """(N, D) to (N, D), computed in fp32."""
+        """(N, D) to (N, D), computed in fp32 and returned in the input's type, as the half weights of an fp16 engine
+        need it."""
         x = x_ND.float()
         if not self.training:
             normal = (x - self.running_mean) * torch.rsqrt(self.running_var + self.eps)
-            return normal * self.weight + self.bias
+            return (normal * self.weight + self.bias).to(x_ND.dtype)
         rows = x.shape[0] * world_size()
         if rows < 2:
             raise ValueError("the expander's batch norm got one sample in all, expected at least 2: raise view_batch")
@@ -40,7 +41,7 @@ class GlobalBatchNorm(nn.Module):
         with torch.no_grad():
             self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), self.momentum)
             self.running_var.lerp_((var * rows / (rows - 1)).detach().to(self.running_var.dtype), self.momentum)
-        return (x - mean) * torch.rsqrt(var + self.eps) * self.weight + self.bias
+        return ((x - mean) * torch.rsqrt(var + self.eps) * self.weight + self.bias).to(x_ND.dtype)
 
 
 class Expander(nn.Sequential):

@@ -19,6 +19,7 @@ from model.config import ModelConfig
 from model.encoder import Encoder
 from model.expander import Expander
 from model.flow_estimator import FlowEstimator
+from model.inputs import require_alike, require_images, require_sides
 from model.losses.cycle import cycle_loss
 from model.losses.reconstruction import reconstruction_loss
 from model.losses.regression import regression_loss
@@ -84,7 +85,15 @@ class MCJEPA(nn.Module):
         self.expander = Expander(config.expander, self.encoder.channels[-1])
 
     def forward_pyramid(self, image_B3HW: Tensor) -> list[Tensor]:
-        """Six maps of strides 2 to 64, finest first, of RGB images in [0, 1]; see `Encoder.forward`."""
+        """Six maps of strides 2 to 64, finest first, of RGB images in [0, 1]; see `Encoder.forward`.
+
+        Raises:
+            InputError: these are no such images (`model.inputs`).
+        """
+        require_images(image_B3HW, "images", training=self.training)
+        return self._pyramid(image_B3HW)
+
+    def _pyramid(self, image_B3HW: Tensor) -> list[Tensor]:
         levels: list[Tensor] = self.encoder(image_B3HW)
         return levels
 
@@ -101,12 +110,12 @@ class MCJEPA(nn.Module):
 
         Returns:
             (B, 2, H, W), fp32: u to the right and v down, in pixels.
+
+        Raises:
+            InputError: the frames are no images or do not match up.
         """
-        if frame0_B3HW.shape != frame1_B3HW.shape:
-            raise ValueError(
-                f"frames of shapes {tuple(frame0_B3HW.shape)} and {tuple(frame1_B3HW.shape)}, expected the same"
-            )
-        pyramid = self.forward_pyramid(torch.cat((frame0_B3HW, frame1_B3HW)))
+        require_alike(frame0_B3HW, frame1_B3HW, ("frame 0", "frame 1"), training=self.training)
+        pyramid = self._pyramid(torch.cat((frame0_B3HW, frame1_B3HW)))
         first, second = ([x.chunk(2)[i] for x in pyramid] for i in (0, 1))
         flow: Tensor = self.flow_estimator(first, second)[0]
         height, width = frame0_B3HW.shape[-2:]
@@ -128,6 +137,10 @@ class MCJEPA(nn.Module):
 
         Returns:
             The weighted sum, all unweighted terms that were computed, and meters.
+
+        Raises:
+            InputError: a batch is no stack of images, its halves do not match up, pairs are smaller than a cell of
+                the coarsest decoded level, or (on CPUs) a pixel is not finite. `model.inputs.all_finite` asks before.
         """
         terms: dict[str, Tensor] = {}
         meters: dict[str, Tensor] = {}
@@ -145,7 +158,8 @@ class MCJEPA(nn.Module):
         return JointLoss(loss, {name: value.detach() for name, value in terms.items()}, meters)
 
     def _content_terms(self, views: tuple[Tensor, Tensor], meters: dict[str, Tensor]) -> dict[str, Tensor]:
-        embedding = self.forward_embedding(torch.cat(views))
+        require_alike(*views, ("the first views", "the second views"), training=self.training)
+        embedding = self._pyramid(torch.cat(views))[-1].mean((2, 3))
         expanded = self.expander(embedding)
         invariance, variance, covariance = vicreg_terms(*expanded.chunk(2))
         meters["embedding_std"] = embedding.detach().float().std(0).mean()
@@ -159,14 +173,17 @@ class MCJEPA(nn.Module):
         self, pairs: tuple[Tensor, Tensor], weights: Mapping[str, float], meters: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Both directions at once: the batch is [a -> b; b -> a], `swap_halves` gives the other end."""
+        require_alike(*pairs, ("frames t", "frames t + 1"), training=self.training)
+        require_sides(pairs[0], "frame pairs", self.config.flow.coarsest_stride, "model.flow.coarsest_stride")
         images = torch.cat(pairs)
-        pyramid = self.forward_pyramid(images)
+        pyramid = self._pyramid(images)
         others = [swap_halves(x) for x in pyramid]
         flows = self.flow_estimator(pyramid, others)
         with torch.autocast(images.device.type, enabled=False):
             terms = self._flow_terms(images, pyramid, others, flows, weights, meters)
             form = self.config.loss
-            variance, covariance = variance_covariance_loss(pyramid, form.vc_variance[::-1], form.vc_covariance[::-1])
+            coefficients = form.vc_variance[::-1], form.vc_covariance[::-1]
+            variance, covariance = variance_covariance_loss(pyramid, *coefficients, form.vc_samples)
         terms |= {"vc": variance + covariance, "vc_variance": variance, "vc_covariance": covariance}
         return terms
 

@@ -1,7 +1,8 @@
 """Weights in and out: a folder with `model.safetensors` and `config.json`, readable without the rest of mcjepa.
 
 `config.json` holds {"format": 1, "model": {...}, "lineage": {...}}; lineage is free data about where the weights
-come from. The weights' digest is the sha256 of the safetensors file.
+come from. The weights' digest is the sha256 of the safetensors file. A folder may hold the encoder alone
+(tensors `encoder.…` only): `load_encoder` reads both kinds, `load` whole models.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from typing import Any, TypeVar, get_type_hints
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.encoder import Encoder
 from model.mcjepa import MCJEPA
 
 FORMAT = 1
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
+ENCODER = "encoder."
 Record = TypeVar("Record")
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class WeightsError(ValueError):
@@ -49,16 +53,19 @@ def save(
     partial.replace(folder / WEIGHTS_NAME)
     record = {"format": FORMAT, "model": dataclasses.asdict(config), "lineage": dict(lineage or {})}
     (folder / CONFIG_NAME).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / WEIGHTS_NAME).chmod((folder / CONFIG_NAME).stat().st_mode)  # safetensors makes files of one reader only
     return weights_digest(folder)
 
 
 def weights_digest(folder: Path) -> str:
-    """sha256 of the weights file, hexadecimal."""
-    digest = hashlib.sha256()
-    with (folder / WEIGHTS_NAME).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    """sha256 of a folder's weights file, hexadecimal."""
+    return file_digest(folder / WEIGHTS_NAME)
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
@@ -85,18 +92,54 @@ def load(folder: str | Path) -> MCJEPA:
     """Builds the model of a weights folder, on the CPU and in evaluation mode.
 
     Raises:
-        WeightsError: a file is absent or damaged, or the weights do not fit the configuration.
+        WeightsError: a file is absent or damaged, the weights do not fit the configuration, or the folder holds the
+            encoder alone.
     """
     folder = Path(folder)
     config, _ = read_config(folder)
-    model = MCJEPA(config)
+    state = read_state(folder)
+    if state and all(name.startswith(ENCODER) for name in state):
+        raise WeightsError(f"{folder} holds the encoder alone, expected a whole model; use load_encoder")
+    return _filled(MCJEPA(config), state, folder).eval()
+
+
+def load_encoder(folder: str | Path) -> Encoder:
+    """Builds the encoder of a weights folder, whole or exported with `--only encoder`, in evaluation mode.
+
+    Raises:
+        WeightsError: as `load`.
+    """
+    folder = Path(folder)
+    config, _ = read_config(folder)
+    state = encoder_part(read_state(folder))
+    return _filled(Encoder(config.encoder), {n.removeprefix(ENCODER): t for n, t in state.items()}, folder).eval()
+
+
+def encoder_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's tensors of a model's state, under the same names."""
+    return {name: tensor for name, tensor in state.items() if name.startswith(ENCODER)}
+
+
+def read_state(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a weights folder by name.
+
+    Raises:
+        WeightsError: the file is absent or damaged.
+    """
     if not (folder / WEIGHTS_NAME).is_file():
         raise WeightsError(f"{folder} has no {WEIGHTS_NAME}; export the weights again")
     try:
-        model.load_state_dict(load_file(str(folder / WEIGHTS_NAME)))
-    except (SafetensorError, RuntimeError) as error:
+        return load_file(str(folder / WEIGHTS_NAME))
+    except SafetensorError as error:
+        raise WeightsError(f"{folder / WEIGHTS_NAME} is damaged ({error}); export the weights again") from error
+
+
+def _filled(module: Module, state: Mapping[str, Tensor], folder: Path) -> Module:
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
         raise WeightsError(f"{folder / WEIGHTS_NAME} does not fit its {CONFIG_NAME}: {error}") from error
-    return model.eval()
+    return module
 
 
 def _build(kind: type[Record], content: Mapping[str, Any]) -> Record:

@@ -29,7 +29,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """Safe YAML that refuses a key given twice, which YAML parsers otherwise drop in silence."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        named = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=True) for key in named]
         twice = {str(key) for key in keys if keys.count(key) > 1}
         if twice:
             raise UsageError(f"line {node.start_mark.line + 1}: key {sorted(twice)[0]!r} is given twice; keep one")
@@ -37,7 +38,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe: a path, or the name of one that ships with the package (`quickstart`).
+    """The file of a recipe: a path, or the name of one that ships with the package (`quickstart`, `ablations/no-vc`).
 
     Raises:
         UsageError: there is neither.
@@ -45,11 +46,20 @@ def find_recipe(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    shipped = Path(str(resources.files("configs")))
-    if re.fullmatch(r"[\w-]+(\.yaml)?", name) and (shipped / f"{path.stem}.yaml").is_file():
-        return shipped / f"{path.stem}.yaml"
-    names = ", ".join(sorted(p.stem for p in shipped.glob("*.yaml")))
-    raise UsageError(f"no recipe {name!r}: expected a YAML file or one of the shipped recipes ({names})")
+    if re.fullmatch(r"[\w-]+(/[\w-]+)?(\.yaml)?", name):
+        shipped = Path(str(resources.files("configs"))) / f"{name.removesuffix('.yaml')}.yaml"
+        if shipped.is_file():
+            return shipped
+    raise UsageError(
+        f"no recipe {name!r}: expected a YAML file or one of the shipped recipes ({', '.join(shipped_recipes())})"
+    )
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that ship with the package, those in folders last."""
+    folder = Path(str(resources.files("configs")))
+    names = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
+    return sorted(names, key=lambda name: ("/" in name, name))
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

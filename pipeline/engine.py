@@ -1,40 +1,44 @@
 """The DeepSpeed adapter: process group, engine, and the few questions that a step asks of it.
 
-Traps that this file keeps from the rest (DeepSpeed 0.19 on CPU): its shared-memory collective would be compiled at
-every first start, its own AdamW too, and it imports mlflow for its autotuner. A world is described by the ordinary
-variables RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, as torchrun, Slurm and deepspeed set them; without
-them this process is a world of one.
+Traps that this file keeps from the rest (DeepSpeed 0.19): its shared-memory collective would be compiled at every
+first start on CPUs, its own AdamW too; it imports mlflow for its autotuner; without ZeRO it clips gradients without
+telling their norm. What the engine holds, parameter by parameter, is `pipeline.engine_state`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import logging
 import os
-import socket
 import sys
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
 
+from pipeline.engine_options import check_known, engine_options
+from pipeline.engine_state import reset_updates
 from pipeline.errors import UsageError
-from pipeline.train_config import EngineConfig, OptimizerConfig, TrainConfig
+from pipeline.freed_memory import keep_freed_memory
+from pipeline.parameter_groups import parameter_groups
+from pipeline.seeding import mix64
+from pipeline.train_config import EngineConfig, TrainConfig
+from pipeline.world import World, adopt_world, ranks_here
 
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among all."""
-
-    rank: int
-    size: int
-    local_rank: int
-    device: torch.device
+__all__ = [
+    "World",
+    "any_rank",
+    "build_engine",
+    "gathered_parameters",
+    "gradient_norm",
+    "seed_step",
+    "set_learning_rates",
+    "start_world",
+    "stop_world",
+]
 
 
 def _import_deepspeed() -> Any:
@@ -52,37 +56,27 @@ def _import_deepspeed() -> Any:
     return deepspeed
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def start_world(config: EngineConfig) -> World:
     """Joins the process group named by the environment, or makes one of this process alone.
 
     Raises:
-        UsageError: the master port is taken, the variables are incomplete, or fp16 is asked of a CPU.
+        UsageError: the master port is taken, the variables are incomplete, or fp16 or offloading is asked of a CPU.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size > 1:
-        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-        if missing:
-            raise UsageError(f"WORLD_SIZE is {world_size} but {', '.join(missing)} is not set; start with torchrun")
-    os.environ.setdefault("RANK", "0")
-    os.environ.setdefault("LOCAL_RANK", "0")
-    os.environ.setdefault("WORLD_SIZE", "1")
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(_free_port()))
     cuda = torch.cuda.is_available()
     if config.precision == "fp16" and not cuda:
         raise UsageError("train.engine.precision is fp16, which needs a GPU, and there is none; use bf16 or fp32")
-    local_rank = int(os.environ["LOCAL_RANK"])
+    if config.offload != "none" and not cuda:
+        raise UsageError(
+            f"train.engine.offload is {config.offload}, which moves state from a GPU to its host, and there is no GPU; "
+            "set it to none"
+        )
+    adopt_world(os.environ)
+    world_size, local_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
     if cuda:
         torch.cuda.set_device(local_rank)
     else:
-        _keep_freed_memory()
-    torch.set_num_threads(config.threads or max(len(os.sched_getaffinity(0)) // _ranks_here(world_size), 1))
+        keep_freed_memory()
+    torch.set_num_threads(config.threads or max(len(os.sched_getaffinity(0)) // ranks_here(world_size), 1))
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls
     deepspeed = _import_deepspeed()
     try:
@@ -95,77 +89,50 @@ def start_world(config: EngineConfig) -> World:
             ) from error
         raise
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    return World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), local_rank, device)
-
-
-def _ranks_here(world_size: int) -> int:
-    """Ranks that share this machine, as launchers tell; the whole world where they do not."""
-    for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"):
-        if os.environ.get(name, "").isdigit():
-            return max(int(os.environ[name]), 1)
-    return world_size
-
-
-def _keep_freed_memory() -> None:
-    """Asks glibc to keep freed blocks: fresh pages for every temporary cost a third of a small step on CPUs."""
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Encoder and expander, estimator; each with and without weight decay (none on norms and biases)."""
-    groups: dict[str, dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        estimator = name.startswith("flow_estimator.")
-        branch = "estimator" if estimator else "encoder"
-        decays = parameter.ndim > 1
-        decay = config.estimator_weight_decay if estimator else config.encoder_weight_decay
-        rate = config.estimator_lr if estimator else config.encoder_lr
-        group = groups.setdefault(
-            f"{branch}{'' if decays else '-no-decay'}",
-            {"params": [], "lr": rate, "peak_lr": rate, "weight_decay": decay if decays else 0.0},
-        )
-        group["params"].append(parameter)
-    return [{**group, "name": name} for name, group in sorted(groups.items())]
-
-
-def engine_options(config: TrainConfig, world: World) -> dict[str, Any]:
-    """The DeepSpeed configuration of this recipe; `train.engine.options` is laid over it."""
-    engine = config.engine
-    pairs = max(config.stream.pair_batch // world.size, 1)
-    options: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": pairs,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.optimizer.clip_norm,
-        "zero_optimization": {"stage": engine.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }
-    if engine.precision == "bf16":
-        options["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    elif engine.precision == "fp16":
-        options["fp16"] = {"enabled": True}
-    return options | engine.options
+    return World(int(os.environ["RANK"]), world_size, local_rank, device)
 
 
 def build_engine(model: nn.Module, config: TrainConfig, world: World) -> Any:
-    """Wraps the model into a DeepSpeed engine with AdamW over `parameter_groups`."""
+    """Wraps the model into a DeepSpeed engine with AdamW over `parameter_groups`.
+
+    Raises:
+        UsageError: `train.engine.options` holds something that DeepSpeed does not know or take.
+    """
     deepspeed = _import_deepspeed()
-    optimizer = torch.optim.AdamW(parameter_groups(model, config.optimizer), betas=config.optimizer.betas)
+    from pydantic import ValidationError
+
+    options = engine_options(config, world.size)
+    fields = deepspeed.runtime.zero.config.DeepSpeedZeroConfig.model_fields
+    known_zero = [*fields, *(field.alias for field in fields.values() if field.alias)]
+    for name in options["zero_optimization"]:
+        check_known(name, known_zero, "train.engine.options.zero_optimization")
+    fused = config.engine.offload == "none"  # one pass over each tensor; an offloaded one is stepped on the host
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, config.optimizer), betas=config.optimizer.betas, fused=fused or None
+    )
     with _quiet_logger():
-        engine, *_ = deepspeed.initialize(
-            model=model.to(world.device), optimizer=optimizer, config=engine_options(config, world)
-        )
+        try:
+            engine, *_ = deepspeed.initialize(model=model.to(world.device), optimizer=optimizer, config=options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise UsageError(
+                f"train.engine.options: {error.title} does not take {place}={first.get('input')!r} ({first['msg']}); "
+                "correct it or leave it out"
+            ) from error
+    if config.engine.zero_stage == 0:
+        engine.clip_fp32_gradients = MethodType(_clip_and_keep_norm, engine)
     return engine
+
+
+def _clip_and_keep_norm(engine: Any) -> None:
+    """In place of DeepSpeed's own without ZeRO, which clips alike but drops the norm."""
+    norm = torch.nn.utils.clip_grad_norm_(engine.module.parameters(), engine.gradient_clipping())
+    engine._global_grad_norm = norm
 
 
 @contextlib.contextmanager
 def _quiet_logger() -> Iterator[None]:
-    import logging
-
     logger = logging.getLogger("DeepSpeed")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -175,12 +142,26 @@ def _quiet_logger() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def set_learning_rates(engine: Any, factor: float) -> dict[str, float]:
-    """Sets each group's rate to its peak times `factor`; returns the rates by branch."""
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seeds torch for one step of one rank: a pure function, so no random state is kept or restored.
+
+    What is drawn in a step (stochastic depth) is then the same after any resume, and when a step is run again.
+    """
+    torch.manual_seed(mix64(seed, "step", step, rank) >> 1)
+
+
+def set_learning_rates(engine: Any, factor: float, idle: Collection[str] = ()) -> dict[str, float]:
+    """Sets each group's rate to its peak times `factor`; returns the rates by branch.
+
+    Groups of the branches in `idle` stand still: no rate, no decay, no count of updates (see `Schedule.idle_groups`).
+    """
     rates: dict[str, float] = {}
     for group in engine.optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
-        rates[str(group["name"]).split("-")[0]] = group["lr"]
+        branch = str(group["name"]).split("-")[0]
+        group["lr"] = 0.0 if branch in idle else group["peak_lr"] * factor
+        rates[branch] = group["lr"]
+    if idle:
+        reset_updates(engine, idle)
     return rates
 
 
@@ -188,6 +169,16 @@ def gradient_norm(engine: Any) -> float | None:
     """Global gradient norm of the last step before clipping; None where the engine does not tell."""
     norm = engine.get_global_grad_norm()
     return None if norm is None else float(norm)
+
+
+def gathered_parameters(engine: Any) -> contextlib.AbstractContextManager[Any]:
+    """Holds the module's parameters whole on every rank for a while; all ranks enter it (ZeRO-3 cuts them)."""
+    if engine.zero_optimization_stage() < 3:
+        return contextlib.nullcontext()
+    gathered: contextlib.AbstractContextManager[Any] = _import_deepspeed().zero.GatheredParameters(
+        list(engine.module.parameters())
+    )
+    return gathered
 
 
 def any_rank(flags: torch.Tensor) -> torch.Tensor:

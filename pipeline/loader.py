@@ -108,8 +108,8 @@ class StepLoader:
         """See `build_loader`."""
         self._streams, self._config, self._device = streams, config, device
         self._stop = multiprocessing.Event()
-        turns = Turns(config.sampling, {name: each.order.steps_per_epoch for name, each in streams.items()})
-        self._dataset = _Steps(streams, turns, rank, world_size, self._stop)
+        self._turns = Turns(config.sampling, {name: each.order.steps_per_epoch for name, each in streams.items()})
+        self._dataset = _Steps(streams, self._turns, rank, world_size, self._stop)
         self._next_step = start_step
         self._steps: Any = None
         self._feed: Iterator[StepBatch] = iter(())
@@ -127,6 +127,23 @@ class StepLoader:
             name: tuple(dataset.dataset_id for dataset in stream.catalogue.datasets)
             for name, stream in self._streams.items()
         }
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the run in an epoch (`Turns.steps_per_epoch`)."""
+        return self._turns.steps_per_epoch
+
+    @property
+    def order(self) -> dict[str, Any]:
+        """What the order of samples hangs on beside seed and batches, as plain data that a checkpoint keeps."""
+        sources = {
+            name: [
+                {"dataset_id": dataset_id, "repeat": source.repeat, "weight": source.weight}
+                for dataset_id, source in zip(ids, getattr(self._config, name), strict=True)
+            ]
+            for name, ids in self.dataset_ids.items()
+        }
+        return {"sampling": self._config.sampling, "window": self._config.window, **sources}
 
     def describe(self) -> dict[str, StreamSummary]:
         """Counts of the streams that are there, by name: `pairs`, `views`."""

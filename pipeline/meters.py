@@ -22,6 +22,7 @@ class Meters:
         self._started = time.perf_counter()
         self._waited_s = 0.0
         self._steps = 0
+        self._samples: dict[str, int] = {}
 
     def add(self, values: Mapping[str, Tensor | float]) -> None:
         """Adds one step's values to the window."""
@@ -30,18 +31,30 @@ class Meters:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
 
-    def step_done(self, waited_s: float) -> None:
-        """Counts a step and the seconds it waited for data."""
+    def step_done(self, waited_s: float, samples: Mapping[str, int] | None = None) -> None:
+        """Counts a step, the seconds it waited for data, and the samples of all ranks in it by their kind."""
         self._steps += 1
         self._waited_s += waited_s
+        for kind, count in (samples or {}).items():
+            self._samples[kind] = self._samples.get(kind, 0) + count
 
-    def record(self) -> dict[str, float]:
-        """Means of the window, `seconds_per_step` and `data_wait_share`; starts a new window."""
+    def record(self, parts_s: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Means of the window; starts a new one.
+
+        Args:
+            parts_s: seconds of the window by part of the step (`StepClock.window`).
+
+        Returns:
+            Mean of every value, `seconds_per_step`, `data_wait_share`, `KIND_per_s` of every kind of samples, and
+            `seconds_PART` a step of every part.
+        """
         now = time.perf_counter()
         spent = max(now - self._started, 1e-9)
         means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
         means["seconds_per_step"] = spent / max(self._steps, 1)
         means["data_wait_share"] = self._waited_s / spent
+        means.update({f"{kind}_per_s": count / spent for kind, count in self._samples.items()})
+        means.update({f"seconds_{part}": s / max(self._steps, 1) for part, s in (parts_s or {}).items()})
         self.__init__()  # type: ignore[misc]
         return means
 

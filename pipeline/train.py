@@ -1,10 +1,12 @@
 """Trains the joint model from published datasets: the whole loop, to be read in one sitting.
 
-    mcjepa train RECIPE [key=value ...]                              one process
-    torchrun --nproc_per_node 8 -m pipeline.cli train RECIPE         eight on a node
-    srun … python -m pipeline.cli train RECIPE                       many nodes, from Slurm's variables
+    mcjepa train RECIPE train.engine.precision=fp32                  on a CPU, one process
+    mcjepa train RECIPE --ranks 0                                    one node, a process a GPU (or a core without GPUs)
+    srun --ntasks-per-node 8 mcjepa train RECIPE                     many nodes, by Slurm's variables
+    torchrun --nnodes 4 --nproc_per_node 8 … -m pipeline.cli train RECIPE        many nodes, by torchrun's
 
-A run lives in a folder and is continued from its newest complete checkpoint when the command is given again:
+A run lives in a folder or an s3 prefix and is continued from its newest whole checkpoint when the command is given
+again, on as many processes and in whichever ZeRO stage:
 
     RUN/recipe.yaml  RUN/run.json  RUN/checkpoints/  RUN/weights/  RUN/bad_steps/  RUN/logs/metrics.jsonl
 """
@@ -12,7 +14,6 @@ A run lives in a folder and is continued from its newest complete checkpoint whe
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -21,20 +22,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from data_prep.storage import atomic_write
 from model.config import ModelConfig
 from model.mcjepa import MCJEPA
-from pipeline import checkpoint as checkpoints
-from pipeline.engine import World, build_engine, set_learning_rates, start_world, stop_world
-from pipeline.guards import BadStepGuard, StopRequest
+from pipeline.checkpoint import CheckpointKeeper, newest_weights
+from pipeline.checkpoint.resume import find_start
+from pipeline.engine import build_engine, seed_step, set_learning_rates, start_world, stop_world
+from pipeline.first_weights import first_weights
+from pipeline.guards import StepSetting, StopRequest
+from pipeline.instruments import Instruments
 from pipeline.loader import StepLoader, build_loader
-from pipeline.meters import Meters, append_record
-from pipeline.schedule import rate_factor
+from pipeline.micro_batches import check_micro_batches
+from pipeline.run_folder import RunFolder
+from pipeline.run_pictures import RunPictures
+from pipeline.run_records import RunRecords
+from pipeline.schedule import build_schedule
 from pipeline.step import run_step
-from pipeline.tracking import Tracker, dataset_tag, find_run
+from pipeline.step_clock import CLOSING
 from pipeline.train_config import TrackingConfig, TrainConfig
+from pipeline.watchdog import Watchdog
+from pipeline.world import World
 
 log = logging.getLogger(__name__)
 
@@ -84,13 +91,18 @@ def train(
         UsageError, DataError, RunError: settings that do not fit, unusable datasets, too many bad steps in a row.
     """
     world = start_world(config.engine)
+    check_micro_batches(config.stream, world.size, config.engine.accumulation_steps)
     with contextlib.ExitStack() as stack:
         stack.callback(stop_world)
         stop = stack.enter_context(StopRequest())
+        folder = RunFolder(config.run, config.checkpoint.scratch)
+        if world.rank == 0:
+            folder.fetch()
+        start = find_start(folder.store, world)
         torch.manual_seed(config.seed)
-        engine = build_engine(MCJEPA(model_config), config, world)
-        torch.manual_seed(config.seed + 1 + world.rank)
-        start = checkpoints.newest_checkpoint(Path(config.run))
+        model = MCJEPA(model_config)
+        origin = first_weights(model, config.init_from, folder.path, continued=start is not None)
+        engine = build_engine(model, config, world)
         loader = build_loader(
             config.stream,
             rank=world.rank,
@@ -100,135 +112,112 @@ def train(
             device=world.device,
         )
         stack.callback(loader.close)
-        facts = {
-            "dataset_ids": sorted({i for ids in loader.dataset_ids.values() for i in ids}),
-            "zero_stage": config.engine.zero_stage,
-        }
-        step = checkpoints.load_checkpoint(start, engine, world, facts) if start else 0
+        facts = run_facts(config, loader)
+        keeper = CheckpointKeeper(config.checkpoint, world, folder, facts)
+        stack.callback(keeper.abandon)
+        step = keeper.restore(start, engine) if start else 0
         if step:
             log.info("continuing %s from step %d", config.run, step)
-        run = _Run(config, world, engine, facts, loader)
-        tracker = run.open_tracker(tracking, recipe) if world.rank == 0 else None
+        engine_facts = {"zero_stage": config.engine.zero_stage, "precision": config.engine.precision}
+        facts |= {"world_size": world.size, "init_from": origin, **engine_facts}
+        instruments = Instruments(config, world, engine, folder.path)
+        stack.callback(instruments.close)
+        stack.enter_context(Watchdog(config.guards, instruments.clock, folder.path, world.rank, world.size))
+        records = RunRecords(folder, world, tracking, recipe, facts)
+        records.datasets(config.stream, loader)
+        pictures = RunPictures(config.stream, config.seed, world, config.meters.pictures, folder.path)
+        for name, summary in loader.describe().items():
+            log.info("%s: %s", name, summary)
+        run = _Run(config, world, engine, loader, keeper, instruments, records, pictures, facts)
         status = "FAILED"
         try:
-            step, finished = run.loop(step, stop, tracker, on_progress)
+            step, finished = run.loop(step, stop, on_progress)
+            instruments.clock.enter(CLOSING)
+            keeper.close(None if finished else run.grace_left_s())
             status = "FINISHED" if finished else "KILLED"
         except KeyboardInterrupt:
             status = "KILLED"
             raise
         finally:
-            if tracker:
-                tracker.end(status)
-        weights = checkpoints.newest_weights(Path(config.run))
-        return TrainReport(step, finished, tracker.run_id if tracker else "", weights, run.guard.total)
+            records.end(status)
+        return TrainReport(step, finished, records.run_id, newest_weights(folder.path), instruments.guard.total)
 
 
+def run_facts(config: TrainConfig, loader: StepLoader) -> dict[str, Any]:
+    """What must be the same when a run is continued: all that the order of samples hangs on."""
+    return {
+        "dataset_ids": sorted({i for ids in loader.dataset_ids.values() for i in ids}),
+        "seed": config.seed,
+        "pair_batch": config.stream.pair_batch,
+        "view_batch": config.stream.view_batch,
+        "order": loader.order,
+    }
+
+
+@dataclass
 class _Run:
     """The parts of a run that the loop needs at hand."""
 
-    def __init__(
-        self, config: TrainConfig, world: World, engine: Any, facts: dict[str, Any], loader: StepLoader
-    ) -> None:
-        self.config, self.world, self.engine, self.facts, self.loader = config, world, engine, facts, loader
-        self.folder = Path(config.run)
-        self.guard = BadStepGuard(self.folder / "bad_steps", world.rank, config.max_bad_steps)
-        self.run_id = ""
+    config: TrainConfig
+    world: World
+    engine: Any
+    loader: StepLoader
+    keeper: CheckpointKeeper
+    instruments: Instruments
+    records: RunRecords
+    pictures: RunPictures
+    facts: Mapping[str, Any]
+    stopped_at: float | None = None
 
-    def loop(
-        self,
-        step: int,
-        stop: StopRequest,
-        tracker: Tracker | None,
-        on_progress: Callable[[TrainProgress], None],
-    ) -> tuple[int, bool]:
+    def loop(self, step: int, stop: StopRequest, on_progress: Callable[[TrainProgress], None]) -> tuple[int, bool]:
         """Trains until the last step or a stop request; returns the steps done and whether that is all."""
-        config, meters, saved = self.config, Meters(), step
-        self.engine.train()
+        config, engine, instruments = self.config, self.engine, self.instruments
+        schedule = build_schedule(config, self.loader.steps_per_epoch)
+        values: dict[str, float] = {}
+        engine.train()
         batches = iter(self.loader)
-        while step < config.steps:
+        while step < schedule.steps:
+            instruments.waits_for_data(step)
             asked = time.perf_counter()
             batch = next(batches)
             waited_s = time.perf_counter() - asked
-            rates = set_learning_rates(self.engine, rate_factor(step, config.steps, config.optimizer.warmup_steps))
-            weights = config.terms.weights_at(step)
-            result = run_step(self.engine, batch, weights, stop_requested=stop.signal is not None)
-            if result.finite:
-                self.guard.passed()
-                meters.add(result.meters)
-            else:
-                keys = {
-                    "pairs": batch.pairs.keys if batch.pairs else (),
-                    "views": batch.views.keys if batch.views else (),
-                }
-                self.guard.failed(step, keys, result.output.terms)
-            meters.step_done(waited_s)
+            seed_step(config.seed, step, self.world.rank)
+            rates = set_learning_rates(engine, schedule.rate_factor(step), schedule.idle_groups(step))
+            setting = StepSetting(schedule.weights_at(step), rates, self.facts)
+            result = run_step(
+                engine, batch, setting.weights, stop_requested=stop.signal is not None,
+                alarm=bool(instruments.guard.alarm), clock=instruments.clock,
+                tap=instruments.begin(batch, setting.weights),
+            )  # fmt: skip
+            instruments.end(batch, result, setting, waited_s)
             step += 1
-            if step % config.log_every == 0 or step == config.steps:
-                self._record(
-                    step,
-                    {**meters.record(), **{f"lr_{k}": v for k, v in rates.items()}},
-                    tracker,
-                    on_progress,
-                )
-            if step % config.checkpoint.every_steps == 0 or step == config.steps or result.stop:
-                self._save(step)
-                saved = step
-            if result.stop and step < config.steps:
-                log.warning("stopped at step %d of %d; the same command continues it", saved, config.steps)
+            last = step == schedule.steps
+            if step % config.log_every == 0 or last:
+                values = instruments.record(setting)
+                self._record(TrainProgress(step, schedule.steps, values), on_progress)
+            if config.meters.pictures_every and step % config.meters.pictures_every == 0:
+                instruments.clock.enter("pictures")
+                self.records.picture(self.pictures.draw(engine, step))
+            if result.stop:
+                self.stopped_at = time.monotonic()
+            if self.keeper.due(step) or last or result.stop:
+                self._save(step, values, final=last or result.stop)
+            if result.stop and not last:
+                log.warning("stopped at step %d of %d; the same command continues it", step, schedule.steps)
                 return step, False
         return step, True
 
-    def _record(
-        self,
-        step: int,
-        values: dict[str, float],
-        tracker: Tracker | None,
-        on_progress: Callable[[TrainProgress], None],
-    ) -> None:
-        if tracker is None:
-            return
-        values["bad_steps"] = float(self.guard.total)
-        append_record(self.folder / "logs" / "metrics.jsonl", step, values)
-        tracker.metrics(values, step)
-        on_progress(TrainProgress(step, self.config.steps, values))
-
-    def _save(self, step: int) -> None:
-        checkpoints.save_checkpoint(self.folder, self.engine, self.world, step, self.facts)
-        lineage = {"run_id": self.run_id, "dataset_ids": self.facts["dataset_ids"], "run": self.folder.name}
-        checkpoints.save_weights(self.folder, self.engine, self.world, step, lineage)
+    def _record(self, progress: TrainProgress, on_progress: Callable[[TrainProgress], None]) -> None:
         if self.world.rank == 0:
-            checkpoints.remove_old(self.folder, self.config.checkpoint.keep_last)
+            self.records.metrics(progress.step, progress.values)
+            on_progress(progress)
 
-    def open_tracker(self, tracking: TrackingConfig, recipe: Mapping[str, Any]) -> Tracker:
-        """Starts or continues the run's MLflow run and writes recipe.yaml and run.json."""
-        before = _read_run(self.folder)
-        tag = dataset_tag(self.facts["dataset_ids"])
-        prep_run = find_run(tracking.uri, tracking.experiment, {"mcjepa.stage": "prep", "mcjepa.dataset_ids": tag})
-        tags = {"mcjepa.stage": "train", "mcjepa.dataset_ids": tag, "mcjepa.prep_run": prep_run or ""}
-        tracker = Tracker(
-            tracking.uri,
-            tracking.experiment,
-            tracking.artifacts,
-            run_name=f"train {self.folder.name}",
-            run_id=before.get("run_id"),
-            tags=tags,
-        )
-        self.run_id = tracker.run_id
-        tracker.params(recipe)
-        text = yaml.safe_dump(dict(recipe), sort_keys=False)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.folder / "recipe.yaml", text.encode())
-        record = {"version": 1, "run_id": tracker.run_id, "prep_run": prep_run, **self.facts}
-        atomic_write(self.folder / "run.json", json.dumps(record, indent=1, sort_keys=True).encode())
-        tracker.artifact(self.folder / "recipe.yaml")
-        for name, summary in self.loader.describe().items():
-            log.info("%s: %s", name, summary)
-        return tracker
+    def _save(self, step: int, values: Mapping[str, float], *, final: bool) -> None:
+        self.instruments.clock.enter("checkpoint")
+        if self.keeper.save(self.engine, step, lineage=self.records.lineage(), metrics=values, final=final):
+            self.records.checkpoint(step, self.keeper.last_digest)
 
-
-def _read_run(folder: Path) -> dict[str, Any]:
-    path = folder / "run.json"
-    if not path.is_file():
-        return {}
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record
+    def grace_left_s(self) -> float:
+        """What is left of the time between a stop request and the kill."""
+        spent = time.monotonic() - self.stopped_at if self.stopped_at else 0.0
+        return max(self.config.checkpoint.grace_s - spent, 0.0)

@@ -29,12 +29,24 @@ class Turns:
             epoch_steps: steps of an epoch of each stream that the run has; one stream alone is always there.
         """
         self._streams = [name for name in TURN_ORDER if name in epoch_steps]
+        self._first_epoch = epoch_steps[self._streams[0]]
         if sampling == "combined":
             self._lengths = []
         elif sampling == "alternate-batch":
             self._lengths = [1] * len(self._streams)
         else:
             self._lengths = [epoch_steps[name] for name in self._streams]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the run in an epoch of the views (of the pairs without views), the other stream's turns among them.
+
+        >>> Turns("alternate-batch", {"views": 3, "pairs": 2}).steps_per_epoch
+        6
+        >>> Turns("alternate-epoch", {"views": 3, "pairs": 2}).steps_per_epoch
+        5
+        """
+        return self._first_epoch * sum(self._lengths) // self._lengths[0] if self._lengths else self._first_epoch
 
     def at(self, step: int) -> dict[str, int]:
         """The streams that take part in a step, each with its own step.

@@ -23,8 +23,8 @@ ALLOWED_ROOMS = {
 MODEL_MAY_USE = {"torch", "numpy", "safetensors"}
 ADAPTERS = {
     "ray": {"data_prep/ray_job.py", "data_prep/ray_submit.py"},
-    "mlflow": {"pipeline/tracking.py"},
-    "deepspeed": {"pipeline/engine.py", "pipeline/checkpoint.py"},
+    "mlflow": {"pipeline/tracking/mlflow_run.py"},
+    "deepspeed": {"pipeline/engine.py"},
     "boto3": {"data_prep/storage/s3_client.py"},
     "botocore": {"data_prep/storage/s3_client.py", "data_prep/storage/s3_errors.py"},
 }

@@ -2,8 +2,9 @@
 
     v/d sum_j max(0, 1 - sqrt(Var_j + 1e-4))  +  c/d sum_{i != j} Cov_ij^2
 
-with every position of every map of every rank as one sample of a d-channel vector. It is what keeps the features
-from collapsing under the regression term.
+It is what keeps the features from collapsing under the regression term. What a sample of a d-channel vector is, the
+paper does not say. `positions`: every position of every map of every rank. `images`: the maps of all ranks at one
+position, and the mean of the term over positions, as VICRegL treats its maps (Bardes et al. 2022b).
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.reduction import global_sum, world_size
+from model.losses.vicreg import off_diagonal_squares
+from model.reduction import gather_rows, global_sum, world_size
+
+Level = tuple[Tensor, float, float]  # a map (B, C, h, w), its v and its c
 
 
 def channel_covariances(maps: Sequence[Tensor]) -> list[Tensor]:
@@ -29,8 +33,38 @@ def channel_covariances(maps: Sequence[Tensor]) -> list[Tensor]:
     return [p.view(len(x), len(x)) / max(n - 1, 1) for p, x, n in zip(products, centred, counts, strict=True)]
 
 
+def _over_positions(levels: Sequence[Level]) -> tuple[list[Tensor], list[Tensor]]:
+    variances, covariances = [], []
+    matrices = channel_covariances([x for x, _, _ in levels])
+    for matrix, (_, v, c) in zip(matrices, levels, strict=True):
+        diagonal = matrix.diagonal()
+        variances.append(v * torch.relu(1 - torch.sqrt(diagonal + 1e-4)).mean())
+        covariances.append(c * (matrix.square().sum() - diagonal.square().sum()) / len(diagonal))
+    return variances, covariances
+
+
+def _over_images(levels: Sequence[Level]) -> tuple[list[Tensor], list[Tensor]]:
+    """Variances by two sums over ranks; only levels with a covariance are gathered, the small coarse ones."""
+    samples = [x.float().flatten(2) for x, _, _ in levels]  # (B, C, P)
+    counts = [len(x) * world_size() for x in samples]
+    sizes = [x[0].numel() for x in samples]
+    sums = global_sum(torch.cat([x.sum(0).flatten() for x in samples])).split(sizes)
+    centred = [x - (total / n).view_as(x[0]) for x, total, n in zip(samples, sums, counts, strict=True)]
+    squares = global_sum(torch.cat([x.square().sum(0).flatten() for x in centred])).split(sizes)
+    variances, covariances = [], []
+    for x, square, n, (_, v, c) in zip(centred, squares, counts, levels, strict=True):
+        variances.append(v * torch.relu(1 - torch.sqrt(square / max(n - 1, 1) + 1e-4)).mean())
+        if c:
+            z_PND = gather_rows(x.flatten(1)).view(n, *x.shape[1:]).permute(2, 0, 1)
+            covariances.append(c * off_diagonal_squares(z_PND).mean() / (max(n - 1, 1) ** 2 * x.shape[1]))
+    return variances, covariances
+
+
 def variance_covariance_loss(
-    maps: Sequence[Tensor], variance_weights: Sequence[float], covariance_weights: Sequence[float]
+    maps: Sequence[Tensor],
+    variance_weights: Sequence[float],
+    covariance_weights: Sequence[float],
+    samples: str = "positions",
 ) -> tuple[Tensor, Tensor]:
     """The two parts, each weighted by level and summed.
 
@@ -38,19 +72,14 @@ def variance_covariance_loss(
         maps: features of every level, (B, C, h, w).
         variance_weights: v of each level, in the order of the maps.
         covariance_weights: c of each level.
+        samples: `positions` or `images`, see above.
 
     Returns:
         The variance part and the covariance part, scalars, fp32.
     """
-    variance_part = maps[0].new_zeros((), dtype=torch.float32)
-    covariance_part = torch.zeros_like(variance_part)
-    used = [item for item in zip(maps, variance_weights, covariance_weights, strict=True) if item[1] or item[2]]
+    used = [level for level in zip(maps, variance_weights, covariance_weights, strict=True) if level[1] or level[2]]
+    nothing = maps[0].new_zeros((), dtype=torch.float32)
     if not used:
-        return variance_part, covariance_part
-    covariances = channel_covariances([x for x, _, _ in used])
-    for covariance, (_, v, c) in zip(covariances, used, strict=True):
-        diagonal = covariance.diagonal()
-        variance_part = variance_part + v * torch.relu(1 - torch.sqrt(diagonal + 1e-4)).mean()
-        off_diagonal = covariance.square().sum() - diagonal.square().sum()
-        covariance_part = covariance_part + c * off_diagonal / len(diagonal)
-    return variance_part, covariance_part
+        return nothing, nothing.clone()
+    variances, covariances = _over_positions(used) if samples == "positions" else _over_images(used)
+    return torch.stack(variances).sum(), torch.stack(covariances).sum() if covariances else nothing

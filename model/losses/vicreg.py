@@ -19,17 +19,22 @@ def variance_part(z_ND: Tensor) -> Tensor:
     return torch.relu(1 - torch.sqrt(z_ND.var(0) + 1e-4)).mean() / 2
 
 
-def covariance_part(z_ND: Tensor) -> Tensor:
-    """Sum of squared off-diagonal covariances over D, scalar.
+def off_diagonal_squares(centred_ND: Tensor) -> Tensor:
+    """Sum of the squared off-diagonal elements of z^T z, of (..., N, D) to (...).
 
     With N < D it uses ||z^T z||_F = ||z z^T||_F: N^2 D operations instead of N D^2 and no D x D matrix.
     """
+    rows, width = centred_ND.shape[-2:]
+    z, transposed = centred_ND, centred_ND.transpose(-2, -1)
+    product = z @ transposed if rows < width else transposed @ z
+    diagonal = z.square().sum(-2).square().sum(-1)
+    return product.square().sum((-2, -1)) - diagonal
+
+
+def covariance_part(z_ND: Tensor) -> Tensor:
+    """Sum of squared off-diagonal covariances over D, of (N, D), scalar."""
     rows, width = z_ND.shape
-    z = z_ND - z_ND.mean(0)
-    product = z @ z.T if rows < width else z.T @ z
-    total = product.square().sum()
-    diagonal = z.square().sum(0).square().sum()
-    return (total - diagonal) / ((rows - 1) ** 2 * width)
+    return off_diagonal_squares(z_ND - z_ND.mean(0)) / ((rows - 1) ** 2 * width)
 
 
 def vicreg_terms(z_ND: Tensor, other_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:

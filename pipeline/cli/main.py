@@ -23,17 +23,16 @@ MC-JEPA, from raw video and images to scores: build shards, train the joint mode
   mcjepa train RECIPE                        shards -> checkpoints, by DeepSpeed
   mcjepa eval all RECIPE                     weights -> scores, pictures and a report
 
-A recipe is a YAML file or the name of a shipped one (quickstart, sample); key=value overrides any key of it.
+A recipe is a YAML file or the name of a shipped one (quickstart, sample, paper, ablations/no-vc, …);
+key=value overrides any key of it.
 """
 LATER = {
     "infer": "flow and features of your own frames and videos",
-    "export": "weights of a checkpoint as a folder",
     "launch": "prep, train or eval on Slurm and Ray clusters",
     "plan": "memory, time and bytes of a recipe on a site",
     "explain": "the lineage of a run",
     "diff": "what differs between two runs",
     "drill": "a rehearsal of preemption, node loss and storage failure",
-    "tracking": "sending spooled records to MLflow",
 }
 
 
@@ -49,7 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prep(commands)
     _add_train(commands)
     _add_eval(commands)
+    _add_export(commands)
     _add_recipe(commands)
+    _add_tracking(commands)
     for name, purpose in LATER.items():
         later = commands.add_parser(name, help=f"{purpose} (not in this release)", add_help=False)
         later.add_argument("arguments", nargs=argparse.REMAINDER)
@@ -179,6 +180,29 @@ def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         single.add_argument("overrides", metavar="key=value", nargs="*", help=f"setting of eval.{verb}, as steps=500")
 
 
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "export",
+        "write a checkpoint's weights as a folder: model.safetensors and config.json",
+        "mcjepa export outputs/quickstart/run --out weights --layout hub",
+        "pipeline.cli.export:run_export",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run, one of its checkpoints, or a weights folder")
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder to write")
+    parser.add_argument(
+        "--layout", choices=("mcjepa", "hub"), default="mcjepa", help="hub: with a README.md that model hubs read"
+    )
+    parser.add_argument("--only", choices=("encoder",), help="leave flow estimator and expander out")
+    parser.add_argument(
+        "--license",
+        metavar="ID",
+        default="other",
+        help="licence of these weights, named in the README.md (%(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
 def _add_recipe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = _command(
         commands,
@@ -189,6 +213,21 @@ def _add_recipe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     _add_recipe_arguments(parser)
     parser.add_argument("--keys", action="store_true", help="print every key with its type, default and meaning")
+
+
+def _add_tracking(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    tracking = commands.add_parser("tracking", help="records on their way to MLflow", description="Records of runs.")
+    verbs = tracking.add_subparsers(dest="verb", metavar="VERB", required=True)
+    parser = _command(
+        verbs,
+        "sync",
+        "deliver to MLflow what a run could not while it was away",
+        "mcjepa tracking sync outputs/quickstart/run",
+        "pipeline.cli.tracking:tracking_sync",
+    )
+    parser.add_argument("run", metavar="RUN|RECIPE", help="a run folder, or the recipe it was trained from")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="override of a recipe key, a.b=c")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -244,7 +283,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _start_logging(verbose: bool) -> None:
-    rank = os.environ.get("RANK", "0")
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     level = logging.DEBUG if verbose else logging.INFO if rank == "0" else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format=f"%(levelname)s [{rank}] %(message)s", stream=sys.stderr)
     for room in ("model", "data_prep", "pipeline", "evals", "cluster"):

@@ -25,6 +25,9 @@ from pipeline.config import (
 from pipeline.errors import UsageError
 from pipeline.train_config import TrackingConfig, TrainConfig
 
+TEXTS = ("name", "out", "data", "datasets")
+"""Top-level texts that a recipe's strings may name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -36,6 +39,8 @@ class Recipe:
     """Folder of all results; `${out}` in its strings."""
     data: str = ""
     """Root of your raw data; `${data}` in its strings."""
+    datasets: str = ""
+    """Folder or bucket of the shards, where several recipes share them; `${datasets}` in its strings."""
     prep: PrepConfig | None = None
     """Corpora to datasets."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -61,8 +66,8 @@ def load_recipe(name: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str, 
     content = apply_overrides(read_recipe(path), overrides)
     content.setdefault("name", path.stem)
     content.setdefault("out", f"outputs/{content['name']}")
-    texts: dict[str, str] = {key: str(content[key]) for key in ("name", "out", "data") if content.get(key)}
-    for key in ("out", "data"):
+    texts: dict[str, str] = {key: str(content[key]) for key in TEXTS if content.get(key)}
+    for key in TEXTS[1:]:
         if key in texts:
             texts[key] = substitute(texts[key], {k: v for k, v in texts.items() if k != key})
             texts[key] = texts[key] if "://" in texts[key] else str(Path(texts[key]).expanduser().absolute())

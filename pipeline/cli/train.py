@@ -8,9 +8,9 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
 
-from data_prep.storage import atomic_write
+from data_prep.storage import open_store
+from model.config import ModelConfig
 from pipeline.cli.output import StageProgress
 from pipeline.cli.recipe import load_recipe, required
 from pipeline.errors import UsageError
@@ -19,13 +19,13 @@ from pipeline.train_config import TrainConfig
 INTERRUPTED = 130
 
 
-def _start_ranks(arguments: argparse.Namespace, ranks: int) -> int:
+def _start_ranks(arguments: argparse.Namespace, ranks: int, grace_s: float) -> int:
     """Runs this very command as several ranks on this machine."""
     from cluster.local import run_ranks
 
     options = ["-v"] if arguments.verbose else []
     words = ["train", arguments.recipe, *(["--json"] if arguments.json else []), *arguments.overrides]
-    return run_ranks([sys.executable, "-m", "pipeline.cli", *options, *words], ranks)
+    return run_ranks([sys.executable, "-m", "pipeline.cli", *options, *words], ranks, grace_s=grace_s)
 
 
 def _fitting_ranks(config: TrainConfig) -> int:
@@ -45,19 +45,33 @@ def _fitting_ranks(config: TrainConfig) -> int:
     return 1
 
 
+def _replay(config: TrainConfig, model_config: ModelConfig, as_json: bool) -> int:
+    from pipeline.replay import explain, replay
+
+    report = replay(config, model_config)
+    print(json.dumps(report) if as_json else "\n".join(explain(report)))
+    return 0
+
+
 def run_training(arguments: argparse.Namespace) -> int:
     """Trains one rank of a run to its end, or to the checkpoint after a stop request."""
     started = time.perf_counter()
     recipe, plain = load_recipe(arguments.recipe, arguments.overrides)
     config = required(recipe.train, "train", recipe)
-    if "RANK" not in os.environ:
+    from pipeline.world import adopt_world, slurm_variables
+
+    world_started = "RANK" in os.environ or bool(slurm_variables(os.environ))
+    if not world_started:
         ranks = arguments.ranks or _fitting_ranks(config)
         if ranks > 1:
-            return _start_ranks(arguments, ranks)
+            return _start_ranks(arguments, ranks, config.checkpoint.grace_s)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin at barriers starve each other
+    if config.replay:
+        return _replay(config, recipe.model, arguments.json)
     from pipeline.train import TrainProgress, train
 
-    first_rank = os.environ.get("RANK", "0") == "0"
+    adopt_world(os.environ)
+    first_rank = os.environ["RANK"] == "0"
     with StageProgress("train") as progress:
 
         def show(event: TrainProgress) -> None:
@@ -75,7 +89,7 @@ def run_training(arguments: argparse.Namespace) -> int:
         "weights": str(report.weights) if report.weights else None,
         "seconds": round(time.perf_counter() - started, 1),
     }
-    atomic_write(Path(config.run) / "train_report.json", json.dumps(record, indent=1).encode())
+    open_store(config.run).write("train_report.json", json.dumps(record, indent=1).encode())
     if arguments.json:
         print(json.dumps(record))
     elif report.finished:

@@ -199,6 +199,16 @@ def test_decord_itself_gives_the_frames_of_every_real_video(sample_data: Path) -
         assert max(np.abs(ours.astype(int) - theirs).mean() for ours, theirs in pairs) <= tolerance, path.name
 
 
+@pytest.mark.parametrize("width", [16, 24, 32, 40, 48, 64, 80, 96, 112, 144, 208])
+def test_rows_that_decord_pads_in_memory_lose_the_padding(tmp_path: Path, width: int) -> None:
+    write_video(tmp_path / "v.mp4", range(3), size=(32, width), tick=Fraction(1, 25))
+    video = open_video(str(tmp_path / "v.mp4"), "decord")
+    frames = list(decode_by_decord(video.table, np.arange(3)))
+    assert [f.shape for f in frames] == [(32, width, 3)] * 3
+    for ours, other in zip(frames, decode_by_pyav(video.table, np.arange(3)), strict=True):
+        assert np.abs(ours.astype(int) - other).mean() < PIXEL_TOLERANCE
+
+
 def test_frames_are_those_that_were_written_at_their_times(hard_videos: Path) -> None:
     uneven = uneven_times()
     truth = smooth_frames(1, 60, *SIZE).astype(int)

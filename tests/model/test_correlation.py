@@ -8,6 +8,10 @@ import torch
 from model.correlation import correlate, correlate_loop
 
 SIZES = [(2, 3, 5, 7, 2), (1, 4, 9, 3, 4), (2, 2, 3, 9, 4), (1, 1, 1, 1, 1), (1, 5, 2, 2, 3), (3, 8, 16, 12, 4)]
+# Longer rows are cut into stretches: 104 into fours of 26, 67 (a prime) with surplus cells, 70 with a wide window.
+SIZES += [(2, 3, 3, 104, 4), (1, 3, 2, 67, 4), (1, 2, 2, 70, 12), (1, 2, 3, 67, 1)]
+# Maps are worked on in blocks: of rows where one image is large, of images where they are small.
+SIZES += [(2, 96, 20, 70, 4), (5, 64, 8, 20, 4)]
 
 
 @pytest.mark.parametrize(("batch", "channels", "height", "width", "search_range"), SIZES)

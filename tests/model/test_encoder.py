@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from model.config import EncoderConfig, ModelConfig
-from model.encoder import IMAGENET_MEAN, STRIDES, Block, DropPath, Encoder
+from model.encoder import IMAGENET_MEAN, STRIDES, Block, DropPath, Encoder, _convolve_depthwise
 
 
 @pytest.fixture
@@ -107,3 +108,65 @@ def test_initial_weights_have_the_deviation_that_the_recipe_asks_for(tiny_config
     assert fixed.std().item() == pytest.approx(0.02, rel=0.05)
     by_fan_in = Encoder(replace(wide, init_std=0.0)).stages[0][0].expand.weight
     assert by_fan_in.std().item() == pytest.approx(64**-0.5, rel=0.05)
+
+
+@pytest.mark.parametrize(("size", "millions"), [("nano", 0.20), ("tiny", 27.86), ("small", 49.49), ("base", 87.64)])
+def test_each_named_size_counts_its_parameters(size: Any, millions: float) -> None:
+    with torch.device("meta"):
+        encoder = Encoder(EncoderConfig(size=size))
+    assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_activation_checkpointing_gives_the_same_gradients_to_the_bit(tiny_config: ModelConfig, autocast: bool) -> None:
+    """Drop-path draws in every block: computing a block again must draw what it drew before."""
+    image, results = torch.rand(6, 3, 64, 96), []
+    for recompute in (False, True):
+        torch.manual_seed(5)
+        config = replace(tiny_config.encoder, drop_path=0.6, activation_checkpointing=recompute)
+        encoder = Encoder(config)
+        torch.manual_seed(6)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = sum(x.float().square().mean() for x in encoder(image))
+        assert isinstance(loss, torch.Tensor)
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in encoder.parameters())])
+    assert all(a is not None and b is not None and torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_activation_checkpointing_keeps_less_for_the_backward_pass(tiny_config: ModelConfig) -> None:
+    kept_bytes = []
+    for recompute in (False, True):
+        encoder = Encoder(replace(tiny_config.encoder, depths=(3, 3, 3, 3), activation_checkpointing=recompute))
+        kept: dict[int, int] = {}
+
+        def keep(x: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            encoder(torch.rand(2, 3, 128, 128))
+        kept_bytes.append(sum(kept.values()))
+    assert kept_bytes[1] < 0.6 * kept_bytes[0]
+
+
+def test_maps_are_in_channels_last_memory(encoder: Encoder) -> None:
+    for x in encoder(torch.rand(2, 3, 130, 70)):
+        assert x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_half_weights_take_fp32_images(tiny_config: ModelConfig) -> None:
+    maps = Encoder(tiny_config.encoder).bfloat16()(torch.rand(1, 3, 64, 64))
+    assert {x.dtype for x in maps} == {torch.bfloat16} and all(x.isfinite().all() for x in maps)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 5), (3, 9), (4, 4), (8, 7)])
+def test_depthwise_convolutions_of_small_maps_are_those_of_the_whole_kernel(size: tuple[int, int]) -> None:
+    block = Block(5, 0.0, 0.0).double()
+    x = torch.randn(2, 5, *size, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 5, *size, dtype=torch.float64)
+    results = []
+    for out in (_convolve_depthwise(x, block.depthwise), block.depthwise(x)):
+        results.append((out, *torch.autograd.grad((out * weight).sum(), (x, *block.depthwise.parameters()))))
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain)

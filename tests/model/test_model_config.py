@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from model.config import EncoderConfig, FlowConfig, LossConfig, ModelConfig
+from model.config import ENCODER_SIZES, EncoderConfig, FlowConfig, LossConfig, ModelConfig
+from pipeline.cli.recipe import load_recipe
+from pipeline.errors import UsageError
 
 
 def test_the_defaults_are_the_paper_s() -> None:
@@ -19,11 +22,32 @@ def test_the_defaults_are_the_paper_s() -> None:
 
 
 @pytest.mark.parametrize(
+    ("size", "stem", "stages", "depths"),
+    [
+        ("nano", (16, 32), (32, 48, 64, 96), (1, 1, 1, 1)),
+        ("tiny", (48, 48), (96, 192, 384, 768), (3, 3, 9, 3)),
+        ("small", (48, 48), (96, 192, 384, 768), (3, 3, 27, 3)),
+        ("base", (64, 64), (128, 256, 512, 1024), (3, 3, 27, 3)),
+    ],
+)
+def test_a_size_names_channels_and_depths(size: Any, stem: Any, stages: Any, depths: Any) -> None:
+    config = EncoderConfig(size=size)
+    assert (config.stem_channels, config.stage_channels, config.depths) == (stem, stages, depths)
+    assert size in ENCODER_SIZES and EncoderConfig() == EncoderConfig(size="tiny")
+
+
+def test_what_is_given_wins_over_the_size() -> None:
+    config = EncoderConfig(size="nano", depths=(1, 1, 2, 1))
+    assert config.depths == (1, 1, 2, 1) and config.stage_channels == (32, 48, 64, 96)
+
+
+@pytest.mark.parametrize(
     ("kind", "settings", "named"),
     [
         (EncoderConfig, {"drop_path": 1.0}, "drop_path"),
         (EncoderConfig, {"depths": (1, 1, 1, -1)}, "depths"),
         (EncoderConfig, {"stem_channels": (0, 4)}, "channels"),
+        (EncoderConfig, {"stage_channels": (8, 8, 8)}, "stage_channels has 3 values, expected 4"),
         (FlowConfig, {"context_dilations": (1, 2)}, "context_dilations"),
         (FlowConfig, {"context_widths": (4,), "context_dilations": (2,)}, "starts with 1"),
         (FlowConfig, {"widths": ()}, "widths"),
@@ -37,3 +61,14 @@ def test_the_defaults_are_the_paper_s() -> None:
 def test_an_impossible_setting_is_refused_by_name(kind: type, settings: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         kind(**settings)
+
+
+def test_a_recipe_names_a_size_and_prints_what_it_resolves_to(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: {encoder: {size: nano, depths: [1, 1, 2, 1]}}")
+    recipe, plain = load_recipe(str(path), [])
+    assert recipe.model.encoder == EncoderConfig(size="nano", depths=(1, 1, 2, 1))
+    assert plain["model"]["encoder"]["stage_channels"] == [32, 48, 64, 96]
+    assert plain["model"]["encoder"]["depths"] == [1, 1, 2, 1]
+    with pytest.raises(UsageError, match=r"model\.encoder\.size is 'huge'.*'tiny'"):
+        load_recipe(str(path), ["model.encoder.size=huge"])

@@ -18,7 +18,17 @@ import torch
 
 from model.config import ModelConfig
 from model.mcjepa import MCJEPA
-from model.pretrained import CONFIG_NAME, WEIGHTS_NAME, WeightsError, load, read_config, save, weights_digest
+from model.pretrained import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    WeightsError,
+    encoder_part,
+    load,
+    load_encoder,
+    read_config,
+    save,
+    weights_digest,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -51,6 +61,10 @@ def test_lineage_and_digest_are_those_of_the_files(saved: tuple[MCJEPA, Path]) -
     assert config == model.config and lineage == {"step": 7, "dataset_ids": {"clip": "9be"}}
     assert weights_digest(folder) == hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest()
     assert sorted(path.name for path in folder.iterdir()) == [CONFIG_NAME, WEIGHTS_NAME]
+
+
+def test_weights_can_be_read_by_whoever_can_read_their_configuration(saved: tuple[MCJEPA, Path]) -> None:
+    assert (saved[1] / WEIGHTS_NAME).stat().st_mode == (saved[1] / CONFIG_NAME).stat().st_mode
 
 
 def test_saving_again_replaces_the_weights_and_gives_the_same_digest(saved: tuple[MCJEPA, Path]) -> None:
@@ -147,6 +161,21 @@ def test_weights_with_a_tensor_too_few_are_refused(saved: tuple[MCJEPA, Path]) -
     save(state, model.config, folder)
     with pytest.raises(WeightsError, match=r"stem_fine\.bias"):
         load(folder)
+
+
+def test_the_encoder_is_read_from_a_whole_folder_and_from_one_that_holds_it_alone(
+    saved: tuple[MCJEPA, Path], tmp_path: Path
+) -> None:
+    model, folder = saved
+    save(encoder_part(model.state_dict()), model.config, tmp_path / "encoder")
+    image = torch.rand(1, 3, 64, 64)
+    expected = model.eval().forward_pyramid(image)
+    for place in (folder, tmp_path / "encoder"):
+        encoder = load_encoder(place)
+        assert not encoder.training
+        assert all(torch.equal(a, b) for a, b in zip(encoder(image), expected, strict=True))
+    with pytest.raises(WeightsError, match="use load_encoder"):
+        load(tmp_path / "encoder")
 
 
 def test_every_field_of_the_configuration_is_in_the_file(saved: tuple[MCJEPA, Path]) -> None:

@@ -71,8 +71,9 @@ def test_a_run_stopped_half_way_continues_bit_for_bit_in_the_same_mlflow_run(rec
     before = json.loads((folder / "run.json").read_text())["run_id"]
     newest, older = complete_checkpoints(folder)
     assert (newest.step, older.step) == (4, 2)
-    damaged = next((newest.folder / "engine").glob("*optim*"))
-    damaged.write_bytes(damaged.read_bytes()[:-1])
+    damaged = folder / newest.key / "state-00000-of-00001.safetensors"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     second = run(recipe, "halves")
     assert second.returncode == 0, second.stderr
     assert "does not count" in second.stderr and "from step 2" in second.stderr
@@ -112,19 +113,38 @@ def test_steps_that_are_not_finite_are_written_down_and_end_the_run(recipe: Path
     assert len(json.loads(records[0].read_text())["samples"]["pairs"]) == 4
 
 
-def test_other_datasets_and_other_ranks_are_refused_on_resuming(recipe: Path) -> None:
+def test_other_datasets_and_another_seed_are_refused_on_resuming(recipe: Path) -> None:
     assert run(recipe, "resume", "train.steps=2").returncode == 0
     other = run(
         recipe, "resume", "train.stream.views=[{location: '" + str(recipe.parent / "datasets" / "clips") + "'}]"
     )
     assert other.returncode == 2 and "resume refused: dataset_ids" in other.stderr
-    ranks = run(recipe, "resume", ranks=2)
-    assert ranks.returncode == 2 and "resume refused: 2 ranks" in ranks.stderr
+    seed = run(recipe, "resume", "train.seed=5")
+    assert seed.returncode == 2 and "resume refused: seed is 5" in seed.stderr
+    model = run(recipe, "resume", "model.expander.widths=[16,24]")
+    assert model.returncode == 2 and "resume refused: parameter expander" in model.stderr
 
 
 def test_a_world_that_does_not_fit_the_lanes_is_refused(recipe: Path) -> None:
     done = run(recipe, "lanes", ranks=3)
     assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_slurms_variables_start_two_ranks_of_one_world(recipe: Path) -> None:
+    import random
+
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    environment |= {"SLURM_JOB_ID": str(random.randrange(10**6)), "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"}
+    environment["SLURM_NODELIST"] = "localhost"
+    words = [sys.executable, "-m", "pipeline.cli", "train", str(recipe), "train.steps=2"]
+    words += [f"train.run={recipe.parent / 'slurm'}", f"tracking.uri=sqlite:///{recipe.parent}/slurm.db"]
+    ranks = [
+        subprocess.Popen(words, cwd=REPOSITORY, env={**environment, "SLURM_PROCID": rank, "SLURM_LOCALID": rank})
+        for rank in "01"
+    ]
+    assert [rank.wait(200) for rank in ranks] == [0, 0]
+    [checkpoint] = complete_checkpoints(recipe.parent / "slurm")
+    assert checkpoint.record["world_size"] == 2 and sorted(losses(recipe, "slurm")) == [1, 2]
 
 
 def test_a_port_in_use_is_one_line(recipe: Path) -> None:

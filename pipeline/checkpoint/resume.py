@@ -1,0 +1,135 @@
+"""Finds the checkpoint that a run is continued from, and puts it into an engine of any world size and ZeRO stage."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from data_prep.errors import DataError
+from data_prep.storage import Store
+from pipeline.checkpoint.agreement import from_first_rank, of_all_ranks
+from pipeline.checkpoint.manifest import MANIFEST, Checkpoint, find_damage, list_checkpoints
+from pipeline.checkpoint.state_file import fill_pieces, read_index
+from pipeline.engine_state import (
+    buffer_pieces,
+    held_pieces,
+    parameter_shapes,
+    refresh_parameters,
+    set_loss_scale_state,
+    set_updates_done,
+)
+from pipeline.errors import UsageError
+from pipeline.run_folder import CHECKPOINTS
+from pipeline.world import World
+
+log = logging.getLogger(__name__)
+
+
+def find_start(store: Store, world: World, up_to: int | None = None) -> Checkpoint | None:
+    """The newest whole checkpoint of a run, or of its first `up_to` steps; all ranks call it, each hashes its share.
+
+    A damaged one is passed over with a warning.
+
+    Returns:
+        None for a run that has never completed a checkpoint.
+
+    Raises:
+        DataError: the store cannot be read, or not one of the complete checkpoints is whole.
+    """
+    problem, checkpoints, manifests = "", [], 0
+    if world.rank == 0:
+        try:
+            checkpoints = [c for c in list_checkpoints(store) if up_to is None or c.step <= up_to]
+            manifests = sum(key.endswith(f"/{MANIFEST}") for key in store.list(f"{CHECKPOINTS}/step-"))
+        except (DataError, OSError) as error:  # told to all: the other ranks are waiting
+            problem = str(error)
+    checkpoints, manifests, problem = from_first_rank((checkpoints, manifests, problem), world)
+    if problem:
+        raise DataError(problem)
+    for checkpoint in checkpoints:
+        try:
+            finding = (find_damage(store, checkpoint, world.rank, world.size), "")
+        except (DataError, OSError) as error:
+            finding = ("", str(error))
+        findings = of_all_ranks(finding, world)
+        if unread := [text for _, text in findings if text]:
+            raise DataError(unread[0])
+        damage = [text for text, _ in findings if text]
+        if not damage:
+            return checkpoint
+        if world.rank == 0:
+            log.warning("checkpoint %s does not count: %s; the one before is used", checkpoint.name, damage[0])
+    if manifests and up_to is None:  # to begin anew by itself would throw a run away
+        raise DataError(
+            f"no checkpoint of {store.location} is whole, of {manifests} that were complete; expected one; look at the "
+            f"disk, choose another folder with train.run=DIR, or remove its {CHECKPOINTS} to start anew"
+        )
+    return None
+
+
+def check_continuation(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> None:
+    """Refuses to continue with what would not be the same run: other data, another order of samples.
+
+    World size, ZeRO stage and precision may change.
+
+    Raises:
+        UsageError: naming what differs.
+    """
+    for name, now in facts.items():
+        before = checkpoint.record["facts"].get(name)
+        if before != now:
+            raise UsageError(
+                f"resume refused: {name} is {now}, expected {before} as in {checkpoint.name}; "
+                "restore it, or choose another folder with train.run=DIR"
+            )
+
+
+def restore(checkpoint: Checkpoint, store: Store, engine: Any, world: World) -> None:
+    """Puts weights, moments and counts of a checkpoint into an engine; all ranks call it.
+
+    The pieces that this rank holds are read by range out of whichever files they lie in: its own file where world and
+    stage are those that wrote it, else a part of several.
+
+    Raises:
+        UsageError: the model is another one.
+        DataError: the checkpoint does not hold all of it, or cannot be read.
+    """
+    _check_model(checkpoint, parameter_shapes(engine))
+    problem, stored = "", []
+    if world.rank == 0:
+        try:
+            names = sorted(name for name in checkpoint.files if name.startswith("state-"))
+            stored = [piece for name in names for piece in read_index(store, checkpoint.key, name)]
+        except (DataError, OSError) as error:
+            problem = str(error)
+    stored, problem = from_first_rank((stored, problem), world)
+    if not problem:
+        try:
+            fill_pieces(store, checkpoint.key, stored, [*held_pieces(engine), *buffer_pieces(engine)])
+        except (DataError, OSError) as error:
+            problem = str(error)
+    if problems := [text for text in of_all_ranks(problem, world) if text]:
+        raise DataError(problems[0])
+    refresh_parameters(engine)
+    set_updates_done(engine, checkpoint.record["updates"])
+    set_loss_scale_state(engine, checkpoint.record["loss_scale"])
+    engine.global_steps = checkpoint.step
+    if world.rank == 0:
+        before = (checkpoint.record["world_size"], checkpoint.record["zero_stage"])
+        if before != (world.size, engine.zero_optimization_stage()):
+            log.info(
+                "resumed on %d ranks with ZeRO %d; %s was written by %d with ZeRO %d",
+                world.size, engine.zero_optimization_stage(), checkpoint.name, *before,
+            )  # fmt: skip
+
+
+def _check_model(checkpoint: Checkpoint, now: Mapping[str, list[int]]) -> None:
+    before = checkpoint.record["parameters"]
+    for name in sorted(set(before) | set(now)):
+        if before.get(name) != now.get(name):
+            raise UsageError(
+                f"resume refused: parameter {name} of the model has shape {now.get(name, 'none')}, expected "
+                f"{before.get(name, 'none')} as in {checkpoint.name}; restore the recipe's model part, or choose "
+                "another folder with train.run=DIR"
+            )

@@ -1,0 +1,58 @@
+"""The model's weights of a step as `RUN/weights/step-…`: safetensors and config, for everything after training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.storage import Store
+from model import pretrained
+from pipeline.checkpoint.manifest import Checkpoint, step_name
+from pipeline.checkpoint.state_file import DTYPES, fill_pieces, read_index
+from pipeline.engine import gathered_parameters
+from pipeline.engine_state import BUFFER, WEIGHT, Piece
+from pipeline.run_folder import WEIGHTS
+from pipeline.world import World
+
+
+def save_weights(run: Path, engine: Any, world: World, step: int, lineage: Mapping[str, Any]) -> str:
+    """Writes `RUN/weights/step-…`; all ranks call it (ZeRO-3 gathers its shards).
+
+    Returns:
+        The sha256 of the weights on rank 0, empty on the others.
+
+    Raises:
+        OSError, SafetensorError: on rank 0, when they cannot be written.
+    """
+    module = engine.module
+    with gathered_parameters(engine):
+        if world.rank:
+            return ""
+        folder = run / WEIGHTS / step_name(step)
+        state = {n: t.float() if t.is_floating_point() else t for n, t in module.state_dict().items()}
+        return pretrained.save(state, module.config, folder, {**lineage, "step": step})
+
+
+def newest_weights(run: str | Path) -> Path | None:
+    """The newest weights folder of a run in a folder, None where there is none."""
+    folders = [f for f in sorted((Path(run) / WEIGHTS).glob("step-*")) if (f / pretrained.CONFIG_NAME).is_file()]
+    return folders[-1] if folders else None
+
+
+def read_parameters(store: Store, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Whole fp32 parameters and buffers of a checkpoint by name, whatever world and ZeRO stage wrote it.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    import torch
+
+    stored = [s for name in sorted(checkpoint.files) for s in read_index(store, checkpoint.key, name)]
+    kinds = {(s.name, s.kind): DTYPES[s.dtype] for s in stored if s.kind in (WEIGHT, BUFFER)}
+    whole = {
+        name: torch.empty(checkpoint.record["parameters"][name], dtype=dtype) for (name, _), dtype in kinds.items()
+    }
+    wanted = [Piece(name, kind, 0, whole[name].view(-1)) for name, kind in kinds]
+    fill_pieces(store, checkpoint.key, stored, wanted)
+    return whole

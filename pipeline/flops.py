@@ -1,0 +1,76 @@
+"""Floating-point operations of a step and what share of the device's peak they reach.
+
+The operations are counted once, in a real step, by torch's own formulas (`torch.utils.flop_counter`): products and
+convolutions, forward and backward; two operations a multiply-add. MFU (Chowdhery et al., PaLM, 2022, appendix B) is
+that number over the step's seconds and the device's peak at the run's precision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+PEAK_TFLOPS = (
+    ("B200", 2250.0), ("H200", 989.0), ("H100 PCIe", 756.0), ("H100 NVL", 835.0), ("H100", 989.0), ("GH200", 989.0),
+    ("A100", 312.0), ("A800", 312.0), ("H800", 989.0), ("L40S", 362.0), ("L40", 181.0), ("L4", 121.0), ("A40", 150.0),
+    ("A10", 125.0), ("A30", 165.0), ("V100", 125.0), ("T4", 65.0), ("RTX 4090", 165.0), ("RTX 3090", 71.0),
+    ("MI300X", 1307.0), ("MI250", 383.0),
+)  # fmt: skip
+"""Part of a device's name -> dense peak in 16 bits, TFLOP/s, from the makers' data sheets; the first match counts."""
+
+
+def peak_tflops(device_name: str, precision: str, configured: float) -> float:
+    """Peak of one device, TFLOP/s: the recipe's where it names one; 0 where it is not known.
+
+    The table is for 16 bits; of fp32 it says nothing, because that depends on whether TF32 is allowed.
+    """
+    if configured or precision == "fp32":
+        return configured
+    return next((peak for name, peak in PEAK_TFLOPS if name in device_name), 0.0)
+
+
+class _Counter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += int(formula(*args, **(kwargs or {}), out_val=out))
+        return out
+
+
+class FlopCounter:
+    """Counts a step's operations; hand it to `run_step` and read `total` afterwards (0 until the step was taken)."""
+
+    def __init__(self) -> None:
+        self._counter = _Counter()
+        self.total = 0
+
+    @contextlib.contextmanager
+    def forward(self) -> Iterator[None]:
+        """Counts the forward pass inside."""
+        with self._counter:
+            yield
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Starts counting the backward pass."""
+        self._counter.__enter__()
+
+    def after_backward(self) -> None:
+        """Ends counting."""
+        self._counter.__exit__(None, None, None)
+        self.total = self._counter.total
+
+
+def device_name(device: torch.device) -> str:
+    """Name of the accelerator; `cpu` without one."""
+    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else "cpu"

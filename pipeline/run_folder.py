@@ -1,0 +1,112 @@
+"""Where a run's files are: its own folder, or a local scratch folder whose files go to s3.
+
+    train.run=DIR              everything is written there
+    train.run=s3://B/PREFIX    written to a scratch folder of this machine and copied to the prefix in the background
+
+Copied are all files but checkpoints (`pipeline.checkpoint.upload` does these) and hidden ones: recipe.yaml, run.json,
+logs, weights, records of bad steps, the tracker's spool. A file that disappears here disappears there.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from data_prep.storage import Store, explained_disk_errors, open_store
+
+log = logging.getLogger(__name__)
+CHECKPOINTS, WEIGHTS = "checkpoints", "weights"
+
+
+class RunFolder:
+    """A run's location and the local folder that its files are written to.
+
+    Args:
+        run: `train.run`.
+        scratch: local folder for a run on s3; empty takes one among the system's temporary files.
+    """
+
+    def __init__(self, run: str, scratch: str = "") -> None:
+        self.store: Store = open_store(run)
+        self.remote = urlsplit(run).scheme == "s3"
+        if not self.remote:
+            parts = urlsplit(run)
+            self.path = Path(unquote(parts.path)) if parts.scheme == "file" else Path(run).expanduser()
+        else:
+            self.path = Path(scratch).expanduser() if scratch else self.store.scratch()
+        with explained_disk_errors(str(self.path)):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._copied: dict[str, tuple[int, int]] = {}
+
+    @property
+    def name(self) -> str:
+        """Last part of the location."""
+        return self.store.location.rsplit("/", 1)[-1]
+
+    def fetch(self) -> None:
+        """Brings a run's small files from s3 before it is continued.
+
+        Files here are those of an earlier run on this machine: one that is longer than its copy has lines that were
+        written after the last copy, and stays.
+        """
+        if not self.remote:
+            return
+        there = {entry.key: entry.bytes for entry in self.store.files() if self._is_small(entry.key)}
+        for key, size in there.items():
+            path = self.path / key
+            if not path.is_file() or path.stat().st_size < size:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.store.download(key, path)
+            self._copied[key] = (0, 0)  # known to be there; its content is compared at the next copy
+
+    def copy(self) -> None:
+        """Copies what has changed since the last call to s3.
+
+        Raises:
+            DataError: the store cannot be written.
+        """
+        if not self.remote:
+            return
+        present = set()
+        for key, path in self._files():
+            try:
+                status = path.stat()
+                mark = (status.st_size, status.st_mtime_ns)
+                present.add(key)
+                if self._copied.get(key) != mark:
+                    self._copy_file(key, path)
+                    self._copied[key] = mark
+            except FileNotFoundError:  # it was removed meanwhile
+                continue
+        for key in [key for key in self._copied if key not in present]:
+            if not key.startswith(f"{WEIGHTS}/"):  # removed with their checkpoint
+                self.store.remove(key)
+            del self._copied[key]
+
+    def forget_weights(self, keep: int) -> None:
+        """Removes all but the newest weights folders from the scratch folder, which s3 has too."""
+        for folder in sorted((self.path / WEIGHTS).glob("step-*"))[:-keep]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _copy_file(self, key: str, path: Path) -> None:
+        if path.stat().st_size < 1 << 20:
+            self.store.write(key, path.read_bytes())
+            return
+        link = path.with_name(f".{path.name}.upload")
+        link.unlink(missing_ok=True)
+        link.hardlink_to(path)  # a store takes over the file that it is given
+        self.store.write_file(key, link)
+
+    def _files(self) -> Iterator[tuple[str, Path]]:
+        for path in sorted(self.path.rglob("*")):
+            key = path.relative_to(self.path).as_posix()
+            hidden = any(part.startswith(".") for part in key.split("/"))
+            if path.is_file() and not hidden and not key.startswith(f"{CHECKPOINTS}/"):
+                yield key, path
+
+    @staticmethod
+    def _is_small(key: str) -> bool:
+        return not key.startswith((f"{CHECKPOINTS}/", f"{WEIGHTS}/"))

@@ -1,0 +1,254 @@
+"""The courier: brings the spool's records to MLflow, each exactly once.
+
+MLflow's metrics are not idempotent: a value that is sent twice may be there twice. So before a batch is sent, its last
+number is written down as in doubt, and after the answer as delivered. When the answer never came (the server died, or
+this process), the batch is asked for in the run's history, and only what is missing is sent: a value is the same by
+(name, value, time, step), and its time is that of the record. One batch is in doubt at most. A run that is to be made
+gets a key of its own as a tag, by which it is found again when the answer to its making never came. Everything else
+(parameters, tags, artifacts, datasets, status) may be sent twice without harm.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.tracking import mlflow_run
+from pipeline.tracking.mlflow_run import POINT_LIMIT, Point
+from pipeline.tracking.spool import Spool, SpoolBusy
+
+log = logging.getLogger(__name__)
+KEY_TAG = "mcjepa.run_key"
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+CLIENT_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+"""The courier tries again by itself, so that its client need not."""
+
+
+class RecordUnusable(Exception):
+    """A record that can never be delivered."""
+
+
+class Courier:
+    """Delivers a spool; one at a time.
+
+    Args:
+        spool: the records.
+        run: the run folder, which artifacts are named below.
+        on_contact: told the id of the MLflow run when it is known.
+    """
+
+    def __init__(self, spool: Spool, run: Path, on_contact: Callable[[str], None] = lambda run_id: None) -> None:
+        self._spool, self._run, self._on_contact = spool, run, on_contact
+        self._client: Any = None
+        self.run_id = ""
+
+    def deliver(self) -> int:
+        """Delivers all that is pending; the number of records.
+
+        Raises:
+            SpoolBusy: another process delivers.
+            Exception: whatever the client raises where the tracking location does not answer; nothing is lost.
+        """
+        with self._spool.held():
+            if self._client is None:
+                self.contact()
+            try:
+                return self._deliver_all()
+            except Exception:
+                self._client = None  # the next contact looks whether the run is still there
+                raise
+
+    def _deliver_all(self) -> int:
+        done = 0
+        while pending := self._spool.pending():
+            while pending:
+                state = self._spool.state()
+                batch = next_batch(pending, state["in_doubt"])
+                self._deliver_batch(batch, state)
+                done += len(batch)
+                pending = pending[len(batch) :]
+        return done
+
+    def contact(self) -> str:
+        """Finds or makes the MLflow run; its id.
+
+        Raises:
+            Exception: the tracking location does not answer.
+        """
+        for name, value in CLIENT_DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        address = self._spool.address()
+        client = mlflow_run.open_client(address["uri"])
+        run_id = address.get("run_id") or ""
+        if not run_id or not mlflow_run.run_is_active(client, run_id):
+            run_id = mlflow_run.run_with_tag(client, address["experiment"], KEY_TAG, address["key"])
+        if not run_id:
+            run_id = mlflow_run.create_run(
+                client, address["experiment"], address["artifacts"], address["run_name"],
+                {**address["tags"], KEY_TAG: address["key"]},
+            )  # fmt: skip
+        self._client = client
+        if run_id != self.run_id:
+            self._spool.set_address({**address, "run_id": run_id})
+            self.run_id = run_id
+            self._on_contact(run_id)
+        return run_id
+
+    def _deliver_batch(self, batch: Sequence[Mapping[str, Any]], state: Mapping[str, int]) -> None:
+        last = int(batch[-1]["number"])
+        doubted = state["in_doubt"] >= last
+        if not doubted:
+            self._spool.note(delivered=state["delivered"], in_doubt=last)
+        try:
+            self._send(batch, doubted)
+        except Exception as error:
+            if not self._is_final(error):
+                raise
+            if len(batch) == 1:
+                self._reject(batch[0], error)
+            else:  # one of them is to blame: they go one by one, and what is there already not again
+                self._one_by_one(batch)
+        self._spool.note(delivered=last, metrics_step=_last_step(batch))
+
+    def _one_by_one(self, batch: Sequence[Mapping[str, Any]]) -> None:
+        for record in batch:
+            try:
+                self._send([record], doubted=True)
+            except Exception as error:
+                if not self._is_final(error):
+                    raise
+                self._reject(record, error)
+            number = int(record["number"])
+            self._spool.note(delivered=number, in_doubt=int(batch[-1]["number"]), metrics_step=_last_step([record]))
+
+    def _is_final(self, error: Exception) -> bool:
+        """Whether the record is to blame; a run that was deleted refuses everything in the same words."""
+        if isinstance(error, RecordUnusable):
+            return True
+        return mlflow_run.refuses_content(error) and mlflow_run.run_is_active(self._client, self.run_id)
+
+    def _reject(self, record: Mapping[str, Any], error: Exception) -> None:
+        log.error("MLflow refuses a record for good, it is kept in %s: %s", self._spool.folder, _first_line(error))
+        self._spool.reject(record, _first_line(error))
+
+    def _send(self, batch: Sequence[Mapping[str, Any]], doubted: bool) -> None:
+        if batch[0]["kind"] == "metrics":
+            self._send_metrics(batch, doubted)
+        else:
+            self._send_other(batch[0])
+
+    def _send_metrics(self, batch: Sequence[Mapping[str, Any]], doubted: bool) -> None:
+        points = [
+            Point(key, value, int(record["time_ms"]), int(record["step"]))
+            for record in batch
+            for key, value in sorted(record["values"].items())
+        ]
+        if doubted:
+            there = mlflow_run.stored_points(self._client, self.run_id, {p.key for p in points})
+            points = [p for p in points if p not in there]
+        for start in range(0, len(points), POINT_LIMIT):
+            mlflow_run.send_points(self._client, self.run_id, points[start : start + POINT_LIMIT])
+
+    def _send_other(self, record: Mapping[str, Any]) -> None:
+        client, run_id, kind = self._client, self.run_id, record["kind"]
+        if kind == "params":
+            mlflow_run.send_params(client, run_id, record["values"])
+        elif kind == "tags":
+            mlflow_run.send_tags(client, run_id, record["values"])
+        elif kind == "datasets":
+            mlflow_run.send_datasets(client, run_id, record["datasets"])
+        elif kind == "parent":
+            found = mlflow_run.newest_finished(client, self._spool.address()["experiment"], record["tags"])
+            mlflow_run.send_tags(client, run_id, {record["name"]: found or ""})
+        elif kind == "artifact":
+            path = self._run / record["path"]
+            if not path.exists():
+                raise RecordUnusable(f"artifact {path} is gone")
+            client.log_artifact(run_id, str(path), record["folder"] or None)
+        elif kind == "status":
+            client.update_run(run_id, status=record["status"])
+        else:
+            raise RecordUnusable(f"a record of kind {kind!r}, which this release does not know")
+
+
+def _last_step(batch: Sequence[Mapping[str, Any]]) -> int:
+    return max((int(record["step"]) for record in batch if record["kind"] == "metrics"), default=-1)
+
+
+def next_batch(pending: Sequence[dict[str, Any]], in_doubt: int) -> list[dict[str, Any]]:
+    """The records that go in one call: metrics side by side up to MLflow's limit, anything else alone.
+
+    A batch in doubt is taken as it was sent, so that no other record is mixed with it.
+    """
+    first = pending[0]
+    if first["kind"] != "metrics":
+        return [first]
+    batch, points = [first], len(first["values"])
+    for record in pending[1:]:
+        points += len(record["values"]) if record["kind"] == "metrics" else POINT_LIMIT
+        if record["kind"] != "metrics" or points > POINT_LIMIT or batch[-1]["number"] == in_doubt:
+            break
+        batch.append(record)
+    return batch
+
+
+class CourierThread:
+    """Delivers in the background, and tries again while the tracking location is away.
+
+    Args:
+        courier: what delivers.
+        spool: what is delivered.
+    """
+
+    def __init__(self, courier: Courier, spool: Spool) -> None:
+        self._courier, self._spool = courier, spool
+        self._news, self._end = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._work, name="courier", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Says that there is a new record."""
+        self._news.set()
+
+    def close(self, within_s: float) -> int:
+        """Ends the thread when all is delivered, or after `within_s`; the number of records that are left."""
+        deadline = time.monotonic() + within_s
+        self._news.set()
+        while (left := len(self._spool.pending())) and time.monotonic() < deadline and self._thread.is_alive():
+            time.sleep(0.05)
+        self._end.set()
+        self._news.set()
+        self._thread.join(timeout=2.0)
+        return left
+
+    def _work(self) -> None:
+        pause_s, away = FIRST_PAUSE_S, False
+        while not self._end.is_set():
+            self._news.wait()
+            self._news.clear()
+            if self._end.is_set():
+                return
+            try:
+                self._courier.deliver()
+            except Exception as error:  # whatever a client may raise: the records stay and are tried again
+                if not away and not isinstance(error, SpoolBusy):
+                    log.warning(
+                        "MLflow does not answer, records wait in %s: %s", self._spool.folder, _first_line(error)
+                    )
+                    away = True
+                self._end.wait(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                self._news.set()
+                continue
+            if away:
+                log.info("MLflow answers again, all records are delivered")
+            pause_s, away = FIRST_PAUSE_S, False
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

@@ -1,0 +1,58 @@
+"""What a run was made of: the state of its code and its datasets, as plain data for its records."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+GIT_TIMEOUT_S = 20.0
+
+
+def git_state(folder: Path | None = None) -> dict[str, str]:
+    """Tags of the code's state: commit, and a digest of what differs from it in tracked files.
+
+    Args:
+        folder: a folder of the code; None for that of this package.
+
+    Returns:
+        `mcjepa.git_sha` and `mcjepa.git_diff` (empty where nothing differs), or `unknown` for an installed package or
+        where git is absent.
+    """
+    place = folder or Path(__file__).resolve().parent
+    sha = _git(place, "rev-parse", "HEAD")
+    if sha is None:
+        return {"mcjepa.git_sha": "unknown", "mcjepa.git_diff": "unknown"}
+    diff = _git(place, "diff", "HEAD") or b""
+    digest = hashlib.sha256(diff).hexdigest() if diff else ""
+    return {"mcjepa.git_sha": sha.decode().strip(), "mcjepa.git_diff": digest}
+
+
+def _git(folder: Path, *words: str) -> bytes | None:
+    try:
+        answer = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, timeout=GIT_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout if answer.returncode == 0 else None
+
+
+def dataset_records(
+    locations: Mapping[str, Sequence[str]], dataset_ids: Mapping[str, Sequence[str]]
+) -> list[dict[str, str]]:
+    """One record a dataset of a stream: name, id, location, and the stream as its context.
+
+    Args:
+        locations: stream -> its datasets' locations.
+        dataset_ids: stream -> their ids, in the same order.
+    """
+    return [
+        {
+            "name": location.rstrip("/").rsplit("/", 1)[-1],
+            "dataset_id": dataset_id,
+            "location": location,
+            "context": f"train-{stream}",
+        }
+        for stream, ids in sorted(dataset_ids.items())
+        for location, dataset_id in zip(locations.get(stream, ()), ids, strict=True)
+    ]

@@ -1,0 +1,135 @@
+"""The spool: records of a run on their way to MLflow, as plain files that survive the server and the process.
+
+    RUN/spool/run.json              where they go: uri, experiment, run name, key of the run, its id when it is known
+    RUN/spool/records-000000001.jsonl   records from number 1 on, one a line: number, kind, time_ms and what it holds
+    RUN/spool/state.json            delivered: the last delivered number; in_doubt: the last number of a batch that was
+                                    sent without an answer, 0 for none; metrics_step: the last step that has metrics
+    RUN/spool/rejected.jsonl        records that MLflow refuses for good, with its reason
+    RUN/spool/lock                  held by the one process that delivers
+
+Only the run's rank 0 appends. A line that was cut off by a crash is dropped when the spool is opened again: the step
+it was for is trained again. A file is removed when all of it is delivered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.storage import atomic_write
+
+RECORDS_A_FILE = 1000
+FOLDER = "spool"
+
+
+class SpoolBusy(Exception):
+    """Another process delivers this spool."""
+
+
+class Spool:
+    """The spool of a run folder; made if absent. Appending and delivering may be in different threads.
+
+    Args:
+        run: the run folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.folder = run / FOLDER
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._file: Any = None
+        self._in_file = 0
+        pending = self._read_files()
+        state = self.state()
+        self.last = max([state["delivered"], *(record["number"] for record in pending)])
+        steps = [record["step"] for record in pending if record["kind"] == "metrics"]
+        self.metrics_step: int = max([state["metrics_step"], *steps])
+
+    def append(self, kind: str, **content: Any) -> int:
+        """Writes a record to disk before it returns; its number."""
+        with self._lock:
+            self.last += 1
+            record = {"number": self.last, "kind": kind, "time_ms": round(time.time() * 1000), **content}
+            if self._file is None or self._in_file >= RECORDS_A_FILE:
+                self._begin_file()
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._in_file += 1
+            if kind == "metrics":
+                self.metrics_step = max(self.metrics_step, int(content["step"]))
+            return self.last
+
+    def _begin_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = (self.folder / f"records-{self.last:09d}.jsonl").open("w", encoding="utf-8")
+        self._in_file = 0
+
+    def pending(self) -> list[dict[str, Any]]:
+        """Records that are not delivered, in order."""
+        delivered = self.state()["delivered"]
+        return [record for record in self._read_files() if record["number"] > delivered]
+
+    def _read_files(self) -> list[dict[str, Any]]:
+        records = []
+        for path in sorted(self.folder.glob("records-*.jsonl")):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    records.append(json.loads(line))
+                except json.JSONDecodeError:  # cut off, or being written: the next look sees it whole
+                    break
+        return records
+
+    def state(self) -> dict[str, int]:
+        """What is delivered."""
+        path = self.folder / "state.json"
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return {"delivered": 0, "in_doubt": 0, "metrics_step": -1, **found}
+
+    def note(self, *, delivered: int, in_doubt: int = 0, metrics_step: int = -1) -> None:
+        """Writes down how far delivery is, and removes files that are delivered."""
+        step = max(metrics_step, self.state()["metrics_step"])
+        content = {"delivered": delivered, "in_doubt": in_doubt, "metrics_step": step}
+        atomic_write(self.folder / "state.json", json.dumps(content).encode())
+        files = sorted(self.folder.glob("records-*.jsonl"))
+        for path, following in itertools.pairwise(files):
+            if int(following.stem.split("-")[1]) - 1 <= delivered:
+                path.unlink()
+
+    def reject(self, record: Mapping[str, Any], reason: str) -> None:
+        """Keeps a record that is refused for good beside the others."""
+        with (self.folder / "rejected.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**record, "reason": reason}) + "\n")
+
+    def address(self) -> dict[str, Any]:
+        """What `set_address` wrote; empty where nothing was."""
+        path = self.folder / "run.json"
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return content
+
+    def set_address(self, content: Mapping[str, Any]) -> None:
+        """Where the records go."""
+        atomic_write(self.folder / "run.json", json.dumps(content, indent=1, sort_keys=True).encode())
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """The right to deliver, for this process alone.
+
+        Raises:
+            SpoolBusy: another process has it.
+        """
+        with (self.folder / "lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise SpoolBusy(f"{self.folder} is being delivered by another process") from error
+            yield

@@ -1,0 +1,108 @@
+"""This process among all of a run: what the environment says of it, whoever set it.
+
+Three ways of starting are known: the variables of torchrun and the deepspeed launcher (RANK, LOCAL_RANK, WORLD_SIZE,
+MASTER_ADDR, MASTER_PORT), those of Slurm's `srun` (SLURM_PROCID, SLURM_LOCALID, SLURM_NTASKS, SLURM_NODELIST), and
+none: a world of one process.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.errors import UsageError
+
+FIRST_PORT, PORTS = 20_000, 10_000
+"""Ports that Slurm jobs meet at: below those that systems give to clients."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+
+def first_host(nodelist: str) -> str:
+    """First host of a Slurm node list.
+
+    >>> first_host("gpu[003-007,12],login1"), first_host("n1,n2"), first_host("rack2-[09,11]-ib")
+    ('gpu003', 'n1', 'rack2-09-ib')
+    """
+    first = re.split(r",(?![^\[]*\])", nodelist.strip())[0]
+    return re.sub(r"\[([^\]\-,]+)[^\]]*\]", r"\1", first)
+
+
+def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """What torchrun would have set, out of the variables of `srun`; empty where this is no task of a Slurm step.
+
+    In a batch script itself, outside of `srun`, SLURM_NTASKS counts tasks that nobody has started: it is one process.
+
+    Raises:
+        UsageError: a variable that `srun` sets is absent.
+    """
+    step = environment.get("SLURM_STEP_ID", "")
+    if "SLURM_PROCID" not in environment or ("SLURM_JOB_ID" in environment and not step.isdigit()):
+        return {}
+    tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS")
+    hosts = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_NODELIST", "")
+    missing = [name for name, value in (("SLURM_NTASKS", tasks), ("SLURM_NODELIST", hosts)) if not value]
+    missing += [name for name in ("SLURM_LOCALID",) if name not in environment]
+    if missing or not tasks:
+        raise UsageError(
+            f"SLURM_PROCID is set but {', '.join(missing)} is not, expected all that srun sets; start with srun, or "
+            "set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+        )
+    job = int(re.sub(r"\D", "", environment.get("SLURM_JOB_ID", "")) or 0)
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "WORLD_SIZE": tasks,
+        "MASTER_ADDR": first_host(hosts),
+        "MASTER_PORT": str(FIRST_PORT + (job * 31 + int(step or 0)) % PORTS),
+    }
+
+
+def adopt_world(environment: MutableMapping[str, str]) -> None:
+    """Fills in RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT where they are absent.
+
+    Raises:
+        UsageError: they are incomplete.
+    """
+    if "RANK" not in environment:
+        for name, value in slurm_variables(environment).items():
+            environment.setdefault(name, value)
+    size = environment.get("WORLD_SIZE", "1")
+    if size != "1":
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
+        if missing:
+            raise UsageError(f"WORLD_SIZE is {size} but {', '.join(missing)} is not set; start with torchrun")
+        if "LOCAL_RANK" not in environment and torch.cuda.is_available():
+            raise UsageError(f"WORLD_SIZE is {size} but LOCAL_RANK is not set, expected this process's GPU; set it")
+    defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in defaults.items():
+        environment.setdefault(name, value)
+    if "MASTER_PORT" not in environment:
+        environment["MASTER_PORT"] = str(_free_port())
+
+
+def ranks_here(world_size: int) -> int:
+    """Ranks that share this machine, as launchers tell; the whole world where they do not."""
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"):
+        if os.environ.get(name, "").isdigit():
+            return max(int(os.environ[name]), 1)
+    return world_size
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

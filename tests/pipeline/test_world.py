@@ -1,0 +1,73 @@
+"""Which rank a process is, by whoever started it."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.errors import UsageError
+from pipeline.world import adopt_world, first_host, slurm_variables
+
+SRUN = {
+    "SLURM_JOB_ID": "4711",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_NTASKS": "8",
+    "SLURM_NODELIST": "gpu[003-004],gpu9",
+}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [
+        ("n1", "n1"),
+        ("n1,n2", "n1"),
+        ("gpu[003-007,12],login1", "gpu003"),
+        ("rack2-[09,11]-ib", "rack2-09-ib"),
+        ("r[1-2]n[05-06]", "r1n05"),
+    ],
+)
+def test_the_first_host_of_a_node_list(nodes: str, host: str) -> None:
+    assert first_host(nodes) == host
+
+
+def test_srun_tells_the_rank() -> None:
+    found = slurm_variables(SRUN)
+    assert (found["RANK"], found["LOCAL_RANK"], found["WORLD_SIZE"], found["MASTER_ADDR"]) == ("5", "1", "8", "gpu003")
+    assert 20_000 <= int(found["MASTER_PORT"]) < 30_000
+
+
+def test_all_tasks_of_a_step_meet_at_one_port_and_steps_at_different_ones() -> None:
+    one, other = (slurm_variables(SRUN | {"SLURM_PROCID": rank})["MASTER_PORT"] for rank in "03")
+    assert one == other != slurm_variables(SRUN | {"SLURM_STEP_ID": "1"})["MASTER_PORT"]
+
+
+def test_a_step_of_fewer_tasks_than_the_job_counts_its_own() -> None:
+    assert slurm_variables(SRUN | {"SLURM_STEP_NUM_TASKS": "2"})["WORLD_SIZE"] == "2"
+
+
+def test_a_batch_script_itself_is_one_process() -> None:
+    script = {k: v for k, v in SRUN.items() if k != "SLURM_STEP_ID"}
+    assert slurm_variables(script) == {}
+    environment = dict(script)
+    adopt_world(environment)
+    assert (environment["RANK"], environment["WORLD_SIZE"]) == ("0", "1")
+
+
+def test_torchruns_variables_come_before_slurms() -> None:
+    environment = SRUN | {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    adopt_world(environment)
+    assert (environment["RANK"], environment["WORLD_SIZE"], environment["MASTER_ADDR"]) == ("1", "2", "a")
+
+
+def test_incomplete_variables_are_refused() -> None:
+    with pytest.raises(UsageError, match="SLURM_NODELIST"):
+        slurm_variables({k: v for k, v in SRUN.items() if k != "SLURM_NODELIST"})
+    with pytest.raises(UsageError, match="RANK, MASTER_ADDR, MASTER_PORT"):
+        adopt_world({"WORLD_SIZE": "2"})
+
+
+def test_without_any_variable_it_is_a_world_of_one_with_a_free_port() -> None:
+    environment: dict[str, str] = {}
+    adopt_world(environment)
+    assert (environment["RANK"], environment["WORLD_SIZE"]) == ("0", "1") and int(environment["MASTER_PORT"])
