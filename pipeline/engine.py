@@ -8,7 +8,6 @@ telling their norm. What the engine holds, parameter by parameter, is `pipeline.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import sys
@@ -23,6 +22,7 @@ from torch import nn
 from pipeline.engine_options import check_known, engine_options
 from pipeline.engine_state import reset_updates
 from pipeline.errors import UsageError
+from pipeline.freed_memory import keep_freed_memory
 from pipeline.parameter_groups import parameter_groups
 from pipeline.seeding import mix64
 from pipeline.train_config import EngineConfig, TrainConfig
@@ -39,7 +39,6 @@ __all__ = [
     "start_world",
     "stop_world",
 ]
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
 
 
 def _import_deepspeed() -> Any:
@@ -76,7 +75,7 @@ def start_world(config: EngineConfig) -> World:
     if cuda:
         torch.cuda.set_device(local_rank)
     else:
-        _keep_freed_memory()
+        keep_freed_memory()
     torch.set_num_threads(config.threads or max(len(os.sched_getaffinity(0)) // ranks_here(world_size), 1))
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls
     deepspeed = _import_deepspeed()
@@ -91,14 +90,6 @@ def start_world(config: EngineConfig) -> World:
         raise
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     return World(int(os.environ["RANK"]), world_size, local_rank, device)
-
-
-def _keep_freed_memory() -> None:
-    """Asks glibc to keep freed blocks: fresh pages for every temporary cost a third of a small step on CPUs."""
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def build_engine(model: nn.Module, config: TrainConfig, world: World) -> Any:

@@ -126,8 +126,10 @@ class SampleStream:
         """Draw a sample's frames and begin to read them."""
         rng = seeded_random(self._seed, "augment", epoch, sample_id)
         suffixes = frame_suffixes(sample.members)
-        with self._explained(sample):
+        try:
             numbers = self._choose(len(suffixes), rng)
+        except ValueError as error:
+            raise self._misfit(sample, error) from error
         taken = [suffixes[number] for number in numbers]
         later = partial(self._reader.read, sample, taken)
         return _Begun(
@@ -153,8 +155,12 @@ class SampleStream:
             )
             for place, number in enumerate(begun.numbers)
         ]
-        with self._explained(begun.sample):
+        try:
             return self._make(frames, begun.rng)
+        except (DataError, CorruptSample):
+            raise
+        except ValueError as error:
+            raise self._misfit(begun.sample, error) from error
 
     def _replace(self, begun: _Begun, error: CorruptSample) -> tuple[tuple[np.ndarray, np.ndarray], CorruptRecord]:
         """The images of the next sample of the shard that can be decoded."""
@@ -169,18 +175,12 @@ class SampleStream:
             "expected damage to single samples only; run `mcjepa prep audit` on the dataset, then make it again"
         ) from error
 
-    @contextlib.contextmanager
-    def _explained(self, sample: StoredSample) -> Iterator[None]:
-        """Name the sample in the error of a recipe that does not fit it."""
-        try:
-            yield
-        except (DataError, CorruptSample):
-            raise
-        except ValueError as error:
-            raise DataError(
-                f"{self._reader.name(sample)} cannot be used for {self.name}: {error}; "
-                "run `mcjepa prep audit` on the dataset, then make it again or correct the recipe"
-            ) from error
+    def _misfit(self, sample: StoredSample, error: ValueError) -> DataError:
+        """The error of a recipe that does not fit a sample."""
+        return DataError(
+            f"{self._reader.name(sample)} cannot be used for {self.name}: {error}; "
+            "run `mcjepa prep audit` on the dataset, then make it again or correct the recipe"
+        )
 
 
 class _Once:
