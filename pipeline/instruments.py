@@ -49,6 +49,7 @@ class Instruments:
         self._profile = ProfileWindow(config.profile, folder, world.rank, world.device)
         self._flops: FlopCounter | None = FlopCounter()
         self._step_flops = 0
+        self._corrupt = 0
         self._peak_tflops = peak_tflops(device_name(world.device), config.engine.precision, config.meters.peak_tflops)
         self._tap: CostlyMeters | FlopCounter | None = None
 
@@ -82,6 +83,7 @@ class Instruments:
             elif self._flops is not None and self._flops.total:
                 parts = self._engine.gradient_accumulation_steps()  # the counter saw one of them
                 self._step_flops, self._flops = parts * self._flops.total, None
+        self._corrupt += len(batch.corrupt)
         counts = {"pairs": batch.pairs, "images": batch.views}
         samples = {name: len(part.keys) * self._world.size if part else 0 for name, part in counts.items()}
         self._meters.step_done(waited_s, samples)
@@ -90,7 +92,7 @@ class Instruments:
         """Means of the window since the last record; all ranks call it, rank 0 gets the values."""
         self.clock.enter("record")
         values = self._meters.record(self.clock.window())
-        values.update(self._machine.gather(values["data_wait_share"]))
+        values.update(self._machine.gather(values["data_wait_share"], self._corrupt))
         if self._world.rank != 0:
             return {}
         values.update({f"lr_{name}": rate for name, rate in setting.rates.items()})

@@ -23,7 +23,9 @@ NODE_METERS = (
     "network_receive_megabytes_per_s", "network_transmit_megabytes_per_s",
     "gpu_utilization_percentage", "gpu_memory_usage_percentage",
 )  # fmt: skip
-RANK_METERS = ("memory_gib", "gpu_peak_gib", "data_wait_share")
+RANK_METERS = ("memory_gib", "gpu_peak_gib", "data_wait_share", "corrupt_samples")
+SUMMED = ("corrupt_samples",)
+"""Rank meters of which the sum is recorded instead of the greatest."""
 NODES_LISTED = 16
 """Nodes with records of their own; of more there are only the mean and the extremes."""
 
@@ -47,9 +49,15 @@ class MachineMeters:
             torch.distributed.all_gather_object(places, mine)
         self._heads = {host: rank for rank, (host, local) in enumerate(places) if local == 0}
 
-    def gather(self, data_wait_share: float) -> dict[str, float]:
-        """The records of all ranks and nodes, on rank 0; empty elsewhere. All ranks call it."""
-        row = torch.tensor([*self._rank_row(data_wait_share), *self._node_row()], dtype=torch.float32)
+    def gather(self, data_wait_share: float, corrupt_samples: int) -> dict[str, float]:
+        """The records of all ranks and nodes, on rank 0; empty elsewhere. All ranks call it.
+
+        Args:
+            data_wait_share: of this rank's time, waited for data.
+            corrupt_samples: that this rank has met since its start.
+        """
+        mine = [*self._rank_row(data_wait_share), float(corrupt_samples), *self._node_row()]
+        row = torch.tensor(mine, dtype=torch.float32)
         rows = row[None]
         if self._world.size > 1:
             row = row.to(self._world.device)
@@ -94,6 +102,9 @@ def summarise(rows: torch.Tensor, heads: dict[str, int]) -> dict[str, float]:
     """
     values: dict[str, float] = {}
     for column, name in enumerate(RANK_METERS):
+        if name in SUMMED:
+            values[name] = float(rows[:, column].sum())
+            continue
         worst = int(rows[:, column].argmax())
         values[name] = float(rows[worst, column])
         if len(rows) > 1:

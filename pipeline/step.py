@@ -14,6 +14,7 @@ looked at here.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -142,19 +143,20 @@ def _forward(
 
 
 def _drop_earlier(engine: Any, last: Tensor) -> None:
-    """Brings a step of micro-batches that must not count to its end, so that nothing of the earlier ones is left.
+    """Ends a step whose earlier micro-batches have left gradients, without an update on any rank.
 
-    With ZeRO the accumulated gradients are not finite where the loss is not, and its update leaves itself out.
+    ZeRO drops what it has gathered when a gradient is not finite, so the last one is made so.
     """
-    engine.backward(last)
-    if engine.zero_optimization_stage() == 0:
-        _forget_gradients(engine)
+    engine.backward(last * math.nan)
+    _drop_plain_gradients(engine)
     engine.step()
 
 
-def _forget_gradients(engine: Any) -> None:
-    for parameter in engine.module.parameters():
-        parameter.grad = None
+def _drop_plain_gradients(engine: Any) -> None:
+    """Without ZeRO nothing is then left to update with; sharded gradients are dropped by the engine itself."""
+    if engine.zero_optimization_stage() == 0:
+        for parameter in engine.module.parameters():
+            parameter.grad = None
 
 
 def _nothing() -> JointLoss:
@@ -181,7 +183,8 @@ def _update(engine: Any, meters: dict[str, Tensor | float]) -> str:
     if plain:
         norm = whole_gradient_norm(engine)
         if not bool(norm.isfinite()):
-            _forget_gradients(engine)
+            _drop_plain_gradients(engine)
+            engine.step()  # it counts the step
             meters["gradient_norm"] = norm
             return "gradient"
     engine.step()

@@ -46,11 +46,11 @@ class NormTap:
         self.norms = branch_gradient_norms(self.engine)
 
 
-def main(precision: str) -> None:
+def main(precision: str, parts: str) -> None:
     world = start_world(EngineConfig(threads=1))
     seen: dict[str, Any] = {}
     for stage in range(4):
-        engine = small_engine(world, stage, precision)
+        engine = small_engine(world, stage, precision, int(parts))
         weights = dict(WEIGHTS)
         tap = NormTap(engine)
         first = run_step(engine, made_up_batch(0, world.rank), weights, stop_requested=False, tap=tap)
@@ -77,4 +77,4 @@ def main(precision: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

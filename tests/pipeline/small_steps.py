@@ -19,7 +19,9 @@ from pipeline.train_config import EngineConfig, OptimizerConfig, TrainConfig
 from pipeline.world import World
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-WEIGHTS = {"regression": 1.0, "reconstruction": 1.0, "smoothness": 1.0, "cycle": 0.2, "vc": 1.0, "content": 1.0}
+WEIGHTS = {
+    "regression": 1.0, "reconstruction": 1.0, "smoothness": 1.0, "cycle": 0.2, "vc": 1.0, "content": 1.0,
+}  # fmt: skip
 
 
 def small_model() -> MCJEPA:
@@ -30,10 +32,13 @@ def small_model() -> MCJEPA:
     return MCJEPA(ModelConfig(encoder=encoder, flow=flow, expander=ExpanderConfig(widths=(16, 16))))
 
 
-def small_engine(world: World, stage: int = 0, precision: Any = "fp32", **options: Any) -> Any:
+def small_engine(world: World, stage: int = 0, precision: Any = "fp32", parts: int = 1) -> Any:
     """An engine over `small_model`; the same weights on every call."""
     torch.manual_seed(3)
-    engine = EngineConfig(zero_stage=stage, precision=precision, options=options)  # type: ignore[arg-type]
+    engine = EngineConfig(
+        zero_stage=stage,  # type: ignore[arg-type]
+        precision=precision, accumulation_steps=parts, split_statistics=True,
+    )  # fmt: skip
     optimizer = OptimizerConfig(encoder_lr=1e-3, estimator_lr=1e-3, warmup_steps=0)
     config = TrainConfig(run="unused", steps=100, engine=engine, optimizer=optimizer)
     built = build_engine(small_model(), config, world)

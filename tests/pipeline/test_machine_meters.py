@@ -19,7 +19,7 @@ ALONE = World(0, 1, 0, torch.device("cpu"))
 
 
 def test_this_machines_load_is_recorded_under_its_name(tmp_path: Path) -> None:
-    values = MachineMeters(ALONE, tmp_path).gather(0.25)
+    values = MachineMeters(ALONE, tmp_path).gather(0.25, 2)
     assert values["data_wait_share"] == 0.25 and 0.01 < values["memory_gib"] < 1000
     (memory,) = [v for name, v in values.items() if name.endswith("/system_memory_usage_percentage")]
     assert 0 < memory <= 100
@@ -29,11 +29,13 @@ def test_this_machines_load_is_recorded_under_its_name(tmp_path: Path) -> None:
 def test_the_worst_rank_is_named_and_many_nodes_are_summed_up() -> None:
     rows = torch.zeros(40, len(RANK_METERS) + len(NODE_METERS))
     rows[:, 2] = torch.arange(40) / 100
-    rows[::2, 3] = torch.arange(20.0)
+    rows[:, 3] = 1.0
+    rows[::2, 4] = torch.arange(20.0)
     heads = {f"node{n}": 2 * n for n in range(20)}
     values = summarise(rows, heads)
     assert values["data_wait_share"] == pytest.approx(0.39) and values["data_wait_share_worst_rank"] == 39
     assert values["system/greatest/cpu_utilization_percentage"] == 19
+    assert values["corrupt_samples"] == 40.0
     assert values["system/mean/cpu_utilization_percentage"] == 9.5
     few = summarise(rows, dict(list(heads.items())[:3]))
     assert few["system/node2/cpu_utilization_percentage"] == 2

@@ -12,9 +12,9 @@ from small_steps import finish_ranks, start_ranks
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-@pytest.mark.parametrize(("precision", "ranks"), [("fp32", 2), ("bf16", 1)])
-def test_bad_steps_are_skipped_by_all_ranks_and_nothing_of_them_stays(precision: str, ranks: int) -> None:
-    started = start_ranks(Path(__file__).with_name("bad_step_ranks.py"), ranks, precision)
+@pytest.mark.parametrize(("precision", "ranks", "parts"), [("fp32", 2, 1), ("bf16", 1, 1), ("fp32", 2, 2)])
+def test_bad_steps_are_skipped_by_all_ranks_and_nothing_of_them_stays(precision: str, ranks: int, parts: int) -> None:
+    started = start_ranks(Path(__file__).with_name("bad_step_ranks.py"), ranks, precision, str(parts))
     answers = finish_ranks(started, 250)
     assert [process.returncode for process in started] == [0] * ranks, answers[0][1] + answers[-1][1]
     seen = [json.loads(out.splitlines()[-1]) for out, _ in answers]
