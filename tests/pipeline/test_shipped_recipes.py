@@ -48,7 +48,7 @@ PAPER: dict[str, Any] = {
     "model.loss.vicreg_invariance": 25.0,
     "model.loss.vicreg_variance": 25.0,
     "model.loss.vicreg_covariance": 1.0,
-    "train.steps": 100 * EPOCH,
+    "train.epochs": 100.0,
     "train.stream.view_batch": 384,
     "train.stream.pair_batch": 8,
     "train.stream.augment.view.size": 224,
@@ -59,24 +59,24 @@ PAPER: dict[str, Any] = {
     "train.stream.augment.pair.crop": (384, 832),
     "train.terms.video_balance": 0.1,
     "train.terms.content.weight": 1.0,
-    "train.terms.content.start_step": 0,
+    "train.terms.content.start_epoch": 0.0,
     "train.terms.regression.weight": 1.0,
-    "train.terms.regression.start_step": 10 * EPOCH,
+    "train.terms.regression.start_epoch": 10.0,
     "train.terms.reconstruction.weight": 1.0,
-    "train.terms.reconstruction.start_step": 10 * EPOCH,
+    "train.terms.reconstruction.start_epoch": 10.0,
     "train.terms.smoothness.weight": 75.0,
-    "train.terms.smoothness.start_step": 10 * EPOCH,
+    "train.terms.smoothness.start_epoch": 10.0,
     "train.terms.cycle.weight": 0.2,
-    "train.terms.cycle.start_step": 10 * EPOCH,
+    "train.terms.cycle.start_epoch": 10.0,
     "train.terms.vc.weight": 1.0,
-    "train.terms.vc.start_step": 10 * EPOCH,
+    "train.terms.vc.start_epoch": 10.0,
     "train.terms.vc.warmup_epochs": 1.0,
     "train.optimizer.encoder_lr": 3e-4,
     "train.optimizer.estimator_lr": 1e-4,
     "train.optimizer.encoder_weight_decay": 1e-6,
     "train.optimizer.estimator_weight_decay": 1e-6,
     "train.optimizer.betas": (0.9, 0.999),
-    "train.optimizer.warmup_steps": 10 * EPOCH,
+    "train.optimizer.warmup_epochs": 10.0,
     "eval.probe.levels": (3, 4, 5, 6),
     "eval.probe.steps": 40_000,
     "eval.probe.lr": 1e-4,
@@ -146,7 +146,7 @@ def test_the_paper_s_numbers_are_those_of_its_accounts() -> None:
 def test_the_paper_s_recipe_writes_its_numbers_out() -> None:
     """Not left to defaults, so that a reader sees them and a changed default changes no run of the paper."""
     written = flatten(read_recipe(find_recipe("paper")))
-    assert set(PAPER) - {"train.terms.content.start_step"} <= set(written)
+    assert set(PAPER) - {"train.terms.content.start_epoch"} <= set(written)
 
 
 def test_the_paper_s_corpora_are_its_five_flow_sets_and_imagenet() -> None:
@@ -162,6 +162,8 @@ def test_the_paper_s_corpora_are_its_five_flow_sets_and_imagenet() -> None:
     [
         ("ablations/flow-start-0", {"train.terms"}),
         ("ablations/flow-start-30", {"train.terms"}),
+        ("ablations/sampling-batch", {"train.stream.sampling"}),
+        ("ablations/sampling-epoch", {"train.stream.sampling"}),
         ("ablations/no-cycle", {"train.terms.cycle.weight"}),
         ("ablations/cycle-1", {"train.terms.cycle.weight"}),
         ("ablations/balance-1", {"train.terms.video_balance"}),
@@ -195,9 +197,11 @@ def test_the_baselines_are_one_branch_of_the_paper_s() -> None:
     assert motion is not None and content is not None
     assert motion.stream.view_batch == 0 and motion.terms.content.weight == 0
     flow = (motion.terms.regression, motion.terms.reconstruction, motion.terms.smoothness, motion.terms.cycle)
-    assert all(term.weight > 0 and term.start_step == 0 for term in flow) and motion.terms.vc.start_step == 0
+    assert all(term.weight > 0 and term.start_epoch == 0 for term in flow) and motion.terms.vc.start_epoch == 0
+    assert (motion.steps, motion.optimizer.warmup_steps) == (100 * EPOCH, 10 * EPOCH)
     assert content.stream.pair_batch == 0 and content.terms.content.weight == 1
-    assert to_plain(content.optimizer) == to_plain(motion.optimizer)
+    warm = {"warmup_epochs": 0.0, "warmup_steps": 0}  # in epochs of the views, or steps where there are none
+    assert to_plain(content.optimizer) | warm == to_plain(motion.optimizer) | warm
 
 
 def test_the_cpu_recipe_keeps_the_model_losses_and_precision_of_the_paper() -> None:
