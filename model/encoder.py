@@ -53,12 +53,23 @@ def _convolve_depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
         return F.conv2d(x, weight, conv.bias, padding=(up, left), groups=conv.groups)
 
 
+class DepthwiseConvolution(nn.Conv2d):
+    """7x7 depthwise convolution; a module that computes itself, as ZeRO-3 fetches parameters by module calls."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 7, padding=3, groups=channels)
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        """(B, C, h, w) to the same."""
+        return _convolve_depthwise(x_BChw, self)
+
+
 class Block(nn.Module):
     """ConvNeXt block: 7x7 depthwise, LayerNorm, 4x wide perceptron with GELU, residual."""
 
     def __init__(self, channels: int, drop_path: float, layer_scale: float) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.depthwise = DepthwiseConvolution(channels)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.expand = nn.Linear(channels, 4 * channels)
         self.contract = nn.Linear(4 * channels, channels)
@@ -67,7 +78,7 @@ class Block(nn.Module):
 
     def forward(self, x_BChw: Tensor) -> Tensor:
         """(B, C, h, w) to the same."""
-        y = _convolve_depthwise(x_BChw, self.depthwise).permute(0, 2, 3, 1)
+        y = self.depthwise(x_BChw).permute(0, 2, 3, 1)
         y = self.contract(F.gelu(self.expand(self.norm(y))))
         if self.scale is not None:
             y = y * self.scale

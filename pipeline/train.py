@@ -95,54 +95,61 @@ def train(
     world = start_world(config.engine)
     with contextlib.ExitStack() as stack:
         stack.callback(stop_world)
-        check_micro_batches(config.stream, world.size, config.engine.accumulation_steps)
         stop = stack.enter_context(StopRequest())
-        folder = RunFolder(config.run, config.checkpoint.scratch)
-        if world.rank == 0:
-            folder.fetch()
-        start = find_start(folder.store, world)
-        torch.manual_seed(config.seed)
-        model = MCJEPA(model_config)
-        origin = first_weights(model, config.init_from, folder.path, continued=start is not None)
-        engine = build_engine(model, config, world)
-        loader = build_loader(
-            config.stream,
-            rank=world.rank,
-            world_size=world.size,
-            start_step=start.step if start else 0,
-            seed=config.seed,
-            device=world.device,
-        )
-        stack.callback(loader.close)
-        facts = run_facts(config, loader)
-        keeper = CheckpointKeeper(config.checkpoint, world, folder, facts)
-        stack.callback(keeper.abandon)
-        step = keeper.restore(start, engine) if start else 0
-        if step:
-            log.info("continuing %s from step %d", config.run, step)
-        engine_facts = {"zero_stage": config.engine.zero_stage, "precision": config.engine.precision}
-        facts |= {"world_size": world.size, "init_from": origin, **engine_facts}
-        instruments = Instruments(config, world, engine, folder.path)
-        stack.callback(instruments.close)
-        stack.enter_context(Watchdog(config.guards, instruments.clock, folder.path, world.rank, world.size))
-        records = RunRecords(folder, world, tracking, recipe, facts)
-        records.datasets(config.stream, loader)
-        pictures = RunPictures(config.stream, config.seed, world, config.meters.pictures, folder.path)
-        for name, summary in loader.describe().items():
-            log.info("%s: %s", name, summary)
-        run = _Run(config, world, engine, loader, keeper, instruments, records, pictures, facts)
+        run, step = _open_run(config, model_config, world, stack)
+        records = RunRecords(run.folder, world, tracking, recipe, run.facts)
+        records.datasets(config.stream, run.loader)
         status = "FAILED"
         try:
-            step, finished = run.loop(step, stop, on_progress)
-            instruments.clock.enter(CLOSING)
-            keeper.close(None if finished else run.grace_left_s())
+            step, finished = run.loop(step, stop, records, on_progress)
+            run.instruments.clock.enter(CLOSING)
+            run.keeper.close(None if finished else run.grace_left_s())
             status = "FINISHED" if finished else "KILLED"
         except KeyboardInterrupt:
             status = "KILLED"
             raise
         finally:
             records.end(status)
-        return TrainReport(step, finished, records.run_id, newest_weights(folder.path), instruments.guard.total)
+        weights = newest_weights(run.folder.path)
+        return TrainReport(step, finished, records.run_id, weights, run.instruments.guard.total)
+
+
+def _open_run(
+    config: TrainConfig, model_config: ModelConfig, world: World, stack: contextlib.ExitStack
+) -> tuple[_Run, int]:
+    """Builds the parts of a run, which the stack ends, and puts its newest checkpoint into them; the steps done."""
+    check_micro_batches(config.stream, world.size, config.engine.accumulation_steps)
+    folder = RunFolder(config.run, config.checkpoint.scratch)
+    if world.rank == 0:
+        folder.fetch()
+    start = find_start(folder.store, world)
+    torch.manual_seed(config.seed)
+    model = MCJEPA(model_config)
+    origin = first_weights(model, config.init_from, folder.path, continued=start is not None)
+    engine = build_engine(model, config, world)
+    loader = build_loader(
+        config.stream,
+        rank=world.rank,
+        world_size=world.size,
+        start_step=start.step if start else 0,
+        seed=config.seed,
+        device=world.device,
+    )
+    stack.callback(loader.close)
+    for name, summary in loader.describe().items():
+        log.info("%s: %s", name, summary)
+    facts = run_facts(config, loader)
+    keeper = CheckpointKeeper(config.checkpoint, world, folder, facts)
+    stack.callback(keeper.abandon)
+    if start:
+        keeper.restore(start, engine)
+        log.info("continuing %s from step %d", config.run, start.step)
+    instruments = Instruments(config, world, engine, folder.path)
+    stack.callback(instruments.close)
+    stack.enter_context(Watchdog(config.guards, instruments.clock, folder.path, world.rank, world.size))
+    engine_facts = {"zero_stage": config.engine.zero_stage, "precision": config.engine.precision}
+    facts |= {"world_size": world.size, "init_from": origin, **engine_facts}
+    return _Run(config, world, engine, loader, keeper, instruments, folder, facts), start.step if start else 0
 
 
 def run_facts(config: TrainConfig, loader: StepLoader) -> dict[str, Any]:
@@ -166,15 +173,17 @@ class _Run:
     loader: StepLoader
     keeper: CheckpointKeeper
     instruments: Instruments
-    records: RunRecords
-    pictures: RunPictures
+    folder: RunFolder
     facts: Mapping[str, Any]
     stopped_at: float | None = None
 
-    def loop(self, step: int, stop: StopRequest, on_progress: Callable[[TrainProgress], None]) -> tuple[int, bool]:
+    def loop(
+        self, step: int, stop: StopRequest, records: RunRecords, on_progress: Callable[[TrainProgress], None]
+    ) -> tuple[int, bool]:
         """Trains until the last step or a stop request; returns the steps done and whether that is all."""
         config, engine, instruments = self.config, self.engine, self.instruments
         schedule = build_schedule(config, self.loader.steps_per_epoch)
+        pictures = RunPictures(config.stream, config.seed, self.world, config.meters.pictures, self.folder.path)
         values: dict[str, float] = {}
         engine.train()
         batches = iter(self.loader)
@@ -196,28 +205,25 @@ class _Run:
             last = step == schedule.steps
             if step % config.log_every == 0 or last:
                 values = instruments.record(setting)
-                self._record(TrainProgress(step, schedule.steps, values), on_progress)
+                records.metrics(step, values)
+                if self.world.rank == 0:
+                    on_progress(TrainProgress(step, schedule.steps, values))
             if config.meters.pictures_every and step % config.meters.pictures_every == 0:
                 instruments.clock.enter("pictures")
-                self.records.picture(self.pictures.draw(engine, step))
+                records.picture(pictures.draw(engine, step))
             if result.stop:
                 self.stopped_at = time.monotonic()
             if self.keeper.due(step) or last or result.stop:
-                self._save(step, values, final=last or result.stop)
+                self._save(step, values, records, final=last or result.stop)
             if result.stop and not last:
                 log.warning("stopped at step %d of %d; the same command continues it", step, schedule.steps)
                 return step, False
         return step, True
 
-    def _record(self, progress: TrainProgress, on_progress: Callable[[TrainProgress], None]) -> None:
-        if self.world.rank == 0:
-            self.records.metrics(progress.step, progress.values)
-            on_progress(progress)
-
-    def _save(self, step: int, values: Mapping[str, float], *, final: bool) -> None:
+    def _save(self, step: int, values: Mapping[str, float], records: RunRecords, *, final: bool) -> None:
         self.instruments.clock.enter("checkpoint")
-        if self.keeper.save(self.engine, step, lineage=self.records.lineage(), metrics=values, final=final):
-            self.records.checkpoint(step, self.keeper.last_digest)
+        if self.keeper.save(self.engine, step, lineage=records.lineage(), metrics=values, final=final):
+            records.checkpoint(step, self.keeper.last_digest)
 
     def grace_left_s(self) -> float:
         """What is left of the time between a stop request and the kill."""

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
+from model.config import EncoderConfig, ExpanderConfig, FlowConfig, LossConfig, ModelConfig
 from model.mcjepa import MCJEPA
 from pipeline.batches import PairBatch, StepBatch, ViewBatch
 from pipeline.checkpoint import CheckpointKeeper
@@ -36,7 +36,7 @@ STEPS, SAVED, FEW = 30, 10, 5
 WEIGHTS = {"regression": 1.0, "reconstruction": 1.0, "smoothness": 1.0, "cycle": 0.2, "vc": 1.0, "content": 1.0}
 
 
-def small_model() -> MCJEPA:
+def small_model(min_visible_share: float = 0.3) -> MCJEPA:
     """Many small tensors: one that lies across two ranks' partitions is kept whole by both in ZeRO-2."""
     torch.manual_seed(3)
     encoder = EncoderConfig(stem_channels=(8, 8), stage_channels=(24, 24, 24, 24), depths=(2, 2, 3, 2), drop_path=0.0)
@@ -48,7 +48,8 @@ def small_model() -> MCJEPA:
         context_dilations=(1, 2),
         coarsest_stride=32,
     )
-    return MCJEPA(ModelConfig(encoder=encoder, flow=flow, expander=ExpanderConfig(widths=(48,) * 6)))
+    loss = LossConfig(min_visible_share=min_visible_share)
+    return MCJEPA(ModelConfig(encoder=encoder, flow=flow, expander=ExpanderConfig(widths=(48,) * 6), loss=loss))
 
 
 def settings(stage: int, precision: str = "fp32", parts: int = 1) -> TrainConfig:
@@ -166,7 +167,9 @@ def perform(task: str, folder: Path, world: World) -> dict[str, Any]:
     verb, *words = task.split(":")
     stage = int(words[-1])
     parts = int(words[0]) if verb == "parts" else 1
-    engine = build_engine(small_model(), settings(stage, "bf16" if verb == "bf16" else "fp32", parts), world)
+    # Means over visible pixels are means over samples where all pixels count.
+    model = small_model(min_visible_share=2.0 if verb == "parts" else 0.3)
+    engine = build_engine(model, settings(stage, "bf16" if verb == "bf16" else "fp32", parts), world)
     try:
         if verb == "parts":
             return run_parts(engine, world)
