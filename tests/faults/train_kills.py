@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
 from data_prep.errors import DataError
 from data_prep.storage import open_store
 from pipeline.meters import read_records
-from tests.pipeline.small_datasets import publish
+from tests.pipeline.small_recipe import write_small_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MOMENTS = ("step", "save", "upload")
@@ -49,29 +48,8 @@ class KillRound:
 
 def make_recipe(root: Path, **train: Any) -> Path:
     """A recipe of a very small model on small datasets."""
-    publish(str(root / "datasets" / "clips"), "clip", [10, 9, 7])
-    publish(str(root / "datasets" / "images"), "image", [20, 17])
-    stream = {"pair_batch": 4, "view_batch": 4, "augment": {"pair": {"crop": [32, 32]}, "view": {"size": 32}}}
-    content: dict[str, Any] = {
-        "base": "quickstart",
-        "out": str(root),
-        "model": {
-            "encoder": {"stem_channels": [4, 8], "stage_channels": [8, 8, 8, 8]},
-            "flow": {"widths": [8, 8], "context_widths": [8, 8], "context_dilations": [1, 2], "coarsest_stride": 8},
-            "expander": {"widths": [16, 16]},
-        },
-        "train": {
-            "steps": STEPS,
-            "log_every": 1,
-            "checkpoint": {"every_steps": SAVE_EVERY},
-            "engine": {"zero_stage": 2, "threads": 1},
-            "stream": stream,
-            **train,
-        },
-    }
-    path = root / "recipe.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+    checkpoint, engine = {"every_steps": SAVE_EVERY}, {"zero_stage": 2, "threads": 1}
+    return write_small_recipe(root, **{"steps": STEPS, "checkpoint": checkpoint, "engine": engine, **train})
 
 
 class TrainingRun:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from small_datasets import publish
+
+from tests.pipeline.small_datasets import publish
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def write_small_recipe(root: Path) -> Path:
-    """Publishes small datasets below `root` and writes the recipe beside them."""
+def write_small_recipe(root: Path, **train: Any) -> Path:
+    """Publishes small datasets below `root` and writes the recipe beside them; `train` replaces parts of its own."""
     publish(str(root / "datasets" / "clips"), "clip", [10, 9, 7])
     publish(str(root / "datasets" / "images"), "image", [20, 17])
     content: dict[str, Any] = {
@@ -31,6 +32,7 @@ def write_small_recipe(root: Path) -> Path:
             "log_every": 1,
             "checkpoint": {"every_steps": 2},
             "stream": {"pair_batch": 4, "view_batch": 4, "augment": {"pair": {"crop": [32, 32]}, "view": {"size": 32}}},
+            **train,
         },
         "tracking": {"uri": f"sqlite:///{root}/mlflow.db", "artifacts": str(root / "artifacts")},
     }

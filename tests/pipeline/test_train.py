@@ -7,11 +7,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from small_datasets import publish
+from small_recipe import train_small, write_small_recipe
 
 from pipeline.checkpoint import complete_checkpoints, newest_weights
 from pipeline.meters import read_records
@@ -23,38 +21,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe of a very small model on small datasets, everything below one folder."""
-    root = tmp_path_factory.mktemp("train")
-    publish(str(root / "datasets" / "clips"), "clip", [10, 9, 7])
-    publish(str(root / "datasets" / "images"), "image", [20, 17])
-    content: dict[str, Any] = {
-        "base": "quickstart",
-        "out": str(root),
-        "model": {
-            "encoder": {"stem_channels": [4, 8], "stage_channels": [8, 8, 8, 8]},
-            "flow": {"widths": [8, 8], "context_widths": [8, 8], "context_dilations": [1, 2], "coarsest_stride": 8},
-            "expander": {"widths": [16, 16]},
-        },
-        "train": {
-            "steps": 4,
-            "log_every": 1,
-            "checkpoint": {"every_steps": 2},
-            "stream": {"pair_batch": 4, "view_batch": 4, "augment": {"pair": {"crop": [32, 32]}, "view": {"size": 32}}},
-        },
-    }
-    path = root / "recipe.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+    return write_small_recipe(tmp_path_factory.mktemp("train"))
 
 
 def run(recipe: Path, name: str, *overrides: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
     """Trains in the folder `name` below the recipe's."""
     folder = recipe.parent / name
-    words = [sys.executable, "-m", "pipeline.cli", "train", "--ranks", str(ranks), str(recipe)]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    return subprocess.run(
-        [*words, f"train.run={folder}", f"tracking.uri=sqlite:///{folder}.db", *overrides],
-        cwd=REPOSITORY, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+    return train_small(recipe, folder, f"tracking.uri=sqlite:///{folder}.db", *overrides, ranks=ranks)
 
 
 def losses(recipe: Path, name: str) -> dict[int, float]:
