@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.train_kills import STEPS, TrainingRun, make_recipe, run_round
+from tests.faults.train_kills import STEPS, KillRound, TrainingRun, make_recipe, run_round
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -25,20 +25,24 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
     return run
 
 
+def round_that_hits(whole: TrainingRun, moment: str, place: str, files: Path) -> KillRound:
+    """A round in which a rank was killed: a save of so small a model may be over before it is noticed."""
+    for seed in range(4, 8):
+        shown = run_round(seed, TrainingRun(whole.recipe, f"{place}/{seed}", files / str(seed)), moment)
+        assert shown.problem == "" and shown.losses == whole.losses()
+        if shown.killed_rank >= 0 and shown.starts >= 2:
+            return shown
+    raise AssertionError(f"no rank was met in its {moment} in four rounds")
+
+
 def test_a_run_whose_rank_is_killed_while_saving_ends_with_the_same_losses(whole: TrainingRun, tmp_path: Path) -> None:
-    shown = run_round(4, TrainingRun(whole.recipe, str(tmp_path / "run"), tmp_path / "files"), "save")
-    assert shown.problem == ""
-    assert shown.killed_rank >= 0 and shown.starts >= 2
-    assert shown.losses == whole.losses()
+    round_that_hits(whole, "save", str(tmp_path / "runs"), tmp_path / "files")
 
 
 def test_a_run_on_s3_moves_to_another_machine_when_a_rank_is_killed_while_uploading(
     whole: TrainingRun, tmp_path: Path, s3: str
 ) -> None:
-    shown = run_round(5, TrainingRun(whole.recipe, s3, tmp_path / "files"), "upload")
-    assert shown.problem == ""
-    assert shown.killed_rank >= 0 and shown.starts >= 2
-    assert shown.losses == whole.losses()
+    round_that_hits(whole, "upload", s3, tmp_path / "files")
 
 
 def test_a_stop_signal_to_one_rank_saves_and_another_world_and_stage_go_on(whole: TrainingRun, tmp_path: Path) -> None:
