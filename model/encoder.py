@@ -47,7 +47,7 @@ def _convolve_depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
     radius = conv.kernel_size[0] // 2
     up, left = min(radius, x.shape[-2] - 1), min(radius, x.shape[-1] - 1)
     weight = conv.weight[..., radius - up : radius + up + 1, radius - left : radius + left + 1]
-    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and conv.bias is not None:
         return convolve_depthwise_on_cpu(x, weight, conv.bias)
     return F.conv2d(x, weight, conv.bias, padding=(up, left), groups=conv.groups)
 
