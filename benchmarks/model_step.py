@@ -86,7 +86,7 @@ def seconds_of(action: Callable[[], object], device: torch.device) -> float:
 
 def make_step(net: MCJEPA, batches: Batches, loss_of: Callable[[MCJEPA, Batches], Tensor]) -> Callable[[], None]:
     """A whole step of an optimizer of its own."""
-    optimizer = torch.optim.AdamW(net.parameters(), lr=0.0)  # the same weights in every step of either side
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.0, fused=True)  # the same weights in every step of both
 
     def step() -> None:
         optimizer.zero_grad()

@@ -74,7 +74,8 @@ class DenseConvolutions(nn.Module):
         """(B, inputs, h, w) to (B, outputs, h, w)."""
         pending: Tensor = self.spread[0](x_BChw)
         for width, activation, spread in zip(self.widths, self.activations, self.spread[1:], strict=True):
-            pending = pending[:, width:] + spread(activation(pending[:, :width]))
+            done, pending = pending.split((width, pending.shape[1] - width), dim=1)
+            pending = pending + spread(activation(done))
         return pending
 
     @torch.no_grad()

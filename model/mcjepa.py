@@ -180,6 +180,8 @@ class MCJEPA(nn.Module):
         others = [swap_halves(x) for x in pyramid]
         flows = self.flow_estimator(pyramid, others)
         with torch.autocast(images.device.type, enabled=False):
+            # Once, not in every warp and difference of the losses.
+            pyramid, others = ([x.float() for x in maps] for maps in (pyramid, others))
             terms = self._flow_terms(images, pyramid, others, flows, weights, meters)
             form = self.config.loss
             coefficients = form.vc_variance[::-1], form.vc_covariance[::-1]

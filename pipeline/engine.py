@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import MethodType
 from typing import Any
 
@@ -122,7 +122,25 @@ def build_engine(model: nn.Module, config: TrainConfig, world: World) -> Any:
             ) from error
     if config.engine.zero_stage == 0:
         engine.clip_fp32_gradients = MethodType(_clip_and_keep_norm, engine)
+    if config.engine.zero_stage == 3:
+        engine.optimizer.step = _stepping_once(engine.optimizer)
     return engine
+
+
+def _stepping_once(optimizer: Any) -> Callable[..., Any]:
+    """ZeRO-3's step, after which no gradient is left.
+
+    DeepSpeed writes gradients over the last ones and clears nothing, so a parameter that a step does not use (one of
+    the two batches alone) would be updated by its last gradient again.
+    """
+    step = optimizer.step
+
+    def step_and_clear(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        optimizer.grad_partitions_flat_buffer.zero_()
+        return result
+
+    return step_and_clear
 
 
 def _clip_and_keep_norm(engine: Any) -> None:

@@ -107,3 +107,10 @@ def test_steps_of_one_batch_alone_go_on_with_finite_losses(losses: list[dict[int
     first, second = (torch.tensor(rank[stage]) for rank in losses)
     assert first.isfinite().all() and len(first) == len(STEPS)
     torch.testing.assert_close(first, second)  # losses are global: all ranks see the same
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_sharded_stages_train_what_a_step_does_not_use_alike(losses: list[dict[int, Losses]], stage: int) -> None:
+    """DeepSpeed's ZeRO-3 by itself repeats the other branch's last gradient: the last loss is 0.2 % off then."""
+    for rank in losses:
+        assert rank[stage] == pytest.approx(rank[1], rel=1e-5)
