@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -115,8 +116,21 @@ class ImageStack:
 
 
 def _empty_bytes(shape: tuple[int, ...]) -> torch.Tensor:
-    """An uninitialised uint8 tensor; in a loading process in shared memory, where it would be copied to otherwise."""
+    """An uninitialised uint8 tensor; in a loading process in shared memory, where it would be copied to otherwise.
+
+    That memory has no name: torch's own has one in /dev/shm while it is allocated, and a worker ended at that moment
+    leaves it there for good. Nor does it count against the size of /dev/shm, which containers keep small.
+    """
     if torch.utils.data.get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    count = math.prod(shape)
+    if not hasattr(os, "memfd_create"):  # Linux has it
+        return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(count)).view(shape)
+    descriptor = os.memfd_create("mcjepa-batch")
+    try:
+        os.truncate(descriptor, count)
+        # It keeps a copy of the descriptor; torch's stubs lack it.
+        storage = torch.UntypedStorage._new_shared_fd_cpu(descriptor, count)  # type: ignore[attr-defined]
+    finally:
+        os.close(descriptor)
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
