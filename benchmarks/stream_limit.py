@@ -102,8 +102,8 @@ def measure(config: StreamConfig, steps: int) -> dict[str, list[float]]:
         started = time.process_time()
         batches = [stream.read(step, 0, 1, lambda: False) for stream in streams]
         read = time.process_time()
-        for batch in batches:
-            batch.to_floats(cpu)
+        for batch, memory_format in zip(batches, (torch.contiguous_format, torch.channels_last), strict=True):
+            batch.to_floats(cpu, memory_format)
         times["with_floats"].append(time.process_time() - started)
         times["stream"].append(read - started)
         times["loop"].append(loop_seconds(config, *streams, step))

@@ -41,8 +41,8 @@ def open_and_read(config: StreamConfig, times: int, step: int) -> float:
     """Seconds from nothing to the first batch of a rank."""
     started = time.perf_counter()
     catalogue = enlarged(open_catalogue(config.views), times)
-    template = view_stream(config, seed=0)
-    stream = SampleStream("views", catalogue, config, template._choose, template._make, batch=config.view_batch, seed=0)
+    augmentation = view_stream(config, seed=0).augmentation
+    stream = SampleStream("views", catalogue, config, augmentation, batch=config.view_batch, seed=0)
     stream.read(step, 5, RANKS, lambda: False)
     seconds = time.perf_counter() - started
     stream.close()

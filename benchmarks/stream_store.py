@@ -6,9 +6,10 @@ Two views of 224 px of images 256 px high, 64 a step. The S3 server is a real on
 here on the loopback interface and sharing the processor's cores with the stream: its own work counts against S3.
 The stream has the node's disk cache, as a recipe has it (`stream.store.cache_dir`): `ratio` is that of a pass that
 begins with an empty cache and fills it, `ratio_cached` that of a pass after it; `--full` adds `ratio_uncached`, without
-a cache, every sample by a ranged get. Ratios are of samples a second of processor time, all of the loader's, its
-worker's and the server's: what is left of the speed where no core is free for the server, and steady on a shared
-machine (`wall_ratio` has the clock's). The passes take turns; figures are medians. The bar is 0.9, for the first.
+a cache, every sample by a ranged get. Ratios are of samples a second by the clock; beside them, `cpu_ratio` and its
+like are of samples a second of processor time, all of the loader's, its worker's and the server's: what is left of the
+speed where no core is free for the server, and which other programs disturb less. The passes take turns; figures are
+medians. The bar is 0.9, for the first.
 """
 
 from __future__ import annotations
@@ -78,10 +79,10 @@ def summary(speeds: dict[str, list[Speed]]) -> dict[str, float]:
     for side in list(speeds)[1:]:
         both = list(zip(speeds[side], speeds["local"], strict=True))
         suffix = "" if side == "s3" else f"_{side}"
-        figures[f"ratio{suffix}"] = round(
+        figures[f"ratio{suffix}"] = round(statistics.median(s3.per_second / own.per_second for s3, own in both), 3)
+        figures[f"cpu_ratio{suffix}"] = round(
             statistics.median(s3.per_cpu_second / own.per_cpu_second for s3, own in both), 3
         )
-        figures[f"wall_ratio{suffix}"] = round(statistics.median(s3.per_second / own.per_second for s3, own in both), 3)
     for side, each in speeds.items():
         figures[f"{side}_samples_s"] = round(statistics.median(speed.per_second for speed in each))
     return figures
@@ -98,8 +99,8 @@ def measure(here: str, there: str, folder: str, *, full: bool) -> dict[str, list
         for side in order + list(speeds)[3:]:
             speeds[side].append(pass_speed(sides[side], number))
         print(
-            f"round {number}, samples a processor second: "
-            + ", ".join(f"{side} {each[-1].per_cpu_second:.0f}" for side, each in speeds.items())
+            f"round {number}, samples a second: "
+            + ", ".join(f"{side} {each[-1].per_second:.0f}" for side, each in speeds.items())
         )
     return speeds
 

@@ -43,7 +43,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="more steps")
-    steps = 200 if parser.parse_args().full else 30
+    steps = 200 if parser.parse_args().full else 15
     with tempfile.TemporaryDirectory() as folder:
         records = train(Path(folder), steps)[1:]
     shares = [record["data_wait_share"] for record in records]

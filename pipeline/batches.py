@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 import torch.utils.data
@@ -27,7 +28,7 @@ class RawBatch:
     """Two aligned stacks of images as they travel between processes: uint8, a quarter of floats."""
 
     first: torch.Tensor
-    """(B, 3, H, W) uint8 RGB."""
+    """(B, H, W, 3) uint8 RGB, as pictures are decoded."""
     second: torch.Tensor
     """Same shape; its image i belongs to image i of `first`."""
     keys: tuple[str, ...]
@@ -39,10 +40,19 @@ class RawBatch:
         """The same in page-locked memory, from which a GPU copies at full speed."""
         return RawBatch(self.first.pin_memory(), self.second.pin_memory(), self.keys, self.corrupt)
 
-    def to_floats(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both stacks on `device` as float32 in [0, 1]; the bytes are moved before they are widened."""
-        first, second = (images.to(device, non_blocking=True) for images in (self.first, self.second))
-        return first.float().div_(255), second.float().div_(255)
+    def to_floats(self, device: torch.device, memory_format: torch.memory_format) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both stacks on `device` as (B, 3, H, W) float32 in [0, 1]; the bytes are moved before they are widened.
+
+        Args:
+            device: where to.
+            memory_format: `channels_last` leaves the pictures as they lie, which is how an encoder takes them;
+                `contiguous_format` is what arithmetic on the three colours wants.
+        """
+        first, second = (
+            images.to(device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32, memory_format=memory_format)
+            for images in (self.first, self.second)
+        )
+        return first.div_(255), second.div_(255)
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,7 @@ class ViewBatch:
     """Two views of each image of the content branch."""
 
     view0: torch.Tensor
-    """(B, 3, S, S) float32 RGB in [0, 1]."""
+    """(B, 3, S, S) float32 RGB in [0, 1], in channels-last memory."""
     view1: torch.Tensor
     """Other views of the same images, same shape."""
     keys: tuple[str, ...]
@@ -92,30 +102,35 @@ class StepBatch:
 
 
 class ImageStack:
-    """A (B, 3, H, W) uint8 tensor that is filled image by image, while each is still in the processor's cache."""
+    """Images of one size, each of which is written to its place as the last step of its making.
 
-    def __init__(self, count: int) -> None:
-        """Expect `count` images; their size is that of the first."""
-        self._count = count
-        self._tensor: torch.Tensor | None = None
-        self._planes = np.empty(0, dtype=np.uint8)
+    Attributes:
+        tensor: (B, H, W, 3) uint8, uninitialised at first.
+        places: the same memory, an HxWx3 array by image.
+    """
 
-    def put(self, place: int, image: np.ndarray) -> None:
-        """Store image `place`, HxWx3 uint8."""
-        if self._tensor is None:
-            self._tensor = _empty_bytes((self._count, 3, *image.shape[:2]))
-            self._planes = self._tensor.numpy()
-        cv2.split(image, list(self._planes[place]))  # writes in place, several times faster than a transposed copy
-
-    def tensor(self) -> torch.Tensor:
-        """The whole; all places have been put."""
-        assert self._tensor is not None
-        return self._tensor
+    def __init__(self, count: int, size: tuple[int, int]) -> None:
+        """Make room for `count` images of a height and width, px."""
+        self.tensor = _empty_bytes((count, *size, 3))
+        self.places: Sequence[np.ndarray] = list(self.tensor.numpy())
 
 
 def _empty_bytes(shape: tuple[int, ...]) -> torch.Tensor:
-    """An uninitialised uint8 tensor; in a loading process in shared memory, where it would be copied to otherwise."""
+    """An uninitialised uint8 tensor; in a loading process in shared memory, where it would be copied to otherwise.
+
+    That memory has no name: torch's own has one in /dev/shm while it is allocated, and a worker ended at that moment
+    leaves it there for good. Nor does it count against the size of /dev/shm, which containers keep small.
+    """
     if torch.utils.data.get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    count = math.prod(shape)
+    if not hasattr(os, "memfd_create"):  # Linux has it
+        return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(count)).view(shape)
+    descriptor = os.memfd_create("mcjepa-batch")
+    try:
+        os.truncate(descriptor, count)
+        # It keeps a copy of the descriptor; torch's stubs lack it.
+        storage = torch.UntypedStorage._new_shared_fd_cpu(descriptor, count)  # type: ignore[attr-defined]
+    finally:
+        os.close(descriptor)
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)

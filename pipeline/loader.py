@@ -58,8 +58,8 @@ class _RawStep:
         pairs, views = self.pairs, self.views
         return StepBatch(
             self.step,
-            PairBatch(*pairs.to_floats(device), pairs.keys) if pairs else None,
-            ViewBatch(*views.to_floats(device), views.keys) if views else None,
+            PairBatch(*pairs.to_floats(device, torch.contiguous_format), pairs.keys) if pairs else None,
+            ViewBatch(*views.to_floats(device, torch.channels_last), views.keys) if views else None,
             tuple(record for batch in (pairs, views) if batch for record in batch.corrupt),
         )
 

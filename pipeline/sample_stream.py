@@ -36,10 +36,22 @@ from pipeline.stored_frame import StoredFrame, frame_suffixes
 from pipeline.stream import SampleOrder
 from pipeline.stream_config import PairAugmentConfig, SourceConfig, StreamConfig, ViewAugmentConfig
 
-FrameChooser = Callable[[int, random.Random], Sequence[int]]
-"""(frames of the sample, its generator) -> numbers of the frames that are used."""
-ImageMaker = Callable[[Sequence[Frame], random.Random], tuple[np.ndarray, np.ndarray]]
-"""(those frames, the generator after that) -> the two images of the sample."""
+_ROW_BYTES = 4 << 20
+"""Of the files that are read before the first of them is decoded: those of a whole step at the usual sizes."""
+
+Places = tuple[np.ndarray, np.ndarray]
+"""Where the two images of a sample are written, HxWx3 uint8 each."""
+
+
+class Augmentation(NamedTuple):
+    """What a stream makes of a sample."""
+
+    choose: Callable[[int, random.Random], Sequence[int]]
+    """(frames of the sample, its generator) -> numbers of the frames that are used."""
+    make: Callable[[Sequence[Frame], random.Random, Places], None]
+    """(those frames, the generator after that, places) writes the two images of the sample."""
+    size: tuple[int, int]
+    """Height and width of the images, px."""
 
 
 class Cancelled(Exception):
@@ -57,8 +69,7 @@ class SampleStream:
         name: str,
         catalogue: Catalogue,
         config: StreamConfig,
-        choose: FrameChooser,
-        make: ImageMaker,
+        augmentation: Augmentation,
         *,
         batch: int,
         seed: int,
@@ -69,18 +80,18 @@ class SampleStream:
             name: `pairs` or `views`; for messages and seeds.
             catalogue: where the samples lie.
             config: the recipe's stream.
-            choose: which frames of a sample are used.
-            make: what is made of them.
+            augmentation: what is made of a sample.
             batch: samples a step over all ranks.
             seed: the run's seed.
         """
         self.name, self.catalogue = name, catalogue
-        self._choose, self._make, self._seed = choose, make, mix64(seed, name)
+        self.augmentation, self._seed = augmentation, mix64(seed, name)
         self.order = SampleOrder(catalogue.counts, batch=batch, window=config.window, seed=self._seed)
         self._reader = ShardReader(catalogue, config.store)
         self._cache = FrameCache(config.cache_mib << 20)
-        # Only a bucket is worth asking ahead, and not for frames that may be kept already.
+        # Nothing is read or asked for ahead of its turn where frames may be kept already.
         self._ahead = config.store.readers if self._reader.remote and not config.cache_mib else 0
+        self._in_rows = not self._reader.remote and not config.cache_mib
         self._reduced_decode = config.augment.reduced_decode
 
     def read(self, step: int, rank: int, world_size: int, cancelled: Callable[[], bool]) -> RawBatch:
@@ -92,29 +103,29 @@ class SampleStream:
         """
         epoch, ids = self.order.step_samples(step, rank=rank, world_size=world_size)
         samples = self._reader.find_all(self.order.sample_indexes(epoch, ids))
-        first, second = ImageStack(len(samples)), ImageStack(len(samples))
+        first, second = (ImageStack(len(samples), self.augmentation.size) for _ in range(2))
         keys: list[str] = []
         corrupt: list[CorruptRecord] = []
-        for place, begun in enumerate(self._begin_ahead(samples, epoch, ids)):
+        begin = self._begin_in_rows if self._in_rows else self._begin_ahead
+        for place, begun in enumerate(begin(samples, epoch, ids)):
             if cancelled():
                 raise Cancelled(f"step {step} of the {self.name}")
+            places, key = (first.places[place], second.places[place]), begun.sample.key
             try:
-                images, key = self._finish(begun), begun.sample.key
+                self._finish(begun, places)
             except CorruptSample as error:
-                images, record = self._replace(begun, error)
+                record = self._replace(begun, places, error)
                 key = record.replaced_by
                 corrupt.append(record)
-            first.put(place, images[0])
-            second.put(place, images[1])
             keys.append(key)
-        return RawBatch(first.tensor(), second.tensor(), tuple(keys), tuple(corrupt))
+        return RawBatch(first.tensor, second.tensor, tuple(keys), tuple(corrupt))
 
     def close(self) -> None:
         """Close the open shards of this process."""
         self._reader.close()
 
     def _begin_ahead(self, samples: Sequence[StoredSample], epoch: int, ids: np.ndarray) -> Iterator[_Begun]:
-        """The samples in order, some of the next ones begun already."""
+        """The samples in order, some of the next ones asked of the bucket already."""
         begun: deque[_Begun] = deque()
         for sample, sample_id in zip(samples, ids.tolist(), strict=True):
             begun.append(self._begin(sample, epoch, sample_id))
@@ -122,12 +133,27 @@ class SampleStream:
                 yield begun.popleft()
         yield from begun
 
+    def _begin_in_rows(self, samples: Sequence[StoredSample], epoch: int, ids: np.ndarray) -> Iterator[_Begun]:
+        """The samples in order, a row of them begun and read at a time.
+
+        In turn with the decoder, each read would find the processor's caches full of pixels: twice the cost.
+        """
+        row: list[_Begun] = []
+        held = 0
+        for sample, sample_id in zip(samples, ids.tolist(), strict=True):
+            row.append(self._begin(sample, epoch, sample_id))
+            held += row[-1].content.fetch()
+            if held >= _ROW_BYTES:
+                yield from row
+                row, held = [], 0
+        yield from row
+
     def _begin(self, sample: StoredSample, epoch: int, sample_id: int) -> _Begun:
         """Draw a sample's frames and begin to read them."""
         rng = seeded_random(self._seed, "augment", epoch, sample_id)
         suffixes = frame_suffixes(sample.members)
         try:
-            numbers = self._choose(len(suffixes), rng)
+            numbers = self.augmentation.choose(len(suffixes), rng)
         except ValueError as error:
             raise self._misfit(sample, error) from error
         taken = [suffixes[number] for number in numbers]
@@ -140,8 +166,8 @@ class SampleStream:
             _Once(self._reader.request(sample, taken) if self._ahead else later),
         )
 
-    def _finish(self, begun: _Begun) -> tuple[np.ndarray, np.ndarray]:
-        """The two images of a sample.
+    def _finish(self, begun: _Begun, places: Places) -> None:
+        """Write the two images of a sample.
 
         Raises:
             CorruptSample: it is damaged.
@@ -156,19 +182,19 @@ class SampleStream:
             for place, number in enumerate(begun.numbers)
         ]
         try:
-            return self._make(frames, begun.rng)
+            self.augmentation.make(frames, begun.rng, places)
         except (DataError, CorruptSample):
             raise
         except ValueError as error:
             raise self._misfit(begun.sample, error) from error
 
-    def _replace(self, begun: _Begun, error: CorruptSample) -> tuple[tuple[np.ndarray, np.ndarray], CorruptRecord]:
-        """The images of the next sample of the shard that can be decoded."""
+    def _replace(self, begun: _Begun, places: Places, error: CorruptSample) -> CorruptRecord:
+        """Write the images of the next sample of the shard that can be decoded."""
         distance = 1
         while neighbour := self._reader.neighbour(begun.sample, distance):
             with contextlib.suppress(CorruptSample):  # it is counted when its own turn comes
-                images = self._finish(self._begin(neighbour, *begun.drawn_for))
-                return images, CorruptRecord(self._reader.name(begun.sample), str(error), neighbour.key)
+                self._finish(self._begin(neighbour, *begun.drawn_for), places)
+                return CorruptRecord(self._reader.name(begun.sample), str(error), neighbour.key)
             distance += 1
         raise DataError(
             f"{self._reader.name(begun.sample)} cannot be decoded ({error}), nor any other sample of its shard; "
@@ -194,6 +220,12 @@ class _Once:
         self._parts = self._parts or self._reading()
         return self._parts[place]
 
+    def fetch(self) -> int:
+        """Take them now; returns how many bytes they are."""
+        with contextlib.suppress(CorruptSample):  # raised again when its turn comes
+            self._parts = self._reading()
+        return sum(map(len, self._parts or ()))
+
 
 class _Begun(NamedTuple):
     """A sample whose frames are drawn and, from a bucket, on their way."""
@@ -214,16 +246,17 @@ def pair_stream(config: StreamConfig, seed: int) -> SampleStream:
         DataError: a source is not published or damaged.
     """
     catalogue = _open_sources("pairs", ("clip",), config.pairs, config.pair_batch)
-    choose = partial(choose_frames, config=config.augment.pair)
-    make = partial(_make_pair, config=config.augment.pair)
-    return SampleStream("pairs", catalogue, config, choose, make, batch=config.pair_batch, seed=seed)
+    pair = config.augment.pair
+    augmentation = Augmentation(partial(choose_frames, config=pair), partial(_make_pair, config=pair), pair.crop)
+    return SampleStream("pairs", catalogue, config, augmentation, batch=config.pair_batch, seed=seed)
 
 
 def view_stream(config: StreamConfig, seed: int) -> SampleStream:
     """The content branch's stream; raises as `pair_stream` does."""
     catalogue = _open_sources("views", ("image", "clip"), config.views, config.view_batch)
-    make = partial(_make_views, config=config.augment.view)
-    return SampleStream("views", catalogue, config, _choose_one, make, batch=config.view_batch, seed=seed)
+    view = config.augment.view
+    augmentation = Augmentation(_choose_one, partial(_make_views, config=view), (view.size, view.size))
+    return SampleStream("views", catalogue, config, augmentation, batch=config.view_batch, seed=seed)
 
 
 def _open_sources(name: str, kinds: Sequence[str], sources: Sequence[SourceConfig], batch: int) -> Catalogue:
@@ -248,15 +281,11 @@ def _choose_one(frame_count: int, rng: random.Random) -> tuple[int]:
     return (draw_below(rng, frame_count) if frame_count > 1 else 0,)
 
 
-def _make_pair(
-    frames: Sequence[Frame], rng: random.Random, *, config: PairAugmentConfig
-) -> tuple[np.ndarray, np.ndarray]:
+def _make_pair(frames: Sequence[Frame], rng: random.Random, places: Places, *, config: PairAugmentConfig) -> None:
     if frames[0].size != frames[1].size:
         raise CorruptSample(f"its frames have {frames[0].size} and {frames[1].size} px")
-    return make_pair(frames[0], frames[1], config, rng)
+    make_pair(frames[0], frames[1], config, rng, places)
 
 
-def _make_views(
-    frames: Sequence[Frame], rng: random.Random, *, config: ViewAugmentConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    return make_views(frames[0], config, rng)
+def _make_views(frames: Sequence[Frame], rng: random.Random, places: Places, *, config: ViewAugmentConfig) -> None:
+    make_views(frames[0], config, rng, places)

@@ -1,5 +1,6 @@
 """Colour and blur of uint8 RGB images as torchvision's transforms do them on PIL images, by OpenCV.
 
+Each is a filter (`pipeline.augment.filters`): with `out`, the result is written there.
 Brightness, contrast and saturation blend the image with a degenerate one, d + f (v - d), clipped to [0, 255]:
 d is black, the mean grey, or the grey image. Grey is ITU-R 601 luma. Hue turns the 8-bit H of HSV.
 Source: torchvision.transforms (ColorJitter, RandomGrayscale, RandomSolarize) and PIL.ImageEnhance.
@@ -8,10 +9,12 @@ Source: torchvision.transforms (ColorJitter, RandomGrayscale, RandomSolarize) an
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import cv2
 import numpy as np
 
+from pipeline.augment.filters import Filter
 from pipeline.augment.geometry import draw_below, draw_between
 from pipeline.stream_config import ColourJitterConfig
 
@@ -37,52 +40,50 @@ def draw_jitter(config: ColourJitterConfig, rng: random.Random) -> JitterSteps:
     return tuple(steps)
 
 
-def apply_jitter(image: np.ndarray, steps: JitterSteps) -> np.ndarray:
-    """Apply drawn adjustments to an HxWx3 uint8 RGB image."""
-    for name, factor in steps:
-        image = _ADJUSTMENTS[name](image, factor)
-    return image
+def jitter_filters(steps: JitterSteps) -> list[Filter]:
+    """The drawn adjustments as filters."""
+    return [partial(_ADJUSTMENTS[name], factor=factor) for name, factor in steps]
 
 
-def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
+def adjust_brightness(image: np.ndarray, factor: float, out: np.ndarray | None = None) -> np.ndarray:
     """Blend with black: v -> f v."""
-    return cv2.LUT(image, _clip_levels(factor * _LEVELS))
+    return cv2.LUT(image, _clip_levels(factor * _LEVELS), out)
 
 
-def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
+def adjust_contrast(image: np.ndarray, factor: float, out: np.ndarray | None = None) -> np.ndarray:
     """Blend with the image's mean grey, rounded: v -> m + f (v - m)."""
     mean = np.float32(int(cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0] + 0.5))
-    return cv2.LUT(image, _clip_levels(mean + np.float32(factor) * (_LEVELS - mean)))
+    return cv2.LUT(image, _clip_levels(mean + np.float32(factor) * (_LEVELS - mean)), out)
 
 
-def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
+def adjust_saturation(image: np.ndarray, factor: float, out: np.ndarray | None = None) -> np.ndarray:
     """Blend with the grey image: v -> g + f (v - g)."""
-    return cv2.addWeighted(image, factor, to_grey(image), 1 - factor, 0)
+    return cv2.addWeighted(image, factor, to_grey(image), 1 - factor, 0, out)
 
 
-def adjust_hue(image: np.ndarray, turn: float) -> np.ndarray:
-    """Turn the hue by `turn` of a full circle, in [-0.5, 0.5]; grey pixels stay."""
-    shift = int(turn * 255) % 256
+def adjust_hue(image: np.ndarray, factor: float, out: np.ndarray | None = None) -> np.ndarray:
+    """Turn the hue by `factor` of a full circle, in [-0.5, 0.5]; grey pixels stay."""
+    shift = int(factor * 255) % 256
     if shift == 0:
         return image
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
     hsv[..., 0] += np.uint8(shift)  # wraps around at 256, as the circle does
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, out)
 
 
-def to_grey(image: np.ndarray) -> np.ndarray:
+def to_grey(image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """The luma in three equal channels, HxWx3 uint8."""
-    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB, out)
 
 
-def solarize(image: np.ndarray) -> np.ndarray:
+def solarize(image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """Invert the values from 128 on: v -> 255 - v."""
-    return cv2.LUT(image, _SOLARIZED)
+    return cv2.LUT(image, _SOLARIZED, out)
 
 
-def blur(image: np.ndarray, sigma_px: float) -> np.ndarray:
+def blur(image: np.ndarray, sigma_px: float, out: np.ndarray | None = None) -> np.ndarray:
     """Gaussian blur with the border's pixels repeated, as PIL's GaussianBlur(radius=sigma)."""
-    return cv2.GaussianBlur(image, (0, 0), sigma_px, borderType=cv2.BORDER_REPLICATE)
+    return cv2.GaussianBlur(image, (0, 0), sigma_px, out, borderType=cv2.BORDER_REPLICATE)
 
 
 def _clip_levels(levels: np.ndarray) -> np.ndarray:

@@ -77,13 +77,16 @@ def draw_scaled_crop(
     return CropBox(top, left, box_height, box_width)
 
 
-def cut_and_resize(image: np.ndarray, box: CropBox, height: int, width: int) -> np.ndarray:
+def cut_and_resize(
+    image: np.ndarray, box: CropBox, height: int, width: int, out: np.ndarray | None = None
+) -> np.ndarray:
     """Cut a box and bring it to a size: bicubic, or by pixel area where both sides shrink (no aliasing).
 
     Args:
         image: HxWx3 uint8.
         box: lies within the image.
         height, width: size of the result, px.
+        out: where a resized image is written.
 
     Returns:
         height x width x 3 uint8; a view of `image` where nothing is resized.
@@ -92,9 +95,9 @@ def cut_and_resize(image: np.ndarray, box: CropBox, height: int, width: int) -> 
     if (box.height, box.width) == (height, width):
         return cut
     shrinks = box.height >= height and box.width >= width
-    return cv2.resize(cut, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    return cv2.resize(cut, (width, height), out, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
-def mirror(image: np.ndarray) -> np.ndarray:
-    """The image mirrored left to right, HxWx3 uint8, a copy."""
-    return cv2.flip(image, 1)
+def mirror(image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """The image mirrored left to right, HxWx3 uint8, a copy or written to `out`."""
+    return cv2.flip(image, 1, out)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
-from pipeline.augment.colour import apply_jitter, draw_jitter
+from pipeline.augment.colour import draw_jitter, jitter_filters
+from pipeline.augment.filters import Filter, apply_filters
 from pipeline.augment.frames import Frame, choose_reduction, reduce_box
 from pipeline.augment.geometry import cut_and_resize, draw_below, draw_scaled_crop, mirror
 from pipeline.stream_config import PairAugmentConfig
@@ -31,7 +34,11 @@ def choose_frames(frame_count: int, rng: random.Random, config: PairAugmentConfi
 
 
 def make_pair(
-    frame0: Frame, frame1: Frame, config: PairAugmentConfig, rng: random.Random
+    frame0: Frame,
+    frame1: Frame,
+    config: PairAugmentConfig,
+    rng: random.Random,
+    out: Sequence[np.ndarray | None] = (None, None),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cut, mirror and colour two frames alike; both are decoded at the same scale.
 
@@ -39,6 +46,7 @@ def make_pair(
         frame0, frame1: frames of one size.
         config: the recipe.
         rng: the sample's generator, behind the draws of `choose_frames`.
+        out: where the frames are written, crop_height x crop_width x 3 uint8 each; None for arrays of their own.
 
     Returns:
         Two arrays crop_height x crop_width x 3 uint8 RGB.
@@ -46,15 +54,18 @@ def make_pair(
     Raises:
         ValueError: the frames differ in size or are damaged.
     """
-    if frame0.size != frame1.size:
-        raise ValueError(f"frames of {frame0.size} and {frame1.size} px, expected one size")
-    box = draw_scaled_crop(*frame0.size, config.crop, config.scale, rng)
+    size, other_size = frame0.size, frame1.size
+    if size != other_size:
+        raise ValueError(f"frames of {size} and {other_size} px, expected one size")
+    box = draw_scaled_crop(*size, config.crop, config.scale, rng)
     mirrored = rng.random() < config.flip
     jitter = draw_jitter(config.jitter, rng)
     reduction = min(choose_reduction(frame, (box,), config.crop) for frame in (frame0, frame1))
+    height, width = config.crop
+    behind: list[Filter] = [mirror] * mirrored + jitter_filters(jitter)
     pair = []
-    for frame in (frame0, frame1):
+    for frame, place in zip((frame0, frame1), out, strict=True):
         image = frame.decode(reduction)
-        cut = cut_and_resize(image, reduce_box(box, reduction, image), *config.crop)
-        pair.append(apply_jitter(mirror(cut) if mirrored else cut, jitter))
+        cut = partial(cut_and_resize, box=reduce_box(box, reduction, image), height=height, width=width)
+        pair.append(apply_filters(image, [cut, *behind], place))
     return pair[0], pair[1]

@@ -8,11 +8,14 @@ at which scale.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from pipeline.augment.colour import JitterSteps, apply_jitter, blur, draw_jitter, solarize, to_grey
+from pipeline.augment.colour import JitterSteps, blur, draw_jitter, jitter_filters, solarize, to_grey
+from pipeline.augment.filters import Filter, apply_filters
 from pipeline.augment.frames import Frame, choose_reduction, reduce_box
 from pipeline.augment.geometry import CropBox, cut_and_resize, draw_between, draw_resized_crop, mirror
 from pipeline.stream_config import ViewAugmentConfig
@@ -32,13 +35,19 @@ class ViewDraws:
     solarized: bool
 
 
-def make_views(frame: Frame, config: ViewAugmentConfig, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
+def make_views(
+    frame: Frame,
+    config: ViewAugmentConfig,
+    rng: random.Random,
+    out: Sequence[np.ndarray | None] = (None, None),
+) -> tuple[np.ndarray, np.ndarray]:
     """Two independent views of an image.
 
     Args:
         frame: the image, of any size; a crop smaller than the view is enlarged.
         config: the recipe.
         rng: the sample's generator; every draw comes from it.
+        out: where the views are written, size x size x 3 uint8 each; None for arrays of their own.
 
     Returns:
         Two arrays size x size x 3 uint8 RGB.
@@ -46,10 +55,14 @@ def make_views(frame: Frame, config: ViewAugmentConfig, rng: random.Random) -> t
     Raises:
         ValueError: the image is damaged.
     """
-    first, second = (_draw_view(frame.size, config, which, rng) for which in (0, 1))
+    size = frame.size
+    first, second = (_draw_view(size, config, which, rng) for which in (0, 1))
     reduction = choose_reduction(frame, (first.box, second.box), (config.size, config.size))
     image = frame.decode(reduction)
-    return _make_view(image, reduction, first, config.size), _make_view(image, reduction, second, config.size)
+    return (
+        apply_filters(image, _view_filters(image, reduction, first, config.size), out[0]),
+        apply_filters(image, _view_filters(image, reduction, second, config.size), out[1]),
+    )
 
 
 def _draw_view(size: tuple[int, int], config: ViewAugmentConfig, which: int, rng: random.Random) -> ViewDraws:
@@ -63,13 +76,16 @@ def _draw_view(size: tuple[int, int], config: ViewAugmentConfig, which: int, rng
     )
 
 
-def _make_view(image: np.ndarray, reduction: int, draws: ViewDraws, size: int) -> np.ndarray:
-    view = cut_and_resize(image, reduce_box(draws.box, reduction, image), size, size)
+def _view_filters(image: np.ndarray, reduction: int, draws: ViewDraws, size: int) -> list[Filter]:
+    box = reduce_box(draws.box, reduction, image)
+    filters: list[Filter] = [partial(cut_and_resize, box=box, height=size, width=size)]
     if draws.mirrored:
-        view = mirror(view)
-    view = apply_jitter(view, draws.jitter)
+        filters.append(mirror)
+    filters += jitter_filters(draws.jitter)
     if draws.grey:
-        view = to_grey(view)
+        filters.append(to_grey)
     if draws.blur_sigma_px:
-        view = blur(view, draws.blur_sigma_px)
-    return solarize(view) if draws.solarized else view
+        filters.append(partial(blur, sigma_px=draws.blur_sigma_px))
+    if draws.solarized:
+        filters.append(solarize)
+    return filters

@@ -140,6 +140,22 @@ def test_views_have_their_size_and_depend_on_the_seed_alone(photo: np.ndarray) -
     assert not np.array_equal(*first)
 
 
+def test_images_written_to_their_places_are_those_of_their_own(photo: np.ndarray) -> None:
+    """Whatever the last filter is: also one that has nothing to do."""
+    view_size, pair_config = (64, 64, 3), PairAugmentConfig(crop=(48, 64), flip=0.5, jitter=ColourJitterConfig())
+    for config in (ViewAugmentConfig(size=64), ViewAugmentConfig(size=64, blur=(0, 0), jitter=NO_JITTER, grey=0)):
+        for seed in range(40):
+            places = np.zeros((2, *view_size), np.uint8)
+            written = make_views(DecodedFrame(photo), config, seeded_random(seed), list(places))
+            np.testing.assert_array_equal(places, make_views(DecodedFrame(photo), config, seeded_random(seed)))
+            assert all(np.shares_memory(place, view) for place, view in zip(places, written, strict=True))
+    moved = np.roll(photo, 3, axis=1)
+    for seed in range(40):
+        places = np.zeros((2, 48, 64, 3), np.uint8)
+        make_pair(*both(photo, moved), pair_config, seeded_random(seed), list(places))
+        np.testing.assert_array_equal(places, make_pair(*both(photo, moved), pair_config, seeded_random(seed)))
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (3, 500), (17, 5), (64, 64)])
 def test_views_of_any_image_size(shape: tuple[int, int]) -> None:
     image = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)

@@ -16,6 +16,7 @@ import torch
 from small_datasets import HEIGHT, WIDTH, assert_equal_steps, frame_of, open_loader, publish, take
 
 from data_prep.errors import DataError
+from pipeline import sample_stream
 from pipeline.catalogue import open_catalogue
 from pipeline.errors import UsageError
 from pipeline.frame_cache import FrameCache
@@ -38,8 +39,10 @@ def test_steps_have_the_stated_shapes_types_and_ranges(small_stream: StreamConfi
         assert batch.pairs and batch.views
         assert batch.pairs.frame0.shape == batch.pairs.frame1.shape == (4, 3, 24, 32)
         assert batch.views.view0.shape == batch.views.view1.shape == (8, 3, 16, 16)
+        assert all(frames.is_contiguous() for frames in batch.pairs.as_dict().values())
+        assert all(views.is_contiguous(memory_format=torch.channels_last) for views in batch.views.as_dict().values())
         for images in (*batch.pairs.as_dict().values(), *batch.views.as_dict().values()):
-            assert images.dtype == torch.float32 and images.is_contiguous()
+            assert images.dtype == torch.float32
             assert images.min() >= 0 and images.max() <= 1 and images.max() > 0.05
         assert len(batch.pairs.keys) == 4 and len(batch.views.keys) == 8
 
@@ -210,6 +213,15 @@ def test_frames_in_other_encodings_are_read_too(
 
 def test_cached_frames_change_nothing(small_stream: StreamConfig) -> None:
     assert_equal_steps(take(open_loader(replace(small_stream, cache_mib=1)), 12), take(open_loader(small_stream), 12))
+
+
+@pytest.mark.parametrize("row_bytes", [1, 3000])
+def test_how_many_samples_are_read_before_decoding_changes_nothing(
+    small_stream: StreamConfig, row_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = take(open_loader(small_stream), 3)
+    monkeypatch.setattr(sample_stream, "_ROW_BYTES", row_bytes)
+    assert_equal_steps(take(open_loader(small_stream), 3), expected)
 
 
 def test_the_frame_cache_keeps_to_its_cap_and_drops_the_least_recently_used() -> None:

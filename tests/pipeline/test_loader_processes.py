@@ -51,6 +51,7 @@ def test_closing_ends_busy_workers_within_two_seconds(small_stream: StreamConfig
     loader.close()
     assert time.monotonic() - start < 2
     assert all(gone(pid) for pid in pids)
+    assert not [left for pid in pids for left in Path("/dev/shm").glob(f"torch_{pid}_*")]  # gigabytes, until a reboot
     loader.close()
     with pytest.raises(RuntimeError, match="the loader is closed"):
         next(loader)
