@@ -94,6 +94,8 @@ def test_other_datasets_and_another_seed_are_refused_on_resuming(recipe: Path) -
     assert other.returncode == 2 and "resume refused: dataset_ids" in other.stderr
     seed = run(recipe, "resume", "train.seed=5")
     assert seed.returncode == 2 and "resume refused: seed is 5" in seed.stderr
+    order = run(recipe, "resume", "train.stream.window=3")
+    assert order.returncode == 2 and "resume refused: order" in order.stderr
     model = run(recipe, "resume", "model.expander.widths=[16,24]")
     assert model.returncode == 2 and "resume refused: parameter expander" in model.stderr
 
