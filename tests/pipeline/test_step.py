@@ -28,4 +28,6 @@ def test_bad_steps_are_skipped_by_all_ranks_and_nothing_of_them_stays(precision:
             assert set(report["norms"]) == {"encoder", "estimator", "expander"}
             assert whole == pytest.approx(report["norm"], rel=1e-4), stage
             assert report["norms"] == pytest.approx(rank["0"]["norms"], rel=1e-3 if precision == "fp32" else 0.1)
-            assert report["next"]["loss"] == pytest.approx(rank["0"]["next"]["loss"], rel=1e-3)
+            # A bf16 number has 8 bits, and the stages add up its gradients in different orders.
+            same = 1e-3 if precision == "fp32" else 1e-2
+            assert report["next"]["loss"] == pytest.approx(rank["0"]["next"]["loss"], rel=same)
