@@ -177,5 +177,7 @@ def correlate(left_BChw: Tensor, right_BChw: Tensor, search_range: int) -> Tenso
     """
     if left_BChw.shape != right_BChw.shape:
         raise ValueError(f"correlate: shapes {tuple(left_BChw.shape)} and {tuple(right_BChw.shape)} differ")
+    if torch.compiler.is_compiling():  # it fuses the loop, and cannot follow writes into overlapping views
+        return correlate_loop(left_BChw, right_BChw, search_range)
     result: Tensor = _BandedCorrelation.apply(left_BChw, right_BChw, search_range)
     return result
