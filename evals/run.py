@@ -18,7 +18,8 @@ from data_prep.corpora import FLOW_SETS, SEGMENTATION_CLASSES, SEGMENTATION_SETS
 from data_prep.errors import DataError
 from data_prep.storage import atomic_write
 from evals.cards import Score
-from evals.config import EvalConfig, FlowEvalConfig, ProbeConfig, VosConfig
+from evals.config import EvalConfig
+from evals.flow.config import FlowEvalConfig
 from evals.flow.score import score_flow_set
 from evals.model_under_test import (
     McJepaUnderTest,
@@ -30,7 +31,9 @@ from evals.model_under_test import (
     read_weights,
 )
 from evals.progress import OnEvent, silent
+from evals.segmentation.config import ProbeConfig
 from evals.segmentation.score import ProbeData, score_probe
+from evals.vos.config import VosConfig
 from evals.vos.score import score_vos_set
 
 SCORES_VERSION = 1

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from data_prep.corpora.items import FlowPair, FlowTruth
 from data_prep.errors import DataError
 from evals.cards import Card, Picture, Score, package_versions
-from evals.config import FlowEvalConfig
 from evals.flow.baselines import FlowMethod, baseline_method
+from evals.flow.config import FlowEvalConfig
 from evals.flow.metrics import FlowSums, add_sums, endpoint_error, measure_pair, summarise
 from evals.model_under_test import ModelUnderTest, Subject, image_tensor
 from evals.pictures import error_picture, flow_picture, flow_scale, shrink_known, side_by_side, write_png

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from evals.config import ProbeConfig
 from evals.model_under_test import COARSEST_STRIDE
+from evals.segmentation.config import ProbeConfig
 from evals.segmentation.features import EncodedImage, resize_map
 from evals.segmentation.metrics import VOID, confusion_matrix
 

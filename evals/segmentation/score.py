@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from data_prep.corpora.items import LabelledImage
 from data_prep.errors import DataError
 from evals.cards import Card, Picture, Score, package_versions
-from evals.config import ProbeConfig
 from evals.model_under_test import ModelUnderTest, Subject
 from evals.pictures import class_colours, overlay_labels, side_by_side, write_png
 from evals.progress import EvalEvent, OnEvent, evenly_spaced, silent
+from evals.segmentation.config import ProbeConfig
 from evals.segmentation.features import EncodedImage, encode_images, measure_statistics, standardise
 from evals.segmentation.metrics import confusion_matrix, iou_per_class, mean_iou, pixel_accuracy
 from evals.segmentation.probe import predict_labels, train_head

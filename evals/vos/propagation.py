@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evals.config import VosConfig
+from evals.vos.config import VosConfig
 
 
 def propagate_labels(

@@ -15,10 +15,10 @@ from torch import Tensor
 from data_prep.corpora.items import MaskedVideo
 from data_prep.errors import DataError
 from evals.cards import Card, Picture, Score, package_versions
-from evals.config import VosConfig
 from evals.model_under_test import ModelUnderTest, Subject, features_by_stride, image_tensor, map_of_stride
 from evals.pictures import overlay_labels, pca_pictures, side_by_side, stacked, write_png
 from evals.progress import EvalEvent, OnEvent, evenly_spaced, silent
+from evals.vos.config import VosConfig
 from evals.vos.metrics import score_object, summarise_sequence
 from evals.vos.propagation import labels_to_mask, one_hot_labels, propagate_labels
 

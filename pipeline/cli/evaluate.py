@@ -42,22 +42,8 @@ def evaluate_all(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def evaluate_one(arguments: argparse.Namespace) -> int:
-    """`mcjepa eval flow|probe|vos`: one benchmark on one set, without a recipe."""
-    from evals.config import EvalConfig, FlowEvalConfig, ProbeConfig, VosConfig
-    from pipeline.config import apply_overrides, validate
-
-    content = apply_overrides({}, arguments.overrides)
-    origin = f"eval {arguments.verb}"
-    if arguments.verb == "flow":
-        content["sets"] = {arguments.set: arguments.data}
-        config = EvalConfig(flow=validate(FlowEvalConfig, content, origin))
-    elif arguments.verb == "probe":
-        config = EvalConfig(
-            probe=validate(ProbeConfig, {**content, "set": arguments.set, "root": arguments.data}, origin)
-        )
-    else:
-        config = EvalConfig(vos=validate(VosConfig, {**content, "set": arguments.set, "root": arguments.data}, origin))
+def evaluate_one(arguments: argparse.Namespace, config: EvalConfig) -> int:
+    """One benchmark on the weights that the command line names, without a recipe."""
     weights = Path(arguments.weights)
     if not weights.is_dir():
         raise UsageError(f"no weights folder {weights}, expected one with model.safetensors and config.json")

@@ -13,8 +13,8 @@ import pytest
 from data_prep.corpora import FLOW_SETS
 from data_prep.errors import DataError
 from evals.cards import Score
-from evals.config import BASELINES, FlowEvalConfig
 from evals.flow.baselines import baseline_method
+from evals.flow.config import BASELINES, FlowEvalConfig
 from evals.flow.score import score_flow_set
 from evals.model_under_test import ModelUnderTest, Subject
 from evals.progress import EvalEvent

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from data_prep.corpora import SEGMENTATION_SETS
 from data_prep.corpora.items import LabelledImage
 from data_prep.errors import DataError
-from evals.config import ProbeConfig
 from evals.model_under_test import ModelUnderTest, Subject
 from evals.progress import EvalEvent
+from evals.segmentation.config import ProbeConfig
 from evals.segmentation.features import (
     EncodedImage,
     encode_images,

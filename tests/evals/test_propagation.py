@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evals.config import VosConfig
+from evals.vos.config import VosConfig
 from evals.vos.propagation import label_frame, labels_to_mask, one_hot_labels, propagate_labels
 
 CONFIG = VosConfig(context_frames=2, top_k=5, radius_cells=3, temperature=0.1, stride=8, tile_cells=4)

@@ -13,8 +13,11 @@ import torch
 
 from data_prep.errors import DataError
 from evals.cards import Card, Score
-from evals.config import EvalConfig, FlowEvalConfig, ProbeConfig, VosConfig
+from evals.config import EvalConfig
+from evals.flow.config import FlowEvalConfig
 from evals.run import run_evaluation, torch_threads, write_scores
+from evals.segmentation.config import ProbeConfig
+from evals.vos.config import VosConfig
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 from data_prep.corpora import VOS_SETS
 from data_prep.corpora.items import MaskedVideo
 from data_prep.errors import DataError
-from evals.config import VosConfig
 from evals.model_under_test import ModelUnderTest, Subject
+from evals.vos.config import VosConfig
 from evals.vos.score import encode_frame, encoded_size, score_vos_set, track_video
 
 CONFIG = VosConfig(set="test", stride=8, short_side=0, radius_cells=4, context_frames=3, pictures=1)
