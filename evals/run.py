@@ -3,10 +3,6 @@ pictures."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +12,6 @@ import torch
 
 from data_prep.corpora import FLOW_SETS, SEGMENTATION_CLASSES, SEGMENTATION_SETS, VOS_SETS
 from data_prep.errors import DataError
-from data_prep.storage import atomic_write
 from evals.cards import Score
 from evals.config import EvalConfig
 from evals.flow.config import FlowEvalConfig
@@ -31,13 +26,11 @@ from evals.model_under_test import (
     read_weights,
 )
 from evals.progress import OnEvent, silent
+from evals.score_file import evaluation_key, write_scores
 from evals.segmentation.config import ProbeConfig
 from evals.segmentation.score import ProbeData, score_probe
 from evals.vos.config import VosConfig
 from evals.vos.score import score_vos_set
-
-SCORES_VERSION = 1
-log = logging.getLogger(__name__)
 
 
 def run_evaluation(
@@ -85,7 +78,8 @@ def evaluate(subject: Subject, config: EvalConfig, out: Path, on_event: OnEvent 
             scores.append(_score_probe(subject, config.probe, config.seed, out, on_event))
         if config.vos is not None:
             scores.append(_score_vos(subject, config.vos, out, on_event))
-    write_scores(scores, out)
+    key = evaluation_key(subject.digest, subject.lineage, config) if subject.digest else ""
+    write_scores(scores, out, key)
     return scores
 
 
@@ -135,29 +129,3 @@ def _folder(root: str, name: str) -> Path:
             f"no folder {root!r} for the set {name}; expected the one its archive unpacks to; pass its path as root"
         )
     return Path(root)
-
-
-def write_scores(scores: list[Score], out: Path) -> None:
-    """Writes OUT/scores.json (paths relative to OUT) and OUT/SCORE/items.csv."""
-    out.mkdir(parents=True, exist_ok=True)
-    listed = []
-    for score in scores:
-        plain = score.to_dict()
-        for picture in plain["pictures"]:
-            picture["path"] = str(Path(picture["path"]).relative_to(out))
-        listed.append(plain)
-        if score.table:
-            folder = out / score.name
-            folder.mkdir(parents=True, exist_ok=True)
-            atomic_write(folder / "items.csv", _csv_bytes(score))
-    document = {"version": SCORES_VERSION, "scores": listed}
-    atomic_write(out / "scores.json", (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
-    log.info("%d scores are in %s", len(scores), out / "scores.json")
-
-
-def _csv_bytes(score: Score) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(score.table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(score.table)
-    return text.getvalue().encode()

@@ -16,14 +16,29 @@ def add_eval(commands: Commands) -> None:
         "all",
         "run every benchmark of a recipe on its run's newest weights, and write the report",
         "mcjepa eval all quickstart",
-        "pipeline.cli.evaluate:evaluate_all",
+        "pipeline.cli.eval_all:evaluate_all",
     )
     add_recipe_arguments(parser)
     parser.add_argument("--weights", metavar="DIR", help="a weights folder instead of the run's newest")
+    parser.add_argument(
+        "--follow", action="store_true", help="score all weights of the run, and new ones until the training ends"
+    )
+    parser.add_argument("--again", action="store_true", help="score again what has been scored")
+    parser.add_argument(
+        "--poll-s", type=float, metavar="S", default=30.0, help="with --follow: seconds between looks (%(default)s)"
+    )
+    parser.add_argument(
+        "--patience-s",
+        type=float,
+        metavar="S",
+        default=0.0,
+        help="with --follow: give up after so long without new weights; 0: never (%(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
     _add_flow(verbs)
     _add_probe(verbs)
     _add_vos(verbs)
+    _add_compare(verbs)
 
 
 def _add_flow(verbs: Commands) -> None:
@@ -57,6 +72,19 @@ def _add_vos(verbs: Commands) -> None:
         "pipeline.cli.eval_vos:evaluate_vos",
     )
     _add_benchmark_arguments(parser, "vos")
+
+
+def _add_compare(verbs: Commands) -> None:
+    parser = command(
+        verbs,
+        "compare",
+        "set evaluations side by side, and beside the paper's table",
+        "mcjepa eval compare outputs/a/eval/step-000001200 mine=outputs/b/eval/step-000001200 --out compared.html",
+        "pipeline.cli.eval_compare:compare_evaluations",
+    )
+    parser.add_argument("folders", metavar="[LABEL=]DIR", nargs="+", help="a folder with scores.json, or of such")
+    parser.add_argument("--out", metavar="FILE", default="outputs/compared.html", help="page to write (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
 
 def _add_benchmark_arguments(parser: argparse.ArgumentParser, kind: str) -> None:

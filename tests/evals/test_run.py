@@ -15,7 +15,8 @@ from data_prep.errors import DataError
 from evals.cards import Card, Score
 from evals.config import EvalConfig
 from evals.flow.config import FlowEvalConfig
-from evals.run import run_evaluation, torch_threads, write_scores
+from evals.run import run_evaluation, torch_threads
+from evals.score_file import write_scores
 from evals.segmentation.config import ProbeConfig
 from evals.vos.config import VosConfig
 
