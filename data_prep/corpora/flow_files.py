@@ -106,16 +106,21 @@ def write_kitti_png(path: Path, flow_px: FloatArray, valid: BoolArray) -> None:
     Raises:
         DataError: a valid value lies outside the format's range of -512 to 511.98 px.
     """
+    path.write_bytes(encode_kitti_png(flow_px, valid))
+
+
+def encode_kitti_png(flow_px: FloatArray, valid: BoolArray) -> bytes:
+    """The content of a KITTI flow PNG; see `write_kitti_png`."""
     _require_flow(flow_px)
     coded = np.rint(flow_px.astype(np.float64) * 64.0 + 32768.0)
-    if valid.any() and (coded[valid].min() < 0 or coded[valid].max() > 65535):
+    known = coded[valid]
+    if not np.isfinite(known).all() or (known.size and (known.min() < 0 or known.max() > 65535)):
         raise DataError("flow outside -512..511.98 px; expected the range of KITTI's PNG; write a .flo instead")
     raw = np.zeros((*flow_px.shape[:2], 3), np.uint16)
     raw[:, :, 2] = np.where(valid, coded[:, :, 0], 0)
     raw[:, :, 1] = np.where(valid, coded[:, :, 1], 0)
     raw[:, :, 0] = valid
-    if not cv2.imwrite(str(path), raw):
-        raise DataError(f"cannot write {path}; expected a writable folder with free space; check it")
+    return cv2.imencode(".png", raw)[1].tobytes()
 
 
 def read_pfm(path: Location) -> FloatArray:
@@ -145,6 +150,21 @@ def read_pfm(path: Location) -> FloatArray:
         )
     shape = (height, width, 3) if channels == 3 else (height, width)
     return np.frombuffer(body, order).reshape(shape)[::-1].astype(np.float32)
+
+
+def encode_pfm(values: FloatArray) -> bytes:
+    """The content of a little-endian PFM file of (H, W) or (H, W, 3); flow (H, W, 2) gets a third channel of zeros.
+
+    Raises:
+        DataError: another shape.
+    """
+    if values.ndim == 3 and values.shape[2] == 2:
+        values = np.dstack([values, np.zeros_like(values[..., :1])])
+    if values.ndim != 2 and (values.ndim != 3 or values.shape[2] != 3):
+        raise DataError(f"values of shape {values.shape}; expected (H, W), (H, W, 2) or (H, W, 3) for a PFM file")
+    kind = "PF" if values.ndim == 3 else "Pf"
+    header = f"{kind}\n{values.shape[1]} {values.shape[0]}\n-1.0\n".encode()
+    return header + np.ascontiguousarray(values[::-1], "<f4").tobytes()
 
 
 def _require_flow(flow_px: FloatArray) -> None:
