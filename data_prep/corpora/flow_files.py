@@ -57,13 +57,17 @@ def read_flo(path: Location) -> FloatArray:
     Raises:
         DataError: wrong magic number, or length other than the header says.
     """
-    data = read_bytes(path)
+    return decode_flo(read_bytes(path), str(path))
+
+
+def decode_flo(data: bytes, name: str) -> FloatArray:
+    """The flow in the content of a .flo file; `name` is for messages. See `read_flo`."""
     if data[:4] != FLO_MAGIC or len(data) < 12:
-        raise DataError(f"{path} has no .flo tag PIEH; expected a Middlebury .flo file; replace it")
+        raise DataError(f"{name} has no .flo tag PIEH; expected a Middlebury .flo file; replace it")
     width, height = (int(v) for v in np.frombuffer(data, "<i4", 2, 4))
     expected = 12 + 8 * width * height
     if width < 1 or height < 1 or len(data) != expected:
-        raise DataError(f"{path} has {len(data)} bytes; a {width}x{height} .flo has {expected}; copy the file again")
+        raise DataError(f"{name} has {len(data)} bytes; a {width}x{height} .flo has {expected}; copy the file again")
     return np.frombuffer(data, "<f4", offset=12).reshape(height, width, 2).astype(np.float32)
 
 
@@ -89,11 +93,15 @@ def read_kitti_png(path: Location) -> tuple[FloatArray, BoolArray]:
     Raises:
         DataError: not a 16-bit 3-channel PNG.
     """
-    data = read_bytes(path)
+    return decode_kitti_png(read_bytes(path), str(path))
+
+
+def decode_kitti_png(data: bytes, name: str) -> tuple[FloatArray, BoolArray]:
+    """Flow and validity in the content of a KITTI PNG; `name` is for messages. See `read_kitti_png`."""
     raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     if raw is None or raw.dtype != np.uint16 or raw.ndim != 3 or raw.shape[2] != 3:
         found = "an unreadable image" if raw is None else f"{raw.dtype} {raw.shape}"
-        raise DataError(f"{path} is {found}; expected a 16-bit RGB flow PNG of KITTI; replace it")
+        raise DataError(f"{name} is {found}; expected a 16-bit RGB flow PNG of KITTI; replace it")
     valid = raw[:, :, 0] > 0  # OpenCV gives B, G, R
     flow = (raw[:, :, 2:0:-1].astype(np.float32) - 32768.0) / 64.0
     flow[~valid] = 0.0

@@ -82,5 +82,5 @@ def _without_truth(tree: Tree, pair: PairFiles) -> FlowPair:
 def _with_absent(known: list[str], pairs: list[FlowPair], missing: dict[str, str]) -> dict[str, str]:
     """The missing pairs with those that no file was listed of, in the order of the whole list."""
     there = {pair.name for pair in pairs}
-    listed = {name: missing.get(name, "no ground truth or no frames") for name in known if name not in there}
+    listed = {name: missing.get(name, "absent: no ground truth, or no frames") for name in known if name not in there}
     return listed | missing
