@@ -110,12 +110,13 @@ def score_flow_sets(
     Raises:
         DataError: a set is unknown, is not where it should be, or has nothing that can be scored.
     """
-    sets = []
-    for name, place in config.sets.items():
-        scan = _reader(FLOW_SCANS, name, "flow.sets")
-        root = find_set_folder(place, name)
-        pairs = scan(root, subset=config.subset)
-        sets.append(FlowSet(name=name, root=root, scan=pairs, alone=len(config.sets) == 1))
+    scans = {name: _reader(FLOW_SCANS, name, "flow.sets") for name in config.sets}
+    roots = {name: find_set_folder(place, name) for name, place in config.sets.items()}
+    alone = len(roots) == 1
+    sets = [
+        FlowSet(name=name, root=root, scan=scans[name](root, subset=config.subset), alone=alone)
+        for name, root in roots.items()
+    ]
     return [score_flow(entrant, flow_set, config, out / "flow" / flow_set.name, on_event) for flow_set in sets]
 
 

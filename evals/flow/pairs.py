@@ -42,7 +42,7 @@ class Truths:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Work:
+class Work:
     """A pair on its way."""
 
     frames: Frames
@@ -52,20 +52,25 @@ class _Work:
 
 def measure_pairs(pairs: Sequence[FlowPair], methods: Methods, workers: int) -> Iterator[MeasuredPair | Failure]:
     """Every pair's sums in the pairs' order, or why it has none; see `run_overlapped`."""
-    stages: Stages[FlowPair, _Work, _Work, MeasuredPair] = Stages(
-        load=lambda pair: _load(pair, methods),
+    stages: Stages[FlowPair, Work, Work, MeasuredPair] = Stages(
+        load=lambda pair: load_pair(pair, methods),
         compute=lambda work: replace(work, flow=methods.run_model(work.frames)),
-        finish=lambda work: _measure(work, methods),
+        finish=lambda work: measure_work(work, methods),
     )
     return run_overlapped(pairs, stages, workers)
 
 
-def _load(pair: FlowPair, methods: Methods) -> _Work:
+def load_pair(pair: FlowPair, methods: Methods) -> Work:
+    """The first stage: frames and ground truth.
+
+    Raises:
+        DataError: they cannot be read, or differ in size.
+    """
     frames, truths = methods.read_frames(pair), read_truths(pair)
     valid, size = truths.everywhere.valid, frames.images[0].shape[:2]
     if valid.shape != size:
         raise DataError(f"ground truth of {_text(valid.shape)}, frames of {_text(size)}; expected one size; replace it")
-    return _Work(frames=frames, truths=truths)
+    return Work(frames=frames, truths=truths)
 
 
 def read_truths(pair: FlowPair) -> Truths:
@@ -87,7 +92,8 @@ def read_truths(pair: FlowPair) -> Truths:
     return Truths(everywhere=truth, regions=regions, visible=visible, visible_regions=chosen)
 
 
-def _measure(work: _Work, methods: Methods) -> MeasuredPair:
+def measure_work(work: Work, methods: Methods) -> MeasuredPair:
+    """The last stage: errors of the model's flow, and of the other methods, which it runs."""
     sums: dict[str, FlowSums] = {}
     if work.flow is not None:
         sums[MODEL] = _errors(work.flow, work.truths)
