@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
-from data_prep.corpora import FLOW_SETS, SEGMENTATION_CLASSES, SEGMENTATION_SETS, VOS_SETS
+from data_prep.corpora import FLOW_SCANS, SEGMENTATION_CLASSES, SEGMENTATION_SETS, VOS_SETS
+from data_prep.corpora.flow_places import find_set_folder
 from data_prep.errors import DataError
 from evals.cards import Score
 from evals.config import EvalConfig
 from evals.flow.config import FlowEvalConfig
-from evals.flow.score import score_flow_set
+from evals.flow.methods import Entrant
+from evals.flow.score import FlowSet, score_flow
 from evals.model_under_test import (
     McJepaUnderTest,
     Subject,
@@ -73,7 +75,7 @@ def evaluate(subject: Subject, config: EvalConfig, out: Path, on_event: OnEvent 
     scores: list[Score] = []
     with torch_threads(config.threads):
         if config.flow is not None:
-            scores += _score_flow(subject, config.flow, out, on_event)
+            scores += score_flow_sets(Entrant.of(subject), config.flow, out, on_event)
         if config.probe is not None:
             scores.append(_score_probe(subject, config.probe, config.seed, out, on_event))
         if config.vos is not None:
@@ -94,13 +96,22 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _score_flow(subject: Subject, config: FlowEvalConfig, out: Path, on_event: OnEvent) -> list[Score]:
-    scores = []
-    for name, root in config.sets.items():
-        pairs = _reader(FLOW_SETS, name, "flow.sets")(_folder(root, name))
-        folder = out / "flow" / name
-        scores.append(score_flow_set(subject, name, Path(root), pairs, config, folder, on_event))
-    return scores
+def score_flow_sets(
+    entrant: Entrant | None, config: FlowEvalConfig, out: Path, on_event: OnEvent = silent
+) -> list[Score]:
+    """Scores every flow set of the settings; all their folders are looked up before the first is scored.
+
+    Raises:
+        DataError: a set is unknown, is not where it should be, or has nothing that can be scored.
+    """
+    scans = {name: _reader(FLOW_SCANS, name, "flow.sets") for name in config.sets}
+    roots = {name: find_set_folder(place, name) for name, place in config.sets.items()}
+    alone = len(roots) == 1
+    sets = [
+        FlowSet(name=name, root=root, scan=scans[name](root, subset=config.subset), alone=alone)
+        for name, root in roots.items()
+    ]
+    return [score_flow(entrant, flow_set, config, out / "flow" / flow_set.name, on_event) for flow_set in sets]
 
 
 def _score_probe(subject: Subject, config: ProbeConfig, seed: int, out: Path, on_event: OnEvent) -> Score:

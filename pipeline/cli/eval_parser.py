@@ -45,11 +45,41 @@ def _add_flow(verbs: Commands) -> None:
     parser = command(
         verbs,
         "flow",
-        "optical flow against ground truth",
-        "mcjepa eval flow RUN/weights/step-000001200 --data MPI-Sintel-complete --set sintel-clean",
+        "optical flow against ground truth, or an archive for a benchmark's test server",
+        "mcjepa eval flow RUN/weights/step-000001200 --data DATA --set sintel-clean,kitti2015 --baselines\n"
+        "  mcjepa eval flow RUN/weights/step-000001200 --data DATA --set sintel-test --submission sintel.zip",
         "pipeline.cli.eval_flow:evaluate_flow",
     )
-    _add_benchmark_arguments(parser, "flow")
+    weights = "a weights folder: model.safetensors and config.json"
+    parser.add_argument("weights", metavar="WEIGHTS", nargs="?", help=weights)
+    parser.add_argument(
+        "--data",
+        metavar="ROOT",
+        required=True,
+        help="folder a set's archive unpacks to, or one that holds such folders",
+    )
+    parser.add_argument("--set", metavar="NAMES", required=True, help="flow sets, with commas between them")
+    parser.add_argument(
+        "--baselines",
+        metavar="NAMES",
+        nargs="?",
+        const="all",
+        help="score classical methods too: zero, dis-ultrafast, dis-fast, dis-medium, farneback; alone: all of them "
+        "(without the option: zero and dis-medium)",
+    )
+    parser.add_argument(
+        "--estimates", metavar="DIR", help="score flow files laid out like the ground truth instead of WEIGHTS"
+    )
+    parser.add_argument(
+        "--submission",
+        metavar="FILE.zip",
+        help="write the archive of sintel-test, kitti2012-test or kitti2015-test and check it; without WEIGHTS and "
+        "--estimates: check the one that is there",
+    )
+    parser.add_argument("--out", metavar="DIR", default="outputs/eval", help="folder of the results (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the scores as JSON")
+    setting = "setting of eval.flow (resize, subset, max_pairs, pictures, workers), device or threads, as name=value"
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help=setting)
 
 
 def _add_probe(verbs: Commands) -> None:
