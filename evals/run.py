@@ -32,6 +32,8 @@ from evals.model_under_test import (
 )
 from evals.progress import OnEvent, silent
 from evals.segmentation.config import ProbeConfig
+from evals.segmentation.finetune import FinetuneData, score_finetune
+from evals.segmentation.finetune_config import FinetuneConfig
 from evals.segmentation.score import ProbeData, score_probe
 from evals.vos.config import VosConfig
 from evals.vos.score import score_vos_set
@@ -52,7 +54,7 @@ def run_evaluation(
         on_event: progress.
 
     Returns:
-        One score a flow set, one for the probe, one for mask propagation, in that order.
+        One score a flow set, one for the probe, mask propagation and fine-tuning each, in that order.
 
     Raises:
         DataError: a set is unknown, missing or has nothing that can be scored.
@@ -85,6 +87,8 @@ def evaluate(subject: Subject, config: EvalConfig, out: Path, on_event: OnEvent 
             scores.append(_score_probe(subject, config.probe, config.seed, out, on_event))
         if config.vos is not None:
             scores.append(_score_vos(subject, config.vos, out, on_event))
+        if config.finetune is not None:
+            scores.append(_score_finetune(subject, config.finetune, config.seed, out, on_event))
     write_scores(scores, out)
     return scores
 
@@ -121,6 +125,23 @@ def _score_vos(subject: Subject, config: VosConfig, out: Path, on_event: OnEvent
     root = _folder(config.root, config.set)
     videos = _reader(VOS_SETS, config.set, "vos.set")(root)
     return score_vos_set(subject, root, videos, config, out / "vos" / config.set, on_event)
+
+
+def _score_finetune(subject: Subject, config: FinetuneConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
+    data = finetune_data(config)
+    return score_finetune(subject, data, config, seed, out / "finetune" / config.set, on_event)
+
+
+def finetune_data(config: FinetuneConfig) -> FinetuneData:
+    """The set that the settings name.
+
+    Raises:
+        DataError: it is unknown, missing or incomplete.
+    """
+    read = _reader(SEGMENTATION_SETS, config.set, "finetune.set")
+    root = _folder(config.root, config.set)
+    train, val = read(root, config.train_split), read(root, "val")
+    return FinetuneData(root=root, train=train, val=val, classes=SEGMENTATION_CLASSES[config.set](root))
 
 
 def _reader(readers: dict[str, Callable[..., Any]], name: str, field: str) -> Callable[..., Any]:

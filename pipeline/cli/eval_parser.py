@@ -24,6 +24,7 @@ def add_eval(commands: Commands) -> None:
     _add_flow(verbs)
     _add_probe(verbs)
     _add_vos(verbs)
+    _add_finetune(verbs)
 
 
 def _add_flow(verbs: Commands) -> None:
@@ -57,6 +58,18 @@ def _add_vos(verbs: Commands) -> None:
         "pipeline.cli.eval_vos:evaluate_vos",
     )
     _add_benchmark_arguments(parser, "vos")
+
+
+def _add_finetune(verbs: Commands) -> None:
+    parser = command(
+        verbs,
+        "finetune",
+        "semantic segmentation: train the whole encoder with UperNet; a rerun continues",
+        "mcjepa eval finetune RUN/weights/step-000001200 --data CamVid --set camvid steps=2000 batch=8",
+        "pipeline.cli.eval_finetune:evaluate_finetune",
+    )
+    _add_benchmark_arguments(parser, "finetune")
+    parser.add_argument("--seed", type=int, default=0, help="of the head, the batches and the augmentation")
 
 
 def _add_benchmark_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
