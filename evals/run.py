@@ -18,6 +18,9 @@ from data_prep.corpora import FLOW_SETS, SEGMENTATION_CLASSES, SEGMENTATION_SETS
 from data_prep.errors import DataError
 from data_prep.storage import atomic_write
 from evals.cards import Score
+from evals.classification.config import ClassifyConfig
+from evals.classification.images import read_class_folders
+from evals.classification.score import score_classify
 from evals.config import EvalConfig
 from evals.flow.config import FlowEvalConfig
 from evals.flow.score import score_flow_set
@@ -54,7 +57,7 @@ def run_evaluation(
         on_event: progress.
 
     Returns:
-        One score a flow set, one for the probe, mask propagation and fine-tuning each, in that order.
+        One score a flow set, one for the probe, mask propagation, fine-tuning and classification each, in that order.
 
     Raises:
         DataError: a set is unknown, missing or has nothing that can be scored.
@@ -89,6 +92,8 @@ def evaluate(subject: Subject, config: EvalConfig, out: Path, on_event: OnEvent 
             scores.append(_score_vos(subject, config.vos, out, on_event))
         if config.finetune is not None:
             scores.append(_score_finetune(subject, config.finetune, config.seed, out, on_event))
+        if config.classify is not None:
+            scores.append(_score_classify(subject, config.classify, config.seed, out, on_event))
     write_scores(scores, out)
     return scores
 
@@ -130,6 +135,11 @@ def _score_vos(subject: Subject, config: VosConfig, out: Path, on_event: OnEvent
 def _score_finetune(subject: Subject, config: FinetuneConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
     data = finetune_data(config)
     return score_finetune(subject, data, config, seed, out / "finetune" / config.set, on_event)
+
+
+def _score_classify(subject: Subject, config: ClassifyConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
+    data = read_class_folders(_folder(config.root, config.set), config.max_train, config.max_val)
+    return score_classify(subject, data, config, seed, out / "classify" / config.set, on_event)
 
 
 def finetune_data(config: FinetuneConfig) -> FinetuneData:

@@ -25,6 +25,7 @@ def add_eval(commands: Commands) -> None:
     _add_probe(verbs)
     _add_vos(verbs)
     _add_finetune(verbs)
+    _add_classify(verbs)
 
 
 def _add_flow(verbs: Commands) -> None:
@@ -70,6 +71,18 @@ def _add_finetune(verbs: Commands) -> None:
     )
     _add_benchmark_arguments(parser, "finetune")
     parser.add_argument("--seed", type=int, default=0, help="of the head, the batches and the augmentation")
+
+
+def _add_classify(verbs: Commands) -> None:
+    parser = command(
+        verbs,
+        "classify",
+        "image classification on frozen features: nearest neighbours and a linear head",
+        "mcjepa eval classify RUN/weights/step-000001200 --data imagenet --set imagefolder",
+        "pipeline.cli.eval_classify:evaluate_classify",
+    )
+    _add_benchmark_arguments(parser, "classify")
+    parser.add_argument("--seed", type=int, default=0, help="of the linear head")
 
 
 def _add_benchmark_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
