@@ -35,7 +35,7 @@ from evals.model_under_test import (
 )
 from evals.progress import OnEvent, silent
 from evals.segmentation.config import ProbeConfig
-from evals.segmentation.finetune import FinetuneData, score_finetune
+from evals.segmentation.finetune import FinetuneData, finetuned_network, score_finetune
 from evals.segmentation.finetune_config import FinetuneConfig
 from evals.segmentation.score import ProbeData, score_probe
 from evals.vos.config import VosConfig
@@ -140,6 +140,20 @@ def _score_finetune(subject: Subject, config: FinetuneConfig, seed: int, out: Pa
 def _score_classify(subject: Subject, config: ClassifyConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
     data = read_class_folders(_folder(config.root, config.set), config.max_train, config.max_val)
     return score_classify(subject, data, config, seed, out / "classify" / config.set, on_event)
+
+
+def train_along(weights: Path, config: EvalConfig, out: Path) -> None:
+    """The part of every rank but the first in a distributed fine-tuning: it trains, and scores nothing.
+
+    Raises:
+        DataError, ValueError: as `run_evaluation`.
+    """
+    if config.finetune is not None:
+        known = read_weights(weights)
+        subject = subject_of(load_model(known.folder, choose_device(config.device)), known, config.seed)
+        settings, data = config.finetune, finetune_data(config.finetune)
+        with torch_threads(config.threads):
+            finetuned_network(subject, data, settings, config.seed, out / "finetune" / settings.set)
 
 
 def finetune_data(config: FinetuneConfig) -> FinetuneData:

@@ -23,7 +23,7 @@ from evals.segmentation.finetune_config import FinetuneConfig
 from evals.segmentation.finetune_model import Segmenter, parameter_groups, trainable_of
 from evals.segmentation.finetune_predict import predict_labels
 from evals.segmentation.finetune_score import FinetunedResult, assemble_score
-from evals.segmentation.finetune_train import make_optimizer, train
+from evals.segmentation.finetune_train import make_optimizer, require_equal_on_ranks, train
 from evals.segmentation.metrics import confusion_matrix
 
 TEST_ONLY = ("root", "test", "test_scales", "test_flip", "max_val", "workers", "checkpoint_every", "pictures")
@@ -87,6 +87,7 @@ def finetuned_network(
         network = Segmenter(encoder, len(data.classes), config).to(device)
     keeper = Keeper(out, _identity(subject, items, data.classes, config, seed))
     finished = keeper.load_finished(network)
+    require_equal_on_ranks(int(finished is not None), "finished networks")
     if finished is not None:
         return network, finished
 

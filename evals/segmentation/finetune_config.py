@@ -77,8 +77,8 @@ class FinetuneConfig:
     """Images a step [D]."""
 
     micro_batch: int = 0
-    """Images in one forward pass; their gradients are added up to the batch's. Batch normalisation sees this many. 0 =
-    the whole batch (ours)."""
+    """Images in one forward pass, over all ranks; their gradients are added up to the batch's. Batch normalisation
+    sees this many. 0 = the whole batch (ours)."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 = autocast in training and test; the loss stays fp32 [D: fp16; bf16 needs no loss scale]."""

@@ -60,7 +60,7 @@ def train(
         network: on its device; all ranks hold the same.
         optimizer: of its parameters.
         samples: the training windows.
-        keeper: where checkpoints go; only rank 0 writes.
+        keeper: where checkpoints go; all ranks must see the same folder, only rank 0 writes.
         on_step: called with the number of steps done.
 
     Raises:
@@ -68,6 +68,7 @@ def train(
     """
     config, rank = samples.config, dist.get_rank() if world_size() > 1 else 0
     progress = keeper.load_checkpoint(network, optimizer) or Progress()
+    require_equal_on_ranks(progress.step, "steps in the checkpoint")
     on_step(progress.step)
     sums: list[float] = []
     network.train()
@@ -83,9 +84,18 @@ def train(
         if due and rank == 0 and progress.step < config.steps:
             keeper.save_checkpoint(network, optimizer, progress)
         on_step(progress.step)
+    _gather_failures(progress)
     if rank == 0:
         keeper.finish(network, progress)
     return progress
+
+
+def _gather_failures(progress: Progress) -> None:
+    """Adds the images that other ranks could not read."""
+    if world_size() > 1:
+        lists: list[list[str]] = [[] for _ in range(world_size())]
+        dist.all_gather_object(lists, progress.failed)
+        progress.note_failures(tuple(failure for failures in lists for failure in failures))
 
 
 def train_step(
@@ -153,6 +163,17 @@ def _over_ranks(value: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(value)
     return value
+
+
+def require_equal_on_ranks(value: int, name: str) -> None:
+    """Raises a `DataError` on all ranks where they do not have the same `value`."""
+    if world_size() > 1:
+        values: list[int] = [0] * world_size()
+        dist.all_gather_object(values, value)
+        if len(set(values)) > 1:
+            raise DataError(
+                f"ranks found {values} {name}; expected the same; put --out on a disk that all of them share"
+            )
 
 
 @contextmanager

@@ -71,6 +71,7 @@ def _add_finetune(verbs: Commands) -> None:
     )
     _add_benchmark_arguments(parser, "finetune")
     parser.add_argument("--seed", type=int, default=0, help="of the head, the batches and the augmentation")
+    parser.add_argument("--ranks", type=int, metavar="N", default=1, help="train with N processes on this machine")
 
 
 def _add_classify(verbs: Commands) -> None:

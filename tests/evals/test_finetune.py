@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -487,6 +488,23 @@ def test_killed_command_goes_on_and_ends_with_the_same_network(
     subprocess.run(command("killed"), env=environment, check=True, capture_output=True, timeout=120)
     networks = [load_file(str(tmp_path / out / "finetune/camvid/segmenter.safetensors")) for out in ("whole", "killed")]
     assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_command_trains_with_two_ranks_and_scores_once(sample_data: Path, nano_folder: Path, tmp_path: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "pipeline.cli", "eval", "finetune", str(nano_folder), "--ranks", "2", "--json"),
+        *("--data", str(sample_data / "camvid/CamVid"), "--set", "camvid", "--out", str(tmp_path)),
+        *("channels=16", "steps=3", "warmup_steps=0", "batch=4", "crop_px=[64,64]", "image_scale=[160,120]"),
+        *("checkpoint_every=2", "workers=0", "max_val=2", "pictures=0"),
+    ]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120, text=True)
+    assert list(json.loads(done.stdout)) == ["finetune/camvid"]
+    assert load_file(str(tmp_path / "finetune/camvid/segmenter.safetensors"))
+    uneven = subprocess.run([*command, "batch=3"], env=environment, capture_output=True, timeout=120, text=True)
+    assert uneven.returncode == 2 and "2 ranks share micro-batches of 3" in uneven.stderr
 
 
 def test_label_maps_of_camvid_enter_as_they_are(sample_data: Path) -> None:
