@@ -33,7 +33,7 @@ class Batch:
     images_B3HW: Tensor
     """uint8 RGB."""
     labels_BHW: Tensor
-    """int64, 255 = void."""
+    """uint8, 255 = void."""
     failed: tuple[str, ...]
     """ "name: reason" of images that could not be read and were replaced by the next one of the list."""
 
@@ -121,7 +121,7 @@ def _collate(samples: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], tuple
     labels = np.stack([labels for _, labels, _ in samples])
     return Batch(
         images_B3HW=torch.from_numpy(images).permute(0, 3, 1, 2),
-        labels_BHW=torch.from_numpy(labels).long(),
+        labels_BHW=torch.from_numpy(labels),
         failed=tuple(failure for _, _, failures in samples for failure in failures),
     )
 

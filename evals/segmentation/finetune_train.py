@@ -122,7 +122,7 @@ def train_step(
     total = torch.zeros((), device=device)
     with _seeded(seed, step, device):
         for images, labels in _micro_batches(batch, config):
-            loss = pixel_loss(network, images.to(device), labels.to(device), config) / counted
+            loss = pixel_loss(network, images.to(device), labels.to(device).long(), config) / counted
             loss.backward()
             total += loss.detach()
     for parameter in network.parameters():
