@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from data_prep.errors import DataError
 from evals.classification.config import ClassifyConfig
 from evals.classification.features import PooledFeatures
 from evals.classification.knn import TOP
@@ -57,6 +58,9 @@ def train_linear(
         config: epochs, batch, rates, held-out part.
         seed: of initial weights, order and held-out part.
         on_step: called with steps done and in all.
+
+    Raises:
+        DataError: no rate gives a finite loss.
     """
     mean, std = feature_statistics(train)
     fit_on, judge_on = hold_out(train.labels, config.linear_holdout, seed)
@@ -64,12 +68,16 @@ def train_linear(
     total = first + _steps(len(train), config)
     chosen = train if not len(judge_on) else train.part(fit_on)
     heads, losses = _fit(chosen, classes, config.linear_lrs, config, (mean, std, seed), lambda n: on_step(n, total))
-    worth = [-loss for loss in losses]
+    worth = [(0.0, -loss) for loss in losses]
     if len(judge_on):
-        judge = train.part(judge_on)
-        worth = [top1(_predictions(head, judge, mean, std), judge.labels) for head in heads]
-    worth = [value if math.isfinite(loss) else -math.inf for value, loss in zip(worth, losses, strict=True)]
-    lr = config.linear_lrs[int(np.argmax(worth))]
+        worth = [held_out_worth(head, train.part(judge_on), mean, std) for head in heads]
+    usable = [place for place, loss in enumerate(losses) if math.isfinite(loss)]
+    if not usable:
+        raise DataError(
+            f"the head's loss is not finite at any of {config.linear_lrs}; expected one that is; "
+            "lower classify.linear_lrs"
+        )
+    lr = config.linear_lrs[max(usable, key=lambda place: worth[place])]
     best, _ = _fit(train, classes, (lr,), config, (mean, std, seed), lambda n: on_step(first + n, total))
     return LinearResult(head=best[0], mean=mean, std=std, lr=lr, chosen_on=len(judge_on))
 
@@ -152,12 +160,18 @@ def _new_head(channels: int, classes: int, seed: int) -> nn.Linear:
 
 
 @torch.inference_mode()
+def held_out_worth(head: nn.Linear, features: PooledFeatures, mean: Tensor, std: Tensor) -> tuple[float, float]:
+    """Top-1 accuracy, then the negative mean cross-entropy, which decides between equals."""
+    labels, hits, loss = features.class_numbers(), 0.0, 0.0
+    for place, block in features.blocks(BLOCK):
+        logits = head((block - mean) / std)
+        hits += float((logits.argmax(1) == labels[place]).sum())
+        loss += float(F.cross_entropy(logits, labels[place], reduction="sum"))
+    return hits / len(features), -loss / len(features)
+
+
+@torch.inference_mode()
 def _predictions(head: nn.Linear, features: PooledFeatures, mean: Tensor, std: Tensor) -> NDArray[np.int64]:
     count = min(TOP, head.out_features)
     parts = [head((block - mean) / std).topk(count, dim=1).indices for _, block in features.blocks(BLOCK)]
     return torch.cat(parts).cpu().numpy()
-
-
-def top1(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
-    """Part of the images whose first class is right, in [0, 1]."""
-    return float((predictions[:, 0] == labels).mean())

@@ -91,6 +91,17 @@ def test_head_repeats_itself_and_a_diverging_rate_is_not_chosen() -> None:
     assert not torch.equal(first.head.weight, other.head.weight)
 
 
+def test_equal_hits_on_the_held_out_images_are_decided_by_their_loss() -> None:
+    train = _features(24, 2, 0, spread=0.1)  # easy: every rate gets them all right
+    assert train_linear(train, 2, dataclasses.replace(CONFIG, linear_lrs=(1e-3, 0.1)), seed=0).lr == 0.1
+
+
+def test_rates_that_all_diverge_are_an_error() -> None:
+    config = dataclasses.replace(CONFIG, linear_lrs=(1e38,))
+    with pytest.raises(DataError, match=r"not finite at any of .*classify\.linear_lrs"):
+        train_linear(_features(60, 3, 0), 3, config, seed=0)
+
+
 def test_classes_of_one_image_leave_the_choice_to_the_training_loss() -> None:
     train = _features(7, 7, 0)
     result = train_linear(train, 7, CONFIG, seed=0)
