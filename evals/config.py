@@ -1,6 +1,7 @@
 """Settings of all evaluations of one set of weights: what a recipe has below `eval`.
 
-Each kind keeps its own beside its code: `evals.flow.config`, `evals.segmentation.config`, `evals.vos.config`.
+Each kind keeps its own beside its code: `evals.flow.config`, `evals.segmentation.config`, `evals.vos.config`,
+`evals.segmentation.finetune_config`, `evals.classification.config`.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from evals.checks import require
+from evals.classification.config import ClassifyConfig
 from evals.flow.config import FlowEvalConfig
 from evals.segmentation.config import ProbeConfig
+from evals.segmentation.finetune_config import FinetuneConfig
 from evals.vos.config import VosConfig
 
 
@@ -26,6 +29,12 @@ class EvalConfig:
 
     vos: VosConfig | None = None
     """Video object segmentation by label propagation."""
+
+    finetune: FinetuneConfig | None = None
+    """Fine-tuning with UperNet."""
+
+    classify: ClassifyConfig | None = None
+    """Image classification on pooled frozen features."""
 
     seed: int = 0
     """Seeds the head's initial values, its batches and the random encoder (ours)."""

@@ -38,6 +38,8 @@ _FEATURE_NOTE = (
 )
 _SEGMENTATION_NOTE = "Classes as tints over the image, by the linear head on frozen features; void is not tinted."
 _VOS_NOTE = "The first frame's mask is given; the model's features carry it through the video."
+_FINETUNE_NOTE = "Classes as tints over the image, by the whole encoder trained with UperNet; void is not tinted."
+_CLASSES_NOTE = "Validation images as the frozen model sees them, with their class."
 
 
 def render_report(content: ReportContent) -> str:
@@ -52,6 +54,8 @@ def render_report(content: ReportContent) -> str:
         ("features", "Features", pictures_section(scores, "features", _FEATURE_NOTE)),
         ("segmentation", "Segmentation probe", pictures_section(scores, "segmentation", _SEGMENTATION_NOTE)),
         ("masks", "Mask propagation", pictures_section(scores, "vos", _VOS_NOTE)),
+        ("finetune", "Fine-tuned segmentation", pictures_section(scores, "finetune", _FINETUNE_NOTE)),
+        ("classes", "Image classification", pictures_section(scores, "classification", _CLASSES_NOTE)),
         ("scores", "Scores and cards", scores_section(scores)),
         ("data", "Data", data_section(content.datasets, content.quarantined)),
         ("lineage", "Lineage and versions", lineage_section(content)),

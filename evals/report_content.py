@@ -115,8 +115,15 @@ _HEADLINES = (
     _Headline("flow", "epe", "Optical flow: end-point error", "px", True),
     _Headline("probe", "miou", "Linear probe: mean IoU", "%", False),
     _Headline("vos", "jf", "Mask propagation: J&F", "", False),
+    _Headline("finetune", "miou", "Fine-tuned with UperNet: mean IoU", "%", False),
+    _Headline("classify", "linear_top1", "Classification, linear: top-1", "%", False),
 )
-_RIVAL_NAMES = {"zero": "zero flow", "random": "random encoder", "copy_first": "first mask copied"}
+_RIVAL_NAMES = {
+    "zero": "zero flow",
+    "random": "random encoder",
+    "copy_first": "first mask copied",
+    "majority": "most frequent class",
+}
 
 
 def rival_name(suffix: str) -> str:
@@ -128,7 +135,16 @@ def rival_name(suffix: str) -> str:
     return _RIVAL_NAMES.get(suffix, suffix.replace("_", " ").replace("dis ", "DIS "))
 
 
-_UNITS = {"epe": "px", "fl_": "%", "over_": "%", "miou": "%", "iou_": "%", "pixel_accuracy": "%"}
+_UNITS = {
+    "epe": "px",
+    "fl_": "%",
+    "over_": "%",
+    "miou": "%",
+    "iou_": "%",
+    "pixel_accuracy": "%",
+    "knn": "%",
+    "linear_": "%",
+}
 
 
 def metric_unit(name: str) -> str:

@@ -14,6 +14,9 @@ from data_prep.corpora import FLOW_SCANS, SEGMENTATION_CLASSES, SEGMENTATION_SET
 from data_prep.corpora.flow_places import find_set_folder
 from data_prep.errors import DataError
 from evals.cards import Score
+from evals.classification.config import ClassifyConfig
+from evals.classification.images import read_class_folders
+from evals.classification.score import score_classify
 from evals.config import EvalConfig
 from evals.flow.config import FlowEvalConfig
 from evals.flow.methods import Entrant
@@ -30,6 +33,8 @@ from evals.model_under_test import (
 from evals.progress import OnEvent, silent
 from evals.score_file import evaluation_key, write_scores
 from evals.segmentation.config import ProbeConfig
+from evals.segmentation.finetune import FinetuneData, finetuned_network, score_finetune
+from evals.segmentation.finetune_config import FinetuneConfig
 from evals.segmentation.score import ProbeData, score_probe
 from evals.vos.config import VosConfig
 from evals.vos.score import score_vos_set
@@ -47,7 +52,7 @@ def run_evaluation(
         on_event: progress.
 
     Returns:
-        One score a flow set, one for the probe, one for mask propagation, in that order.
+        One score a flow set, one for the probe, mask propagation, fine-tuning and classification each, in that order.
 
     Raises:
         DataError: a set is unknown, missing or has nothing that can be scored.
@@ -80,6 +85,10 @@ def evaluate(subject: Subject, config: EvalConfig, out: Path, on_event: OnEvent 
             scores.append(_score_probe(subject, config.probe, config.seed, out, on_event))
         if config.vos is not None:
             scores.append(_score_vos(subject, config.vos, out, on_event))
+        if config.finetune is not None:
+            scores.append(_score_finetune(subject, config.finetune, config.seed, out, on_event))
+        if config.classify is not None:
+            scores.append(_score_classify(subject, config.classify, config.seed, out, on_event))
     key = evaluation_key(subject.digest, subject.lineage, config) if subject.digest else ""
     write_scores(scores, out, key)
     return scores
@@ -126,6 +135,42 @@ def _score_vos(subject: Subject, config: VosConfig, out: Path, on_event: OnEvent
     root = _folder(config.root, config.set)
     videos = _reader(VOS_SETS, config.set, "vos.set")(root)
     return score_vos_set(subject, root, videos, config, out / "vos" / config.set, on_event)
+
+
+def _score_finetune(subject: Subject, config: FinetuneConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
+    data = finetune_data(config)
+    return score_finetune(subject, data, config, seed, out / "finetune" / config.set, on_event)
+
+
+def _score_classify(subject: Subject, config: ClassifyConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
+    data = read_class_folders(_folder(config.root, config.set), config.max_train, config.max_val)
+    return score_classify(subject, data, config, seed, out / "classify" / config.set, on_event)
+
+
+def train_along(weights: Path, config: EvalConfig, out: Path) -> None:
+    """The part of every rank but the first in a distributed fine-tuning: it trains, and scores nothing.
+
+    Raises:
+        DataError, ValueError: as `run_evaluation`.
+    """
+    if config.finetune is not None:
+        known = read_weights(weights)
+        subject = subject_of(load_model(known.folder, choose_device(config.device)), known, config.seed)
+        settings, data = config.finetune, finetune_data(config.finetune)
+        with torch_threads(config.threads):
+            finetuned_network(subject, data, settings, config.seed, out / "finetune" / settings.set)
+
+
+def finetune_data(config: FinetuneConfig) -> FinetuneData:
+    """The set that the settings name.
+
+    Raises:
+        DataError: it is unknown, missing or incomplete.
+    """
+    read = _reader(SEGMENTATION_SETS, config.set, "finetune.set")
+    root = _folder(config.root, config.set)
+    train, val = read(root, config.train_split), read(root, "val")
+    return FinetuneData(root=root, train=train, val=val, classes=SEGMENTATION_CLASSES[config.set](root))
 
 
 def _reader(readers: dict[str, Callable[..., Any]], name: str, field: str) -> Callable[..., Any]:

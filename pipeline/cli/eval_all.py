@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import DataError
-from pipeline.cli.evaluate import print_scores, score, write_json
+from pipeline.cli.evaluate import PARTIAL, exit_code, print_scores, score, write_json
 from pipeline.cli.recipe import Recipe, load_recipe, required
 from pipeline.errors import UsageError
 from pipeline.run_weights import RunWeights
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from evals.cards import Score
     from evals.model_under_test import Weights
 
-OK, PARTIAL = 0, 4
 log = logging.getLogger(__name__)
 
 
@@ -166,7 +165,6 @@ def _end(arguments: argparse.Namespace, recipe: Recipe, last: Evaluated, skipped
     attach(recipe.tracking.uri, last.run_id, [out / "report.html", out / "summary.json"])
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     print_scores(last.scores, arguments.json, summary)
-    incomplete = [one.name for one in last.scores if not one.card.complete]
     if skipped:
         log.warning("%d weights folders were removed before they were scored: %s", len(skipped), ", ".join(skipped))
-    return PARTIAL if skipped or incomplete else OK
+    return PARTIAL if skipped else exit_code(last.scores)

@@ -39,6 +39,8 @@ def add_eval(commands: Commands) -> None:
     _add_probe(verbs)
     _add_vos(verbs)
     _add_compare(verbs)
+    _add_finetune(verbs)
+    _add_classify(verbs)
 
 
 def _add_flow(verbs: Commands) -> None:
@@ -115,6 +117,31 @@ def _add_compare(verbs: Commands) -> None:
     parser.add_argument("folders", metavar="[LABEL=]DIR", nargs="+", help="a folder with scores.json, or of such")
     parser.add_argument("--out", metavar="FILE", default="outputs/compared.html", help="page to write (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
+
+
+def _add_finetune(verbs: Commands) -> None:
+    parser = command(
+        verbs,
+        "finetune",
+        "semantic segmentation: train the whole encoder with UperNet; a rerun continues",
+        "mcjepa eval finetune RUN/weights/step-000001200 --data CamVid --set camvid steps=2000 batch=8",
+        "pipeline.cli.eval_finetune:evaluate_finetune",
+    )
+    _add_benchmark_arguments(parser, "finetune")
+    parser.add_argument("--seed", type=int, default=0, help="of the head, the batches and the augmentation")
+    parser.add_argument("--ranks", type=int, metavar="N", default=1, help="train with N processes on this machine")
+
+
+def _add_classify(verbs: Commands) -> None:
+    parser = command(
+        verbs,
+        "classify",
+        "image classification on frozen features: nearest neighbours and a linear head",
+        "mcjepa eval classify RUN/weights/step-000001200 --data imagenet --set imagefolder",
+        "pipeline.cli.eval_classify:evaluate_classify",
+    )
+    _add_benchmark_arguments(parser, "classify")
+    parser.add_argument("--seed", type=int, default=0, help="of the linear head")
 
 
 def _add_benchmark_arguments(parser: argparse.ArgumentParser, kind: str) -> None:

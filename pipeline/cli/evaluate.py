@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from evals.cards import Score
     from evals.config import EvalConfig
 
+PARTIAL = 4
+MOST_NAMED = 5
+"""Items of an incomplete score that are named on standard error."""
+
 
 def evaluate_one(arguments: argparse.Namespace, config: EvalConfig) -> int:
     """One benchmark on the weights that the command line names, without a recipe."""
@@ -26,7 +30,18 @@ def evaluate_one(arguments: argparse.Namespace, config: EvalConfig) -> int:
         raise UsageError(f"no weights folder {weights}, expected one with model.safetensors and config.json")
     scores = score(weights, config, Path(arguments.out))
     print_scores(scores, arguments.json, {s.name: dict(s.metrics) for s in scores})
-    return 0
+    return exit_code(scores)
+
+
+def exit_code(scores: Sequence[Score]) -> int:
+    """4 if any score lacks an item that could not be scored, which standard error then names; else 0."""
+    incomplete = [score for score in scores if not score.card.complete]
+    for score in incomplete:
+        for reason in score.card.failed[:MOST_NAMED]:
+            print(f"mcjepa: {score.name} is incomplete: {reason}", file=sys.stderr)
+        if len(score.card.failed) > MOST_NAMED:
+            print(f"mcjepa: … and {len(score.card.failed) - MOST_NAMED} more, all on the card", file=sys.stderr)
+    return PARTIAL if incomplete else 0
 
 
 def score(weights: Path, config: EvalConfig, out: Path) -> list[Score]:

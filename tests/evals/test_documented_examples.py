@@ -18,6 +18,13 @@ import pytest
         "evals.flow.regions",
         "evals.flow.resizing",
         "evals.segmentation.metrics",
+        "evals.segmentation.finetune_augment",
+        "evals.segmentation.finetune_batches",
+        "evals.segmentation.finetune_model",
+        "evals.segmentation.finetune_predict",
+        "evals.segmentation.finetune_train",
+        "evals.classification.knn",
+        "evals.classification.linear",
     ],
 )
 def test_examples_of_the_module_hold(module: str) -> None:

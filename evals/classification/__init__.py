@@ -1,0 +1,1 @@
+"""Image classification on frozen features: nearest neighbours and a linear head."""

@@ -1,0 +1,205 @@
+"""Scores frozen features by image classification: nearest neighbours and a linear head."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evals.cards import Card, Score, package_versions
+from evals.classification.config import ClassifyConfig
+from evals.classification.features import FeatureCache, PooledFeatures
+from evals.classification.images import ClassifyData
+from evals.classification.knn import TOP, knn_predictions
+from evals.classification.linear import LinearResult, train_linear
+from evals.classification.outputs import draw_pictures, write_tables
+from evals.model_under_test import ModelUnderTest, Subject
+from evals.progress import EvalEvent, OnEvent, silent
+
+MAIN_K = 20
+EVENTS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifiedModel:
+    """What one encoder's features gave."""
+
+    train: PooledFeatures
+    val: PooledFeatures
+    predictions: dict[str, NDArray[np.int64]]
+    """`knn10`, …, `linear` to classes (N, min(5, K)) of the readable validation images."""
+    linear: LinearResult | None
+
+
+def score_classify(
+    subject: Subject, data: ClassifyData, config: ClassifyConfig, seed: int, out: Path, on_event: OnEvent = silent
+) -> Score:
+    """Encodes both splits and classifies the validation images; again with the random twin if the settings ask for it.
+
+    Args:
+        subject: the model, and its random twin where the baseline is wanted.
+        data: training and validation images.
+        config: protocol.
+        seed: of the linear head.
+        out: folder of tables and pictures, RESULTS/classify/SET; features are cached beside RESULTS where the settings
+            name no folder.
+        on_event: progress.
+
+    Returns:
+        The score `classify/SET`: `knnK_top1`, `linear_top1` and, from six classes on, `…_top5`, all in %; the random
+        encoder's with the suffix `_random`; `linear_top1_majority` of the most frequent training class.
+
+    Raises:
+        DataError: no image of a split can be read, or the disk is full.
+    """
+    name = f"classify/{config.set}"
+    folder = Path(config.cache) if config.cache else out.parent.parent.parent / "pooled-features"
+    cache = FeatureCache(
+        folder=folder, model=subject.digest, device=getattr(subject.model, "device", torch.device("cpu"))
+    )
+    result = classify_model(subject.model, cache, data, config, (seed, name, on_event))
+    metrics = _metrics(result, len(data.classes), "")
+    rivals: tuple[str, ...] = ()
+    if config.random_baseline and subject.random_model is not None:
+        who = f"random twin {seed} of {subject.digest}" if subject.digest else ""
+        twin = dataclasses.replace(cache, model=who)
+        told = (seed, f"{name} (random encoder)", on_event)
+        random = classify_model(subject.random_model, twin, data, config, told)
+        metrics |= _metrics(random, len(data.classes), "_random")
+        rivals = ("random",)
+    majority = int(np.bincount(result.train.labels).argmax())
+    metrics[f"{_main(result)}_top1_majority"] = 100.0 * float((result.val.labels == majority).mean())
+    write_tables(result.predictions, data, result.val, out)
+    return Score(
+        name=name,
+        metrics=metrics,
+        card=_card(subject, data, config, seed, result),
+        rivals=(*rivals, "majority"),
+        table=tuple(_rows(data, result)),
+        pictures=draw_pictures(_main(result), result.predictions[_main(result)], data, result.val, config, out),
+    )
+
+
+def classify_model(
+    model: ModelUnderTest,
+    cache: FeatureCache,
+    data: ClassifyData,
+    config: ClassifyConfig,
+    told: tuple[int, str, OnEvent],
+) -> ClassifiedModel:
+    """Encodes both splits, or reads them, and predicts the validation images by every classifier.
+
+    Args:
+        model: the encoder.
+        cache: where its features are or go.
+        data: both splits.
+        config: protocol.
+        told: seed, name and listener.
+    """
+    seed, name, on_event = told
+
+    def tell(phase: str, done: int, total: int) -> None:
+        if done == total or done % max(1, total // EVENTS) == 0 or phase.startswith("encode"):
+            on_event(EvalEvent(score=name, phase=phase, done=done, total=total))
+
+    train = cache.features(model, data.train, config, lambda n: tell("encode training", n, len(data.train)))
+    val = cache.features(model, data.val, config, lambda n: tell("encode validation", n, len(data.val)))
+    ks = [k for k in config.knn_k if k <= len(train)] or [len(train)]
+    classes = len(data.classes)
+    votes = knn_predictions(train, val, classes, ks, config.knn_temperature, lambda n: tell("neighbours", n, len(val)))
+    predictions = {f"knn{k}": found for k, found in votes.items()}
+    linear = None
+    if config.linear:
+        linear = train_linear(train, classes, config, seed, lambda n, total: tell("head", n, total))
+        predictions["linear"] = linear.predict(val)
+    if not config.keep_features:
+        cache.remove(data.train, config)
+        cache.remove(data.val, config)
+    return ClassifiedModel(train=train, val=val, predictions=predictions, linear=linear)
+
+
+def _main(result: ClassifiedModel) -> str:
+    """The classifier that tables and pictures show."""
+    if result.linear is not None:
+        return "linear"
+    return _main_knn(result)
+
+
+def _main_knn(result: ClassifiedModel) -> str:
+    preferred = f"knn{MAIN_K}"
+    return preferred if preferred in result.predictions else next(iter(result.predictions))
+
+
+def _metrics(result: ClassifiedModel, classes: int, suffix: str) -> dict[str, float]:
+    metrics = {}
+    for name, found in result.predictions.items():
+        hits = found == result.val.labels[:, None]
+        metrics[f"{name}_top1{suffix}"] = 100.0 * float(hits[:, 0].mean())
+        if classes > TOP:
+            metrics[f"{name}_top5{suffix}"] = 100.0 * float(hits.any(1).mean())
+    return metrics
+
+
+def _rows(data: ClassifyData, result: ClassifiedModel) -> Iterator[dict[str, object]]:
+    """One row a class: numbers of images and accuracy by the main classifiers, %; NaN without validation images."""
+    shown = dict.fromkeys((_main_knn(result), _main(result)))
+    for index, label in enumerate(data.classes):
+        mine = result.val.labels == index
+        row: dict[str, object] = {
+            "class": label,
+            "train_images": int((result.train.labels == index).sum()),
+            "val_images": int(mine.sum()),
+        }
+        for name in shown:
+            right = result.predictions[name][mine, 0] == index
+            row[f"{name}_top1"] = 100.0 * float(right.mean()) if mine.any() else float("nan")
+        yield row
+
+
+def _card(subject: Subject, data: ClassifyData, config: ClassifyConfig, seed: int, result: ClassifiedModel) -> Card:
+    strides = ", ".join(str(2**level) for level in sorted(config.levels))
+    left_out = [k for k in config.knn_k if k > len(result.train)]
+    neighbours = ", ".join(name.removeprefix("knn") for name in result.predictions if name != "linear")
+    return Card(
+        data_set=config.set,
+        split=f"trained on {len(result.train)} images of train, scored on val",
+        root=str(data.root),
+        frames=len(result.val),
+        unit="validation images",
+        failed=(*(f"train/{why}" for why in result.train.failed), *(f"val/{why}" for why in result.val.failed)),
+        resolution=f"short side to {config.resize_px} px ({config.interpolation}, Pillow, antialiased), central square "
+        f"of {config.crop_px} px",
+        masks=f"whole images; {len(data.classes)} classes, the folders of train in the order of their names",
+        head=f"global average of the maps of strides {strides}, concatenated ({result.train.channels} channels); k-NN: "
+        f"brought to length 1, {neighbours} neighbours by cosine, votes exp(s / {config.knn_temperature:g})"
+        f"{f' ({left_out} left out: too few training images)' if left_out else ''}; {_linear_head(result)}",
+        schedule=_schedule(config, result),
+        aggregation="part of the images whose class comes first (top1) or among the first five (top5), %; `majority` "
+        "is the most frequent training class",
+        seeds=(seed,),
+        config=dataclasses.asdict(config),
+        weights_digest=subject.digest,
+        model=subject.name,
+        lineage=subject.lineage,
+        versions=package_versions("torch", "numpy", "pillow", "opencv-python-headless"),
+    )
+
+
+def _linear_head(result: ClassifiedModel) -> str:
+    return "linear: standardised by channel, one layer" if result.linear else "no linear head"
+
+
+def _schedule(config: ClassifyConfig, result: ClassifiedModel) -> str:
+    if result.linear is None:
+        return "none"
+    rates = ", ".join(f"{lr:g}" for lr in config.linear_lrs)
+    how = f"by {result.linear.chosen_on} held-out training images" if result.linear.chosen_on else "by training loss"
+    return (
+        f"SGD momentum 0.9, cosine to 0, {config.linear_epochs} epochs of {config.linear_batch}, no augmentation; lr "
+        f"{result.linear.lr:g} chosen {how} from {rates}, then trained on all"
+    )
