@@ -34,7 +34,7 @@ from evals.progress import OnEvent, silent
 from evals.segmentation.config import ProbeConfig
 from evals.segmentation.score import ProbeData, score_probe
 from evals.vos.config import VosConfig
-from evals.vos.score import score_vos_set
+from evals.vos.score import score_vos_estimates, score_vos_set
 
 SCORES_VERSION = 1
 log = logging.getLogger(__name__)
@@ -121,6 +121,17 @@ def _score_vos(subject: Subject, config: VosConfig, out: Path, on_event: OnEvent
     root = _folder(config.root, config.set)
     videos = _reader(VOS_SETS, config.set, "vos.set")(root)
     return score_vos_set(subject, root, videos, config, out / "vos" / config.set, on_event)
+
+
+def score_estimates(estimates: Path, config: VosConfig, out: Path, on_event: OnEvent = silent) -> Score:
+    """Scores masks that are files, ESTIMATES/SEQUENCE/FRAME.png, on the set that the settings name; no model is read.
+
+    Raises:
+        DataError: the set is unknown or missing, or no sequence could be scored.
+    """
+    read = _reader(VOS_SETS, config.set, "vos.set")
+    root = _folder(config.root, config.set)
+    return score_vos_estimates(estimates, root, read(root), config, out / "vos" / config.set, on_event)
 
 
 def _reader(readers: dict[str, Callable[..., Any]], name: str, field: str) -> Callable[..., Any]:
