@@ -245,7 +245,11 @@ def test_real_osvos_masks_have_their_published_scores(
 
 @pytest.mark.slow
 def test_real_sequence_of_ninety_frames_stays_within_its_memory(sample_data: Path, tmp_path: Path) -> None:
-    """Nothing may hold the features of a whole video: in a process of its own, whose peak is measured."""
+    """Nothing may hold the features of a whole video: in a process of its own, whose peak is measured.
+
+    All its features at stride 4 are 275 MiB; the bound leaves no room for them. The masks' protocol is cut down for
+    speed: benchmarks/vos_propagation.py measures DINO's as it is.
+    """
     code = """
 import resource, sys
 from pathlib import Path
@@ -253,7 +257,7 @@ import torch
 from data_prep.corpora import VOS_SETS
 from evals.model_under_test import McJepaUnderTest, Subject
 from evals.vos.config import VosConfig
-from evals.vos.score import score_vos_estimates, score_vos_set
+from evals.vos.score import score_vos_set
 from model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
 from model.mcjepa import MCJEPA
 torch.set_num_threads(1)
@@ -261,7 +265,7 @@ size = EncoderConfig(size="nano", init_std=0.0)
 model = MCJEPA(ModelConfig(encoder=size, flow=FlowConfig(width_factor=0.25), expander=ExpanderConfig(widths=(64, 64))))
 root = Path(sys.argv[1])
 videos = [video for video in VOS_SETS["davis2017"](root) if video.name == "camel"]
-config = VosConfig(overlays=True, pictures=1)
+config = VosConfig(stride=4, tile_cells=16, radius_cells=2, context_frames=1, overlays=True, pictures=1)
 subject = Subject(model=McJepaUnderTest(model, torch.device("cpu")), name="nano")
 score = score_vos_set(subject, root, videos, config, Path(sys.argv[2]))
 print(score.card.frames, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -269,4 +273,4 @@ print(score.card.frames, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 10
     command = [sys.executable, "-c", code, str(sample_data / "davis/DAVIS"), str(tmp_path)]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     frames, peak_mib = answer.stdout.split()
-    assert frames == "88" and float(peak_mib) < 1536
+    assert frames == "88" and float(peak_mib) < 640
