@@ -37,7 +37,7 @@ from evals.segmentation.finetune import FinetuneData, finetuned_network, score_f
 from evals.segmentation.finetune_config import FinetuneConfig
 from evals.segmentation.score import ProbeData, score_probe
 from evals.vos.config import VosConfig
-from evals.vos.score import score_vos_set
+from evals.vos.score import score_vos_estimates, score_vos_set
 
 
 def run_evaluation(
@@ -171,6 +171,17 @@ def finetune_data(config: FinetuneConfig) -> FinetuneData:
     root = _folder(config.root, config.set)
     train, val = read(root, config.train_split), read(root, "val")
     return FinetuneData(root=root, train=train, val=val, classes=SEGMENTATION_CLASSES[config.set](root))
+
+
+def score_estimates(estimates: Path, config: VosConfig, out: Path, on_event: OnEvent = silent) -> Score:
+    """Scores masks that are files, ESTIMATES/SEQUENCE/FRAME.png, on the set that the settings name; no model is read.
+
+    Raises:
+        DataError: the set is unknown or missing, or no sequence could be scored.
+    """
+    read = _reader(VOS_SETS, config.set, "vos.set")
+    root = _folder(config.root, config.set)
+    return score_vos_estimates(estimates, root, read(root), config, out / "vos" / config.set, on_event)
 
 
 def _reader(readers: dict[str, Callable[..., Any]], name: str, field: str) -> Callable[..., Any]:

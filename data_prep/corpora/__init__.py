@@ -98,6 +98,8 @@ SEGMENTATION_CLASSES: dict[str, Callable[[Location], tuple[str, ...]]] = {
 VOS_SETS: dict[str, Callable[[Location], list[MaskedVideo]]] = {
     "davis": davis.davis_videos,
     "davis2016": davis.davis2016_videos,
+    "davis2017": davis.davis_videos,
+    "davis2017-test-dev": davis.davis2017_test_videos,
     "moving-photos": moving_photos_videos,  # type: ignore[dict-item]
 }
 """Set name to `fn(root)`: sequences with masks."""

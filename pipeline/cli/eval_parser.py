@@ -99,11 +99,25 @@ def _add_vos(verbs: Commands) -> None:
     parser = command(
         verbs,
         "vos",
-        "video object segmentation by label propagation",
-        "mcjepa eval vos RUN/weights/step-000001200 --data DAVIS --set davis",
+        "video object segmentation by label propagation, or of masks that are there already",
+        "mcjepa eval vos RUN/weights/step-000001200 --data DAVIS --set davis2017 --preset crw\n"
+        "  mcjepa eval vos --estimates results/osvos --data DAVIS --set davis2016",
         "pipeline.cli.eval_vos:evaluate_vos",
     )
-    _add_benchmark_arguments(parser, "vos")
+    parser.add_argument("weights", metavar="WEIGHTS", nargs="?", help="a weights folder; none with --estimates")
+    parser.add_argument("--data", metavar="ROOT", required=True, help="folder the data set's archive unpacks to")
+    parser.add_argument(
+        "--set", metavar="NAME", required=True, help="davis2016, davis2017, davis2017-test-dev or moving-photos"
+    )
+    parser.add_argument(
+        "--preset", metavar="NAME", default="dino", help="protocol: dino, crw or vfs (%(default)s); key=value over it"
+    )
+    parser.add_argument("--estimates", metavar="DIR", help="score DIR/SEQUENCE/FRAME.png, palette or grey, instead")
+    parser.add_argument("--masks", action="store_true", help="write the predicted masks as DAVIS' palette PNGs")
+    parser.add_argument("--overlays", action="store_true", help="write each sequence tinted by its masks, as mp4")
+    parser.add_argument("--out", metavar="DIR", default="outputs/eval", help="folder of the results (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the scores as JSON")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="setting of eval.vos, as name=value")
 
 
 def _add_compare(verbs: Commands) -> None:

@@ -46,7 +46,7 @@ def test_all_evaluations_of_our_weights_are_written_and_repeat_themselves(
     assert {"epe", "epe_zero", "epe_dis_medium"} <= set(scores[0].metrics)
     assert {"miou", "miou_random"} <= set(scores[1].metrics)
     assert {"jf", "jf_copy_first"} <= set(scores[2].metrics)
-    assert {"pairs", "head", "sequences"} <= phases
+    assert {"pairs", "head", "frames"} <= phases
     for score in scores:
         assert len(score.card.weights_digest) == 64 and score.card.lineage["step"] == 7
         assert score.card.model.startswith("MCJEPA")
