@@ -68,6 +68,17 @@ def test_weights_in_any_place_among_the_options(
     assert (tmp_path / "out/flow/chairs-val/000.png").is_file()
 
 
+def test_the_bare_option_for_baselines_does_not_swallow_the_word_behind_it(
+    sample_data: Path, weights_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = ("--data", sample_data / "flow", "--set", "middlebury", "--out", tmp_path, "--json")
+    code, printed, _ = run(capsys, *shared, "--baselines", "pictures=0", "threads=1")
+    assert code == 0 and "epe_farneback" in printed and '"epe":' not in printed
+    code, printed, _ = run(capsys, *shared, "--baselines", weights_folder, "pictures=0", "threads=1")
+    assert code == 0 and "epe_farneback" in printed and '"epe":' in printed
+    assert not any((tmp_path / "flow").rglob("*.png"))
+
+
 def test_an_incomplete_set_is_said_and_gives_exit_code_4(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
