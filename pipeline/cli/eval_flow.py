@@ -91,6 +91,10 @@ def _settings(arguments: argparse.Namespace, names: Sequence[str]) -> EvalConfig
 def _require_source(arguments: argparse.Namespace) -> None:
     if arguments.weights and arguments.estimates:
         raise UsageError("both WEIGHTS and --estimates are given; expected one of them; leave one out")
+    if arguments.baselines and arguments.submission:
+        raise UsageError(
+            "--submission takes the flow of WEIGHTS or --estimates; expected one of them; leave --baselines out"
+        )
     if arguments.weights and not Path(arguments.weights).is_dir():
         raise UsageError(
             f"no weights folder {arguments.weights}, expected one with model.safetensors and config.json; "

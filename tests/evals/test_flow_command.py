@@ -10,8 +10,7 @@ import pytest
 from data_prep.corpora.flow_files import write_flo
 from pipeline.cli.main import main
 from tests.data_prep import layouts
-from tests.evals.test_flow_sets import write_all
-from tests.evals.test_flow_submission import kitti_test
+from tests.evals.flow_layouts import kitti_test, write_all
 
 
 @pytest.fixture
@@ -132,6 +131,11 @@ MISTAKES = {
     "test set": (("--set", "sintel-test", "--baselines"), 2, "pass --submission FILE.zip"),
     "training set": (("--set", "hd1k", "--submission", "x.zip"), 2, "kitti2012-test"),
     "two submissions": (("--set", "sintel-test,kitti2015-test", "--submission", "x.zip"), 2, "name one"),
+    "baselines for a server": (
+        ("--set", "sintel-test", "--baselines", "--submission", "x.zip"),
+        2,
+        "leave --baselines",
+    ),
     "incomplete test set": (("--set", "sintel-test", "--submission", "x.zip"), 3, "the server expects 1104"),
     "two sources": (("w", "--set", "hd1k", "--estimates", "e"), 2, "both WEIGHTS and --estimates"),
     "no estimates": (("--set", "hd1k", "--estimates", "nowhere"), 3, "no folder of estimates nowhere"),
