@@ -123,7 +123,7 @@ def rival_name(suffix: str) -> str:
     return _RIVAL_NAMES.get(suffix, suffix.replace("_", " ").replace("dis ", "DIS "))
 
 
-_UNITS = {"epe": "px", "fl_": "%", "over_": "%", "miou": "%", "iou_": "%", "pixel_accuracy": "%"}
+_UNITS = {"epe": "px", "fl_": "%", "over_": "%", "miou": "%", "iou_": "%", "pixel_accuracy": "%", "mean_accuracy": "%"}
 
 
 def metric_unit(name: str) -> str:

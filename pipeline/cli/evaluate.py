@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from evals.cards import Score
     from evals.config import EvalConfig
 
+PARTIAL = 4
+MOST_NAMED = 5
+"""Items of an incomplete score that are named on standard error."""
+
 
 def evaluate_all(arguments: argparse.Namespace) -> int:
     """`mcjepa eval all`: everything that the recipe names, the report and the summary."""
@@ -39,7 +43,7 @@ def evaluate_all(arguments: argparse.Namespace) -> int:
     summary = write_results(recipe, scores, known, {"eval": run_id, "seconds": seconds})
     _attach_report(recipe, run_id, out)
     _print_scores(scores, arguments.json, summary)
-    return 0
+    return exit_code(scores)
 
 
 def evaluate_one(arguments: argparse.Namespace, config: EvalConfig) -> int:
@@ -49,7 +53,18 @@ def evaluate_one(arguments: argparse.Namespace, config: EvalConfig) -> int:
         raise UsageError(f"no weights folder {weights}, expected one with model.safetensors and config.json")
     scores = _score(weights, config, Path(arguments.out))
     _print_scores(scores, arguments.json, {s.name: dict(s.metrics) for s in scores})
-    return 0
+    return exit_code(scores)
+
+
+def exit_code(scores: Sequence[Score]) -> int:
+    """4 if any score lacks an item that could not be scored, which standard error then names; else 0."""
+    incomplete = [score for score in scores if not score.card.complete]
+    for score in incomplete:
+        for reason in score.card.failed[:MOST_NAMED]:
+            print(f"mcjepa: {score.name} is incomplete: {reason}", file=sys.stderr)
+        if len(score.card.failed) > MOST_NAMED:
+            print(f"mcjepa: … and {len(score.card.failed) - MOST_NAMED} more, all on the card", file=sys.stderr)
+    return PARTIAL if incomplete else 0
 
 
 def _score(weights: Path, config: EvalConfig, out: Path) -> list[Score]:

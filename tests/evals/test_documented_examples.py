@@ -15,7 +15,10 @@ import pytest
         "evals.report_charts",
         "evals.report_content",
         "evals.flow.metrics",
+        "evals.segmentation.config",
         "evals.segmentation.metrics",
+        "evals.segmentation.protocols",
+        "evals.segmentation.tiles",
     ],
 )
 def test_examples_of_the_module_hold(module: str) -> None:
