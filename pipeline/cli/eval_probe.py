@@ -11,6 +11,7 @@ SHORT_NAMES = {"voc": "voc2012"}
 
 def evaluate_probe(arguments: argparse.Namespace) -> int:
     """Scores one set of weights on the set that the command line names, by a named protocol and its overrides."""
+    from data_prep.errors import DataError
     from evals.config import EvalConfig
     from evals.segmentation.config import ProbeConfig
     from evals.segmentation.protocols import PROTOCOL_OF_SET, PROTOCOLS, protocol_settings
@@ -20,7 +21,10 @@ def evaluate_probe(arguments: argparse.Namespace) -> int:
     data_set = SHORT_NAMES.get(arguments.set, arguments.set)
     usual = "knn" if arguments.head == "knn" else PROTOCOL_OF_SET.get(data_set, "cached")
     protocol = arguments.protocol or usual
-    content = protocol_settings(protocol)
+    try:
+        content = protocol_settings(protocol)
+    except DataError as error:
+        raise UsageError(f"--protocol {protocol}: {error}") from error
     if arguments.head and arguments.head != content["head"]:
         fitting = ", ".join(name for name, settings in PROTOCOLS.items() if settings["head"] == arguments.head)
         raise UsageError(f"--head {arguments.head} with --protocol {protocol}, expected one of its own: {fitting}")
