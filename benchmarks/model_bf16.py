@@ -3,11 +3,12 @@
     python -m benchmarks.model_bf16 [--full] [--device cuda]
 
 Forward, backward and AdamW of the whole objective (all six terms) on one pair batch and one view batch, from the same
-weights: views of the paper's size and a pair of a third of its Sintel crop, with `--full` what each of the paper's
-eight GPUs had in a step. AdamW is fused on both sides, as `pipeline.engine` has it. The two alternate in one process;
-figures are medians of pairwise ratios, on CPUs of one thread's processor time. The last line is JSON; `ratio` is
-fp32's time over bf16's (bar: 2 on CPUs with avx512_bf16 or amx; `capable` says whether this one has them). The CUDA
-branch is written and has not been run: no GPU was at hand.
+weights: with `--full` what each of the paper's eight GPUs had in a step, without it a sixth of its views and of its
+pair's pixels, where what is paid by weight (casts, AdamW) counts six times as much. AdamW is fused on both sides,
+as `pipeline.engine` has it. The two alternate in one process; figures are medians of pairwise ratios, on CPUs of one
+thread's processor time. The last line is JSON; `ratio` is fp32's time over bf16's (bar, for the paper's step: 2 on CPUs
+with avx512_bf16 or amx; `capable` says whether this one has them). The CUDA branch is written and has not been run: no
+GPU was at hand.
 """
 
 from __future__ import annotations

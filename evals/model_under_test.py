@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_prep.errors import DataError
 from model.mcjepa import MCJEPA
-from model.pretrained import load, read_config, weights_digest
+from model.pretrained import WeightsError, load, read_config, weights_digest
 
 COARSEST_STRIDE = 64
 
@@ -53,11 +54,16 @@ def read_weights(folder: Path | str) -> Weights:
     """Digest and lineage of a weights folder, without building the model.
 
     Raises:
-        ValueError: the folder is absent or damaged.
+        DataError: the folder is absent or damaged.
     """
     folder = Path(folder)
-    _, lineage = read_config(folder)
-    return Weights(folder=folder, digest=weights_digest(folder), lineage=lineage)
+    try:
+        _, lineage = read_config(folder)
+        return Weights(folder=folder, digest=weights_digest(folder), lineage=lineage)
+    except WeightsError as error:
+        raise DataError(str(error)) from error
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error}); export the weights again") from error
 
 
 class McJepaUnderTest:
@@ -85,18 +91,25 @@ def choose_device(name: str) -> torch.device:
     """The device of that name; `auto` is the GPU if there is one.
 
     Raises:
-        ValueError: `cuda` is asked for where there is none.
+        DataError: `cuda` is asked for where there is none.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda but no GPU was found; expected one that torch sees; pass device=auto or cpu")
+        raise DataError("device is cuda but no GPU was found; expected one that torch sees; pass device=auto or cpu")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
 
 
 def load_model(folder: Path, device: torch.device) -> McJepaUnderTest:
-    """The model of that folder (safetensors and config), ready to be scored."""
-    return McJepaUnderTest(load(folder), device)
+    """The model of that folder (safetensors and config), ready to be scored.
+
+    Raises:
+        DataError: a file is absent or damaged, or the weights are not those of a whole model.
+    """
+    try:
+        return McJepaUnderTest(load(folder), device)
+    except WeightsError as error:
+        raise DataError(str(error)) from error
 
 
 def random_twin(model: McJepaUnderTest, seed: int) -> McJepaUnderTest:

@@ -17,7 +17,7 @@ class EvalEvent:
     """Name of the score under way, such as flow/sintel-clean."""
 
     phase: str
-    """What is being done: pairs, encode, head, sequences, pictures."""
+    """What is being done: pairs, encode, head, frames, pictures."""
 
     done: int
     """Items of the phase done."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_prep.storage import atomic_write
 from evals.pictures import png_bytes, wheel_picture
+from evals.report_comparison import comparison_section, paper_section
 from evals.report_content import (
     DatasetSummary,
     QuarantinedInput,
@@ -46,6 +47,8 @@ def render_report(content: ReportContent) -> str:
     scores = content.scores
     sections = [
         ("headline", "Headline", tiles_section(content.tiles)),
+        ("paper", "Beside the paper", paper_section(content.evaluations)),
+        ("comparison", "Side by side", comparison_section(content.evaluations)),
         ("curves", "Training curves", curves_section(content.curves)),
         ("flow", "Optical flow", pictures_section(scores, "flow", _FLOW_NOTE, png_bytes(wheel_picture()))),
         ("features", "Features", pictures_section(scores, "features", _FEATURE_NOTE)),

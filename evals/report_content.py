@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from evals.cards import Score
+from evals.comparison import Evaluated
 
 Curve = Sequence[tuple[float, float]]
 """Points (step, value), steps ascending; values may be NaN or infinite."""
@@ -80,6 +81,10 @@ class ReportContent:
 
     scores: tuple[Score, ...] = ()
     """Scores with cards, tables and pictures."""
+
+    evaluations: tuple[Evaluated, ...] = ()
+    """Evaluations to set side by side, such as all checkpoints of the run; with fewer than two only the paper's
+    table is shown."""
 
     datasets: tuple[DatasetSummary, ...] = ()
     """Datasets of the training."""

@@ -3,10 +3,6 @@ pictures."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,16 +10,17 @@ from typing import Any
 
 import torch
 
-from data_prep.corpora import FLOW_SETS, SEGMENTATION_CLASSES, SEGMENTATION_SETS, VOS_SETS
+from data_prep.corpora import FLOW_SCANS, SEGMENTATION_CLASSES, SEGMENTATION_SETS, VOS_SETS
+from data_prep.corpora.flow_places import find_set_folder
 from data_prep.errors import DataError
-from data_prep.storage import atomic_write
 from evals.cards import Score
 from evals.classification.config import ClassifyConfig
 from evals.classification.images import read_class_folders
 from evals.classification.score import score_classify
 from evals.config import EvalConfig
 from evals.flow.config import FlowEvalConfig
-from evals.flow.score import score_flow_set
+from evals.flow.methods import Entrant
+from evals.flow.score import FlowSet, score_flow
 from evals.model_under_test import (
     McJepaUnderTest,
     Subject,
@@ -34,15 +31,13 @@ from evals.model_under_test import (
     read_weights,
 )
 from evals.progress import OnEvent, silent
+from evals.score_file import evaluation_key, write_scores
 from evals.segmentation.config import ProbeConfig
 from evals.segmentation.finetune import FinetuneData, finetuned_network, score_finetune
 from evals.segmentation.finetune_config import FinetuneConfig
 from evals.segmentation.score import ProbeData, score_probe
 from evals.vos.config import VosConfig
-from evals.vos.score import score_vos_set
-
-SCORES_VERSION = 1
-log = logging.getLogger(__name__)
+from evals.vos.score import score_vos_estimates, score_vos_set
 
 
 def run_evaluation(
@@ -85,7 +80,7 @@ def evaluate(subject: Subject, config: EvalConfig, out: Path, on_event: OnEvent 
     scores: list[Score] = []
     with torch_threads(config.threads):
         if config.flow is not None:
-            scores += _score_flow(subject, config.flow, out, on_event)
+            scores += score_flow_sets(Entrant.of(subject), config.flow, out, on_event)
         if config.probe is not None:
             scores.append(_score_probe(subject, config.probe, config.seed, out, on_event))
         if config.vos is not None:
@@ -94,7 +89,8 @@ def evaluate(subject: Subject, config: EvalConfig, out: Path, on_event: OnEvent 
             scores.append(_score_finetune(subject, config.finetune, config.seed, out, on_event))
         if config.classify is not None:
             scores.append(_score_classify(subject, config.classify, config.seed, out, on_event))
-    write_scores(scores, out)
+    key = evaluation_key(subject.digest, subject.lineage, config) if subject.digest else ""
+    write_scores(scores, out, key)
     return scores
 
 
@@ -109,13 +105,22 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _score_flow(subject: Subject, config: FlowEvalConfig, out: Path, on_event: OnEvent) -> list[Score]:
-    scores = []
-    for name, root in config.sets.items():
-        pairs = _reader(FLOW_SETS, name, "flow.sets")(_folder(root, name))
-        folder = out / "flow" / name
-        scores.append(score_flow_set(subject, name, Path(root), pairs, config, folder, on_event))
-    return scores
+def score_flow_sets(
+    entrant: Entrant | None, config: FlowEvalConfig, out: Path, on_event: OnEvent = silent
+) -> list[Score]:
+    """Scores every flow set of the settings; all their folders are looked up before the first is scored.
+
+    Raises:
+        DataError: a set is unknown, is not where it should be, or has nothing that can be scored.
+    """
+    scans = {name: _reader(FLOW_SCANS, name, "flow.sets") for name in config.sets}
+    roots = {name: find_set_folder(place, name) for name, place in config.sets.items()}
+    alone = len(roots) == 1
+    sets = [
+        FlowSet(name=name, root=root, scan=scans[name](root, subset=config.subset), alone=alone)
+        for name, root in roots.items()
+    ]
+    return [score_flow(entrant, flow_set, config, out / "flow" / flow_set.name, on_event) for flow_set in sets]
 
 
 def _score_probe(subject: Subject, config: ProbeConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
@@ -168,6 +173,17 @@ def finetune_data(config: FinetuneConfig) -> FinetuneData:
     return FinetuneData(root=root, train=train, val=val, classes=SEGMENTATION_CLASSES[config.set](root))
 
 
+def score_estimates(estimates: Path, config: VosConfig, out: Path, on_event: OnEvent = silent) -> Score:
+    """Scores masks that are files, ESTIMATES/SEQUENCE/FRAME.png, on the set that the settings name; no model is read.
+
+    Raises:
+        DataError: the set is unknown or missing, or no sequence could be scored.
+    """
+    read = _reader(VOS_SETS, config.set, "vos.set")
+    root = _folder(config.root, config.set)
+    return score_vos_estimates(estimates, root, read(root), config, out / "vos" / config.set, on_event)
+
+
 def _reader(readers: dict[str, Callable[..., Any]], name: str, field: str) -> Callable[..., Any]:
     if name not in readers:
         raise DataError(f"{field} names the set {name!r}; expected one of {sorted(readers)}; change the recipe")
@@ -180,29 +196,3 @@ def _folder(root: str, name: str) -> Path:
             f"no folder {root!r} for the set {name}; expected the one its archive unpacks to; pass its path as root"
         )
     return Path(root)
-
-
-def write_scores(scores: list[Score], out: Path) -> None:
-    """Writes OUT/scores.json (paths relative to OUT) and OUT/SCORE/items.csv."""
-    out.mkdir(parents=True, exist_ok=True)
-    listed = []
-    for score in scores:
-        plain = score.to_dict()
-        for picture in plain["pictures"]:
-            picture["path"] = str(Path(picture["path"]).relative_to(out))
-        listed.append(plain)
-        if score.table:
-            folder = out / score.name
-            folder.mkdir(parents=True, exist_ok=True)
-            atomic_write(folder / "items.csv", _csv_bytes(score))
-    document = {"version": SCORES_VERSION, "scores": listed}
-    atomic_write(out / "scores.json", (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
-    log.info("%d scores are in %s", len(scores), out / "scores.json")
-
-
-def _csv_bytes(score: Score) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(score.table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(score.table)
-    return text.getvalue().encode()

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.config import EncoderConfig
 from model.depthwise import convolve_depthwise_on_cpu
-from model.layer_norm import ChannelLayerNorm
+from model.layer_norm import ChannelLayerNorm, LastLayerNorm
 
 STRIDES = (2, 4, 8, 16, 32, 64)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -39,7 +39,7 @@ class DropPath(nn.Module):
 
 
 def _convolve_depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """The block's depthwise convolution, the same numbers in less time on small maps and under autocast on CPUs.
+    """The block's depthwise convolution, the same numbers in less time on small maps and on CPUs.
 
     Taps that reach beyond a small map from everywhere on it only ever meet the padding: they are left out (a 2x2 map
     meets 3x3 of 7x7).
@@ -47,7 +47,7 @@ def _convolve_depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
     radius = conv.kernel_size[0] // 2
     up, left = min(radius, x.shape[-2] - 1), min(radius, x.shape[-1] - 1)
     weight = conv.weight[..., radius - up : radius + up + 1, radius - left : radius + left + 1]
-    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and conv.bias is not None:
+    if x.device.type == "cpu" and conv.bias is not None:
         return convolve_depthwise_on_cpu(x, weight, conv.bias)
     return F.conv2d(x, weight, conv.bias, padding=(up, left), groups=conv.groups)
 
@@ -69,7 +69,7 @@ class Block(nn.Module):
     def __init__(self, channels: int, drop_path: float, layer_scale: float) -> None:
         super().__init__()
         self.depthwise = DepthwiseConvolution(channels)
-        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.norm = LastLayerNorm(channels)
         self.expand = nn.Linear(channels, 4 * channels)
         self.contract = nn.Linear(4 * channels, channels)
         self.scale = nn.Parameter(torch.full((channels,), layer_scale)) if layer_scale > 0 else None

@@ -9,6 +9,7 @@ LayerNorm behind every convolution but the last and its clipping.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,18 @@ from model.warp import upsample_flow, warp
 def _activation(channels: int, normalize: bool) -> nn.Sequential:
     norm: nn.Module = ChannelLayerNorm(channels) if normalize else nn.Identity()
     return nn.Sequential(norm, nn.LeakyReLU(0.1))
+
+
+class _ChannelsLastGradient(torch.autograd.Function):
+    """The map itself; its gradient comes back in channels-last memory, as convolutions want it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].contiguous(memory_format=torch.channels_last)
 
 
 def _matchable(a: Tensor, b: Tensor, match: str) -> tuple[Tensor, Tensor]:
@@ -117,6 +130,7 @@ class ResidualFlow(nn.Module):
     def forward(self, inputs_BChw: Tensor) -> Tensor:
         """(B, C, h, w) to the residual flow (B, 2, h, w), in cells of the level."""
         both = self.dense(inputs_BChw.contiguous(memory_format=torch.channels_last))
+        both = _ChannelsLastGradient.apply(both)  # else every split behind it gives the other layout, to be copied
         residual: Tensor = both[:, :2] + self.context(both[:, 2:])
         return residual.float()
 

@@ -52,7 +52,9 @@ def save(
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, str(partial))
     partial.replace(folder / WEIGHTS_NAME)
     record = {"format": FORMAT, "model": dataclasses.asdict(config), "lineage": dict(lineage or {})}
-    (folder / CONFIG_NAME).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    described = folder / f".{CONFIG_NAME}.partial"  # last and at once: who waits for the folder sees it whole
+    described.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    described.replace(folder / CONFIG_NAME)
     (folder / WEIGHTS_NAME).chmod((folder / CONFIG_NAME).stat().st_mode)  # safetensors makes files of one reader only
     return weights_digest(folder)
 

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Protocol
 
-from data_prep.corpora import davis, flow_sets, frame_sets, inputs, segmentation_classes, segmentation_sets, tars
+from data_prep.corpora import (
+    davis,
+    flow_sets,
+    flow_test_sets,
+    frame_sets,
+    inputs,
+    segmentation_classes,
+    segmentation_sets,
+    tars,
+)
 from data_prep.corpora.camvid import CAMVID_CLASSES, camvid_images
 from data_prep.corpora.flow_pairs import PairLister, list_pairs_as_inputs, read_pairs
+from data_prep.corpora.flow_scans import FlowScan, scan_pairs, scan_test_pairs
 from data_prep.corpora.items import FlowPair, Input, LabelledImage, MaskedVideo
 from data_prep.corpora.moving_photos_sets import (
     moving_photos_classes,
@@ -40,7 +51,29 @@ FLOW_SETS: dict[str, Callable[[Location], list[FlowPair]]] = {
     **{name: partial(read_pairs, lister, split) for name, (lister, split) in _PAIRS.items()},
     "moving-photos": partial(read_pairs, flow_sets.moving_photos, ""),
 }
-"""Set name to `fn(root)`: all its pairs with ground truth."""
+"""Set name to `fn(root)`: all its pairs with ground truth; one that is not whole is an error."""
+
+
+class FlowScanner(Protocol):
+    """`scan_pairs` of one set."""
+
+    def __call__(self, root: Location, *, subset: bool = False) -> FlowScan:
+        """The set's pairs, and those that it lacks."""
+        ...
+
+
+FLOW_SCANS: dict[str, FlowScanner] = {
+    **{name: partial(scan_pairs, name, lister, split) for name, (lister, split) in _PAIRS.items()},
+    "moving-photos": partial(scan_pairs, "moving-photos", flow_sets.moving_photos, ""),
+}
+"""Set name to `fn(root, subset=False)`: its whole pairs and what it lacks, for scoring."""
+
+FLOW_TEST_SETS: dict[str, Callable[[Location], list[FlowPair]]] = {
+    "sintel-test": partial(scan_test_pairs, flow_test_sets.sintel_test),
+    "kitti2012-test": partial(scan_test_pairs, flow_test_sets.kitti2012_test),
+    "kitti2015-test": partial(scan_test_pairs, flow_test_sets.kitti2015_test),
+}
+"""Test part of a benchmark to `fn(root)`: its pairs, without ground truth."""
 
 SEGMENTATION_SETS: dict[str, Callable[[Location, str], list[LabelledImage]]] = {
     "voc2012": segmentation_sets.voc2012_images,
@@ -65,6 +98,8 @@ SEGMENTATION_CLASSES: dict[str, Callable[[Location], tuple[str, ...]]] = {
 VOS_SETS: dict[str, Callable[[Location], list[MaskedVideo]]] = {
     "davis": davis.davis_videos,
     "davis2016": davis.davis2016_videos,
+    "davis2017": davis.davis_videos,
+    "davis2017-test-dev": davis.davis2017_test_videos,
     "moving-photos": moving_photos_videos,  # type: ignore[dict-item]
 }
 """Set name to `fn(root)`: sequences with masks."""

@@ -5,7 +5,7 @@
     ROOT/ImageSets/{2016,2017}/val.txt       one sequence a line (archives of 2017)
     ROOT/ImageSets/480p/val.txt              one frame a line, "/JPEGImages/480p/SEQ/00000.jpg /Annotations/…" (2016)
 
-The test sets of 2017 have masks of first frames only: their frames can be read, they cannot be scored.
+The test sets of 2017 have masks of first frames only: their objects can be tracked, not scored.
 """
 
 from __future__ import annotations
@@ -22,6 +22,13 @@ FRAMES = "JPEGImages/480p"
 MASKS = "Annotations/480p"
 VALIDATION_2017 = "2017/val"
 VALIDATION_2016 = ("480p/val", "2016/val")
+TEST_DEV_2017 = "2017/test-dev"
+NAMES_2016 = {
+    *("blackswan", "bmx-trees", "breakdance", "camel", "car-roundabout", "car-shadow", "cows", "dance-twirl", "dog"),
+    *("drift-chicane", "drift-straight", "goat", "horsejump-high", "kite-surf", "libby", "motocross-jump"),
+    *("paragliding-launch", "parkour", "scooter-black", "soapbox"),
+}
+"""DAVIS-2016's validation list; DAVIS-2017's has these and ten more."""
 
 
 def list_davis(root: str, split: str = "") -> Iterator[Input]:
@@ -45,23 +52,38 @@ def davis_videos(root: Location) -> list[MaskedVideo]:
 def davis2016_videos(root: Location) -> list[MaskedVideo]:
     """The validation sequences of DAVIS-2016: all objects of a sequence are one.
 
+    An archive without a list of 2016 has those sequences of `2017/val` that are in the official one.
+
     Raises:
         DataError: a listed sequence, or the mask of one of its frames, is absent.
     """
     tree = Tree(root)
-    found = [split for split in VALIDATION_2016 if tree.has(f"ImageSets/{split}.txt")]
-    return _masked_videos(tree, (found or VALIDATION_2016)[0], one_object=True)
+    for split in VALIDATION_2016:
+        if tree.has(f"ImageSets/{split}.txt"):
+            return _masked_videos(tree, split, one_object=True)
+    videos = _masked_videos(tree, VALIDATION_2017, one_object=True)
+    return [video for video in videos if video.name in NAMES_2016]
 
 
-def _masked_videos(tree: Tree, split: str, one_object: bool) -> list[MaskedVideo]:
+def davis2017_test_videos(root: Location) -> list[MaskedVideo]:
+    """The sequences of DAVIS-2017's test-dev list, with the mask of their first frame only.
+
+    Raises:
+        DataError: a listed sequence, or the mask of its first frame, is absent.
+    """
+    return _masked_videos(Tree(root), TEST_DEV_2017, one_object=False, masks=1)
+
+
+def _masked_videos(tree: Tree, split: str, one_object: bool, masks: int | None = None) -> list[MaskedVideo]:
+    """Videos of a list; with the masks of their first `masks` frames, or of all of them."""
     videos = []
     tree.keep(MASKS)
     for sequence, frames in _sequences(tree, split).items():
-        masks = [f"{MASKS}/{frame.removeprefix(f'{FRAMES}/').rpartition('.')[0]}.png" for frame in frames]
-        missing = [mask for mask in masks if not tree.has(mask)]
+        names = [f"{MASKS}/{frame.removeprefix(f'{FRAMES}/').rpartition('.')[0]}.png" for frame in frames[:masks]]
+        missing = [mask for mask in names if not tree.has(mask)]
         if missing:
             raise DataError(f"{tree.base}{missing[0]} is not there; expected a mask a frame; complete the data set")
-        videos.append(MaskedVideo(sequence, tuple(map(tree.place, frames)), tuple(map(tree.place, masks)), one_object))
+        videos.append(MaskedVideo(sequence, tuple(map(tree.place, frames)), tuple(map(tree.place, names)), one_object))
     return videos
 
 

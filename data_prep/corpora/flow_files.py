@@ -57,13 +57,17 @@ def read_flo(path: Location) -> FloatArray:
     Raises:
         DataError: wrong magic number, or length other than the header says.
     """
-    data = read_bytes(path)
+    return decode_flo(read_bytes(path), str(path))
+
+
+def decode_flo(data: bytes, name: str) -> FloatArray:
+    """The flow in the content of a .flo file; `name` is for messages. See `read_flo`."""
     if data[:4] != FLO_MAGIC or len(data) < 12:
-        raise DataError(f"{path} has no .flo tag PIEH; expected a Middlebury .flo file; replace it")
+        raise DataError(f"{name} has no .flo tag PIEH; expected a Middlebury .flo file; replace it")
     width, height = (int(v) for v in np.frombuffer(data, "<i4", 2, 4))
     expected = 12 + 8 * width * height
     if width < 1 or height < 1 or len(data) != expected:
-        raise DataError(f"{path} has {len(data)} bytes; a {width}x{height} .flo has {expected}; copy the file again")
+        raise DataError(f"{name} has {len(data)} bytes; a {width}x{height} .flo has {expected}; copy the file again")
     return np.frombuffer(data, "<f4", offset=12).reshape(height, width, 2).astype(np.float32)
 
 
@@ -89,11 +93,15 @@ def read_kitti_png(path: Location) -> tuple[FloatArray, BoolArray]:
     Raises:
         DataError: not a 16-bit 3-channel PNG.
     """
-    data = read_bytes(path)
+    return decode_kitti_png(read_bytes(path), str(path))
+
+
+def decode_kitti_png(data: bytes, name: str) -> tuple[FloatArray, BoolArray]:
+    """Flow and validity in the content of a KITTI PNG; `name` is for messages. See `read_kitti_png`."""
     raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     if raw is None or raw.dtype != np.uint16 or raw.ndim != 3 or raw.shape[2] != 3:
         found = "an unreadable image" if raw is None else f"{raw.dtype} {raw.shape}"
-        raise DataError(f"{path} is {found}; expected a 16-bit RGB flow PNG of KITTI; replace it")
+        raise DataError(f"{name} is {found}; expected a 16-bit RGB flow PNG of KITTI; replace it")
     valid = raw[:, :, 0] > 0  # OpenCV gives B, G, R
     flow = (raw[:, :, 2:0:-1].astype(np.float32) - 32768.0) / 64.0
     flow[~valid] = 0.0
@@ -106,16 +114,21 @@ def write_kitti_png(path: Path, flow_px: FloatArray, valid: BoolArray) -> None:
     Raises:
         DataError: a valid value lies outside the format's range of -512 to 511.98 px.
     """
+    path.write_bytes(encode_kitti_png(flow_px, valid))
+
+
+def encode_kitti_png(flow_px: FloatArray, valid: BoolArray) -> bytes:
+    """The content of a KITTI flow PNG; see `write_kitti_png`."""
     _require_flow(flow_px)
     coded = np.rint(flow_px.astype(np.float64) * 64.0 + 32768.0)
-    if valid.any() and (coded[valid].min() < 0 or coded[valid].max() > 65535):
+    known = coded[valid]
+    if not np.isfinite(known).all() or (known.size and (known.min() < 0 or known.max() > 65535)):
         raise DataError("flow outside -512..511.98 px; expected the range of KITTI's PNG; write a .flo instead")
     raw = np.zeros((*flow_px.shape[:2], 3), np.uint16)
     raw[:, :, 2] = np.where(valid, coded[:, :, 0], 0)
     raw[:, :, 1] = np.where(valid, coded[:, :, 1], 0)
     raw[:, :, 0] = valid
-    if not cv2.imwrite(str(path), raw):
-        raise DataError(f"cannot write {path}; expected a writable folder with free space; check it")
+    return cv2.imencode(".png", raw)[1].tobytes()
 
 
 def read_pfm(path: Location) -> FloatArray:
@@ -145,6 +158,21 @@ def read_pfm(path: Location) -> FloatArray:
         )
     shape = (height, width, 3) if channels == 3 else (height, width)
     return np.frombuffer(body, order).reshape(shape)[::-1].astype(np.float32)
+
+
+def encode_pfm(values: FloatArray) -> bytes:
+    """The content of a little-endian PFM file of (H, W) or (H, W, 3); flow (H, W, 2) gets a third channel of zeros.
+
+    Raises:
+        DataError: another shape.
+    """
+    if values.ndim == 3 and values.shape[2] == 2:
+        values = np.dstack([values, np.zeros_like(values[..., :1])])
+    if values.ndim != 2 and (values.ndim != 3 or values.shape[2] != 3):
+        raise DataError(f"values of shape {values.shape}; expected (H, W), (H, W, 2) or (H, W, 3) for a PFM file")
+    kind = "PF" if values.ndim == 3 else "Pf"
+    header = f"{kind}\n{values.shape[1]} {values.shape[0]}\n-1.0\n".encode()
+    return header + np.ascontiguousarray(values[::-1], "<f4").tobytes()
 
 
 def _require_flow(flow_px: FloatArray) -> None:

@@ -20,6 +20,8 @@ class PairFiles:
     name: str
     files: dict[str, str]
     """Field of FlowPair to name; optional files that are absent are left out."""
+    needed: bool = True
+    """Whether the set cannot be prepared without it; else it is left out where a file of it is absent."""
 
 
 PairLister = Callable[[Tree, str], Iterator[PairFiles]]
@@ -67,13 +69,12 @@ def _complete(tree: Tree, split: str, pairs: Iterator[PairFiles]) -> Iterator[Pa
     """The pairs themselves; no pair at all, or an absent file, is an error."""
     found = False
     for pair in pairs:
-        found = True
-        for role in REQUIRED:
-            if not tree.has(pair.files[role]):
-                raise DataError(
-                    f"{tree.base}{pair.files[role]} is not there; expected the pair {pair.name} whole; complete the set"
-                )
-        yield pair
+        absent = next((pair.files[role] for role in REQUIRED if not tree.has(pair.files[role])), None)
+        if absent and pair.needed:
+            raise DataError(f"{tree.base}{absent} is not there; expected the pair {pair.name} whole; complete the set")
+        if not absent:
+            found = True
+            yield pair
     if not found:
         part = f" in split {split!r}" if split else ""
         raise DataError(f"{tree.root} has no pair with ground truth{part}; expected at least one; correct the root")

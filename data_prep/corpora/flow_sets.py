@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 from data_prep.corpora.flow_pairs import PairFiles, pair_files, refuse_split
@@ -78,9 +79,9 @@ def things3d(rendering: str, tree: Tree, split: str) -> Iterator[PairFiles]:
     for flow, found in _matching(tree, f"optical_flow/{split}", THINGS3D_FLOW):
         scene, camera, direction, number = found["scene"], found["camera"], found["direction"], int(found["number"])
         place = f"{folder}/{scene}/{camera}"
-        other = number + 1 if direction == "into_future" else number - 1
-        frame0, frame1 = (f"{place}/{n:04d}{suffix}" for n in (number, other))
-        if tree.has(frame1):
+        step = 1 if direction == "into_future" else -1
+        frame0, frame1, further = (f"{place}/{number + n * step:04d}{suffix}" for n in (0, 1, 2))
+        if tree.has(frame1) or tree.has(further):
             yield pair_files(tree, f"{scene}/{camera}/{direction}/{number:04d}", frame0, frame1, flow)
 
 
@@ -88,17 +89,20 @@ def sintel(rendering: str, tree: Tree, split: str) -> Iterator[PairFiles]:
     """MPI-Sintel (Butler et al. 2012, sintel.is.tue.mpg.de): ROOT = MPI-Sintel-complete.
 
     training/{clean,final}/SCENE/frame_0001.png, training/flow/SCENE/frame_0001.flo (frame 1 to 2), masks
-    occlusions and invalid (255: occluded; the pixel leaves the frame or its flow is unknown). Pairs without
-    ground truth, or of which one frame is absent in this pass, are left out.
+    occlusions (255: covered in the next frame; pixels that leave the frame are not marked) and invalid (255: the flow
+    is not reliable, a few pixels). Frames without ground truth, and scenes that this pass does not have, are left out;
+    so are, in preparation, pairs that lack a frame.
     """
     refuse_split("MPI-Sintel", split)
-    tree.keep(*(f"training/{part}" for part in (rendering, "invalid", "occlusions")))
+    tree.keep("training/invalid", "training/occlusions")
+    scenes = {name.split("/")[2] for name in tree.below(f"training/{rendering}")}
     for flow, found in _matching(tree, "training/flow", SINTEL_FLOW):
         scene, stem, number = found["scene"], found["stem"], int(found["number"])
         frame0, frame1 = (f"training/{rendering}/{scene}/frame_{n:04d}.png" for n in (number, number + 1))
-        if tree.has(frame0) and tree.has(frame1):
+        if scene in scenes:
             invalid, occluded = (f"training/{part}/{scene}/{stem}.png" for part in ("invalid", "occlusions"))
-            yield pair_files(tree, f"{scene}/{stem}", frame0, frame1, flow, invalid=invalid, occluded=occluded)
+            pair = pair_files(tree, f"{scene}/{stem}", frame0, frame1, flow, invalid=invalid, occluded=occluded)
+            yield replace(pair, needed=False)
 
 
 def kitti2012(tree: Tree, split: str) -> Iterator[PairFiles]:
@@ -131,13 +135,15 @@ def hd1k(tree: Tree, split: str) -> Iterator[PairFiles]:
     """
     refuse_split("HD1K", split)
     images = tree.below("hd1k_input/image_2")
-    following = {a: b for a, b in pairwise(images) if _sequence_of(a) == _sequence_of(b)}
+    not_last = {a for a, b in pairwise(images) if _sequence_of(a) == _sequence_of(b)}
     for flow in tree.below("hd1k_flow_gt/flow_occ"):
         file = flow.rpartition("/")[2]
         frame0 = f"hd1k_input/image_2/{file}"
-        is_last = tree.has(frame0) and frame0 not in following
-        if not is_last:
-            yield pair_files(tree, file.removesuffix(".png"), frame0, following.get(frame0, frame0), flow)
+        if not tree.has(frame0) or frame0 in not_last:
+            name = file.removesuffix(".png")
+            sequence, _, number = name.rpartition("_")
+            frame1 = f"hd1k_input/image_2/{sequence}_{int(number) + 1:0{len(number)}d}.png"
+            yield pair_files(tree, name, frame0, frame1, flow)
 
 
 def middlebury(folder: str, tree: Tree, split: str) -> Iterator[PairFiles]:

@@ -4,9 +4,8 @@ For a pixel with true flow g and estimate f (both (u, v) in px, u to the right, 
 
     EPE = |f - g|        over 3 px: EPE > 3        outlier (KITTI's Fl): EPE > 3 and EPE > 0.05 |g|
 
-Regions: all valid pixels; matched and unmatched (Sintel's names; KITTI's noc is "matched"), where an
-occlusion map is there; Sintel's speed bins s0-10, s10-40, s40+ by |g|. Source: the KITTI devkit's
-evaluate_flow.cpp and the Sintel benchmark's definitions. Legend: H W image, 2 = (u, v).
+Regions: see `evals.flow.regions`; KITTI's noc is "matched". Source: the KITTI devkit's evaluate_flow.cpp and the
+Sintel benchmark's definitions. Legend: H W image, 2 = (u, v).
 """
 
 from __future__ import annotations
@@ -16,9 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from evals.flow.regions import Regions, split_regions
+
 OUTLIER_PX = 3.0
 OUTLIER_RELATIVE = 0.05
-SPEED_BINS_PX = {"s0_10": (0.0, 10.0), "s10_40": (10.0, 40.0), "s40_plus": (40.0, float("inf"))}
+FL_REGIONS = ("matched", "bg", "fg", "matched_bg", "matched_fg")
+"""Regions that KITTI gives the share of outliers for, beside all pixels."""
 
 
 @dataclass(frozen=True)
@@ -77,26 +79,29 @@ def measure_pair(
     valid_HW: NDArray[np.bool_],
     occluded_HW: NDArray[np.bool_] | None = None,
 ) -> FlowSums:
+    """Errors of one pair by the regions that `split_regions` gives; see `measure_regions`."""
+    regions = split_regions(truth_HW2, valid_HW, occluded_HW)
+    return measure_regions(estimate_HW2, truth_HW2, valid_HW, regions)
+
+
+def measure_regions(
+    estimate_HW2: NDArray, truth_HW2: NDArray, valid_HW: NDArray[np.bool_], regions: Regions
+) -> FlowSums:
     """Errors of one pair, by region.
 
     Args:
-        estimate_HW2: estimated flow, px; a value that is not finite at a valid pixel makes that region's EPE
+        estimate_HW2: estimated flow, px; a value that is not finite at a valid pixel makes its regions' EPE
             non-finite and counts as an outlier: it is never left out.
         truth_HW2: true flow, px; values at invalid pixels are ignored.
-        valid_HW: True where the truth is known.
-        occluded_HW: True where the pixel has no match in the second frame; None = unknown, no such regions.
+        valid_HW: True where the truth is known, N pixels.
+        regions: region name to which of these N pixels it has.
 
-    Returns:
-        Sums by region: all, s0_10, s10_40, s40_plus and, with an occlusion map, matched and unmatched.
+    Raises:
+        ValueError: estimate and truth differ in shape.
     """
     valid = np.asarray(valid_HW, bool)
     error = endpoint_error(estimate_HW2, truth_HW2)[valid]
     length = np.linalg.norm(np.asarray(truth_HW2, np.float64)[valid], axis=-1)
-    regions = {"all": np.ones(error.shape, bool)}
-    if occluded_HW is not None:
-        unmatched = np.asarray(occluded_HW, bool)[valid]
-        regions |= {"matched": ~unmatched, "unmatched": unmatched}
-    regions |= {name: (length >= low) & (length < high) for name, (low, high) in SPEED_BINS_PX.items()}
     return {name: _sum_region(error[inside], length[inside]) for name, inside in regions.items()}
 
 
@@ -115,8 +120,8 @@ def add_sums(first: FlowSums, second: FlowSums) -> FlowSums:
 def summarise(sums: FlowSums) -> dict[str, float]:
     """Means over pixels: `epe` (px), `over_3px`, `fl_all` (%), and `epe_REGION` for every region with pixels.
 
-    `fl_matched` is given too where matched pixels are known (KITTI's Fl-noc). With no valid pixel at all the
-    three main numbers are NaN, never 0.
+    `over_3px_matched` (KITTI 2012's Out-Noc) and `fl_REGION` for the regions of FL_REGIONS are given too where there
+    are such pixels. With no valid pixel at all the three main numbers are NaN, never 0.
     """
     total = sums.get("all", RegionSums())
     scores = {
@@ -124,12 +129,13 @@ def summarise(sums: FlowSums) -> dict[str, float]:
         "over_3px": 100.0 * _ratio(total.over_3px, total.pixels),
         "fl_all": 100.0 * _ratio(total.outliers, total.pixels),
     }
-    for name, region in sums.items():
-        if name != "all" and region.pixels:
-            scores[f"epe_{name}"] = _ratio(region.epe_px, region.pixels)
-    matched = sums.get("matched", RegionSums())
-    if matched.pixels:
-        scores["fl_matched"] = 100.0 * _ratio(matched.outliers, matched.pixels)
+    known = {name: region for name, region in sums.items() if name != "all" and region.pixels}
+    scores |= {f"epe_{name}": _ratio(region.epe_px, region.pixels) for name, region in known.items()}
+    if "matched" in known:
+        scores["over_3px_matched"] = 100.0 * _ratio(known["matched"].over_3px, known["matched"].pixels)
+    for name in FL_REGIONS:
+        if name in known:
+            scores[f"fl_{name}"] = 100.0 * _ratio(known[name].outliers, known[name].pixels)
     return scores
 
 

@@ -35,18 +35,44 @@ class SequenceStatistics:
     """Mean of the first quarter of the frames minus that of the last."""
 
 
-def region_similarity(truth_HW: NDArray, prediction_HW: NDArray) -> float:
+@dataclass(frozen=True)
+class Outline:
+    """A mask, its boundary, and what lies near that: made once, compared with several others."""
+
+    mask_HW: NDArray[np.bool_]
+    """The mask itself."""
+
+    edge_HW: NDArray[np.bool_]
+    """Its boundary pixels."""
+
+    near_HW: NDArray[np.bool_]
+    """Pixels within the tolerance of the boundary."""
+
+    edge_pixels: int
+    """Number of boundary pixels."""
+
+
+def outline(mask_HW: NDArray) -> Outline:
+    """The mask with its boundary (see `mask_boundary`) and all pixels within 0.8 % of the diagonal of that."""
+    mask = np.asarray(mask_HW, bool)
+    edge = mask_boundary(mask)
+    disk = _disk(int(np.ceil(BOUNDARY_TOLERANCE * np.hypot(*mask.shape))))
+    near = cv2.dilate(edge.astype(np.uint8), disk) > 0
+    return Outline(mask, edge, np.asarray(near, bool), int(np.count_nonzero(edge)))
+
+
+def region_similarity(truth: Outline, prediction: Outline) -> float:
     """J of one frame, in [0, 1]: intersection over union; 1 if both masks are empty.
 
     Raises:
         ValueError: the two masks differ in size.
     """
-    truth, prediction = _as_masks(truth_HW, prediction_HW)
-    union = np.count_nonzero(truth | prediction)
-    return np.count_nonzero(truth & prediction) / union if union else 1.0
+    _require_one_size(truth.mask_HW, prediction.mask_HW)
+    union = np.count_nonzero(truth.mask_HW | prediction.mask_HW)
+    return np.count_nonzero(truth.mask_HW & prediction.mask_HW) / union if union else 1.0
 
 
-def boundary_accuracy(truth_HW: NDArray, prediction_HW: NDArray) -> float:
+def boundary_accuracy(truth: Outline, prediction: Outline) -> float:
     """F of one frame, in [0, 1].
 
     A mask without boundary pixels has precision (or recall) 1 if the other one has some, and F is then 0;
@@ -55,16 +81,11 @@ def boundary_accuracy(truth_HW: NDArray, prediction_HW: NDArray) -> float:
     Raises:
         ValueError: the two masks differ in size.
     """
-    truth, prediction = _as_masks(truth_HW, prediction_HW)
-    truth_edge, edge = mask_boundary(truth), mask_boundary(prediction)
-    count, truth_count = int(edge.sum()), int(truth_edge.sum())
-    if count == 0 or truth_count == 0:
-        return float(count == truth_count)
-    disk = _disk(int(np.ceil(BOUNDARY_TOLERANCE * np.hypot(*truth.shape))))
-    near_truth = cv2.dilate(truth_edge.astype(np.uint8), disk) > 0
-    near = cv2.dilate(edge.astype(np.uint8), disk) > 0
-    precision = np.count_nonzero(edge & near_truth) / count
-    recall = np.count_nonzero(truth_edge & near) / truth_count
+    _require_one_size(truth.mask_HW, prediction.mask_HW)
+    if prediction.edge_pixels == 0 or truth.edge_pixels == 0:
+        return float(prediction.edge_pixels == truth.edge_pixels)
+    precision = np.count_nonzero(prediction.edge_HW & truth.near_HW) / prediction.edge_pixels
+    recall = np.count_nonzero(truth.edge_HW & prediction.near_HW) / truth.edge_pixels
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
@@ -92,13 +113,12 @@ def _disk(radius_px: int) -> NDArray[np.uint8]:
     return (axis[:, None] ** 2 + axis[None, :] ** 2 <= radius_px**2).astype(np.uint8)
 
 
-def _as_masks(truth: NDArray, prediction: NDArray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _require_one_size(truth: NDArray, prediction: NDArray) -> None:
     if truth.shape != prediction.shape:
         raise ValueError(
             f"predicted mask has shape {prediction.shape}, ground truth {truth.shape}; expected the same; "
             "resize the prediction with nearest neighbours before scoring"
         )
-    return np.asarray(truth, bool), np.asarray(prediction, bool)
 
 
 def summarise_sequence(values: NDArray[np.float64]) -> SequenceStatistics:
@@ -118,26 +138,3 @@ def summarise_sequence(values: NDArray[np.float64]) -> SequenceStatistics:
         recall=float((values > RECALL_THRESHOLD).mean()),
         decay=float(first.mean() - last.mean()),
     )
-
-
-def score_object(
-    truth_THW: NDArray, prediction_THW: NDArray, object_id: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """J and F of one object in every frame but the first, whose mask is given, and the last (the official
-    rule).
-
-    Args:
-        truth_THW: object ids, integer, 0 = background.
-        prediction_THW: object ids, the same shape.
-        object_id: which object.
-
-    Returns:
-        Two arrays (T - 2,), in [0, 1].
-    """
-    pairs = [
-        (truth == object_id, prediction == object_id)
-        for truth, prediction in zip(truth_THW[1:-1], prediction_THW[1:-1], strict=True)
-    ]
-    region = np.array([region_similarity(truth, prediction) for truth, prediction in pairs])
-    boundary = np.array([boundary_accuracy(truth, prediction) for truth, prediction in pairs])
-    return region, boundary

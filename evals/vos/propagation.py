@@ -1,28 +1,50 @@
-"""Label propagation over a video, DINO's protocol: each cell takes the labels of its best matches before it.
+"""Label propagation over a video: each cell takes the labels of its best matches in the frames before it.
 
 For a frame t the context is the first frame and the last n frames. A cell's features q are compared with the
-context's cells k within a square of `radius` cells around its own place; the best `top_k` of all context
-frames together vote with weights softmax(q.k / temperature) (features are l2-normalised). The soft labels
-live on the feature grid; for the result they are resized bilinearly, brought to [0, 1] by channel (min-max)
-and compared. Source: facebookresearch/dino, eval_video_segmentation.py.
+context's cells k within a radius of its own place; the best `top_k` of all context frames together vote with weights
+softmax(q.k / temperature). Labels stay soft. Sources: DINO, CRW and VFS, see `evals.vos.config`.
 
-The affinity is computed for one square tile of queries at a time against the part of the context that the
-tile can reach, so memory does not grow with the frame. Legend: C channels, O labels (background first), h w
-cells, H W pixels, n context frames.
+Only the context's features are held, never a video's. The affinity is computed for one square tile of queries at a
+time against the part of the context that the tile can reach, and for part of the tile where that is still large.
+Legend: C channels, O labels (background first), h w cells, n context frames, q queries, k keys.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from evals.vos.config import VosConfig
+from evals.vos.config import Neighbourhood, VosConfig
+
+AFFINITY_BYTES = 48 << 20
+GROUP_KEYS = 64
+Cells = tuple[Tensor, Tensor]
+"""A context frame: features (C, h, w) and labels (O, h, w)."""
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Rows and columns of a grid, ends excluded."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    def of(self, cells_Xhw: Tensor) -> Tensor:
+        """That part of the last two axes."""
+        return cells_Xhw[..., self.top : self.bottom, self.left : self.right]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.bottom - self.top, self.right - self.left
 
 
 def propagate_labels(
@@ -36,97 +58,128 @@ def propagate_labels(
         config: context, top-k, radius, temperature and tile.
 
     Yields:
-        The frame's l2-normalised features (C, h, w) and its labels (O, h, w), which sum to 1 over O.
+        The frame's features as they are compared (C, h, w) and its labels (O, h, w), which sum to 1 over O.
     """
     frames = iter(features)
-    first = (F.normalize(next(frames), dim=0), first_labels_Ohw)
-    recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=config.context_frames)
+    first = (_compared(next(frames), config), first_labels_Ohw)
+    copies = {"never": 0, "recent": min(1, config.context_frames), "fill": config.context_frames}
+    recent: deque[Cells] = deque([first] * copies[config.first_again], maxlen=config.context_frames)
     for features_Chw in frames:
-        query = F.normalize(features_Chw, dim=0)
+        query = _compared(features_Chw, config)
         labels = label_frame(query, [first, *recent], config)
         recent.append((query, labels))
         yield query, labels
 
 
-def label_frame(query_Chw: Tensor, context: Sequence[tuple[Tensor, Tensor]], config: VosConfig) -> Tensor:
-    """Labels (O, h, w) of one frame from its context of (features (C, h, w), labels (O, h, w))."""
-    keys = torch.stack([features for features, _ in context], dim=1)
-    values = torch.stack([labels for _, labels in context], dim=1)
+def _compared(features_Chw: Tensor, config: VosConfig) -> Tensor:
+    return F.normalize(features_Chw, dim=0) if config.normalize else features_Chw
+
+
+def label_frame(query_Chw: Tensor, context: Sequence[Cells], config: VosConfig) -> Tensor:
+    """Labels (O, h, w) of one frame from its context, the first frame's cells at its head."""
     height, width = query_Chw.shape[1:]
-    radius = config.radius_cells or max(height, width)
+    whole = _Span(0, height, 0, width)
+    radius = config.radius_cells or height + width
+    # A frame whose radius does not count is a group of its own: its keys differ from the others' in number.
+    groups = [(context[:1], False), (context[1:], True)] if not config.limit_first else [(context, True)]
+    stacks = [(_stacked(frames), limited) for frames, limited in groups if frames]
     result = torch.empty_like(context[0][1])
-    for top in range(0, height, config.tile_cells):
-        for left in range(0, width, config.tile_cells):
-            rows = slice(top, min(top + config.tile_cells, height))
-            columns = slice(left, min(left + config.tile_cells, width))
-            result[:, rows, columns] = _label_tile(query_Chw, keys, values, (rows, columns), radius, config)
+    for tile in _tiles(height, width, config.tile_cells):
+        keys, values, masks = [], [], []
+        for (features_Cnhw, labels_Onhw), limited in stacks:
+            reach = _reach(tile, whole, radius) if limited else whole
+            keys.append(reach.of(features_Cnhw).flatten(1))
+            values.append(reach.of(labels_Onhw).flatten(1))
+            mask = _distance_mask(tile, reach, radius, config.neighbourhood) if limited else None
+            masks.append((mask, features_Cnhw.shape[1], keys[-1].shape[1]))
+        labels_Oq = _vote(tile.of(query_Chw).flatten(1), torch.cat(keys, 1), torch.cat(values, 1), masks, config)
+        tile.of(result).copy_(labels_Oq.unflatten(1, tile.shape))
     return result
 
 
-def _label_tile(
-    query_Chw: Tensor,
-    keys_Cnhw: Tensor,
-    values_Onhw: Tensor,
-    tile: tuple[slice, slice],
-    radius: int,
+def _stacked(frames: Sequence[Cells]) -> Cells:
+    """(C, n, h, w) and (O, n, h, w)."""
+    return torch.stack([features for features, _ in frames], 1), torch.stack([labels for _, labels in frames], 1)
+
+
+def _tiles(height: int, width: int, side: int) -> Iterator[_Span]:
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            yield _Span(top, min(top + side, height), left, min(left + side, width))
+
+
+def _reach(tile: _Span, whole: _Span, radius: int) -> _Span:
+    """Cells within the radius of any cell of the tile, along each axis."""
+    return _Span(
+        max(tile.top - radius, 0),
+        min(tile.bottom + radius, whole.bottom),
+        max(tile.left - radius, 0),
+        min(tile.right + radius, whole.right),
+    )
+
+
+def _distance_mask(tile: _Span, reach: _Span, radius: int, neighbourhood: Neighbourhood) -> Tensor:
+    """(q, cells of the reach): 0 where a match may be, -inf elsewhere; it depends on relative places only."""
+    place = (tile.top - reach.top, tile.left - reach.left)
+    return _relative_mask(tile.shape, reach.shape, place, radius, neighbourhood)
+
+
+@lru_cache(maxsize=64)
+def _relative_mask(
+    tile: tuple[int, int], reach: tuple[int, int], place: tuple[int, int], radius: int, neighbourhood: Neighbourhood
+) -> Tensor:
+    down, across = (
+        torch.arange(side)[:, None] + start - torch.arange(ends)[None]
+        for side, start, ends in zip(tile, place, reach, strict=True)
+    )
+    rows, columns = down[:, None, :, None], across[None, :, None, :]
+    if neighbourhood == "square":
+        near = (rows.abs() <= radius) & (columns.abs() <= radius)
+    else:
+        near = rows**2 + columns**2 < radius**2
+    mask = torch.zeros(near.shape).masked_fill_(~near, float("-inf"))
+    return mask.flatten(2).flatten(0, 1)
+
+
+def _vote(
+    query_Cq: Tensor,
+    keys_Ck: Tensor,
+    values_Ok: Tensor,
+    masks: Sequence[tuple[Tensor | None, int, int]],
     config: VosConfig,
 ) -> Tensor:
-    """Labels (O, tile rows, tile columns) from the context cells within `radius` of the tile's cells."""
-    rows, columns = tile
-    reach = tuple(
-        slice(max(part.start - radius, 0), min(part.stop + radius, side))
-        for part, side in zip(tile, query_Chw.shape[1:], strict=True)
-    )
-    query_Cq = query_Chw[:, rows, columns].flatten(1)
-    keys_Ck = keys_Cnhw[:, :, reach[0], reach[1]].flatten(1)
-    affinity = query_Cq.T @ keys_Ck
-    far = ~_within(tile, reach, radius)[:, None]
-    affinity.view(len(affinity), keys_Cnhw.shape[1], -1).masked_fill_(far, float("-inf"))
-    best, index = affinity.topk(min(config.top_k, affinity.shape[1]), dim=1)
-    weights = torch.softmax(best / config.temperature, dim=1)
-    votes_Oqk = values_Onhw[:, :, reach[0], reach[1]].flatten(1)[:, index]
-    labels = (votes_Oqk * weights).sum(-1)
-    return labels.view(-1, rows.stop - rows.start, columns.stop - columns.start)
+    """Labels (O, q): the best keys' labels, weighted; `masks` has (mask, frames, keys) of each group of keys."""
+    queries, keys = query_Cq.shape[1], keys_Ck.shape[1]
+    most = max(1, AFFINITY_BYTES // (4 * keys))
+    parts = []
+    for start in range(0, queries, most):
+        affinity = query_Cq[:, start : start + most].T @ keys_Ck
+        begin = 0
+        for mask, frames, count in masks:
+            if mask is not None:
+                block = affinity[:, begin : begin + count].unflatten(1, (frames, -1))
+                block += mask[start : start + most, None]
+            begin += count
+        best, index = largest(affinity, min(config.top_k, keys))
+        weights = torch.softmax(best / config.temperature, dim=1)
+        parts.append((values_Ok[:, index] * weights).sum(-1))
+    return torch.cat(parts, 1)
 
 
-def _within(tile: tuple[slice, slice], reach: tuple[slice, ...], radius: int) -> Tensor:
-    """(queries, keys) bool: the key is at most `radius` cells away along both axes."""
-    near = [
-        (torch.arange(part.start, part.stop)[:, None] - torch.arange(ends.start, ends.stop)[None]).abs() <= radius
-        for part, ends in zip(tile, reach, strict=True)
-    ]
-    both = near[0][:, None, :, None] & near[1][None, :, None, :]
-    return both.flatten(2).flatten(0, 1)
+def largest(values_qk: Tensor, count: int, group: int = GROUP_KEYS) -> tuple[Tensor, Tensor]:
+    """The `count` largest of each row and their places, as `Tensor.topk`, several times as fast for long rows.
 
-
-def one_hot_labels(mask_HW: NDArray, objects: int, height: int, width: int) -> Tensor:
-    """A mask of object ids on the feature grid, (objects + 1, height, width) float; nearest neighbours as
-    DINO's."""
-    grid = F.interpolate(
-        torch.from_numpy(mask_HW.astype(np.float32))[None, None], (height, width), mode="nearest-exact"
-    )
-    return F.one_hot(grid[0, 0].long(), objects + 1).permute(2, 0, 1).float()
-
-
-def labels_to_mask(
-    labels_Ohw: Tensor, cell_px: int, frame: tuple[int, int], size: tuple[int, int]
-) -> NDArray[np.uint8]:
-    """Object ids of every pixel from soft labels.
-
-    Args:
-        labels_Ohw: soft labels; cells beyond the frame (padding) must be cut off already.
-        cell_px: stride of the grid.
-        frame: (H, W) of the frame that was encoded.
-        size: (H, W) of the mask to return; nearest neighbours from the encoded frame's size.
-
-    Returns:
-        (H, W) uint8.
+    The largest values lie in the groups with the largest maxima, or in the rest that fills no group: only those
+    are sorted.
     """
-    enlarged = F.interpolate(labels_Ohw[None], scale_factor=cell_px, mode="bilinear", align_corners=False)[0]
-    enlarged = enlarged[:, : frame[0], : frame[1]]
-    low = enlarged.amin((1, 2), keepdim=True)
-    span = enlarged.amax((1, 2), keepdim=True) - low
-    # A channel that is 0 everywhere (its object is lost) stays 0, as in the source.
-    normal = torch.where(span > 0, (enlarged - low) / span.clamp_min(1e-12), enlarged)
-    mask = normal.argmax(0).float()[None, None]
-    return F.interpolate(mask, size, mode="nearest-exact")[0, 0].to(torch.uint8).numpy()
+    whole = values_qk.shape[1] // group * group
+    if whole // group <= 2 * count:
+        return values_qk.topk(count, dim=1)
+    groups = values_qk[:, :whole].unflatten(1, (-1, group))
+    chosen = groups.amax(2).topk(count, dim=1).indices
+    candidates = groups.gather(1, chosen[..., None].expand(-1, -1, group)).flatten(1)
+    best, place = torch.cat((candidates, values_qk[:, whole:]), 1).topk(count, dim=1)
+    in_group = place < count * group
+    head = place.clamp_max(count * group - 1)
+    index = chosen.gather(1, head // group) * group + head % group
+    return best, torch.where(in_group, index, place - count * group + whole)

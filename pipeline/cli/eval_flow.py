@@ -1,19 +1,187 @@
-"""`mcjepa eval flow`: optical flow against ground truth."""
+"""`mcjepa eval flow`: optical flow against ground truth, and archives for the benchmarks' test servers."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.evaluate import evaluate_one
+from data_prep.errors import DataError
+from pipeline.cli.output import StageProgress
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from evals.cards import Score
+    from evals.config import EvalConfig
+    from evals.flow.methods import Entrant
+
+OK, PARTIAL = 0, 4
+GENERAL = ("device", "threads")
+"""Settings of all evaluations that this command takes too."""
+
+MOST_LINES = 10
 
 
 def evaluate_flow(arguments: argparse.Namespace) -> int:
-    """Scores one set of weights on the sets that the command line names."""
+    """Scores weights, estimates or baselines on the sets that the command line names, or writes a submission."""
+    if arguments.weights and "=" in arguments.weights and not Path(arguments.weights).exists():
+        arguments.overrides = [arguments.weights, *arguments.overrides]
+        arguments.weights = None
+    names = _set_names(arguments.set, bool(arguments.submission))
+    config = _settings(arguments, names)
+    _require_source(arguments)
+    if arguments.submission:
+        return _submit(arguments, names, config)
+    scores = _score(arguments, config)
+    if arguments.json:
+        print(json.dumps({score.name: _plain(score) for score in scores}))
+    else:
+        for score in scores:
+            print(score_text(score))
+    return OK if all(score.card.complete for score in scores) else PARTIAL
+
+
+def _set_names(text: str, for_submission: bool) -> list[str]:
+    from data_prep.corpora import FLOW_SCANS, FLOW_TEST_SETS
+
+    known: Sequence[str] = sorted(FLOW_TEST_SETS if for_submission else FLOW_SCANS)
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name in known:
+            continue
+        if not for_submission and name in FLOW_TEST_SETS:
+            raise UsageError(f"--set {name} has no ground truth to score; pass --submission FILE.zip for its archive")
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        advice = f"did you mean {near[0]}?" if near else "choose among those"
+        raise UsageError(f"--set has no flow set {name!r}; expected {', '.join(known)}; {advice}")
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"--set is {text!r}; expected names, each once, with commas between them; correct it")
+    if for_submission and len(names) > 1:
+        raise UsageError(f"--submission makes the archive of one set, --set names {len(names)}; name one")
+    return names
+
+
+def _settings(arguments: argparse.Namespace, names: Sequence[str]) -> EvalConfig:
     from evals.config import EvalConfig
-    from evals.flow.config import FlowEvalConfig
+    from evals.flow.config import BASELINES, FlowEvalConfig
     from pipeline.config import apply_overrides, validate
 
     content = apply_overrides({}, arguments.overrides)
-    content["sets"] = {arguments.set: arguments.data}
-    config = validate(FlowEvalConfig, content, "eval flow")
-    return evaluate_one(arguments, EvalConfig(flow=config))
+    general = {name: content.pop(name) for name in GENERAL if name in content}
+    content["sets"] = dict.fromkeys(names, arguments.data)
+    if arguments.baselines is not None:
+        chosen = [name for name in arguments.baselines.split(",") if name]
+        content["baselines"] = list(BASELINES) if chosen == ["all"] else chosen
+    flow = validate(FlowEvalConfig, content, "eval flow")
+    return validate(EvalConfig, {"flow": flow, **general}, "eval flow")
+
+
+def _require_source(arguments: argparse.Namespace) -> None:
+    if arguments.weights and arguments.estimates:
+        raise UsageError("both WEIGHTS and --estimates are given; expected one of them; leave one out")
+    if arguments.weights and not Path(arguments.weights).is_dir():
+        raise UsageError(
+            f"no weights folder {arguments.weights}, expected one with model.safetensors and config.json; "
+            "`mcjepa export` makes one"
+        )
+    if not (arguments.weights or arguments.estimates or arguments.baselines or arguments.submission):
+        raise UsageError("nothing to score; expected WEIGHTS, --estimates DIR or --baselines; pass one")
+
+
+def _entrant(arguments: argparse.Namespace, config: EvalConfig) -> Entrant | None:
+    from evals.flow.methods import Entrant
+
+    if arguments.estimates:
+        folder = Path(arguments.estimates)
+        return Entrant(name=f"estimates in {folder.name}", estimates=folder)
+    if not arguments.weights:
+        return None
+    from evals.model_under_test import choose_device, load_model, read_weights
+    from evals.run import subject_of
+
+    try:
+        known = read_weights(arguments.weights)
+        model = load_model(known.folder, choose_device(config.device))
+    except ValueError as error:
+        raise error if isinstance(error, (DataError, UsageError)) else DataError(str(error)) from error
+    return Entrant.of(subject_of(model, known, config.seed))
+
+
+def _score(arguments: argparse.Namespace, config: EvalConfig) -> list[Score]:
+    from evals.progress import EvalEvent
+    from evals.run import score_flow_sets, torch_threads, write_scores
+
+    assert config.flow is not None
+    with StageProgress("eval") as progress, torch_threads(config.threads):
+
+        def show(event: EvalEvent) -> None:
+            progress.update(f"{event.score} {event.phase}", event.done, event.total)
+
+        scores = score_flow_sets(_entrant(arguments, config), config.flow, Path(arguments.out), show)
+    write_scores(scores, Path(arguments.out))
+    return scores
+
+
+def _submit(arguments: argparse.Namespace, names: Sequence[str], config: EvalConfig) -> int:
+    from data_prep.corpora import FLOW_TEST_SETS
+    from data_prep.corpora.flow_places import find_set_folder
+    from evals.flow.estimates import EstimateFolder
+    from evals.flow.methods import flow_methods
+    from evals.flow.submission import check_submission, require_whole, write_submission
+    from evals.progress import EvalEvent
+    from evals.run import torch_threads
+
+    assert config.flow is not None
+    name, path = names[0], Path(arguments.submission)
+    root = find_set_folder(arguments.data, name)
+    pairs = FLOW_TEST_SETS[name](root)
+    require_whole(name, pairs)
+    entrant = _entrant(arguments, config)
+    with StageProgress("eval") as progress, torch_threads(config.threads):
+
+        def show(event: EvalEvent) -> None:
+            progress.update(f"{event.score} {event.phase}", event.done, event.total)
+
+        if entrant is None:
+            check_submission(path, name, pairs, show)
+        else:
+            estimates = EstimateFolder(entrant.estimates, name, root, pairs, alone=True) if entrant.estimates else None
+            methods = flow_methods(entrant, (), config.flow.resize, estimates)
+            write_submission(path, name, pairs, methods, config.flow.workers, show)
+    record = {"submission": str(path), "set": name, "files": len(pairs), "bytes": path.stat().st_size}
+    text = f"{path}: {len(pairs)} flows for {name}, {path.stat().st_size / 1e6:.1f} MB, read again and checked"
+    print(json.dumps(record) if arguments.json else text)
+    return OK
+
+
+def score_text(score: Score) -> str:
+    """A score for people: metrics as rows, the entrant and the baselines as columns, and what it lacks."""
+    card = score.card
+    own = [name for name in score.metrics if not any(name.endswith(f"_{rival}") for rival in score.rivals)]
+    columns = (["model"] if own else []) + [rival.replace("_", "-") for rival in score.rivals]
+    keys = own or [name.removesuffix(f"_{score.rivals[0]}") for name in score.metrics if _is_of(name, score.rivals[0])]
+    lines = [f"{score.name}: {card.frames} pairs ({card.split}), {card.resolution}"]
+    lines.append(f"  {'':<20}" + "".join(f"{column:>15}" for column in columns))
+    for key in keys:
+        names = ([key] if own else []) + [f"{key}_{rival}" for rival in score.rivals]
+        lines.append(f"  {key:<20}" + "".join(f"{score.metrics[name]:>15.4f}" for name in names))
+    if card.failed:
+        lines.append("  INCOMPLETE; missing or not scored:")
+        lines += [f"    {line}" for line in card.failed[:MOST_LINES]]
+        lines += [f"    … {len(card.failed) - MOST_LINES} more"] if len(card.failed) > MOST_LINES else []
+    return "\n".join(lines)
+
+
+def _is_of(name: str, rival: str) -> bool:
+    return name.endswith(f"_{rival}")
+
+
+def _plain(score: Score) -> dict[str, Any]:
+    from evals.cards import finite_or_none
+
+    metrics = {name: finite_or_none(value) for name, value in score.metrics.items()}
+    failed = list(score.card.failed)
+    return {**metrics, "pairs": score.card.frames, "complete": score.card.complete, "failed": failed}

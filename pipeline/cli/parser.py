@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 
 from pipeline.cli.eval_parser import add_eval
+from pipeline.cli.infer_parser import add_infer
 from pipeline.cli.parsing import Commands, add_recipe_arguments, command
 
 DESCRIPTION = """\
@@ -17,12 +18,12 @@ MC-JEPA, from raw video and images to scores: build shards, train the joint mode
   mcjepa prep run RECIPE                     corpora -> WebDataset shards, by Ray
   mcjepa train RECIPE                        shards -> checkpoints, by DeepSpeed
   mcjepa eval all RECIPE                     weights -> scores, pictures and a report
+  mcjepa infer WEIGHTS INPUT... --out DIR    weights -> flow and features of your own frames and videos
 
 A recipe is a YAML file or the name of a shipped one (quickstart, sample, paper, ablations/no-vc, …);
 key=value overrides any key of it.
 """
 LATER = {
-    "infer": "flow and features of your own frames and videos",
     "launch": "prep, train or eval on Slurm and Ray clusters",
     "plan": "memory, time and bytes of a recipe on a site",
     "explain": "the lineage of a run",
@@ -43,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prep(commands)
     _add_train(commands)
     add_eval(commands)
+    add_infer(commands)
     _add_export(commands)
     _add_recipe(commands)
     _add_tracking(commands)

@@ -20,6 +20,7 @@ from pipeline.cli.recipe import Recipe
 
 if TYPE_CHECKING:
     from evals.cards import Score
+    from evals.comparison import Evaluated
     from evals.model_under_test import Weights
 
 PACKAGES = (
@@ -136,6 +137,7 @@ def _write_report(recipe: Recipe, scores: Sequence[Score], summary: Mapping[str,
         tiles=headline_tiles(scores),
         curves=_curves(Path(recipe.train.run) / "logs" / "metrics.jsonl") if recipe.train else {},
         scores=tuple(scores),
+        evaluations=_evaluations(Path(recipe.out) / "eval"),
         datasets=tuple(
             DatasetSummary(
                 name=name,
@@ -155,6 +157,15 @@ def _write_report(recipe: Recipe, scores: Sequence[Score], summary: Mapping[str,
         ),
     )
     write_report(Path(recipe.out) / "report.html", content)
+
+
+def _evaluations(folder: Path) -> tuple[Evaluated, ...]:
+    """All evaluations of the recipe's run, in the order of their steps."""
+    from evals.comparison import Evaluated
+    from evals.score_file import SCORES_NAME, read_scores
+
+    places = sorted(path.parent for path in folder.glob(f"*/{SCORES_NAME}"))
+    return tuple(Evaluated(label=place.name, scores=tuple(read_scores(place))) for place in places)
 
 
 def tracking_command(recipe: Recipe) -> str:

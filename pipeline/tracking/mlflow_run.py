@@ -215,6 +215,20 @@ def find_run(uri: str, experiment: str, tags: Mapping[str, str]) -> str | None:
     return newest_finished(open_client(uri), experiment, tags)
 
 
+def find_tagged(uri: str, experiment: str, name: str, value: str) -> str | None:
+    """Id of an active run with this tag, finished or not; None where there is none.
+
+    Raises:
+        UsageError: the tracking location cannot be used.
+    """
+    try:
+        return run_with_tag(open_client(uri), experiment, name, value) or None
+    except Exception as error:
+        raise UsageError(
+            f"MLflow at {uri} cannot be used ({type(error).__name__}: {_first_line(error)}); check tracking.uri"
+        ) from error
+
+
 def newest_finished(client: Any, experiment: str, tags: Mapping[str, str]) -> str | None:
     """`find_run` with a client at hand."""
     found = client.get_experiment_by_name(experiment)

@@ -81,6 +81,26 @@ def test_davis2016_sees_one_object_where_2017_sees_each(tmp_path: Path) -> None:
         VOS_SETS["davis"](tmp_path)
 
 
+def test_davis2016_without_its_list_has_its_sequences_of_2017(tmp_path: Path, sample_data: Path) -> None:
+    videos = VOS_SETS["davis2016"](sample_data / "davis/DAVIS")
+    assert len(videos) == 9 and all(video.one_object for video in videos)
+    layouts.davis(tmp_path)
+    (tmp_path / "ImageSets/480p/val.txt").unlink()
+    (tmp_path / "ImageSets/2017/val.txt").write_text("dog\nbear\n")
+    assert [video.name for video in VOS_SETS["davis2016"](tmp_path)] == ["dog"]  # bear is in no list of 2016
+
+
+def test_davis_test_sequences_have_the_mask_of_their_first_frame(tmp_path: Path) -> None:
+    layouts.davis(tmp_path)
+    with pytest.raises(DataError, match=r"2017/test-dev\.txt is not there"):
+        VOS_SETS["davis2017-test-dev"](tmp_path)
+    (tmp_path / "ImageSets/2017/test-dev.txt").write_text("bear\n")
+    for mask in sorted((tmp_path / "Annotations/480p/bear").iterdir())[1:]:
+        mask.unlink()
+    (video,) = VOS_SETS["davis2017-test-dev"](tmp_path)
+    assert len(video.frames) == 3 and [Path(mask).name for mask in video.masks] == ["00000.png"]
+
+
 def test_real_first_frames_of_the_davis_test_set_can_be_listed(sample_data: Path) -> None:
     found = sequences("davis", sample_data / "davis/DAVIS-2017-test-dev_first_frames")
     assert len(found) == 15 and set(found.values()) == {("00000.jpg",)}

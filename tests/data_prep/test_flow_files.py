@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import struct
+import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from data_prep.corpora.flow_files import read_flo, read_kitti_png, read_pfm, write_flo, write_kitti_png
+from data_prep.corpora.flow_files import (
+    decode_flo,
+    decode_kitti_png,
+    encode_flo,
+    encode_kitti_png,
+    encode_pfm,
+    read_flo,
+    read_kitti_png,
+    read_pfm,
+    write_flo,
+    write_kitti_png,
+)
 from data_prep.errors import DataError
 
 FLOW = np.array([[[1.5, -2.25], [0.0, 3.0]], [[-0.125, 8.0], [100.0, -100.0]], [[7, 8], [9, 10]]], np.float32)
@@ -83,3 +98,43 @@ def test_real_pfm_is_read(sample_data: Path) -> None:
     weights = read_pfm(sample_data / "flow/FlyingChairs2_crop50/train/0000000-occ_weights_01.pfm")
     assert weights.shape[:2] == (50, 50)
     assert weights.min() >= 0 and weights.max() <= 1 + 1e-6
+
+
+sizes = st.tuples(st.integers(1, 7), st.integers(1, 9))
+
+
+@given(sizes.flatmap(lambda size: arrays(np.float32, (*size, 2), elements=st.floats(width=32, allow_nan=False))))
+@settings(max_examples=50, deadline=None)
+def test_any_flow_is_exact_after_a_round_trip_through_flo_and_pfm(flow: np.ndarray) -> None:
+    np.testing.assert_array_equal(decode_flo(encode_flo(flow), "a.flo"), flow)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.pfm"
+        path.write_bytes(encode_pfm(flow))
+        read = read_pfm(path)
+    np.testing.assert_array_equal(read[..., :2], flow)
+    assert read.shape[2] == 3 and not read[..., 2].any()
+
+
+@given(st.data())
+@settings(max_examples=50, deadline=None)
+def test_any_flow_in_range_comes_back_from_a_kitti_png_to_half_a_64th(data: st.DataObject) -> None:
+    size = data.draw(sizes)
+    flow = data.draw(arrays(np.float32, (*size, 2), elements=st.floats(-512, 511.984375, width=32)))
+    valid = data.draw(arrays(np.bool_, size))
+    again, read_valid = decode_kitti_png(encode_kitti_png(flow, valid), "a.png")
+    np.testing.assert_array_equal(read_valid, valid)
+    assert np.abs(again - flow)[valid].max(initial=0.0) <= 0.5 / 64
+    assert not again[~valid].any()
+    twice, _ = decode_kitti_png(encode_kitti_png(again, valid), "a.png")
+    np.testing.assert_array_equal(twice, again)
+
+
+def test_kitti_png_refuses_values_that_are_no_numbers() -> None:
+    flow = np.full((1, 2, 2), np.nan, np.float32)
+    with pytest.raises(DataError, match="511"):
+        encode_kitti_png(flow, np.ones((1, 2), bool))
+
+
+def test_pfm_of_other_shapes_is_refused() -> None:
+    with pytest.raises(DataError, match=r"\(2, 2, 4\)"):
+        encode_pfm(np.zeros((2, 2, 4), np.float32))

@@ -15,6 +15,8 @@ import pytest
         "evals.report_charts",
         "evals.report_content",
         "evals.flow.metrics",
+        "evals.flow.regions",
+        "evals.flow.resizing",
         "evals.segmentation.metrics",
         "evals.segmentation.finetune_augment",
         "evals.segmentation.finetune_batches",

@@ -63,6 +63,7 @@ def _score(model: ModelUnderTest, name: str, root: Path, out: Path, **settings: 
     return score_flow_set(Subject(model=model, name="m"), name, root, FLOW_SETS[name](root), config, out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ROOTS))
 def test_classical_baselines_reproduce_the_known_table(
     sample_data: Path, tmp_path: Path, foreign_model: Callable[..., ModelUnderTest], name: str

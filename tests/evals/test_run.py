@@ -15,7 +15,8 @@ from data_prep.errors import DataError
 from evals.cards import Card, Score
 from evals.config import EvalConfig
 from evals.flow.config import FlowEvalConfig
-from evals.run import run_evaluation, torch_threads, write_scores
+from evals.run import run_evaluation, torch_threads
+from evals.score_file import write_scores
 from evals.segmentation.config import ProbeConfig
 from evals.vos.config import VosConfig
 
@@ -45,7 +46,7 @@ def test_all_evaluations_of_our_weights_are_written_and_repeat_themselves(
     assert {"epe", "epe_zero", "epe_dis_medium"} <= set(scores[0].metrics)
     assert {"miou", "miou_random"} <= set(scores[1].metrics)
     assert {"jf", "jf_copy_first"} <= set(scores[2].metrics)
-    assert {"pairs", "head", "sequences"} <= phases
+    assert {"pairs", "head", "frames"} <= phases
     for score in scores:
         assert len(score.card.weights_digest) == 64 and score.card.lineage["step"] == 7
         assert score.card.model.startswith("MCJEPA")

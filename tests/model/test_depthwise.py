@@ -1,4 +1,4 @@
-"""Depthwise convolutions under autocast on CPUs: torch's numbers, and gradients of weights by products of matrices."""
+"""Depthwise convolutions on CPUs: torch's numbers, and gradients of weights by another convolution."""
 
 from __future__ import annotations
 

@@ -1,0 +1,148 @@
+"""What is scored on a flow set, behind one signature: a model, flow that was computed before, classical baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_prep.corpora.items import FlowPair
+from data_prep.errors import DataError
+from evals.flow.baselines import FlowMethod, baseline_method
+from evals.flow.estimates import EstimateFolder
+from evals.flow.resizing import model_size, resize_flow, resize_frame
+from evals.model_under_test import ModelUnderTest, Subject, image_tensor
+
+Frame = NDArray[np.uint8]
+Flow = NDArray[np.float32]
+
+MODEL = "model"
+"""Name of what is scored, beside the baselines' names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrant:
+    """What a set is scored for, and what its card says of it: a model, or a folder of estimates."""
+
+    name: str
+    """For people."""
+
+    model: ModelUnderTest | None = None
+    """The model; None where estimates are read."""
+
+    estimates: Path | None = None
+    """Folder of the estimates."""
+
+    digest: str = ""
+    """sha256 of the weights; empty if they are no file."""
+
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+    """Where the weights come from."""
+
+    @staticmethod
+    def of(subject: Subject) -> Entrant:
+        """A model as the other evaluations know it."""
+        return Entrant(name=subject.name, model=subject.model, digest=subject.digest, lineage=subject.lineage)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frames:
+    """A pair's frames as read, and as the model takes them."""
+
+    pair: FlowPair
+    images: tuple[Frame, Frame]
+    tensors: tuple[Tensor, Tensor] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Methods:
+    """The entrant and the baselines of one set."""
+
+    model: ModelUnderTest | None
+    estimates: EstimateFolder | None
+    baselines: Mapping[str, FlowMethod]
+    resize: str
+
+    @property
+    def names(self) -> list[str]:
+        """Names in the order of the columns: the entrant first, where there is one."""
+        first = [MODEL] if self.model or self.estimates else []
+        return [*first, *self.baselines]
+
+    @property
+    def lead(self) -> str:
+        """The method that worst pairs and pictures go by: the entrant, else the strongest baseline there is."""
+        strongest = ("dis-medium", "dis-fast", "dis-ultrafast", "farneback")
+        return next(name for name in (MODEL, *strongest, *self.names) if name in self.names)
+
+    def read_frames(self, pair: FlowPair) -> Frames:
+        """Reads a pair, and resizes it for the model."""
+        images = pair.read_frames()
+        if self.model is None:
+            return Frames(pair=pair, images=images, tensors=None)
+        size = model_size(self.resize, images[0].shape[:2])
+        first, second = (resize_frame(image_tensor(image), size) for image in images)
+        return Frames(pair=pair, images=images, tensors=(first, second))
+
+    def run_model(self, frames: Frames) -> Flow | None:
+        """The model's flow at the frames' own size, (H, W, 2) px; None where no model is scored."""
+        if self.model is None or frames.tensors is None:
+            return None
+        flow_12HW = resize_flow(self.model.flow(*frames.tensors), frames.images[0].shape[:2])
+        return np.asarray(flow_12HW[0].permute(1, 2, 0).numpy(), np.float32)
+
+    def others(self, frames: Frames, valid_HW: NDArray[np.bool_] | None = None) -> dict[str, Callable[[], Flow]]:
+        """The estimate read from its file and the baselines, each made when it is called.
+
+        Args:
+            frames: the pair.
+            valid_HW: where an estimate must be known.
+        """
+        calls: dict[str, Callable[[], Flow]] = {}
+        estimates = self.estimates
+        if estimates is not None:
+            calls[MODEL] = lambda: _known(estimates.read(frames.pair), frames, valid_HW)
+        for name, method in self.baselines.items():
+            calls[name] = lambda method=method: method(*frames.images)  # type: ignore[misc]
+        return calls
+
+
+def flow_methods(
+    entrant: Entrant | None, baselines: Sequence[str], resize: str = "none", estimates: EstimateFolder | None = None
+) -> Methods:
+    """The methods of a set.
+
+    Args:
+        entrant: the model, or whose estimates they are; None: baselines only.
+        baselines: their names.
+        resize: `FlowEvalConfig.resize`, for the model.
+        estimates: the entrant's estimates of the set.
+
+    Raises:
+        ValueError: there is no such baseline, or nothing to score at all.
+    """
+    chosen = {name: baseline_method(name) for name in baselines}
+    if entrant is None and not chosen:
+        raise ValueError("no weights, no estimates and no baselines; expected something to score; name one")
+    return Methods(model=entrant.model if entrant else None, estimates=estimates, baselines=chosen, resize=resize)
+
+
+def _known(flow_HW2: Flow, frames: Frames, valid_HW: NDArray[np.bool_] | None) -> Flow:
+    """The estimate, checked: it must have the frames' size and be known wherever it is scored."""
+    size = frames.images[0].shape[:2]
+    if flow_HW2.shape[:2] != size:
+        raise DataError(f"estimate of {_text(flow_HW2.shape)}, frames of {_text(size)}; expected one size; replace it")
+    unknown = np.isnan(flow_HW2).any(-1)
+    count = int(np.count_nonzero(unknown if valid_HW is None else unknown & valid_HW))
+    if count:
+        raise DataError(f"estimate unknown at {count} pixels that count; expected a dense one; fill its gaps")
+    return flow_HW2
+
+
+def _text(shape: Sequence[int]) -> str:
+    return f"{shape[1]}x{shape[0]} px"

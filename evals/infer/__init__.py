@@ -1,0 +1,1 @@
+"""Flow and features of anybody's frames and videos, as files."""

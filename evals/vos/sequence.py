@@ -1,0 +1,131 @@
+"""J and F of one sequence, frame by frame as its masks come: nothing of a video is held but numbers.
+
+Scored are the objects of the first frame, in every frame but the first, whose mask is given, and the last (the
+official rule for the semi-supervised task). Objects that appear later cannot be asked for: they are named, not scored.
+An object that is absent from a frame counts as found there only if nothing is predicted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.corpora.items import VOID, MaskedVideo
+from data_prep.errors import DataError
+from evals.vos.metrics import Outline, boundary_accuracy, outline, region_similarity, summarise_sequence
+
+COPY_FIRST = "copy_first"
+Ids = NDArray[np.uint8]
+
+
+def read_ids_of(video: MaskedVideo, index: int) -> Ids:
+    """Object ids (H, W) of frame `index`; void pixels (255) are background, as in DAVIS' own evaluation.
+
+    Raises:
+        DataError: the file is absent, damaged or no label map.
+    """
+    ids = video.read_mask(index)
+    return np.where(ids == VOID, np.uint8(0), ids)
+
+
+class SequenceScorer:
+    """Takes the frames of one sequence in order and gives one row an object.
+
+    Args:
+        name: the sequence, for messages.
+        first_HW: object ids of the first frame.
+
+    Raises:
+        DataError: the first mask is empty.
+    """
+
+    def __init__(self, name: str, first_HW: Ids) -> None:
+        self.name = name
+        self.frames = 0
+        self.later: set[int] = set()
+        """Ids of objects that the first frame does not show."""
+        self.objects = object_ids(first_HW)
+        if not self.objects:
+            raise DataError(f"the first mask of {name} is empty; expected an object; leave the sequence out")
+        self._size = first_HW.shape
+        self._copied = {label: outline(first_HW == label) for label in self.objects}
+        self._absent = dict.fromkeys(self.objects, 0)
+        self._values: dict[tuple[int, str], list[float]] = {}
+
+    def add(self, truth_HW: Ids, predicted_HW: Ids, place: str) -> None:
+        """Scores one frame.
+
+        Args:
+            truth_HW: object ids.
+            predicted_HW: object ids.
+            place: the frame's name, for messages.
+
+        Raises:
+            DataError: a mask has another size, or an object is predicted that the first frame does not show.
+        """
+        self._require_size(truth_HW, f"the mask of {place}")
+        self._require_size(predicted_HW, f"the predicted mask of {place}")
+        require_known_ids(predicted_HW, self.objects, place)
+        self.frames += 1
+        self.later |= set(object_ids(truth_HW)) - set(self.objects)
+        for label in self.objects:
+            truth = outline(truth_HW == label)
+            self._absent[label] += not truth.mask_HW.any()
+            self._compare(label, "", truth, outline(predicted_HW == label))
+            self._compare(label, f"_{COPY_FIRST}", truth, self._copied[label])
+
+    def rows(self) -> list[dict[str, object]]:
+        """One row an object: J and F statistics of the prediction and of the copied first mask.
+
+        Raises:
+            DataError: there was no frame.
+        """
+        if not self.frames:
+            raise DataError(f"{self.name} has no frame between its first and last; expected 3 or more; leave it out")
+        return [self._row(label) for label in self.objects]
+
+    def _row(self, label: int) -> dict[str, object]:
+        row: dict[str, object] = {"sequence": self.name, "object": label, "frames": self.frames}
+        row["absent_frames"] = self._absent[label]
+        for suffix in ("", f"_{COPY_FIRST}"):
+            for measure in "jf":
+                values = np.array(self._values[label, measure + suffix])
+                statistics = dataclasses.asdict(summarise_sequence(values))
+                row |= {f"{measure}_{key}{suffix}": value for key, value in statistics.items()}
+        return row
+
+    def _compare(self, label: int, suffix: str, truth: Outline, prediction: Outline) -> None:
+        self._values.setdefault((label, f"j{suffix}"), []).append(region_similarity(truth, prediction))
+        self._values.setdefault((label, f"f{suffix}"), []).append(boundary_accuracy(truth, prediction))
+
+    def _require_size(self, mask_HW: Ids, what: str) -> None:
+        if mask_HW.shape != self._size:
+            found, expected = (f"{shape[1]}x{shape[0]} px" for shape in (mask_HW.shape, self._size))
+            raise DataError(f"{what} is {found}, the sequence's first one {expected}; expected one size; resize it")
+
+
+def object_ids(mask_HW: Ids) -> tuple[int, ...]:
+    """The objects of a mask, in order; 0 is the background."""
+    return tuple(label for label in np.flatnonzero(np.bincount(mask_HW.ravel())).tolist() if label)
+
+
+def require_known_ids(mask_HW: Ids, objects: tuple[int, ...], place: str) -> None:
+    """Refuses a predicted mask with an object that the first frame does not show.
+
+    Raises:
+        DataError: naming the first such id.
+    """
+    unknown = sorted(set(object_ids(mask_HW)) - set(objects))
+    if unknown:
+        raise DataError(
+            f"the predicted mask of {place} has the object id {unknown[0]}; the first frame shows "
+            f"{', '.join(map(str, objects))}; number the objects as in the first mask"
+        )
+
+
+def frame_place(video: MaskedVideo, index: int) -> str:
+    """A frame as people find it: SEQUENCE/00007."""
+    return f"{video.name}/{Path(str(video.frames[index])).stem}"
