@@ -169,7 +169,7 @@ def finetune_data(config: FinetuneConfig) -> FinetuneData:
     """
     read = _reader(SEGMENTATION_SETS, config.set, "finetune.set")
     root = _folder(config.root, config.set)
-    train, val = read(root, config.train_split), read(root, "val")
+    train, val = read(root, config.train_split), read(root, config.val_split)
     return FinetuneData(root=root, train=train, val=val, classes=SEGMENTATION_CLASSES[config.set](root))
 
 

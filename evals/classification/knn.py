@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evals.classification.features import PooledFeatures
 
-QUERY_BLOCK, TRAIN_BLOCK = 512, 32_768
+QUERY_BLOCK, TRAIN_BLOCK = 2_048, 8_192
 """Rows compared at once: 64 MiB of similarities."""
 TOP = 5
 NOBODY = -1

@@ -26,7 +26,10 @@ from evals.segmentation.finetune_score import FinetunedResult, assemble_score
 from evals.segmentation.finetune_train import make_optimizer, require_equal_on_ranks, train
 from evals.segmentation.metrics import confusion_matrix
 
-TEST_ONLY = ("root", "test", "test_scales", "test_flip", "max_val", "workers", "checkpoint_every", "pictures")
+TEST_ONLY = (
+    *("root", "val_split", "max_val", "test", "test_scales", "test_flip"),
+    *("workers", "checkpoint_every", "pictures"),
+)
 """Settings that do not change the trained network."""
 EVENTS = 1_000
 

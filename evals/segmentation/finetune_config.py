@@ -36,6 +36,9 @@ class FinetuneConfig:
     train_split: str = "train"
     """Split that is trained on; `trainaug` for VOC with the labels of Hariharan et al. [D]."""
 
+    val_split: str = "val"
+    """Split that is scored."""
+
     levels: tuple[int, ...] = (3, 4, 5, 6)
     """Pyramid levels that enter the head; level l has stride 2**l: the four stage outputs [D]."""
 

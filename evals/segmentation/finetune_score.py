@@ -93,7 +93,7 @@ def _card(subject: Subject, data: FinetuneData, config: FinetuneConfig, seed: in
     height, width = config.crop_px
     return Card(
         data_set=config.set,
-        split=f"fine-tuned on {_trained_on(data, config)} images of {config.train_split}, scored on validation images",
+        split=f"fine-tuned on {_trained_on(data, config)} images of {config.train_split}, scored on {config.val_split}",
         root=str(data.root),
         frames=len(result.by_image),
         unit="validation images",
