@@ -62,8 +62,8 @@ def read_weights(folder: Path | str) -> Weights:
         return Weights(folder=folder, digest=weights_digest(folder), lineage=lineage)
     except WeightsError as error:
         raise DataError(str(error)) from error
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read ({error}); export the weights again") from error
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename} is not there, expected it beside its config; export again") from error
 
 
 class McJepaUnderTest:
@@ -182,3 +182,26 @@ class Subject:
 
     random_model: ModelUnderTest | None = None
     """A randomly initialised twin, the probe's baseline; None = there is none."""
+
+
+def load_subject(weights: Weights | Path | str, device: str, seed: int) -> Subject:
+    """Our model of a weights folder with its name, digest, lineage and random twin.
+
+    Args:
+        weights: a folder that `model.pretrained.save` wrote, or what `read_weights` says of it.
+        device: auto, cpu or cuda.
+        seed: of the random twin.
+
+    Raises:
+        DataError: the folder is absent or damaged, or there is no such device.
+    """
+    known = weights if isinstance(weights, Weights) else read_weights(weights)
+    model = load_model(known.folder, choose_device(device))
+    parameters = sum(parameter.numel() for parameter in model.model.parameters())
+    return Subject(
+        model=model,
+        name=f"{type(model.model).__name__}, {parameters / 1e6:.2f} M parameters",
+        digest=known.digest,
+        lineage=known.lineage,
+        random_model=random_twin(model, seed),
+    )

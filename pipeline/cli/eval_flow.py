@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.errors import DataError
-from pipeline.cli.output import StageProgress
+from pipeline.cli.evaluate import OK, PARTIAL, require_weights, shown_events, take_optional_weights
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from evals.config import EvalConfig
     from evals.flow.methods import Entrant
 
-OK, PARTIAL = 0, 4
 GENERAL = ("device", "threads")
 """Settings of all evaluations that this command takes too."""
 
@@ -44,8 +42,7 @@ def evaluate_flow(arguments: argparse.Namespace) -> int:
 
 def _sort_words(arguments: argparse.Namespace) -> None:
     """Puts words where they belong: the parser gives `--baselines` the word behind it, WEIGHTS the first free one."""
-    if arguments.weights and "=" in arguments.weights and not Path(arguments.weights).exists():
-        arguments.weights, arguments.overrides = None, [arguments.weights, *arguments.overrides]
+    take_optional_weights(arguments)
     taken = arguments.baselines
     if taken and "=" in taken:
         arguments.baselines, arguments.overrides = "all", [*arguments.overrides, taken]
@@ -91,14 +88,11 @@ def _settings(arguments: argparse.Namespace, names: Sequence[str]) -> EvalConfig
 def _require_source(arguments: argparse.Namespace) -> None:
     if arguments.weights and arguments.estimates:
         raise UsageError("both WEIGHTS and --estimates are given; expected one of them; leave one out")
+    if arguments.weights:
+        require_weights(arguments.weights)
     if arguments.baselines and arguments.submission:
         raise UsageError(
             "--submission takes the flow of WEIGHTS or --estimates; expected one of them; leave --baselines out"
-        )
-    if arguments.weights and not Path(arguments.weights).is_dir():
-        raise UsageError(
-            f"no weights folder {arguments.weights}, expected one with model.safetensors and config.json; "
-            "`mcjepa export` makes one"
         )
     if not (arguments.weights or arguments.estimates or arguments.baselines or arguments.submission):
         raise UsageError("nothing to score; expected WEIGHTS, --estimates DIR or --baselines; pass one")
@@ -112,27 +106,18 @@ def _entrant(arguments: argparse.Namespace, config: EvalConfig) -> Entrant | Non
         return Entrant(name=f"estimates in {folder.name}", estimates=folder)
     if not arguments.weights:
         return None
-    from evals.model_under_test import choose_device, load_model, read_weights
-    from evals.run import subject_of
+    from evals.model_under_test import load_subject
 
-    try:
-        known = read_weights(arguments.weights)
-        model = load_model(known.folder, choose_device(config.device))
-    except ValueError as error:
-        raise error if isinstance(error, (DataError, UsageError)) else DataError(str(error)) from error
-    return Entrant.of(subject_of(model, known, config.seed))
+    return Entrant.of(load_subject(arguments.weights, config.device, config.seed))
 
 
 def _score(arguments: argparse.Namespace, config: EvalConfig) -> list[Score]:
-    from evals.progress import EvalEvent
-    from evals.run import score_flow_sets, torch_threads, write_scores
+    from evals.flow.run import score_flow_sets
+    from evals.score_file import write_scores
+    from evals.threads import torch_threads
 
     assert config.flow is not None
-    with StageProgress("eval") as progress, torch_threads(config.threads):
-
-        def show(event: EvalEvent) -> None:
-            progress.update(f"{event.score} {event.phase}", event.done, event.total)
-
+    with shown_events() as show, torch_threads(config.threads):
         scores = score_flow_sets(_entrant(arguments, config), config.flow, Path(arguments.out), show)
     write_scores(scores, Path(arguments.out))
     return scores
@@ -144,8 +129,7 @@ def _submit(arguments: argparse.Namespace, names: Sequence[str], config: EvalCon
     from evals.flow.estimates import EstimateFolder
     from evals.flow.methods import flow_methods
     from evals.flow.submission import check_submission, require_whole, write_submission
-    from evals.progress import EvalEvent
-    from evals.run import torch_threads
+    from evals.threads import torch_threads
 
     assert config.flow is not None
     name, path = names[0], Path(arguments.submission)
@@ -153,11 +137,7 @@ def _submit(arguments: argparse.Namespace, names: Sequence[str], config: EvalCon
     pairs = FLOW_TEST_SETS[name](root)
     require_whole(name, pairs)
     entrant = _entrant(arguments, config)
-    with StageProgress("eval") as progress, torch_threads(config.threads):
-
-        def show(event: EvalEvent) -> None:
-            progress.update(f"{event.score} {event.phase}", event.done, event.total)
-
+    with shown_events() as show, torch_threads(config.threads):
         if entrant is None:
             check_submission(path, name, pairs, show)
         else:

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli.evaluate import evaluate_one
-from pipeline.cli.output import StageProgress
+from pipeline.cli.evaluate import evaluate_one, exit_code, print_scores, shown_events, take_optional_weights
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from evals.cards import Score
     from evals.vos.config import VosConfig
-
-PARTIAL = 4
 
 
 def evaluate_vos(arguments: argparse.Namespace) -> int:
     """Scores one set of weights, or a folder of masks, on the set that the command line names."""
-    if arguments.weights and "=" in arguments.weights and not Path(arguments.weights).exists():
-        arguments.overrides.insert(0, arguments.weights)  # argparse takes the first word for the weights
-        arguments.weights = None
+    take_optional_weights(arguments)
     if bool(arguments.weights) == bool(arguments.estimates):
         found = "both WEIGHTS and --estimates" if arguments.weights else "neither WEIGHTS nor --estimates"
         raise UsageError(f"{found}; expected one of them: a weights folder, or a folder of masks to score")
@@ -50,29 +43,15 @@ def _settings(arguments: argparse.Namespace) -> VosConfig:
 
 
 def _score_files(arguments: argparse.Namespace, config: VosConfig) -> int:
-    from evals.progress import EvalEvent
-    from evals.run import score_estimates, write_scores
+    from evals.score_file import write_scores
+    from evals.vos.run import score_estimates
 
-    with StageProgress("eval") as progress:
-
-        def show(event: EvalEvent) -> None:
-            progress.update(f"{event.score} {event.phase}", event.done, event.total)
-
+    with shown_events() as show:
         score = score_estimates(Path(arguments.estimates), config, Path(arguments.out), show)
     write_scores([score], Path(arguments.out))
-    _print(score, arguments.json)
+    print_scores([score], arguments.json, {score.name: dict(score.metrics)})
     _say_where(arguments, config)
-    return 0 if score.card.complete else PARTIAL
-
-
-def _print(score: Score, as_json: bool) -> None:
-    for reason in score.card.failed:
-        print(f"mcjepa: not scored: {reason}", file=sys.stderr)
-    if as_json:
-        print(json.dumps({score.name: dict(score.metrics)}))
-        return
-    for name, value in score.metrics.items():
-        print(f"{score.name:<24} {name:<28} {value:10.4f}")
+    return exit_code([score])
 
 
 def _say_where(arguments: argparse.Namespace, config: VosConfig) -> None:

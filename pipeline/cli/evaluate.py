@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +18,16 @@ from pipeline.errors import UsageError
 if TYPE_CHECKING:
     from evals.cards import Score
     from evals.config import EvalConfig
+    from evals.progress import OnEvent
 
-PARTIAL = 4
+OK, PARTIAL = 0, 4
 MOST_NAMED = 5
 """Items of an incomplete score that are named on standard error."""
 
 
 def evaluate_one(arguments: argparse.Namespace, config: EvalConfig) -> int:
     """One benchmark on the weights that the command line names, without a recipe."""
-    weights = Path(arguments.weights)
-    if not weights.is_dir():
-        raise UsageError(f"no weights folder {weights}, expected one with model.safetensors and config.json")
-    scores = score(weights, config, Path(arguments.out))
+    scores = score(require_weights(arguments.weights), config, Path(arguments.out))
     print_scores(scores, arguments.json, {s.name: dict(s.metrics) for s in scores})
     return exit_code(scores)
 
@@ -41,20 +40,43 @@ def exit_code(scores: Sequence[Score]) -> int:
             print(f"mcjepa: {score.name} is incomplete: {reason}", file=sys.stderr)
         if len(score.card.failed) > MOST_NAMED:
             print(f"mcjepa: … and {len(score.card.failed) - MOST_NAMED} more, all on the card", file=sys.stderr)
-    return PARTIAL if incomplete else 0
+    return PARTIAL if incomplete else OK
 
 
 def score(weights: Path, config: EvalConfig, out: Path) -> list[Score]:
     """Scores weights and shows how far it is."""
-    from evals.progress import EvalEvent
     from evals.run import run_evaluation
 
-    with StageProgress("eval") as progress:
-
-        def show(event: EvalEvent) -> None:
-            progress.update(f"{event.score} {event.phase}", event.done, event.total)
-
+    with shown_events() as show:
         return run_evaluation(weights, config, out, show)
+
+
+@contextmanager
+def shown_events() -> Iterator[OnEvent]:
+    """What an evaluation tells is shown as progress on standard error."""
+    with StageProgress("eval") as progress:
+        yield lambda event: progress.update(f"{event.score} {event.phase}", event.done, event.total)
+
+
+def take_optional_weights(arguments: argparse.Namespace) -> None:
+    """Gives a first word that is an override back to the overrides: argparse takes it for WEIGHTS that may be absent."""
+    if arguments.weights and "=" in arguments.weights and not Path(arguments.weights).exists():
+        arguments.overrides = [arguments.weights, *arguments.overrides]
+        arguments.weights = None
+
+
+def require_weights(folder: str) -> Path:
+    """The weights folder.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise UsageError(
+            f"no weights folder {folder}, expected one with model.safetensors and config.json; "
+            "`mcjepa export` makes one"
+        )
+    return Path(folder)
 
 
 def print_scores(scores: Sequence[Score], as_json: bool, document: dict[str, Any]) -> None:

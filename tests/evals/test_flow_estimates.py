@@ -16,7 +16,7 @@ from evals.cards import Score
 from evals.flow.config import FlowEvalConfig
 from evals.flow.estimates import EstimateFolder
 from evals.flow.methods import Entrant
-from evals.run import score_flow_sets
+from evals.flow.run import score_flow_sets
 from tests.data_prep import layouts
 
 

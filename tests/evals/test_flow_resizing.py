@@ -13,8 +13,8 @@ from evals.flow import resizing
 from evals.flow.config import FlowEvalConfig
 from evals.flow.methods import Entrant, flow_methods
 from evals.flow.resizing import model_size, resize_flow, resize_frame
+from evals.flow.run import score_flow_sets
 from evals.model_under_test import ModelUnderTest
-from evals.run import score_flow_sets
 
 
 class SizeSeen:

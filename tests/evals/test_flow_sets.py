@@ -17,8 +17,8 @@ from data_prep.errors import DataError
 from evals.cards import Score
 from evals.flow.config import FlowEvalConfig
 from evals.flow.methods import Entrant
+from evals.flow.run import score_flow_sets
 from evals.model_under_test import ModelUnderTest
-from evals.run import score_flow_sets
 from tests.data_prep import layouts
 from tests.evals.flow_layouts import write_all
 

@@ -15,9 +15,10 @@ from data_prep.errors import DataError
 from evals.cards import Card, Score
 from evals.config import EvalConfig
 from evals.flow.config import FlowEvalConfig
-from evals.run import run_evaluation, torch_threads
+from evals.run import run_evaluation
 from evals.score_file import write_scores
 from evals.segmentation.config import ProbeConfig
+from evals.threads import torch_threads
 from evals.vos.config import VosConfig
 
 

@@ -65,7 +65,7 @@ def test_an_incomplete_score_is_said_and_has_its_exit_code(
     words = ("--estimates", tmp_path / "estimates", "--data", davis, "--set", "davis2017", "--out", tmp_path / "out")
     assert _vos(*words) == 4
     captured = capsys.readouterr()
-    assert "not scored: cat: 3 of 3 predicted masks are not there" in captured.err
+    assert "is incomplete: cat: 3 of 3 predicted masks are not there" in captured.err
     assert "vos/davis2017" in captured.out
     (tmp_path / "estimates/dog").unlink()
     (tmp_path / "estimates/other").mkdir()

@@ -1,0 +1,23 @@
+"""Image classification on the folders of classes that the settings name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evals.cards import Score
+from evals.classification.config import ClassifyConfig
+from evals.classification.images import read_class_folders
+from evals.classification.score import score_classify
+from evals.model_under_test import Subject
+from evals.progress import OnEvent
+from evals.sets import set_folder
+
+
+def run_classify(subject: Subject, config: ClassifyConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
+    """Classifies by frozen features.
+
+    Raises:
+        DataError: the folder is missing, or has nothing that can be scored.
+    """
+    data = read_class_folders(set_folder(config.root, config.set), config.max_train, config.max_val)
+    return score_classify(subject, data, config, seed, out / "classify" / config.set, on_event)
