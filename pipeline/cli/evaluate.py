@@ -59,7 +59,7 @@ def shown_events() -> Iterator[OnEvent]:
 
 
 def take_optional_weights(arguments: argparse.Namespace) -> None:
-    """Gives a first word that is an override back to the overrides: argparse takes it for WEIGHTS that may be absent."""
+    """Gives a first word that is an override back to the overrides: argparse takes it for optional WEIGHTS."""
     if arguments.weights and "=" in arguments.weights and not Path(arguments.weights).exists():
         arguments.overrides = [arguments.weights, *arguments.overrides]
         arguments.weights = None
