@@ -120,6 +120,10 @@ class ProbeConfig:
     keep_features: bool = True
     """Leave the features for the next run; false = remove them when the score is done (ours)."""
 
+    checkpoint_steps: int = 1_000
+    """The head in training is saved beside the features every so many steps; a run that was ended goes on from there.
+    0 = never (ours)."""
+
     random_baseline: bool = True
     """Also probe a randomly initialised encoder of the same configuration with the same seed (ours)."""
 
@@ -136,7 +140,7 @@ class ProbeConfig:
             require(getattr(self, name) > 0, f"probe.{name} is {getattr(self, name)}", "above 0")
         for name in ("batch", "loss_stride_px", "encode_batch", "workers", "knn_k", "knn_cells"):
             require(getattr(self, name) >= 1, f"probe.{name} is {getattr(self, name)}", "1 or more")
-        for name in ("weight_decay", "max_train", "max_val", "pictures"):
+        for name in ("weight_decay", "max_train", "max_val", "checkpoint_steps", "pictures"):
             require(getattr(self, name) >= 0, f"probe.{name} is {getattr(self, name)}", "0 or more")
         self._require_sides()
         finest = 2 ** min(self.levels)

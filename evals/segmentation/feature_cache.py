@@ -1,6 +1,7 @@
 """The folder of cached features: who makes them, who waits, what makes room.
 
     CACHE/KEY/        see feature_file.py
+    CACHE/heads/      see head_checkpoint.py
     CACHE/KEY.lock    held alone by the process that encodes, shared by those that read
 
 Features are encoded once for each encoder, list of images and preprocessing; every later head, seed or run maps them
@@ -36,7 +37,11 @@ log = logging.getLogger(__name__)
 
 
 class FeatureCache:
-    """Features by key in one folder; a context manager that lets go of them at its end."""
+    """Features by key in one folder; a context manager that lets go of them at its end.
+
+    Attributes:
+        root: the folder.
+    """
 
     def __init__(self, root: Path, *, most_gib: float, dtype: str, batch: int, keep: bool = True) -> None:
         """A cache in `root`, made when it is first needed.
@@ -48,7 +53,7 @@ class FeatureCache:
             batch: images encoded together.
             keep: leave the features at the end; else remove those that were used.
         """
-        self._root, self._most, self._keep = root, int(most_gib * 2**30), keep
+        self.root, self._most, self._keep = root, int(most_gib * 2**30), keep
         self._dtype, self._batch = dtype, batch
         self._used: dict[str, BinaryIO] = {}
         self._passing: set[str] = set()
@@ -87,11 +92,11 @@ class FeatureCache:
         key, parts = features_key(known or uuid.uuid4().hex, images, plan, self._dtype, self._batch)
         if not known:
             self._passing.add(key)
-        folder = self._root / key
+        folder = self.root / key
         if key not in self._used:
-            with explained_disk_errors(str(self._root)):
-                self._root.mkdir(parents=True, exist_ok=True)
-                self._used[key] = (self._root / f"{key}.lock").open("ab")
+            with explained_disk_errors(str(self.root)):
+                self.root.mkdir(parents=True, exist_ok=True)
+                self._used[key] = (self.root / f"{key}.lock").open("ab")
             self._finish(key, parts, model, items, plan, on_image)
         else:
             on_image(len(items))
@@ -109,7 +114,7 @@ class FeatureCache:
         on_image: Callable[[int], None],
     ) -> None:
         """Encodes what is missing under the lock, which is shared afterwards."""
-        folder, lock = self._root / key, self._used[key]
+        folder, lock = self.root / key, self._used[key]
         while not (folder / COMPLETE).is_file():
             with _locked_alone(lock, folder):
                 if (folder / COMPLETE).is_file():
@@ -154,7 +159,7 @@ class FeatureCache:
         return max(writer.bytes + more // 2, writer.bytes + 1)
 
     def _make_room(self, folder: Path, whole: int, more: int) -> None:
-        others = {path: folder_bytes(path) for path in self._root.glob("*/") if path != folder}
+        others = {path: folder_bytes(path) for path in self.root.glob("*/") if _is_features(path, folder)}
         for path in sorted(others, key=_last_use):
             if whole + sum(others.values()) <= self._most and more <= self._free():
                 return
@@ -164,26 +169,30 @@ class FeatureCache:
         if whole + sum(others.values()) > self._most or more > self._free():
             raise DataError(
                 f"the features of these images take about {_gib(whole)} GiB, {_gib(more)} of them still to be written; "
-                f"expected room in {self._root}, which may hold {_gib(self._most)} GiB and has "
+                f"expected room in {self.root}, which may hold {_gib(self._most)} GiB and has "
                 f"{_gib(sum(others.values()))} in use by others, on a disk with {_gib(self._free())} GiB to spare; "
                 "raise probe.cache_gib, name another probe.cache, or take fewer images by probe.max_train"
             )
 
     def _free(self) -> int:
-        return max(0, shutil.disk_usage(self._root).free - RESERVE_BYTES)
+        return max(0, shutil.disk_usage(self.root).free - RESERVE_BYTES)
 
     def _remove(self, key: str) -> bool:
         """Removes features that nobody uses; False if somebody does."""
         if key in self._used and not self._used[key].closed:
             return False
-        with (self._root / f"{key}.lock").open("ab") as lock:
+        with (self.root / f"{key}.lock").open("ab") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
-            (self._root / key / COMPLETE).unlink(missing_ok=True)  # first: a half of it is never read
-            shutil.rmtree(self._root / key, ignore_errors=True)
+            (self.root / key / COMPLETE).unlink(missing_ok=True)  # first: a half of it is never read
+            shutil.rmtree(self.root / key, ignore_errors=True)
         return True
+
+
+def _is_features(path: Path, but: Path) -> bool:
+    return path != but and (path / "key.json").is_file()
 
 
 def _last_use(folder: Path) -> float:

@@ -12,8 +12,10 @@ from data_prep.corpora.items import LabelledImage
 from data_prep.errors import DataError
 from evals.model_under_test import ModelUnderTest
 from evals.segmentation.feature_file import FeatureFile
+from evals.segmentation.feature_keys import model_digest
 from evals.segmentation.features import Statistics, measure_statistics, read_labelled
 from evals.segmentation.head import LinearHead
+from evals.segmentation.head_checkpoint import HeadCheckpoint, training_key
 from evals.segmentation.knn import NearestCells, collect_cells
 from evals.segmentation.probe import PixelClassifier, train_head
 from evals.segmentation.runs import ProbeRun, Tell, device_of, features_of, require_some
@@ -35,7 +37,7 @@ def fitting(model: ModelUnderTest, run: ProbeRun, tell: Tell) -> tuple[Fit, Sequ
     statistics = _statistics(train, run.strides) if needed else None
     if config.head == "knn":
         return lambda seed: _nearest_cells(train, statistics, run, seed, device), train.failed, len(train)
-    return lambda seed: _train_cached(train, statistics, run, seed, device, tell), train.failed, len(train)
+    return lambda seed: _train_cached(model, train, statistics, run, seed, tell), train.failed, len(train)
 
 
 def _readable(run: ProbeRun, tell: Tell) -> tuple[list[LabelledImage], list[str]]:
@@ -95,13 +97,14 @@ def _nearest_cells(
 
 
 def _train_cached(
-    train: FeatureFile, statistics: Statistics | None, run: ProbeRun, seed: int, device: torch.device, tell: Tell
+    model: ModelUnderTest, train: FeatureFile, statistics: Statistics | None, run: ProbeRun, seed: int, tell: Tell
 ) -> LinearHead:
     source = CachedWindows(train, run.strides, run.config, seed)
     head = LinearHead(source.channels, run.strides, len(run.data.classes), seed, batch_norm=run.config.norm == "batch")
     if statistics is not None:
         head.set_statistics(statistics)
-    return train_head(source, head, run.config, device, _steps_told(run, tell))
+    saved = _checkpoint(model, run, seed)
+    return train_head(source, head, run.config, device_of(model), _steps_told(run, tell), saved)
 
 
 def _train_augmented(
@@ -110,7 +113,17 @@ def _train_augmented(
     config, classes = run.config, len(run.data.classes)
     with AugmentedWindows(model, items, run.strides, classes, config, seed) as source:
         head = LinearHead(source.channels, run.strides, classes, seed, batch_norm=True)
-        return train_head(source, head, config, device_of(model), _steps_told(run, tell))
+        saved = _checkpoint(model, run, seed)
+        return train_head(source, head, config, device_of(model), _steps_told(run, tell), saved)
+
+
+def _checkpoint(model: ModelUnderTest, run: ProbeRun, seed: int) -> HeadCheckpoint | None:
+    """Where the training of a head is saved; None for a model that cannot be told from another."""
+    known = model_digest(model)
+    if not known or not run.config.checkpoint_steps:
+        return None
+    name = f"{training_key(known, run.digests[0], run.config, seed)}.pt"
+    return HeadCheckpoint(run.cache.root / "heads" / name, run.config.checkpoint_steps)
 
 
 def _steps_told(run: ProbeRun, tell: Tell) -> Callable[[int], None]:

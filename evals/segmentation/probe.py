@@ -19,6 +19,7 @@ from torch import Tensor
 from evals.segmentation.config import ProbeConfig
 from evals.segmentation.features import EncodedImage, Statistics, measure_statistics, resize_map
 from evals.segmentation.head import LinearHead
+from evals.segmentation.head_checkpoint import HeadCheckpoint
 from evals.segmentation.metrics import VOID
 from evals.segmentation.windows import TrainingWindow, WindowSource
 
@@ -54,11 +55,22 @@ def train_head(
     config: ProbeConfig,
     device: torch.device,
     on_step: Callable[[int], None] = lambda step: None,
+    checkpoint: HeadCheckpoint | None = None,
 ) -> LinearHead:
-    """Trains the head in place; the same windows, settings and head give the same result on the CPU."""
+    """Trains the head in place; the same windows, settings and head give the same result on the CPU.
+
+    Args:
+        source: batches of windows.
+        head: as it was initialised.
+        config: steps, rates, batch.
+        device: where the head is trained.
+        on_step: called with the number of steps done.
+        checkpoint: where the training is saved and goes on from.
+    """
     head.to(device).train()
     optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    for step in range(config.steps):
+    start = checkpoint.load(head, optimizer) if checkpoint else 0
+    for step in range(start, config.steps):
         for group in optimizer.param_groups:
             group["lr"] = config.lr * schedule_factor(step, config)
         windows = [
@@ -72,6 +84,8 @@ def train_head(
         optimizer.zero_grad(set_to_none=True)
         if batch_loss(head, windows, config.loss_stride_px, statistics, backward=True) is not None:
             optimizer.step()
+        if checkpoint:
+            checkpoint.after(step + 1, config.steps, head, optimizer)
         on_step(step + 1)
     return head.eval()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data_prep.errors import DataError
 from evals.segmentation.config import ProbeConfig
 from evals.segmentation.features import EncodedImage, EncodedTile, Statistics, measure_statistics, resize_map
 from evals.segmentation.head import LinearHead
+from evals.segmentation.head_checkpoint import HeadCheckpoint, training_key
 from evals.segmentation.probe import batch_loss, predict_labels, schedule_factor, train_head
 from evals.segmentation.windows import CachedWindows, SampleOrder, TrainingWindow, cut_window
 from tests.evals.labelled_sets import CHANNELS, STRIDES, encoded_image
@@ -188,6 +191,45 @@ def test_head_learns_a_linear_answer_and_repeats_itself_bit_for_bit(norm: str) -
     short, again = trained(3, 6), trained(3, 6)
     assert all(torch.equal(a, b) for a, b in zip(short.parameters(), again.parameters(), strict=True))
     assert not torch.equal(short.weights[0], trained(4, 6).weights[0])
+
+
+@pytest.mark.parametrize("norm", ["statistics", "batch"])
+def test_a_training_that_was_ended_goes_on_to_the_same_bits(tmp_path: Path, norm: str) -> None:
+    images = [encoded_image(seed, 64, 64) for seed in range(5)]
+    config = dataclasses.replace(CONFIG, steps=9, loss_stride_px=8, norm=norm)
+
+    class Ended(Exception):
+        pass
+
+    def trained(checkpoint: HeadCheckpoint | None, until: int = 9) -> LinearHead:
+        def end(step: int) -> None:
+            if step == until and until < 9:
+                raise Ended
+
+        head = LinearHead(CHANNELS, STRIDES, 5, seed=1, batch_norm=norm == "batch")
+        return train_head(CachedWindows(images, STRIDES, config, 1), head, config, CPU, end, checkpoint)
+
+    saved = HeadCheckpoint(tmp_path / "heads/a.pt", every_steps=2)
+    with pytest.raises(Ended):
+        trained(saved, until=5)
+    steps: list[int] = []
+    head = LinearHead(CHANNELS, STRIDES, 5, seed=1, batch_norm=norm == "batch")
+    train_head(CachedWindows(images, STRIDES, config, 1), head, config, CPU, steps.append, saved)
+    assert steps == [5, 6, 7, 8, 9] and not (tmp_path / "heads/a.pt").exists()
+    undisturbed = trained(None).state_dict()
+    assert all(torch.equal(value, undisturbed[name]) for name, value in head.state_dict().items())
+    (tmp_path / "heads/a.pt").write_bytes(b"torn")
+    with pytest.raises(DataError, match="trained from its start"):
+        trained(saved)
+
+
+def test_what_shapes_a_training_is_in_its_key() -> None:
+    keys = {training_key("m", "i", CONFIG, 0), training_key("m", "i", dataclasses.replace(CONFIG, pictures=9), 0)}
+    assert len(keys) == 1
+    for changes in ({"lr": 0.1}, {"steps": 61}, {"levels": (3,)}, {"resize_px": (9, 9)}, {"cache_dtype": "float32"}):
+        keys.add(training_key("m", "i", dataclasses.replace(CONFIG, **changes), 0))  # type: ignore[arg-type]
+    keys |= {training_key("n", "i", CONFIG, 0), training_key("m", "j", CONFIG, 0), training_key("m", "i", CONFIG, 1)}
+    assert len(keys) == 9
 
 
 def test_overlapping_windows_are_averaged_and_brought_to_the_labels_size() -> None:
