@@ -30,6 +30,7 @@ from evals.cards import package_versions
 from evals.classification.config import ClassifyConfig
 from evals.classification.images import ClassImages
 from evals.model_under_test import ModelUnderTest, features_by_stride, map_of_stride
+from evals.reading import explained_worker_loss
 
 FORMAT = 1
 CPU = torch.device("cpu")
@@ -167,7 +168,7 @@ def _encode_to_file(
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.partial")
         try:
-            for batch in _loader(images, config):
+            for batch in _batches(images, config):
                 failed |= {index: why for index, picture, why in batch if picture is None}
                 good = [(index, picture) for index, picture, _ in batch if picture is not None]
                 if good:
@@ -218,12 +219,14 @@ class _Pictures(Dataset[Loaded]):
             return index, None, str(error)
 
 
-def _loader(images: ClassImages, config: ClassifyConfig) -> DataLoader[Any]:
-    """Lists of `Loaded`, in order."""
-    return DataLoader(
+def _batches(images: ClassImages, config: ClassifyConfig) -> Iterator[list[Loaded]]:
+    """All images, in order."""
+    loader: DataLoader[Any] = DataLoader(
         _Pictures(images, config),
         batch_size=config.encode_batch,
         num_workers=config.workers,
         collate_fn=list,
         generator=torch.Generator(),
     )
+    with explained_worker_loss("classify.workers"):
+        yield from loader

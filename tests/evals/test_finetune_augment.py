@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import cv2
@@ -138,10 +139,24 @@ def test_unreadable_image_is_replaced_by_its_neighbour_and_named(tmp_path: Path)
     assert all(batch.images_B3HW.shape == (4, 3, 64, 96) for batch in batches)
 
 
-def test_no_usable_image_is_an_error_that_says_why(tmp_path: Path) -> None:
-    items = _save(tmp_path, 2)
-    with pytest.raises(DataError, match=r"no training image can be used.*class [23]; expected 0\.\.1"):
-        next(training_batches(TrainingSamples(items, 2, CONFIG, 0), 0))
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_usable_image_is_an_error_of_one_line_that_says_why(workers: int, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, workers=workers)
+    with pytest.raises(DataError, match=r"^no training image can be used.*class [23]; expected 0\.\.1") as caught:
+        next(training_batches(TrainingSamples(_save(tmp_path, 2), 2, config, 0), 0))
+    assert "Traceback" not in str(caught.value)
+
+
+class _Fatal(LabelledImage):
+    def read(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        os._exit(9)  # as the kernel does to a process without memory
+
+
+def test_a_reading_process_that_ends_is_an_error_that_names_the_setting(tmp_path: Path) -> None:
+    fatal = _Fatal("x", tmp_path / "x.png", tmp_path / "x.png")
+    config = dataclasses.replace(CONFIG, workers=1)
+    with pytest.raises(DataError, match=r"a process that reads images ended.*lower finetune\.workers"):
+        next(training_batches(TrainingSamples([fatal], 2, config, 0), 0))
 
 
 class _Pointwise(torch.nn.Module):
