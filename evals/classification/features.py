@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,7 @@ from evals.classification.images import ClassImages
 from evals.model_under_test import ModelUnderTest, features_by_stride, map_of_stride
 from evals.reading import explained_worker_loss
 
+log = logging.getLogger(__name__)
 FORMAT = 1
 CPU = torch.device("cpu")
 Loaded = tuple[int, NDArray[np.uint8] | None, str]
@@ -127,12 +129,17 @@ class FeatureCache:
             file.unlink(missing_ok=True)
 
     def _is_whole(self, path: Path, images: ClassImages, config: ClassifyConfig) -> bool:
-        """Whether both files are there and what could not be read then still cannot be read."""
-        record = path.with_suffix(".json")
-        if not (path.is_file() and record.is_file()):
+        """Whether both files are there and readable, and what could not be read then still cannot be read."""
+        try:
+            failed = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["failed"]
+            whole = len(np.load(path, mmap_mode="r")) == len(images)
+        except FileNotFoundError:
+            return False
+        except (KeyError, ValueError, EOFError) as error:
+            log.warning("%s is damaged (%s): its images are encoded again", path, error)
             return False
         pictures = _Pictures(images, config)
-        return all(pictures[int(index)][1] is None for index in json.loads(record.read_text())["failed"])
+        return whole and all(pictures[int(index)][1] is None for index in failed)
 
     def _parts(self, images: ClassImages, config: ClassifyConfig) -> dict[str, Any]:
         return {
