@@ -142,6 +142,7 @@ _UNITS = {
     "miou": "%",
     "iou_": "%",
     "pixel_accuracy": "%",
+    "mean_accuracy": "%",
     "knn": "%",
     "linear_": "%",
 }

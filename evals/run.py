@@ -35,7 +35,7 @@ from evals.score_file import evaluation_key, write_scores
 from evals.segmentation.config import ProbeConfig
 from evals.segmentation.finetune import FinetuneData, finetuned_network, score_finetune
 from evals.segmentation.finetune_config import FinetuneConfig
-from evals.segmentation.score import ProbeData, score_probe
+from evals.segmentation.score import ProbeData, score_name, score_probe
 from evals.vos.config import VosConfig
 from evals.vos.score import score_vos_estimates, score_vos_set
 
@@ -126,9 +126,9 @@ def score_flow_sets(
 def _score_probe(subject: Subject, config: ProbeConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
     read = _reader(SEGMENTATION_SETS, config.set, "probe.set")
     root = _folder(config.root, config.set)
-    train, val = read(root, "train"), read(root, "val")
+    train, val = read(root, config.train_split), read(root, config.val_split)
     data = ProbeData(root=root, train=train, val=val, classes=SEGMENTATION_CLASSES[config.set](root))
-    return score_probe(subject, data, config, seed, out / "probe" / config.set, on_event)
+    return score_probe(subject, data, config, seed, out / score_name(config), on_event)
 
 
 def _score_vos(subject: Subject, config: VosConfig, out: Path, on_event: OnEvent) -> Score:

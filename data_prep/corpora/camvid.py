@@ -8,9 +8,9 @@ Labels 0..10 are classes, 11 is void. Source: github.com/alexgkendall/SegNet-Tut
 
 from __future__ import annotations
 
-from data_prep.corpora.items import LabelledImage
+from data_prep.corpora.items import VOID, LabelledImage
 from data_prep.corpora.places import Location
-from data_prep.corpora.segmentation_sets import labelled_images
+from data_prep.corpora.segmentation_sets import classes_of, labelled_images
 from data_prep.corpora.trees import Tree
 
 CAMVID_VOID = 11
@@ -27,6 +27,7 @@ CAMVID_CLASSES = (
     "pedestrian",
     "bicyclist",
 )
+CAMVID_CLASSES_OF = classes_of({**{label: label for label in range(len(CAMVID_CLASSES))}, CAMVID_VOID: VOID})
 
 
 def camvid_images(root: Location, split: str) -> list[LabelledImage]:
@@ -40,4 +41,4 @@ def camvid_images(root: Location, split: str) -> list[LabelledImage]:
     names = [line[0].rpartition("/")[2] for line in lines]
     tree.keep(split, f"{split}annot")
     files = [(name, f"{split}/{name}", f"{split}annot/{name}") for name in names]
-    return labelled_images(tree, split, files, void_label=CAMVID_VOID)
+    return labelled_images(tree, split, files, classes=CAMVID_CLASSES_OF)

@@ -34,7 +34,7 @@ def scan_pairs(set_name: str, list_pairs: PairLister, split: str, root: Location
         list_pairs: the set's reader.
         split: its split.
         root: folder or s3 prefix of the set.
-        subset: the folder holds a part of the set on purpose: only pairs that are there in part are missing.
+        subset: the folder holds a part of the set on purpose: only listed pairs that are there in part are missing.
 
     Raises:
         DataError: no pair is whole.

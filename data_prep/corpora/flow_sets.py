@@ -135,15 +135,14 @@ def hd1k(tree: Tree, split: str) -> Iterator[PairFiles]:
     """
     refuse_split("HD1K", split)
     images = tree.below("hd1k_input/image_2")
-    not_last = {a for a, b in pairwise(images) if _sequence_of(a) == _sequence_of(b)}
+    gaps = {a: _number_of(b) - _number_of(a) for a, b in pairwise(images) if _sequence_of(a) == _sequence_of(b)}
+    step = min(gaps.values(), default=1)  # of the whole set: where a frame is absent, the gap is larger
     for flow in tree.below("hd1k_flow_gt/flow_occ"):
         file = flow.rpartition("/")[2]
         frame0 = f"hd1k_input/image_2/{file}"
-        if not tree.has(frame0) or frame0 in not_last:
-            name = file.removesuffix(".png")
-            sequence, _, number = name.rpartition("_")
-            frame1 = f"hd1k_input/image_2/{sequence}_{int(number) + 1:0{len(number)}d}.png"
-            yield pair_files(tree, name, frame0, frame1, flow)
+        if frame0 in gaps or not tree.has(frame0):
+            frame1 = f"{_sequence_of(frame0)}_{_number_of(frame0) + step:04d}.png"
+            yield pair_files(tree, file.removesuffix(".png"), frame0, frame1, flow)
 
 
 def middlebury(folder: str, tree: Tree, split: str) -> Iterator[PairFiles]:
@@ -189,3 +188,9 @@ def _matching(tree: Tree, folder: str, pattern: re.Pattern[str]) -> Iterator[tup
 
 def _sequence_of(name: str) -> str:
     return name.rpartition("_")[0]
+
+
+def _number_of(name: str) -> int:
+    """The frame in a name SEQUENCE_FRAME.png; -1 where it is no number."""
+    digits = name.rpartition("_")[2].removesuffix(".png")
+    return int(digits) if digits.isdecimal() else -1

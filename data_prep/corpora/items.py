@@ -25,6 +25,8 @@ BoolArray = npt.NDArray[np.bool_]
 InputKind = Literal["video", "image", "frames", "pair"]
 
 VOID = 255
+UNKNOWN = -1
+"""In a table of classes: a label value that the set does not have."""
 
 
 @dataclass(frozen=True)
@@ -151,18 +153,27 @@ class LabelledImage:
     void_label: int = VOID
     """Value in the label file that means: not scored."""
     classes: tuple[int, ...] = ()
-    """Class of each of the 256 values of the label file, 255 where void; empty: they are the classes themselves."""
+    """Class of each of the 256 values of the label file, 255 where void, -1 where the set has no such value; empty:
+    they are the classes themselves."""
 
     def read(self) -> tuple[ByteArray, IntArray]:
         """RGB (H, W, 3) and classes (H, W) int64, 255 where void.
 
         Raises:
-            DataError: a file cannot be read, or the sizes differ.
+            DataError: a file cannot be read, the sizes differ, or the set has no such label.
         """
         image, labels = read_rgb(self.image), read_ids(self.labels)
         if image.shape[:2] != labels.shape:
             raise DataError(f"{self.name}: image {image.shape[:2]}, labels {labels.shape}; expected one size")
         classes = np.asarray(self.classes, np.int64)[labels] if self.classes else labels
+        if self.classes and (classes == UNKNOWN).any():
+            found = np.unique(labels[classes == UNKNOWN])[:5].tolist()
+            known = [value for value, number in enumerate(self.classes) if number != UNKNOWN]
+            most = max(value for value in known if value != VOID)
+            raise DataError(
+                f"{self.labels} has the label ids {found}; expected {min(known)}..{most}, or {VOID} for void; "
+                "correct the file or name the set that it belongs to"
+            )
         return image, np.where(labels == self.void_label, VOID, classes).astype(np.int64)
 
 

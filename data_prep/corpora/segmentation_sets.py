@@ -5,16 +5,27 @@ Classes are 0.., void is 255 (`LabelledImage.read`); `train` and `val` are split
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from data_prep.corpora.items import VOID, Input, LabelledImage
+from data_prep.corpora.items import UNKNOWN, VOID, Input, LabelledImage
 from data_prep.corpora.places import Location
-from data_prep.corpora.segmentation_classes import CITYSCAPES_LABELS, COCO_STUFF_UNUSED
+from data_prep.corpora.segmentation_classes import CITYSCAPES_LABELS, COCO_STUFF_UNUSED, VOC_CLASSES
 from data_prep.corpora.trees import Tree
 from data_prep.errors import DataError
 
-CITYSCAPES_CLASSES_OF = tuple(CITYSCAPES_LABELS.get(label, ("", VOID))[1] for label in range(256))
-ADE20K_CLASSES_OF = (VOID, *range(150), *(VOID for _ in range(105)))
+
+def classes_of(known: Mapping[int, int]) -> tuple[int, ...]:
+    """Class of each of the 256 label values from those that the set knows; 255 is void, others are unknown.
+
+    >>> classes_of({0: 255, 1: 0})[:3], classes_of({})[255]
+    ((255, 0, -1), 255)
+    """
+    return tuple({VOID: VOID, **known}.get(label, UNKNOWN) for label in range(256))
+
+
+VOC_CLASSES_OF = classes_of({label: label for label in range(len(VOC_CLASSES))})
+CITYSCAPES_CLASSES_OF = classes_of({label: train_id for label, (_, train_id) in CITYSCAPES_LABELS.items()})
+ADE20K_CLASSES_OF = classes_of({0: VOID, **{label: label - 1 for label in range(1, 151)}})
 COCO_STUFF_LABELS = 182
 LABELS_OF_AUG = "SegmentationClassAug"
 
@@ -32,7 +43,8 @@ def voc2012_images(root: Location, split: str) -> list[LabelledImage]:
     names = [line.split()[0].rpartition("/")[2].removesuffix(".jpg") for line in lines if line.strip()]
     labels = LABELS_OF_AUG if split == "trainaug" else "SegmentationClass"
     tree.keep("JPEGImages", labels)
-    return labelled_images(tree, split, ((n, f"JPEGImages/{n}.jpg", f"{labels}/{n}.png") for n in names))
+    files = ((n, f"JPEGImages/{n}.jpg", f"{labels}/{n}.png") for n in names)
+    return labelled_images(tree, split, files, classes=VOC_CLASSES_OF)
 
 
 def cityscapes_images(root: Location, split: str) -> list[LabelledImage]:
@@ -92,11 +104,10 @@ def coco_stuff_classes_of() -> tuple[int, ...]:
     """Class of each of the 256 label values.
 
     >>> [coco_stuff_classes_of()[label] for label in (0, 10, 11, 12, 90, 91, 181, 182, 255)]
-    [0, 10, 255, 11, 255, 80, 170, 255, 255]
+    [0, 10, 255, 11, 255, 80, 170, -1, 255]
     """
     used = [label for label in range(COCO_STUFF_LABELS) if label not in COCO_STUFF_UNUSED]
-    number = {label: n for n, label in enumerate(used)}
-    return tuple(number.get(label, VOID) for label in range(256))
+    return classes_of(dict.fromkeys(COCO_STUFF_UNUSED, VOID) | {label: n for n, label in enumerate(used)})
 
 
 def labelled_images(

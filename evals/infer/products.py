@@ -61,6 +61,8 @@ class ClipFolder:
         """
         record = self._record(digest)
         path = self.folder / RECORD_NAME
+        for partial in self.folder.rglob(".*.partial*"):  # what a killed run left behind
+            partial.unlink(missing_ok=True)
         if overwrite:
             self._remove_products()  # also those that are not written now: they may be of other weights
         elif path.is_file():

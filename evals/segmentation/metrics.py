@@ -60,6 +60,22 @@ def mean_iou(confusion: NDArray[np.int64]) -> float:
     return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
 
 
+def accuracy_per_class(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Part of each class's pixels that are found, (K,) in [0, 1]; NaN where a class is not in the truth."""
+    hit, truth = np.diag(confusion).astype(np.float64), confusion.sum(1)
+    return np.divide(hit, truth, out=np.full(len(hit), np.nan), where=truth > 0)
+
+
+def mean_accuracy(confusion: NDArray[np.int64]) -> float:
+    """Mean of the classes' accuracies over those in the truth, in [0, 1]; NaN if no pixel was counted.
+
+    >>> mean_accuracy(np.array([[3, 1], [0, 4]]))
+    0.875
+    """
+    accuracy = accuracy_per_class(confusion)
+    return float(np.nanmean(accuracy)) if np.isfinite(accuracy).any() else float("nan")
+
+
 def pixel_accuracy(confusion: NDArray[np.int64]) -> float:
     """Part of the counted pixels with the right class, in [0, 1]; NaN if there are none."""
     total = int(confusion.sum())

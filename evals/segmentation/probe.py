@@ -1,121 +1,93 @@
-"""The linear head of the segmentation probe: a 1x1 convolution on standardised frozen features.
+"""Training of the linear head, and the classes of pixels that a head gives.
 
-Protocol of VICRegL (mmsegmentation's linear head): levels concatenated, batch normalisation (here: with the
-training features' statistics), 1x1 convolution, cross-entropy at the labels' resolution, AdamW, linear
-warm-up and polynomial decay. Legend: B batch, K classes, C channels, h w cells of a level, H W pixels.
+Protocol of VICRegL (mmsegmentation): cross-entropy at the labels' resolution, AdamW, linear warm-up and polynomial
+decay; the test adds up the logits of overlapping windows. Legend: B batch, K classes, C channels, h w cells of a
+level, H W pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from evals.model_under_test import COARSEST_STRIDE
 from evals.segmentation.config import ProbeConfig
-from evals.segmentation.features import EncodedImage, resize_map
-from evals.segmentation.metrics import VOID, confusion_matrix
+from evals.segmentation.features import EncodedImage, Statistics, measure_statistics, resize_map
+from evals.segmentation.head import LinearHead
+from evals.segmentation.metrics import VOID
+from evals.segmentation.windows import TrainingWindow, WindowSource
+
+MOST_LOGITS = 2**27
+"""Logits of pixels that are in memory at once while training."""
+WARMUP_START = 1e-6
 
 
-class LinearHead(nn.Module):
-    """A 1x1 convolution over the concatenated levels, applied level by level before the resizing."""
+class PixelClassifier(Protocol):
+    """Something fitted to features: the linear head or the nearest cells."""
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], classes: int, seed: int) -> None:
-        """Weights are normal with standard deviation 0.01 (mmsegmentation's head), the bias is 0."""
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.strides = tuple(strides)
-        self.weights = nn.ParameterList(
-            torch.empty(classes, count).normal_(0.0, 0.01, generator=generator) for count in channels
-        )
-        self.bias = nn.Parameter(torch.zeros(classes))
+    strides: tuple[int, ...]
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Logits (B, K, h, w) on the finest level's grid from the levels' maps (B, C, h, w)."""
-        finest = self.strides[0]
-        logits = self.bias[None, :, None, None]
-        for map_BChw, weight, stride in zip(maps, self.weights, self.strides, strict=True):
-            logits = logits + resize_map(F.conv2d(map_BChw, weight[:, :, None, None]), stride // finest)
-        return logits
-
-    def label_logits(self, maps: Sequence[Tensor], height: int, width: int, every_px: int = 1) -> Tensor:
-        """Logits of every `every_px`-th pixel, (B, K, height, width); the padding is cut off."""
-        return resize_map(self(maps), self.strides[0] // every_px)[:, :, :height, :width]
-
-
-@dataclass(frozen=True)
-class TrainingWindow:
-    """A batch of equally large windows."""
-
-    maps: tuple[Tensor, ...]
-    labels: Tensor
+    def __call__(self, maps: Sequence[Tensor]) -> Tensor:
+        """Scores of classes (B, K, h, w) on the finest grid from the levels' maps (B, C, h, w)."""
+        ...
 
 
 def schedule_factor(step: int, config: ProbeConfig) -> float:
-    """Learning rate of a step (from 0) as a part of the peak: linear warm-up, then (1 - t)**power to 0."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
-    return (1.0 - progress) ** config.poly_power
+    """Learning rate of a step (from 0) as a part of the peak, as mmsegmentation's `poly` with linear warm-up.
+
+    The decay (1 - step / steps)**power runs from the first step on; the warm-up is a second factor from 1e-6 to 1.
+    """
+    decay = (1.0 - step / config.steps) ** config.poly_power
+    if step >= config.warmup_steps:
+        return decay
+    return decay * (1.0 - (1.0 - step / config.warmup_steps) * (1.0 - WARMUP_START))
 
 
 def train_head(
-    images: Sequence[EncodedImage],
-    strides: Sequence[int],
-    classes: int,
+    source: WindowSource,
+    head: LinearHead,
     config: ProbeConfig,
-    seed: int,
+    device: torch.device,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> LinearHead:
-    """Trains the head on standardised features; the same images, settings and seed give the same head on the
-    CPU."""
-    head = LinearHead([map_Chw.shape[0] for map_Chw in images[0].maps], strides, classes, seed)
+    """Trains the head in place; the same windows, settings and head give the same result on the CPU."""
+    head.to(device).train()
     optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    order = np.random.default_rng(seed)
-    waiting: list[int] = []
     for step in range(config.steps):
-        while len(waiting) < config.batch:
-            waiting.extend(order.permutation(len(images)).tolist())
-        batch, waiting = waiting[: config.batch], waiting[config.batch :]
         for group in optimizer.param_groups:
             group["lr"] = config.lr * schedule_factor(step, config)
-        windows = [cut_window(images[index], strides, config.crop_px, order) for index in batch]
+        windows = [
+            TrainingWindow(tuple(m.to(device, torch.float32) for m in w.maps), w.labels) for w in source.batch(step)
+        ]
+        statistics = None
+        if head.batch_norm:
+            parts = ((window.maps, (window.labels.shape[0], window.labels.shape[1])) for window in windows)
+            statistics = measure_statistics(parts, head.strides)
+            head.follow_statistics(statistics)
         optimizer.zero_grad(set_to_none=True)
-        if batch_loss(head, windows, config.loss_stride_px, backward=True) is not None:
+        if batch_loss(head, windows, config.loss_stride_px, statistics, backward=True) is not None:
             optimizer.step()
         on_step(step + 1)
-    return head
+    return head.eval()
 
 
-def cut_window(image: EncodedImage, strides: Sequence[int], crop_px: int, order: np.random.Generator) -> TrainingWindow:
-    """A random window of the maps and labels, its corner on a multiple of 64 px, so that all levels are
-    aligned.
-
-    A side that is not longer than `crop_px` (or `crop_px` = 0) stays whole.
-    """
-    corner, sides = [], []
-    for side in image.labels.shape:
-        inner = -(-crop_px // COARSEST_STRIDE) * COARSEST_STRIDE
-        room = (side - inner) // COARSEST_STRIDE if 0 < crop_px < side else 0
-        corner.append(int(order.integers(room + 1)) * COARSEST_STRIDE if room > 0 else 0)
-        sides.append(inner if 0 < crop_px < side else -(-side // COARSEST_STRIDE) * COARSEST_STRIDE)
-    (top, left), (height, width) = corner, sides
-    maps = tuple(
-        map_Chw[:, top // s : (top + height) // s, left // s : (left + width) // s]
-        for map_Chw, s in zip(image.maps, strides, strict=True)
-    )
-    return TrainingWindow(maps, image.labels[top : top + height, left : left + width])
-
-
-def batch_loss(head: LinearHead, windows: Sequence[TrainingWindow], label_stride: int, backward: bool) -> float | None:
+def batch_loss(
+    head: LinearHead,
+    windows: Sequence[TrainingWindow],
+    label_stride: int,
+    statistics: Statistics | None = None,
+    *,
+    backward: bool,
+) -> float | None:
     """Mean cross-entropy over all pixels of the batch that are not void; None if there is no such pixel.
 
-    Windows of equal size go through the head together; with `backward` their gradients are accumulated.
+    Windows of equal size go through the head together, as many as memory allows; with `backward` their gradients are
+    accumulated: frozen features have none, so the batch's statistics are constants.
     """
     half = label_stride // 2
     chosen = [window.labels[half::label_stride, half::label_stride] for window in windows]
@@ -123,33 +95,49 @@ def batch_loss(head: LinearHead, windows: Sequence[TrainingWindow], label_stride
     total = sum(counted)
     if total == 0:
         return None
-    groups: dict[tuple[int, int], list[TrainingWindow]] = {}
+    groups: dict[tuple[int, ...], list[TrainingWindow]] = {}
     for window, labels, count in zip(windows, chosen, counted, strict=True):
         if count:
-            groups.setdefault((labels.shape[0], labels.shape[1]), []).append(TrainingWindow(window.maps, labels))
-    value = 0.0
+            groups.setdefault(tuple(labels.shape), []).append(TrainingWindow(window.maps, labels))
+    value, classes = 0.0, len(head.bias)
     for (height, width), members in groups.items():
-        maps = [torch.stack(level) for level in zip(*(member.maps for member in members), strict=True)]
-        labels = torch.stack([member.labels for member in members])
-        logits = head.label_logits(maps, height, width, every_px=label_stride)
-        loss = F.cross_entropy(logits, labels.long(), ignore_index=VOID, reduction="sum") / total
-        if backward:
-            loss.backward()
-        value += float(loss.detach())
+        at_once = max(1, MOST_LOGITS // (classes * height * width))
+        for start in range(0, len(members), at_once):
+            some = members[start : start + at_once]
+            maps = [torch.stack(level) for level in zip(*(member.maps for member in some), strict=True)]
+            labels = torch.stack([member.labels for member in some]).to(maps[0].device)
+            logits = resize_map(head(maps, statistics), head.strides[0] // label_stride)[:, :, :height, :width]
+            loss = F.cross_entropy(logits, labels.long(), ignore_index=VOID, reduction="sum") / total
+            if backward:
+                loss.backward()
+            value += float(loss.detach())
     return value
 
 
 @torch.inference_mode()
-def predict_labels(head: LinearHead, image: EncodedImage) -> NDArray[np.uint8]:
-    """The most likely class of every pixel of one standardised image, (H, W) uint8."""
-    height, width = image.labels.shape
-    logits = head.label_logits([map_Chw[None] for map_Chw in image.maps], height, width)
-    return logits[0].argmax(0).to(torch.uint8).numpy()
+def predict_labels(classifier: PixelClassifier, image: EncodedImage, device: torch.device) -> NDArray[np.uint8]:
+    """The class of every pixel of one image, (H, W) uint8, at the size of its labels.
 
-
-def score_head(head: LinearHead, images: Sequence[EncodedImage], classes: int) -> NDArray[np.int64]:
-    """Confusion matrix (K, K) over all pixels of standardised images."""
-    total = np.zeros((classes, classes), np.int64)
-    for image in images:
-        total += confusion_matrix(image.labels.numpy(), predict_labels(head, image), classes)
-    return total
+    The scores of overlapping windows are averaged at the resized image's size, then brought to the labels' size.
+    """
+    finest = classifier.strides[0]
+    whole: Tensor | None = None
+    counts = torch.zeros(image.size, device=device)
+    for tile in image.tiles:
+        top, left, height, width = tile.box
+        cells = classifier([some_map[None].to(device, torch.float32) for some_map in tile.maps])
+        scores = resize_map(cells, finest)[0, :, :height, :width]
+        if len(image.tiles) == 1:
+            whole = scores
+            counts += 1.0
+            break
+        if whole is None:
+            whole = scores.new_zeros(scores.shape[0], *image.size)
+        whole[:, top : top + height, left : left + width] += scores
+        counts[top : top + height, left : left + width] += 1.0
+    assert whole is not None  # every image has a window
+    merged = (whole / counts)[None]
+    if tuple(image.labels.shape) != image.size:
+        size = (image.labels.shape[0], image.labels.shape[1])
+        merged = F.interpolate(merged, size=size, mode="bilinear", align_corners=False)
+    return merged[0].argmax(0).to(torch.uint8).cpu().numpy()

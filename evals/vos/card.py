@@ -21,11 +21,17 @@ class SetFacts:
     """Counts over the sequences that went well."""
 
     sequences: int = 0
+    """Sequences, those without ground truth too."""
     objects: int = 0
+    """Objects of their first frames."""
     frames: int = 0
+    """Scored frames."""
     unscored: int = 0
+    """Sequences without ground truth."""
     sizes: set[str] = field(default_factory=set)
+    """Sizes of masks, as WxH."""
     later: list[str] = field(default_factory=list)
+    """Objects that appear after the first frame, as "SEQUENCE ID, ID"."""
 
     def add(self, name: str, scorer: SequenceScorer, size: tuple[int, ...], scored: bool) -> None:
         """Counts one sequence."""

@@ -27,9 +27,7 @@ MOST_LINES = 10
 
 def evaluate_flow(arguments: argparse.Namespace) -> int:
     """Scores weights, estimates or baselines on the sets that the command line names, or writes a submission."""
-    if arguments.weights and "=" in arguments.weights and not Path(arguments.weights).exists():
-        arguments.overrides = [arguments.weights, *arguments.overrides]
-        arguments.weights = None
+    _sort_words(arguments)
     names = _set_names(arguments.set, bool(arguments.submission))
     config = _settings(arguments, names)
     _require_source(arguments)
@@ -42,6 +40,17 @@ def evaluate_flow(arguments: argparse.Namespace) -> int:
         for score in scores:
             print(score_text(score))
     return OK if all(score.card.complete for score in scores) else PARTIAL
+
+
+def _sort_words(arguments: argparse.Namespace) -> None:
+    """Puts words where they belong: the parser gives `--baselines` the word behind it, WEIGHTS the first free one."""
+    if arguments.weights and "=" in arguments.weights and not Path(arguments.weights).exists():
+        arguments.weights, arguments.overrides = None, [arguments.weights, *arguments.overrides]
+    taken = arguments.baselines
+    if taken and "=" in taken:
+        arguments.baselines, arguments.overrides = "all", [*arguments.overrides, taken]
+    elif taken and not arguments.weights and Path(taken).is_dir():
+        arguments.baselines, arguments.weights = "all", taken
 
 
 def _set_names(text: str, for_submission: bool) -> list[str]:
@@ -82,6 +91,10 @@ def _settings(arguments: argparse.Namespace, names: Sequence[str]) -> EvalConfig
 def _require_source(arguments: argparse.Namespace) -> None:
     if arguments.weights and arguments.estimates:
         raise UsageError("both WEIGHTS and --estimates are given; expected one of them; leave one out")
+    if arguments.baselines and arguments.submission:
+        raise UsageError(
+            "--submission takes the flow of WEIGHTS or --estimates; expected one of them; leave --baselines out"
+        )
     if arguments.weights and not Path(arguments.weights).is_dir():
         raise UsageError(
             f"no weights folder {arguments.weights}, expected one with model.safetensors and config.json; "

@@ -88,11 +88,19 @@ def _add_probe(verbs: Commands) -> None:
     parser = command(
         verbs,
         "probe",
-        "linear segmentation probe on frozen features",
-        "mcjepa eval probe RUN/weights/step-000001200 --data CamVid --set camvid",
+        "segmentation probe on frozen features: a linear head or nearest neighbours",
+        "mcjepa eval probe RUN/weights/step-000001200 --data CamVid --set camvid 'seeds=[0,1,2]'",
         "pipeline.cli.eval_probe:evaluate_probe",
     )
     _add_benchmark_arguments(parser, "probe")
+    parser.add_argument(
+        "--protocol",
+        metavar="NAME",
+        help="named settings: vicregl-voc, vicregl-ade20k, vicregl-cityscapes, cached, knn (default: the set's own)",
+    )
+    parser.add_argument("--head", choices=("linear", "knn"), help="knn = nearest training cells, nothing is trained")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
+    parser.add_argument("--threads", metavar="N", type=int, default=0, help="CPU threads of torch (0: its own choice)")
 
 
 def _add_vos(verbs: Commands) -> None:

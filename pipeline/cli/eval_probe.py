@@ -1,4 +1,4 @@
-"""`mcjepa eval probe`: linear segmentation probe on frozen features."""
+"""`mcjepa eval probe`: segmentation probe on frozen features."""
 
 from __future__ import annotations
 
@@ -6,14 +6,29 @@ import argparse
 
 from pipeline.cli.evaluate import evaluate_one
 
+SHORT_NAMES = {"voc": "voc2012"}
+
 
 def evaluate_probe(arguments: argparse.Namespace) -> int:
-    """Scores one set of weights on the sets that the command line names."""
+    """Scores one set of weights on the set that the command line names, by a named protocol and its overrides."""
+    from data_prep.errors import DataError
     from evals.config import EvalConfig
     from evals.segmentation.config import ProbeConfig
+    from evals.segmentation.protocols import PROTOCOL_OF_SET, PROTOCOLS, protocol_settings
     from pipeline.config import apply_overrides, validate
+    from pipeline.errors import UsageError
 
-    content = apply_overrides({}, arguments.overrides)
-    content |= {"set": arguments.set, "root": arguments.data}
+    data_set = SHORT_NAMES.get(arguments.set, arguments.set)
+    usual = "knn" if arguments.head == "knn" else PROTOCOL_OF_SET.get(data_set, "cached")
+    protocol = arguments.protocol or usual
+    try:
+        content = protocol_settings(protocol)
+    except DataError as error:
+        raise UsageError(f"--protocol {protocol}: {error}") from error
+    if arguments.head and arguments.head != content["head"]:
+        fitting = ", ".join(name for name, settings in PROTOCOLS.items() if settings["head"] == arguments.head)
+        raise UsageError(f"--head {arguments.head} with --protocol {protocol}, expected one of its own: {fitting}")
+    content = apply_overrides(content, arguments.overrides)
+    content |= {"set": data_set, "root": arguments.data}
     config = validate(ProbeConfig, content, "eval probe")
-    return evaluate_one(arguments, EvalConfig(probe=config))
+    return evaluate_one(arguments, EvalConfig(probe=config, device=arguments.device, threads=arguments.threads))

@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 
 from data_prep.corpora import INPUT_READERS, SEGMENTATION_CLASSES, SEGMENTATION_SETS
+from data_prep.corpora.camvid import CAMVID_CLASSES_OF
 from data_prep.corpora.image_files import read_ids
 from data_prep.corpora.items import LabelledImage
-from data_prep.corpora.segmentation_sets import ADE20K_CLASSES_OF, CITYSCAPES_CLASSES_OF, coco_stuff_classes_of
+from data_prep.corpora.segmentation_sets import (
+    ADE20K_CLASSES_OF,
+    CITYSCAPES_CLASSES_OF,
+    VOC_CLASSES_OF,
+    coco_stuff_classes_of,
+)
 from data_prep.errors import DataError
 from tests.data_prep import layouts
 
@@ -48,7 +54,10 @@ def test_real_cityscapes_label_ids_become_train_ids(sample_data: Path) -> None:
     names = SEGMENTATION_CLASSES["cityscapes"](sample_data / "cityscapes")
     assert became[7] == {names.index("road")} and became[26] == {names.index("car")} and became[33] == {18}
     assert became[0] == became[1] == became[3] == became[4] == {255} and became[11] == {names.index("building")}
-    assert sorted(c for c in CITYSCAPES_CLASSES_OF if c != 255) == list(range(19)) and len(CITYSCAPES_CLASSES_OF) == 256
+    assert (
+        sorted(c for c in CITYSCAPES_CLASSES_OF if 0 <= c < 255) == list(range(19))
+        and len(CITYSCAPES_CLASSES_OF) == 256
+    )
 
 
 def test_real_ade20k_other_is_void_and_classes_start_at_zero(sample_data: Path) -> None:
@@ -102,3 +111,40 @@ def test_the_augmented_list_of_voc_has_labels_of_its_own(tmp_path: Path) -> None
         SEGMENTATION_SETS["voc2012"](tmp_path, "trainaug")
     with pytest.raises(DataError, match=r"val\.txt is not there"):
         SEGMENTATION_SETS["voc2012"](tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    ("name", "classes_of", "unknown", "expected"),
+    [
+        ("voc2012", VOC_CLASSES_OF, 21, "0..20"),
+        ("cityscapes", CITYSCAPES_CLASSES_OF, 34, "0..33"),
+        ("ade20k", ADE20K_CLASSES_OF, 151, "0..150"),
+        ("camvid", CAMVID_CLASSES_OF, 12, "0..11"),
+        ("coco-stuff", coco_stuff_classes_of(), 182, "0..181"),
+    ],
+)
+def test_a_label_that_the_set_does_not_have_is_an_error_and_not_void(
+    tmp_path: Path, name: str, classes_of: tuple[int, ...], unknown: int, expected: str
+) -> None:
+    layouts.picture(tmp_path / "a.png")
+    item = LabelledImage("a", tmp_path / "a.png", tmp_path / "ids.png", classes=classes_of)
+    layouts.write_png(item.labels, np.full(layouts.SIZE, unknown - 1, np.uint8))
+    assert item.read()[1].max() <= 255
+    layouts.write_png(item.labels, np.full(layouts.SIZE, 255, np.uint8))
+    assert set(np.unique(item.read()[1])) == {255}
+    layouts.write_png(item.labels, np.full(layouts.SIZE, unknown, np.uint8))
+    with pytest.raises(DataError, match=rf"ids\.png has the label ids \[{unknown}\]; expected {expected}"):
+        item.read()
+
+
+def test_camvid_in_its_layout_has_eleven_classes_and_void(tmp_path: Path) -> None:
+    for split, label in (("train", 10), ("val", 11)):
+        layouts.picture(tmp_path / split / "a.png")
+        (tmp_path / f"{split}annot").mkdir()
+        layouts.write_png(tmp_path / f"{split}annot/a.png", np.full(layouts.SIZE, label, np.uint8))
+        (tmp_path / f"{split}.txt").write_text(f"/SegNet/CamVid/{split}/a.png /SegNet/CamVid/{split}annot/a.png\n")
+    assert set(np.unique(SEGMENTATION_SETS["camvid"](tmp_path, "train")[0].read()[1])) == {10}
+    assert set(np.unique(SEGMENTATION_SETS["camvid"](tmp_path, "val")[0].read()[1])) == {255}
+    (tmp_path / "val.txt").write_text("")
+    with pytest.raises(DataError, match="no image of split 'val'"):
+        SEGMENTATION_SETS["camvid"](tmp_path, "val")

@@ -64,6 +64,15 @@ def test_a_missing_frame_of_hd1k_is_not_bridged(tmp_path: Path) -> None:
     assert names(scan) == ["000003_0005"] and list(scan.missing) == ["000000_0010", "000000_0011"]
 
 
+def test_frames_of_hd1k_may_be_numbered_in_steps(tmp_path: Path) -> None:
+    for number in (10, 20, 30, 50, 60):
+        layouts.picture(tmp_path / f"hd1k_input/image_2/000001_{number:04d}.png", number)
+        layouts.flow(tmp_path / f"hd1k_flow_gt/flow_occ/000001_{number:04d}.png", 1)
+    scan = FLOW_SCANS["hd1k"](tmp_path)
+    assert names(scan) == ["000001_0010", "000001_0020", "000001_0050"] and list(scan.missing) == ["000001_0030"]
+    assert scan.pairs[0].read_frames()[1][0, 0, 0] == 20
+
+
 def test_a_hole_in_a_scene_of_things3d_is_told_from_its_end(tmp_path: Path) -> None:
     layouts.things3d(tmp_path)
     layouts.picture(tmp_path / "frames_cleanpass/TRAIN/A/0000/left/0008.png")

@@ -25,6 +25,9 @@ import pytest
         "evals.segmentation.finetune_train",
         "evals.classification.knn",
         "evals.classification.linear",
+        "evals.segmentation.config",
+        "evals.segmentation.protocols",
+        "evals.segmentation.tiles",
     ],
 )
 def test_examples_of_the_module_hold(module: str) -> None:

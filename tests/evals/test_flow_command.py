@@ -10,8 +10,7 @@ import pytest
 from data_prep.corpora.flow_files import write_flo
 from pipeline.cli.main import main
 from tests.data_prep import layouts
-from tests.evals.test_flow_sets import write_all
-from tests.evals.test_flow_submission import kitti_test
+from tests.evals.flow_layouts import kitti_test, write_all
 
 
 @pytest.fixture
@@ -68,6 +67,17 @@ def test_weights_in_any_place_among_the_options(
     assert (tmp_path / "out/flow/chairs-val/000.png").is_file()
 
 
+def test_the_bare_option_for_baselines_does_not_swallow_the_word_behind_it(
+    sample_data: Path, weights_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = ("--data", sample_data / "flow", "--set", "middlebury", "--out", tmp_path, "--json")
+    code, printed, _ = run(capsys, *shared, "--baselines", "pictures=0", "threads=1")
+    assert code == 0 and "epe_farneback" in printed and '"epe":' not in printed
+    code, printed, _ = run(capsys, *shared, "--baselines", weights_folder, "pictures=0", "threads=1")
+    assert code == 0 and "epe_farneback" in printed and '"epe":' in printed
+    assert not any((tmp_path / "flow").rglob("*.png"))
+
+
 def test_an_incomplete_set_is_said_and_gives_exit_code_4(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +131,11 @@ MISTAKES = {
     "test set": (("--set", "sintel-test", "--baselines"), 2, "pass --submission FILE.zip"),
     "training set": (("--set", "hd1k", "--submission", "x.zip"), 2, "kitti2012-test"),
     "two submissions": (("--set", "sintel-test,kitti2015-test", "--submission", "x.zip"), 2, "name one"),
+    "baselines for a server": (
+        ("--set", "sintel-test", "--baselines", "--submission", "x.zip"),
+        2,
+        "leave --baselines",
+    ),
     "incomplete test set": (("--set", "sintel-test", "--submission", "x.zip"), 3, "the server expects 1104"),
     "two sources": (("w", "--set", "hd1k", "--estimates", "e"), 2, "both WEIGHTS and --estimates"),
     "no estimates": (("--set", "hd1k", "--estimates", "nowhere"), 3, "no folder of estimates nowhere"),

@@ -10,6 +10,7 @@ import pytest
 
 from data_prep.corpora import FLOW_SCANS, FLOW_TEST_SETS
 from data_prep.corpora.flow_files import encode_pfm, read_flo, read_flow, write_flo, write_kitti_png
+from data_prep.corpora.image_files import write_png
 from data_prep.errors import DataError
 from evals.cards import Score
 from evals.flow.config import FlowEvalConfig
@@ -52,6 +53,24 @@ def test_the_ground_truth_itself_scores_zero_on_real_sets(sample_data: Path, tmp
         assert result.metrics["epe"] == 0.0 and result.metrics["fl_all"] == 0.0 < result.metrics["fl_all_zero"]
         if name == "kitti2012":  # the noc file's values differ from the other's by up to 2.5 px
             assert 0.0 < result.metrics["epe_matched"] < 0.1
+
+
+def test_the_devkits_estimate_scores_what_the_devkit_prints(sample_data: Path, tmp_path: Path) -> None:
+    """KITTI's own ground truth and estimate as files, through the whole evaluation."""
+    devkit, training = sample_data / "flow/kitti_devkit", tmp_path / "data_stereo_flow/training"
+    truth, _ = read_flow(devkit / "flow_gt.png")
+    for part in ("flow_occ", "flow_noc", "image_0"):
+        (training / part).mkdir(parents=True)
+    for part in ("flow_occ", "flow_noc"):
+        shutil.copy(devkit / "flow_gt.png", training / part / "000000_10.png")
+    for frame in (10, 11):
+        write_png(training / f"image_0/000000_{frame}.png", np.zeros(truth.shape[:2], np.uint8))
+    (tmp_path / "mine").mkdir()
+    shutil.copy(devkit / "flow_est.png", tmp_path / "mine/000000_10.png")
+    (result,) = score(tmp_path / "mine", tmp_path, "kitti2012", tmp_path / "out")
+    assert f"{result.metrics['epe']:.4f}" == f"{result.metrics['epe_matched']:.4f}" == "12.2007"
+    assert f"{result.metrics['over_3px']:.3f}" == "28.605" and f"{result.metrics['fl_all']:.3f}" == "20.688"
+    assert f"{100 * result.table[0]['valid_pixels'] / truth[..., 0].size:.2f}" == "23.90"
 
 
 def test_a_missing_sparse_corrupt_or_wrongly_sized_estimate_is_named_and_not_averaged_away(tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import distance_transform_edt
 
+from data_prep.corpora import FLOW_SETS
 from evals.flow.metrics import measure_regions, summarise
 from evals.flow.regions import BOUNDARY_BINS_PX, leaves_frame, split_regions
 
@@ -42,6 +45,22 @@ def test_distance_bins_hold_matched_pixels_by_euclidean_distance_to_the_occluded
     assert bins["d10_60"][2].tolist() == ((distance >= 10) & (distance < 60)).tolist()
     assert not any(found[0, 5] for found in bins.values())
     assert not (bins["d0_10"] & occluded).any()
+
+
+def test_bins_of_a_real_occlusion_map_are_those_of_another_librarys_distances(sample_data: Path) -> None:
+    for pair in FLOW_SETS["sintel-final"](sample_data / "flow/MPI-Sintel-complete"):
+        truth = pair.read_truth()
+        assert truth.occluded is not None
+        regions = split_regions(truth.flow_px, truth.valid, truth.occluded)
+        distance = distance_transform_edt(~truth.occluded)[truth.valid]
+        for name, (low, high) in BOUNDARY_BINS_PX.items():
+            # OpenCV's distances are single precision.
+            near_an_end = np.isclose(distance, low, atol=1e-4) | np.isclose(distance, high, atol=1e-4)
+            expected = regions["matched"] & (distance >= low) & (distance < high)
+            assert (regions[name] == expected)[~near_an_end].all() and regions[name].sum() > 1000
+        leaving = leaves_frame(truth.flow_px)[truth.valid]
+        assert (leaving & truth.occluded[truth.valid]).sum() < leaving.sum() / 2  # Sintel's maps leave them out
+        assert not (regions["matched"] & leaving).any()
 
 
 def test_without_an_occluded_pixel_there_is_no_boundary_to_be_near_to() -> None:

@@ -20,31 +20,10 @@ from evals.flow.methods import Entrant
 from evals.model_under_test import ModelUnderTest
 from evals.run import score_flow_sets
 from tests.data_prep import layouts
+from tests.evals.flow_layouts import write_all
 
 V = np.arange(1, layouts.SIZE[0] + 1)
 """Vertical flow of the layouts' rows."""
-
-
-def write_all(root: Path) -> Path:
-    """All sets beside each other, each in the folder that its archive has."""
-    layouts.things3d(root / "FlyingThings3D")
-    layouts.hd1k(root / "HD1K")
-    layouts.kitti2015(root / "KITTI/data_scene_flow")
-    layouts.sintel(root / "MPI-Sintel-complete")
-    layouts.chairs(root / "FlyingChairs_release")
-    for number in ("0000000", "0000001"):
-        for k in "01":
-            layouts.picture(root / f"FlyingChairs2/val/{number}-img_{k}.png")
-        for way, u_px in (("01", 2), ("10", -2)):
-            layouts.flow(root / f"FlyingChairs2/val/{number}-flow_{way}.flo", u_px)
-            write_png(root / f"FlyingChairs2/val/{number}-occ_{way}.png", np.zeros(layouts.SIZE, np.uint8))
-    for frame in (10, 11):
-        layouts.picture(root / f"middlebury/other-data/Venus/frame{frame}.png")
-    unknown = np.full((*layouts.SIZE, 2), 1.67e9, np.float32)
-    unknown[2, 3] = (3.0, 4.0)
-    (root / "middlebury/other-gt-flow/Venus").mkdir(parents=True)
-    write_flo(root / "middlebury/other-gt-flow/Venus/flow10.flo", unknown)
-    return root
 
 
 @pytest.fixture(scope="module")

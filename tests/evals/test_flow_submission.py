@@ -19,24 +19,9 @@ from evals.flow.submission import check_submission, write_submission
 from evals.model_under_test import ModelUnderTest
 from evals.progress import EvalEvent
 from tests.data_prep import layouts
+from tests.evals.flow_layouts import kitti_test, sintel_test
 
 H, W = layouts.SIZE
-
-
-def kitti_test(root: Path, folder: str, count: int) -> Path:
-    for number in range(count):
-        for frame in (10, 11):
-            layouts.picture(root / f"testing/{folder}/{number:06d}_{frame}.png")
-    return root
-
-
-def sintel_test(root: Path) -> Path:
-    """The twelve scenes with 552 pairs in all in each pass."""
-    for scene in SINTEL_TEST_SCENES:
-        for name in ("clean", "final"):
-            for number in range(1, 48):
-                layouts.picture(root / f"test/{name}/{scene}/frame_{number:04d}.png")
-    return root
 
 
 @pytest.fixture(scope="module")

@@ -133,6 +133,7 @@ def test_an_interrupted_run_leaves_no_half_file_and_is_finished_as_if_undisturbe
     whole, cut = _files(tmp_path / "whole"), _files(tmp_path / "cut")
     assert 1 < len(cut) < len(whole) and not any(name.endswith(".mp4") or "partial" in name for name in cut)
     assert all(whole[name] == data for name, data in cut.items())
+    (tmp_path / "cut/clip/.flow.mp4.123.partial").write_bytes(b"what a killed run leaves")
     _infer(_clip(9), tmp_path / "cut", config)
     assert _files(tmp_path / "cut") == whole
 

@@ -1,108 +1,121 @@
-"""The linear probe: the cheap head equals the written-out one; statistics, schedule, known answers."""
+"""The linear probe: the cheap head equals the written-out one; schedule, windows, loss, known answers."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
-from data_prep.corpora import SEGMENTATION_SETS
-from data_prep.corpora.items import LabelledImage
-from data_prep.errors import DataError
-from evals.model_under_test import ModelUnderTest, Subject
-from evals.progress import EvalEvent
 from evals.segmentation.config import ProbeConfig
-from evals.segmentation.features import (
-    EncodedImage,
-    encode_images,
-    measure_statistics,
-    resize_map,
-    standardise,
-)
-from evals.segmentation.probe import (
-    LinearHead,
-    TrainingWindow,
-    batch_loss,
-    cut_window,
-    predict_labels,
-    schedule_factor,
-    train_head,
-)
-from evals.segmentation.score import ProbeData, score_probe
+from evals.segmentation.features import EncodedImage, EncodedTile, Statistics, measure_statistics, resize_map
+from evals.segmentation.head import LinearHead
+from evals.segmentation.probe import batch_loss, predict_labels, schedule_factor, train_head
+from evals.segmentation.windows import CachedWindows, SampleOrder, TrainingWindow, cut_window
+from tests.evals.labelled_sets import CHANNELS, STRIDES, encoded_image
 
-STRIDES = (8, 16, 32, 64)
+CPU = torch.device("cpu")
 CONFIG = ProbeConfig(steps=60, warmup_steps=5, lr=0.05, batch=4, crop_px=0, encode_batch=3)
 
 
-def _encoded(seed: int, height: int = 100, width: int = 140, channels: tuple[int, ...] = (3, 4, 5, 6)) -> EncodedImage:
-    generator = torch.Generator().manual_seed(seed)
-    padded = (-(-height // 64) * 64, -(-width // 64) * 64)
-    maps = tuple(
-        torch.randn(count, padded[0] // stride, padded[1] // stride, generator=generator) * 3 + 1
-        for count, stride in zip(channels, STRIDES, strict=True)
-    )
-    labels = torch.randint(0, 5, (height, width), generator=generator).to(torch.uint8)
-    return EncodedImage(f"image{seed}", maps, labels)
+def with_maps(image: EncodedImage, maps: tuple[Tensor, ...], labels: Tensor | None = None) -> EncodedImage:
+    """The image with other maps, and other labels."""
+    tile = dataclasses.replace(image.tiles[0], maps=maps)
+    return dataclasses.replace(image, tiles=(tile,), labels=image.labels if labels is None else labels)
 
 
-def _concatenated(image: EncodedImage) -> torch.Tensor:
+def concatenated(maps: tuple[Tensor, ...]) -> Tensor:
+    """The levels written out on the finest grid, (1, C, h, w)."""
     levels = [
         F.interpolate(level[None], scale_factor=stride // 8, mode="bilinear", align_corners=False)
-        for level, stride in zip(image.maps, STRIDES, strict=True)
+        for level, stride in zip(maps, STRIDES, strict=True)
     ]
     return torch.cat(levels, dim=1)
 
 
+def statistics_of(images: list[EncodedImage]) -> Statistics:
+    """Statistics of whole images."""
+    return measure_statistics([(i.tiles[0].maps, (i.labels.shape[0], i.labels.shape[1])) for i in images], STRIDES)
+
+
 def test_head_by_level_equals_one_convolution_on_the_concatenated_grid() -> None:
-    image = _encoded(0)
-    head = LinearHead([3, 4, 5, 6], STRIDES, 5, seed=1)
+    image = encoded_image(0)
+    head = LinearHead(CHANNELS, STRIDES, 5, seed=1)
     together = torch.cat(list(head.weights), dim=1)[:, :, None, None]
-    explicit = F.conv2d(_concatenated(image), together, head.bias)
-    torch.testing.assert_close(head([level[None] for level in image.maps]), explicit)
+    explicit = F.conv2d(concatenated(image.tiles[0].maps), together, head.bias)
+    torch.testing.assert_close(head([level[None] for level in image.tiles[0].maps]), explicit)
     full = F.interpolate(explicit, scale_factor=8, mode="bilinear", align_corners=False)[0, :, :100, :140]
-    assert np.array_equal(predict_labels(head, image), full.argmax(0).numpy())
+    assert np.array_equal(predict_labels(head, image, CPU), full.argmax(0).numpy())
 
 
-def test_standardised_grid_has_mean_0_and_deviation_1_without_the_padding() -> None:
-    images = [_encoded(seed) for seed in range(3)]
-    normal = standardise(images, measure_statistics(images, STRIDES))
-    cells = torch.cat([_concatenated(image)[0, :, :13, :18].flatten(1) for image in normal], dim=1)
-    torch.testing.assert_close(cells.mean(1), torch.zeros(18), atol=1e-4, rtol=0)
-    torch.testing.assert_close(cells.std(1, correction=0), torch.ones(18), atol=1e-4, rtol=0)
+def test_batch_norm_folded_into_the_weights_trains_and_tests_as_pytorchs_on_the_concatenated_grid() -> None:
+    torch.manual_seed(0)
+    images = [encoded_image(seed, 64, 128) for seed in range(3)]
+    maps = [torch.stack(level) for level in zip(*(image.tiles[0].maps for image in images), strict=True)]
+    grid = torch.cat([concatenated(image.tiles[0].maps) for image in images])
+    head = LinearHead(CHANNELS, STRIDES, 5, seed=1, batch_norm=True)
+    norm, convolution = nn.BatchNorm2d(sum(CHANNELS)), nn.Conv2d(sum(CHANNELS), 5, 1)
+    with torch.no_grad():
+        for ours in (*head.scales, *head.shifts):
+            ours.uniform_(0.5, 1.5)
+        norm.weight.copy_(torch.cat(list(head.scales)))
+        norm.bias.copy_(torch.cat(list(head.shifts)))
+        convolution.weight.copy_(torch.cat(list(head.weights), dim=1)[:, :, None, None])
+        convolution.bias.copy_(head.bias)  # type: ignore[union-attr]
+    statistics = measure_statistics([(maps, (64, 128))], STRIDES)
+    head.follow_statistics(statistics)
+    ours, theirs = head(maps, statistics), convolution(norm(grid))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    (ours.square().mean()).backward()
+    (theirs.square().mean()).backward()
+    assert norm.weight.grad is not None
+    torch.testing.assert_close(torch.cat([p.grad for p in head.scales]), norm.weight.grad, atol=1e-6, rtol=1e-3)
+    head.eval()
+    norm.eval()
+    torch.testing.assert_close(head(maps), convolution(norm(grid)), atol=1e-5, rtol=1e-4)
+
+
+def test_statistics_make_the_grid_one_of_mean_0_and_deviation_1_without_the_padding() -> None:
+    images = [encoded_image(seed) for seed in range(3)]
+    found = statistics_of(images)
+    cells = torch.cat([concatenated(i.tiles[0].maps)[0, :, :13, :18].flatten(1) for i in images], dim=1)
+    torch.testing.assert_close(torch.cat(found.mean), cells.mean(1))
+    torch.testing.assert_close(torch.cat(found.variance), cells.var(1, correction=0))
+    assert found.count == 3 * 13 * 18
 
 
 def test_constant_channel_becomes_zero_and_not_infinite() -> None:
-    image = _encoded(0)
-    flat = dataclasses.replace(image, maps=(torch.full_like(image.maps[0], 7.0), *image.maps[1:]))
-    normal = standardise([flat], measure_statistics([flat], STRIDES))
-    torch.testing.assert_close(normal[0].maps[0], torch.zeros_like(image.maps[0]), atol=1e-4, rtol=0)
+    image = encoded_image(0)
+    flat = with_maps(image, (torch.full_like(image.tiles[0].maps[0], 7.0), *image.tiles[0].maps[1:]))
+    head = LinearHead(CHANNELS, STRIDES, 5, seed=1)
+    head.set_statistics(statistics_of([flat]))
+    maps = [level[None] for level in flat.tiles[0].maps]
+    with torch.no_grad():
+        before = head(maps)
+        head.weights[0].mul_(100.0)  # whatever its weights, a constant says nothing
+    torch.testing.assert_close(head(maps), before, atol=1e-3, rtol=0)
 
 
-def test_schedule_warms_up_linearly_and_decays_to_zero_by_the_power() -> None:
+def test_schedule_is_mmsegmentations() -> None:
     config = ProbeConfig(steps=10, warmup_steps=4, poly_power=1.0)
-    assert [schedule_factor(step, config) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    assert schedule_factor(4, config) == 1.0
-    assert schedule_factor(7, config) == pytest.approx(0.5)
-    assert schedule_factor(9, dataclasses.replace(config, poly_power=2.0)) == pytest.approx((1 / 6) ** 2)
+    factors = [schedule_factor(step, config) for step in range(10)]
+    assert factors[:4] == pytest.approx([0.0, 0.25 * 0.9, 0.5 * 0.8, 0.75 * 0.7], abs=2e-6)
+    assert factors[4:] == pytest.approx([0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+    squared = dataclasses.replace(config, poly_power=2.0)
+    assert schedule_factor(9, squared) == pytest.approx(0.01)
 
 
 def test_windows_keep_maps_and_labels_aligned() -> None:
-    image = _encoded(0, 200, 300)
+    image = encoded_image(0, 200, 300)
     rows = torch.arange(256).div(8, rounding_mode="floor")[::8].float()
-    marked = dataclasses.replace(
-        image,
-        maps=(rows[None, :, None].expand(1, 32, 40), *image.maps[1:]),
-        labels=torch.arange(200, dtype=torch.uint8)[:, None].expand(200, 300),
-    )
+    maps = (rows[None, :, None].expand(1, 32, 40), *image.tiles[0].maps[1:])
+    marked = with_maps(image, maps, torch.arange(200, dtype=torch.uint8)[:, None].expand(200, 300))
     seen = set()
     for seed in range(20):
-        window = cut_window(marked, STRIDES, 128, np.random.default_rng(seed))
+        window = cut_window(marked, STRIDES, (128, 128), np.random.default_rng(seed))
         assert window.labels.shape == (128, 128)
         assert [tuple(level.shape[1:]) for level in window.maps] == [(16, 16), (8, 8), (4, 4), (2, 2)]
         assert int(window.labels[0, 0]) == int(window.maps[0][0, 0, 0]) * 8
@@ -110,105 +123,88 @@ def test_windows_keep_maps_and_labels_aligned() -> None:
     assert seen == {0, 64}
 
 
-def test_window_larger_than_the_image_is_the_whole_image() -> None:
-    image = _encoded(0, 100, 140)
-    for crop_px in (0, 512):
-        window = cut_window(image, STRIDES, crop_px, np.random.default_rng(0))
-        assert window.labels.shape == (100, 140)
-        assert torch.equal(window.maps[1], image.maps[1])
+@pytest.mark.parametrize(("crop", "shape"), [((0, 0), (100, 140)), ((512, 512), (100, 140)), ((512, 64), (100, 64))])
+def test_side_shorter_than_the_window_stays_whole(crop: tuple[int, int], shape: tuple[int, int]) -> None:
+    assert cut_window(encoded_image(0), STRIDES, crop, np.random.default_rng(0)).labels.shape == shape
 
 
-def test_loss_is_the_mean_over_counted_pixels_of_the_whole_batch_whatever_the_sizes() -> None:
-    images = [_encoded(0, 64, 64), _encoded(1, 64, 128)]
+def test_every_image_comes_once_an_epoch_and_a_step_is_a_function_of_its_number() -> None:
+    order = SampleOrder(7, seed=3)
+    epochs = [[order.image_of(epoch * 7 + n) for n in range(7)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs) and epochs[0] != epochs[1]
+    images = [encoded_image(seed, 200, 300) for seed in range(7)]
+    config = dataclasses.replace(CONFIG, crop_px=64)
+    late, early = (CachedWindows(images, STRIDES, config, 3) for _ in range(2))
+    for step in range(4):
+        early.batch(step)
+    assert all(torch.equal(a.labels, b.labels) for a, b in zip(late.batch(4), early.batch(4), strict=True))
+
+
+def test_loss_is_the_mean_over_counted_pixels_of_the_whole_batch_whatever_the_sizes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = [encoded_image(0, 64, 64), encoded_image(1, 64, 128), encoded_image(2, 64, 128)]
     images[0].labels[:, :50] = 255
-    head = LinearHead([3, 4, 5, 6], STRIDES, 5, seed=1)
-    windows = [TrainingWindow(image.maps, image.labels) for image in images]
+    head = LinearHead(CHANNELS, STRIDES, 5, seed=1)
+    windows = [TrainingWindow(image.tiles[0].maps, image.labels) for image in images]
     logits = [
-        head.label_logits([level[None] for level in image.maps], *image.labels.shape)[0].flatten(1).T
-        for image in images
+        resize_map(head([level[None] for level in i.tiles[0].maps]), 8)[0, :, : i.labels.shape[0]].flatten(1).T
+        for i in images
     ]
     labels = torch.cat([image.labels.flatten() for image in images]).long()
     expected = F.cross_entropy(torch.cat(logits), labels, ignore_index=255)
-    assert batch_loss(head, windows, 1, backward=False) == pytest.approx(expected.item(), rel=1e-5)
+    assert batch_loss(head, windows, 1, backward=True) == pytest.approx(expected.item(), rel=1e-5)
+    gradient = head.weights[0].grad.clone()  # type: ignore[union-attr]
+    head.zero_grad()
+    monkeypatch.setattr("evals.segmentation.probe.MOST_LOGITS", 1)  # one window at a time
+    assert batch_loss(head, windows, 1, backward=True) == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(head.weights[0].grad, gradient)
 
 
 def test_batch_without_a_counted_pixel_has_no_loss() -> None:
-    image = _encoded(0, 64, 64)
-    window = TrainingWindow(image.maps, torch.full_like(image.labels, 255))
-    assert batch_loss(LinearHead([3, 4, 5, 6], STRIDES, 5, seed=0), [window], 1, backward=True) is None
+    image = encoded_image(0, 64, 64)
+    window = TrainingWindow(image.tiles[0].maps, torch.full_like(image.labels, 255))
+    assert batch_loss(LinearHead(CHANNELS, STRIDES, 5, seed=0), [window], 1, backward=True) is None
 
 
-def test_head_learns_a_linear_answer_and_repeats_itself_bit_for_bit() -> None:
+@pytest.mark.parametrize("norm", ["statistics", "batch"])
+def test_head_learns_a_linear_answer_and_repeats_itself_bit_for_bit(norm: str) -> None:
     images = []
     for seed in range(6):
-        image = _encoded(seed, 64, 128)
-        answer = resize_map(image.maps[0][None], 8)[0, :, :64, :128].argmax(0)
-        images.append(dataclasses.replace(image, labels=answer.to(torch.uint8)))
-    normal = standardise(images, measure_statistics(images, STRIDES))
-    config = dataclasses.replace(CONFIG, steps=150, loss_stride_px=4)
-    first = train_head(normal, STRIDES, 3, config, seed=3)
-    right = np.mean([predict_labels(first, image) == image.labels.numpy() for image in normal])
+        image = encoded_image(seed, 64, 64)
+        answer = resize_map(image.tiles[0].maps[0][None], 8)[0, :, :64, :64].argmax(0)
+        images.append(with_maps(image, image.tiles[0].maps, answer.to(torch.uint8)))
+
+    def trained(seed: int, steps: int) -> LinearHead:
+        config = dataclasses.replace(CONFIG, steps=steps, loss_stride_px=4, norm=norm)
+        head = LinearHead(CHANNELS, STRIDES, 3, seed, batch_norm=norm == "batch")
+        if norm == "statistics":
+            head.set_statistics(statistics_of(images))
+        return train_head(CachedWindows(images, STRIDES, config, seed), head, config, CPU)
+
+    first = trained(3, 100)
+    right = np.mean([predict_labels(first, image, CPU) == image.labels.numpy() for image in images])
     assert right > 0.85
-    second = train_head(normal, STRIDES, 3, config, seed=3)
-    assert all(torch.equal(one, two) for one, two in zip(first.parameters(), second.parameters(), strict=True))
-    other = train_head(normal, STRIDES, 3, config, seed=4)
-    assert not torch.equal(first.weights[0], other.weights[0])
+    short, again = trained(3, 6), trained(3, 6)
+    assert all(torch.equal(a, b) for a, b in zip(short.parameters(), again.parameters(), strict=True))
+    assert not torch.equal(short.weights[0], trained(4, 6).weights[0])
 
 
-def test_images_are_encoded_once_in_batches_of_equal_size_and_broken_ones_named(
-    tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
-) -> None:
-    items = []
-    for index, size in enumerate([(64, 80), (64, 80), (64, 80), (64, 80), (70, 70), (0, 0)]):
-        image, labels = tmp_path / f"{index}.png", tmp_path / f"{index}_labels.png"
-        if size[0]:
-            cv2.imwrite(str(image), np.full((*size, 3), 40 * index, np.uint8))
-            cv2.imwrite(str(labels), np.zeros(size, np.uint8))
-        else:
-            image.write_bytes(b"no picture")
-        items.append(LabelledImage(str(index), image, labels))
-    model = foreign_model()
-    done: list[int] = []
-    encoded, failed = encode_images(model, items, STRIDES, 3, done.append)
-    assert [image.name for image in encoded] == ["0", "1", "2", "3", "4"]
-    assert model.sizes == [(3, 3, 64, 128), (1, 3, 64, 128), (1, 3, 128, 128)]  # type: ignore[attr-defined]
-    assert len(failed) == 1 and failed[0].startswith("5: ")
-    assert done[-1] >= 5
-    # The third image in a batch has its own features: its grey level.
-    assert float(encoded[2].maps[0][0, 0, 0]) == pytest.approx(80 / 255, abs=1e-6)
+def test_overlapping_windows_are_averaged_and_brought_to_the_labels_size() -> None:
+    class ConstantPerWindow:
+        strides = STRIDES
 
+        def __call__(self, maps: list[Tensor]) -> Tensor:
+            return maps[0][:, :3]  # the cells are the scores
 
-def test_probe_of_a_set_beats_the_model_that_sees_nothing_and_tells_its_protocol(
-    moving_photos: Path, tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
-) -> None:
-    class Blind:
-        def features(self, image_B3HW: torch.Tensor) -> list[torch.Tensor]:
-            return [torch.ones_like(level) for level in foreign_model().features(image_B3HW)]
+    def tile(left: int, scores: tuple[float, float, float]) -> EncodedTile:
+        finest = torch.tensor(scores)[:, None, None].expand(3, 8, 8)
+        return EncodedTile((0, left, 64, 64), (finest, *(torch.zeros(1, 1, 1) for _ in range(3))))
 
-    read = SEGMENTATION_SETS["moving-photos"]
-    data = ProbeData(
-        root=moving_photos,
-        train=read(moving_photos, "train"),
-        val=read(moving_photos, "val"),
-        classes=("a.png", "b", "c", "d", "e", "f g"),
-    )
-    subject = Subject(model=foreign_model(), name="m", digest="9be", random_model=Blind())  # type: ignore[arg-type]
-    events: list[EvalEvent] = []
-    config = dataclasses.replace(CONFIG, set="moving-photos", pictures=1)
-    score = score_probe(subject, data, config, 5, tmp_path, events.append)
-    assert score.name == "probe/moving-photos"
-    assert score.metrics["miou"] > score.metrics["miou_random"] + 5
-    assert {"iou_a", "iou_f_g"} & set(score.metrics)
-    assert score.card.seeds == (5,) and score.card.weights_digest == "9be"
-    assert score.card.config["levels"] == (3, 4, 5, 6)
-    assert score.pictures[0].columns == ("image", "truth", "model", "random encoder")
-    assert {event.phase for event in events} == {"encode training", "encode validation", "head"}
-    again = score_probe(subject, data, config, 5, tmp_path)
-    assert again.metrics == score.metrics
-
-
-def test_probe_without_readable_images_is_refused(tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]) -> None:
-    bad = LabelledImage("bad", tmp_path / "no.png", tmp_path / "no.png")
-    data = ProbeData(root=tmp_path, train=[bad], val=[bad], classes=("a", "b"))
-    with pytest.raises(DataError, match="bad"):
-        score_probe(Subject(model=foreign_model(), name="m"), data, CONFIG, 0, tmp_path)
+    tiles = (tile(0, (1.0, 0.8, 0.0)), tile(32, (0.0, 0.8, 1.0)))
+    image = EncodedImage("a", (64, 96), tiles, torch.zeros(64, 96, dtype=torch.uint8))
+    predicted = predict_labels(ConstantPerWindow(), image, CPU)  # type: ignore[arg-type]
+    assert [set(np.unique(predicted[:, n : n + 32])) for n in (0, 32, 64)] == [{0}, {1}, {2}]
+    half = dataclasses.replace(image, labels=torch.zeros(32, 48, dtype=torch.uint8))
+    smaller = predict_labels(ConstantPerWindow(), half, CPU)  # type: ignore[arg-type]
+    assert smaller.shape == (32, 48) and set(np.unique(smaller[:, :12])) == {0} and set(smaller[0, 20:28]) == {1}

@@ -6,10 +6,17 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion
-from sklearn.metrics import jaccard_score
 
-from evals.segmentation.metrics import confusion_matrix, iou_per_class, mean_iou, pixel_accuracy
+from evals.segmentation.metrics import (
+    accuracy_per_class,
+    confusion_matrix,
+    iou_per_class,
+    mean_accuracy,
+    mean_iou,
+    pixel_accuracy,
+)
 
 
 def test_confusion_and_mean_iou_equal_scikit_learns() -> None:
@@ -23,6 +30,8 @@ def test_confusion_and_mean_iou_equal_scikit_learns() -> None:
     assert mean_iou(confusion) == pytest.approx(
         jaccard_score(truth[counted], prediction[counted], labels=range(7), average="macro")
     )
+    assert mean_accuracy(confusion) == pytest.approx(balanced_accuracy_score(truth[counted], prediction[counted]))
+    assert pixel_accuracy(confusion) == pytest.approx(accuracy_score(truth[counted], prediction[counted]))
 
 
 def test_class_that_occurs_nowhere_is_left_out_of_the_mean() -> None:
@@ -34,7 +43,9 @@ def test_class_that_occurs_nowhere_is_left_out_of_the_mean() -> None:
 
 
 def test_class_that_is_only_predicted_counts_as_zero() -> None:
-    assert mean_iou(confusion_matrix(np.array([0, 0]), np.array([0, 2]), 3)) == pytest.approx((1 / 2 + 0) / 2)
+    confusion = confusion_matrix(np.array([0, 0]), np.array([0, 2]), 3)
+    assert mean_iou(confusion) == pytest.approx((1 / 2 + 0) / 2)
+    assert mean_accuracy(confusion) == 0.5 and np.isnan(accuracy_per_class(confusion)[1:]).all()
 
 
 def test_void_pixels_count_nowhere_and_all_void_is_no_score() -> None:
