@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from data_prep.corpora.items import LabelledImage
 from data_prep.errors import DataError
 from evals.reading import explained_worker_loss
-from evals.segmentation.finetune_augment import augment
+from evals.segmentation.augment import augment_sample
 from evals.segmentation.finetune_config import FinetuneConfig
 from evals.segmentation.metrics import VOID
 
@@ -98,7 +98,8 @@ class TrainingSamples(Dataset[Sample]):
                 failed.append(f"{item.name}: {error}")
                 continue
             rng = np.random.default_rng((self.seed, LOOK, sample))
-            window = augment(image, labels.astype(np.uint8), self.config, rng)
+            where = (self.config.image_scale, self.config.crop_px)
+            window = augment_sample(image, labels.astype(np.uint8), *where, rng)
             return (*window, tuple(failed))
         raise DataError(f"no training image can be used ({failed[0]}); expected readable images; check the folder")
 

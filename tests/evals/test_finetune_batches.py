@@ -1,4 +1,4 @@
-"""The training windows and batches of fine-tuning, and the windows of its test."""
+"""The training batches of fine-tuning, and the windows of its test."""
 
 from __future__ import annotations
 
@@ -14,16 +14,9 @@ from numpy.typing import NDArray
 
 from data_prep.corpora.items import LabelledImage
 from data_prep.errors import DataError
-from evals.segmentation.finetune_augment import (
-    PADDING_COLOUR,
-    augment,
-    choose_window,
-    distort_colours,
-    fitted_size,
-)
 from evals.segmentation.finetune_batches import TrainingSamples, training_batches
 from evals.segmentation.finetune_config import FinetuneConfig
-from evals.segmentation.finetune_predict import slide, windows
+from evals.segmentation.finetune_predict import slide
 
 CONFIG = FinetuneConfig(
     set="camvid", image_scale=(120, 80), crop_px=(64, 96), steps=4, warmup_steps=0, batch=4, workers=0
@@ -46,73 +39,6 @@ def _save(folder: Path, count: int) -> list[LabelledImage]:
         cv2.imwrite(str(folder / f"{index}l.png"), np.roll(labels, 7 * index, axis=1))
         items.append(LabelledImage(str(index), folder / f"{index}.png", folder / f"{index}l.png"))
     return items
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_window_has_its_size_and_labels_stay_on_their_pixels(seed: int) -> None:
-    config = dataclasses.replace(CONFIG, photometric=False)
-    image, labels = augment(*_quadrants(), config, np.random.default_rng(seed))
-    assert image.shape == (64, 96, 3) and labels.shape == (64, 96)
-    assert (image[labels == 255] == PADDING_COLOUR).all()
-    for label in range(4):  # away from borders between classes, which are blurred
-        core = _shrunk(labels == label)
-        assert (image[core] == 60 * label).all()
-    assert _shrunk(labels != 255).any()
-
-
-def _shrunk(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    margin = cv2.copyMakeBorder(mask.astype(np.uint8), 4, 4, 4, 4, cv2.BORDER_CONSTANT, value=0)
-    return cv2.erode(margin, np.ones((9, 9)))[4:-4, 4:-4] > 0
-
-
-def test_windows_differ_by_size_place_and_mirror_and_repeat_with_their_generator() -> None:
-    looks = [augment(*_quadrants(), CONFIG, np.random.default_rng(seed)) for seed in range(8)]
-    again = [augment(*_quadrants(), CONFIG, np.random.default_rng(seed)) for seed in range(8)]
-    assert all(np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1]) for a, b in zip(looks, again, strict=True))
-    assert len({image.tobytes() for image, _ in looks}) == 8
-    corners = {int(labels[0, 0]) for _, labels in looks}
-    assert len(corners) > 1
-
-
-def test_window_of_one_class_is_drawn_again() -> None:
-    labels = np.zeros((400, 400), np.uint8)
-    labels[:, 380:] = 1
-
-    def mixed(max_share: float) -> int:
-        drawn = (choose_window(labels, (40, 40), max_share, np.random.default_rng(seed)) for seed in range(60))
-        return sum(len(np.unique(window.cut(labels))) > 1 for window in drawn)
-
-    assert mixed(0.98) > 2 * mixed(1.0)
-
-
-def test_void_does_not_count_as_a_class_of_the_window() -> None:
-    labels = np.full((50, 50), 255, np.uint8)
-    labels[:2] = 3
-    window = choose_window(labels, (50, 50), 0.75, np.random.default_rng(0))
-    assert (window.height, window.width) == (50, 50)  # ten tries, then what there is
-
-
-def test_colours_change_by_at_most_what_the_recipe_allows() -> None:
-    grey = np.full((4, 4, 3), 100, np.uint8)
-    means = [float(distort_colours(grey, np.random.default_rng(seed)).mean()) for seed in range(300)]
-    assert min(means) >= (100 - 32) * 0.5 - 2 and max(means) <= (100 + 32) * 1.5 + 2
-    assert min(means) < 60 and max(means) > 150
-    assert sum(mean == 100 for mean in means) > 300 * 0.25 * 0.8  # neither brightness nor contrast in a quarter
-
-
-def test_hue_turns_and_saturation_scales_only_coloured_pixels() -> None:
-    red = np.zeros((2, 2, 3), np.uint8)
-    red[..., 0] = 200
-    looks = {tuple(distort_colours(red, np.random.default_rng(seed))[0, 0].tolist()) for seed in range(60)}
-    assert any(g > 20 for _, g, _ in looks) and any(b > 20 for _, _, b in looks)
-    grey = distort_colours(np.full((2, 2, 3), 90, np.uint8), np.random.default_rng(3))
-    assert int(grey.max()) - int(grey.min()) <= 1
-
-
-def test_image_fits_into_both_sides() -> None:
-    assert fitted_size(1024, 2048, 2048, 1024) == (1024, 2048)
-    assert fitted_size(100, 1000, 2048, 512) == (205, 2048)  # the long side decides
-    assert fitted_size(500, 375, 2048, 512) == (683, 512)
 
 
 def test_every_epoch_has_every_image_and_workers_and_resuming_change_nothing(tmp_path: Path) -> None:
@@ -173,9 +99,3 @@ def test_windows_cover_every_pixel_and_their_mean_is_the_whole() -> None:
             slide(_Pointwise(), image, crop),  # type: ignore[arg-type]
             _Pointwise().label_logits(image),
         )
-
-
-def test_windows_are_mmsegmentations_with_stride_341_for_512() -> None:
-    tops = sorted({rows.start for rows, _ in windows(1024, 2048, (512, 512))})
-    lefts = sorted({columns.start for _, columns in windows(1024, 2048, (512, 512))})
-    assert tops == [0, 341, 512] and lefts == [0, 341, 682, 1023, 1364, 1536]
