@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,9 @@ from evals.cards import package_versions
 from evals.classification.config import ClassifyConfig
 from evals.classification.images import ClassImages
 from evals.model_under_test import ModelUnderTest, features_by_stride, map_of_stride
+from evals.reading import explained_worker_loss
 
+log = logging.getLogger(__name__)
 FORMAT = 1
 CPU = torch.device("cpu")
 Loaded = tuple[int, NDArray[np.uint8] | None, str]
@@ -126,12 +129,17 @@ class FeatureCache:
             file.unlink(missing_ok=True)
 
     def _is_whole(self, path: Path, images: ClassImages, config: ClassifyConfig) -> bool:
-        """Whether both files are there and what could not be read then still cannot be read."""
-        record = path.with_suffix(".json")
-        if not (path.is_file() and record.is_file()):
+        """Whether both files are there and readable, and what could not be read then still cannot be read."""
+        try:
+            failed = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["failed"]
+            whole = len(np.load(path, mmap_mode="r")) == len(images)
+        except FileNotFoundError:
+            return False
+        except (KeyError, ValueError, EOFError) as error:
+            log.warning("%s is damaged (%s): its images are encoded again", path, error)
             return False
         pictures = _Pictures(images, config)
-        return all(pictures[int(index)][1] is None for index in json.loads(record.read_text())["failed"])
+        return whole and all(pictures[int(index)][1] is None for index in failed)
 
     def _parts(self, images: ClassImages, config: ClassifyConfig) -> dict[str, Any]:
         return {
@@ -167,7 +175,7 @@ def _encode_to_file(
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.partial")
         try:
-            for batch in _loader(images, config):
+            for batch in _batches(images, config):
                 failed |= {index: why for index, picture, why in batch if picture is None}
                 good = [(index, picture) for index, picture, _ in batch if picture is not None]
                 if good:
@@ -218,12 +226,14 @@ class _Pictures(Dataset[Loaded]):
             return index, None, str(error)
 
 
-def _loader(images: ClassImages, config: ClassifyConfig) -> DataLoader[Any]:
-    """Lists of `Loaded`, in order."""
-    return DataLoader(
+def _batches(images: ClassImages, config: ClassifyConfig) -> Iterator[list[Loaded]]:
+    """All images, in order."""
+    loader: DataLoader[Any] = DataLoader(
         _Pictures(images, config),
         batch_size=config.encode_batch,
         num_workers=config.workers,
         collate_fn=list,
         generator=torch.Generator(),
     )
+    with explained_worker_loss("classify.workers"):
+        yield from loader

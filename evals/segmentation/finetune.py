@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from data_prep.corpora.items import LabelledImage
 from data_prep.errors import DataError
+from data_prep.storage import atomic_write
 from evals.cards import Score
 from evals.model_under_test import Subject
 from evals.progress import EvalEvent, OnEvent, evenly_spaced, silent
@@ -68,7 +69,7 @@ def score_finetune(
     network, progress = finetuned_network(subject, data, config, seed, out, on_event)
     result = test_network(network, data, config, on_event)
     lines = [f"{step},{loss:.6g}" for step, loss in progress.curve]
-    (out / "curve.csv").write_text("\n".join(["step,loss", *lines]) + "\n", encoding="utf-8")
+    atomic_write(out / "curve.csv", ("\n".join(["step,loss", *lines]) + "\n").encode())
     return assemble_score(subject, data, config, seed, dataclasses.replace(result, progress=progress), out)
 
 

@@ -18,12 +18,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_prep.corpora.items import LabelledImage
 from data_prep.errors import DataError
-from evals.segmentation.finetune_augment import augment
+from evals.reading import explained_worker_loss
+from evals.segmentation.augment import augment_sample
 from evals.segmentation.finetune_config import FinetuneConfig
 from evals.segmentation.metrics import VOID
 
 ORDER, LOOK = 0, 1
 """What a generator is for, beside the seed."""
+
+Sample = tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[str, ...]]
+"""Window (H, W, 3), labels (H, W), "name: reason" of images that could not be used on the way."""
+
+Attempt = Sample | DataError
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class StepSampler:
             yield list(range(step * self.batch + self.rank, (step + 1) * self.batch, self.world))
 
 
-class TrainingSamples(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[str, ...]]]):
+class TrainingSamples(Dataset[Sample]):
     """Sample number to an augmented window, its labels, and the images that could not be read on the way."""
 
     def __init__(self, items: Sequence[LabelledImage], classes: int, config: FinetuneConfig, seed: int) -> None:
@@ -72,7 +78,7 @@ class TrainingSamples(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[
     def __len__(self) -> int:
         return self.config.steps * self.config.batch
 
-    def __getitem__(self, sample: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[str, ...]]:
+    def __getitem__(self, sample: int) -> Sample:
         """Window (H, W, 3), labels (H, W), failures.
 
         Raises:
@@ -92,7 +98,8 @@ class TrainingSamples(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[
                 failed.append(f"{item.name}: {error}")
                 continue
             rng = np.random.default_rng((self.seed, LOOK, sample))
-            window = augment(image, labels.astype(np.uint8), self.config, rng)
+            where = (self.config.image_scale, self.config.crop_px)
+            window = augment_sample(image, labels.astype(np.uint8), *where, rng)
             return (*window, tuple(failed))
         raise DataError(f"no training image can be used ({failed[0]}); expected readable images; check the folder")
 
@@ -102,27 +109,54 @@ class TrainingSamples(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[
             raise DataError(f"{item.labels} has the class {int(wrong[0])}; expected 0..{self.classes - 1} or void")
 
 
+class _Attempts(Dataset["Attempt"]):
+    """The samples, or the error in their place: raised in a worker it would come with the worker's traceback."""
+
+    def __init__(self, samples: TrainingSamples) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, sample: int) -> Attempt:
+        try:
+            return self.samples[sample]
+        except DataError as error:
+            return error
+
+
 def training_batches(samples: TrainingSamples, first_step: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-    """Batches from `first_step` to the last, of this rank's samples."""
+    """Batches from `first_step` to the last, of this rank's samples.
+
+    Raises:
+        DataError: no image can be used, or a reading process ended.
+    """
     workers = samples.config.workers
-    loader: DataLoader[Any] = DataLoader(  # of what the samples become when collated: `Batch`
-        samples,
+    loader: DataLoader[Any] = DataLoader(  # of what the samples become when collated
+        _Attempts(samples),
         batch_sampler=StepSampler(samples.config, first_step, rank, world),
         num_workers=workers,
         collate_fn=_collate,
         worker_init_fn=_one_thread if workers else None,
         generator=torch.Generator(),  # it draws a seed that nothing uses: from here, so that the global one stays
     )
-    yield from loader
+    with explained_worker_loss("finetune.workers"):
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
 
 
-def _collate(samples: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[str, ...]]]) -> Batch:
-    images = np.stack([image for image, _, _ in samples])
-    labels = np.stack([labels for _, labels, _ in samples])
+def _collate(attempts: Sequence[Attempt]) -> Batch | DataError:
+    good: list[Sample] = []
+    for attempt in attempts:
+        if isinstance(attempt, DataError):
+            return attempt
+        good.append(attempt)
     return Batch(
-        images_B3HW=torch.from_numpy(images).permute(0, 3, 1, 2),
-        labels_BHW=torch.from_numpy(labels),
-        failed=tuple(failure for _, _, failures in samples for failure in failures),
+        images_B3HW=torch.from_numpy(np.stack([image for image, _, _ in good])).permute(0, 3, 1, 2),
+        labels_BHW=torch.from_numpy(np.stack([labels for _, labels, _ in good])),
+        failed=tuple(failure for _, _, failures in good for failure in failures),
     )
 
 

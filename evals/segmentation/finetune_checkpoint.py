@@ -8,8 +8,11 @@ Both hold the identity of the training (weights, data, settings, seed); files of
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
 
 from data_prep.errors import DataError
 from data_prep.storage import atomic_write
@@ -26,6 +30,8 @@ from evals.segmentation.finetune_model import Segmenter
 
 CHECKPOINT, FINISHED = "checkpoint.pt", "segmenter.safetensors"
 MOST_DIFFERENCES = 4
+DAMAGE = (KeyError, TypeError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
+"""What reading a damaged checkpoint may raise."""
 
 
 @dataclass
@@ -66,8 +72,11 @@ class Keeper:
             with safe_open(str(path), "pt") as file:
                 record = json.loads((file.metadata() or {})["record"])
             self._check(path, record["identity"])
-            network.load_state_dict(load_file(str(path)))
-        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            tensors = load_file(str(path))
+            if tensors_digest(tensors) != record["digest"]:
+                raise ValueError("its tensors have another sha256 than when it was written")
+            network.load_state_dict(tensors)
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise _damaged(path, error) from error
         return _progress(record)
 
@@ -81,12 +90,13 @@ class Keeper:
         if not path.is_file():
             return None
         try:
+            _check_zip(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
             record = json.loads(state["record"])
             self._check(path, record["identity"])
             network.load_state_dict(state["network"])
             optimizer.load_state_dict(state["optimizer"])
-        except (OSError, KeyError, ValueError, RuntimeError, EOFError) as error:
+        except DAMAGE as error:
             raise _damaged(path, error) from error
         return _progress(record)
 
@@ -100,12 +110,13 @@ class Keeper:
     def finish(self, network: Segmenter, progress: Progress) -> None:
         """Writes the finished network and removes the checkpoint."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-        atomic_write(self.folder / FINISHED, safetensors_bytes(tensors, metadata={"record": self._record(progress)}))
+        record = self._record(progress, digest=tensors_digest(tensors))
+        atomic_write(self.folder / FINISHED, safetensors_bytes(tensors, metadata={"record": record}))
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
 
-    def _record(self, progress: Progress) -> str:
+    def _record(self, progress: Progress, **more: str) -> str:
         kept = {"step": progress.step, "curve": progress.curve, "failed": progress.failed}
-        return json.dumps({"identity": self.identity, **kept})
+        return json.dumps({"identity": self.identity, **kept, **more})
 
     def _check(self, path: Path, found: Mapping[str, Any]) -> None:
         names = sorted(set(found) | set(self.identity))
@@ -120,6 +131,23 @@ class Keeper:
         )
 
 
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names and bytes of tensors on the CPU, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_zip(path: Path) -> None:
+    """torch.load does not look at the checksums that torch.save wrote."""
+    with zipfile.ZipFile(path) as archive:
+        bad = archive.testzip()
+    if bad:
+        raise ValueError(f"{bad} in it has another checksum than when it was written")
+
+
 def _progress(record: Mapping[str, Any]) -> Progress:
     curve = [(int(step), float(loss)) for step, loss in record["curve"]]
     return Progress(step=int(record["step"]), curve=curve, failed=[str(name) for name in record["failed"]])
@@ -128,4 +156,5 @@ def _progress(record: Mapping[str, Any]) -> Progress:
 def _damaged(path: Path, error: Exception) -> DataError:
     if isinstance(error, DataError):
         return error
-    return DataError(f"{path} is damaged ({error}); expected a file that mcjepa wrote; remove it to train anew")
+    reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
+    return DataError(f"{path} is damaged ({reason}); expected a file that mcjepa wrote; remove it to train anew")

@@ -90,17 +90,8 @@ class FinetuneConfig:
     """Long and short side, px, that images are fitted into before the random factor and in the test; (0, 0) = the
     set's [D]."""
 
-    resize_range: tuple[float, float] = (0.5, 2.0)
-    """Random factor on `image_scale` in training [D]."""
-
     crop_px: tuple[int, int] = (0, 0)
     """Height and width of the training window, px; (0, 0) = the set's [D]."""
-
-    max_class_share: float = 0.75
-    """A window in which one class has more than this is drawn again, ten times at most; 1 = never [D]."""
-
-    photometric: bool = True
-    """Random brightness, contrast, saturation and hue in training [D]."""
 
     test: Literal["slide", "whole"] = "slide"
     """Windows of `crop_px` that overlap by a third, their logits averaged; or the whole image at once [D: slide]."""
@@ -165,11 +156,6 @@ class FinetuneConfig:
         long, short = self.image_scale
         require(long >= short >= 1, f"finetune.image_scale is {self.image_scale}", "long side, short side, px")
         require(min(self.crop_px) >= 1, f"finetune.crop_px is {self.crop_px}", "height and width, px")
-        low, high = self.resize_range
-        require(0 < low <= high, f"finetune.resize_range is {self.resize_range}", "two factors, the smaller first")
-        require(
-            0 < self.max_class_share <= 1, f"finetune.max_class_share is {self.max_class_share}", "above 0, up to 1"
-        )
         scales = bool(self.test_scales) and min(self.test_scales) > 0
         require(scales, f"finetune.test_scales is {self.test_scales}", "one or more factors above 0")
         for name in ("max_train", "max_val", "pictures", "workers"):

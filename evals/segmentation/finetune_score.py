@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +18,7 @@ from evals.pictures import class_colours, overlay_labels, side_by_side, write_pn
 from evals.segmentation.finetune_checkpoint import Progress
 from evals.segmentation.finetune_config import FinetuneConfig
 from evals.segmentation.metrics import iou_per_class, mean_iou, pixel_accuracy
+from evals.segmentation.results import metric_name
 
 if TYPE_CHECKING:
     from evals.segmentation.finetune import FinetuneData
@@ -73,8 +73,7 @@ def _metrics(confusion: NDArray[np.int64], classes: Sequence[str]) -> dict[str, 
     metrics = {"miou": 100.0 * mean_iou(confusion), "pixel_accuracy": 100.0 * pixel_accuracy(confusion)}
     for label, value in zip(classes, iou_per_class(confusion) if classes else (), strict=True):
         if np.isfinite(value):
-            name = re.sub(r"\W+", "_", PurePath(label).stem).lower()
-            metrics[f"iou_{name}"] = 100.0 * float(value)
+            metrics[f"iou_{metric_name(label)}"] = 100.0 * float(value)
     return metrics
 
 
@@ -105,9 +104,9 @@ def _card(subject: Subject, data: FinetuneData, config: FinetuneConfig, seed: in
         f"{config.auxiliary_weight:g}; batch normalisation over {config.micro_batch} images",
         schedule=f"AdamW lr {config.lr:g}, {config.lr_decay:g} a {config.lr_decay_by} down, weight decay "
         f"{config.weight_decay:g} but on norms and biases, drop-path {config.drop_path:g}; {config.steps} steps of "
-        f"{config.batch}, warm-up {config.warmup_steps}, poly {config.poly_power:g}; windows {height}x{width} px of "
-        f"images at {config.resize_range[0]:g} to {config.resize_range[1]:g} of their size, mirrored, "
-        f"{'colours distorted' if config.photometric else 'colours kept'}; {config.precision}",
+        f"{config.batch}, warm-up {config.warmup_steps}, poly {config.poly_power:g}; mmsegmentation's windows: "
+        f"{height}x{width} px of images at 0.5 to 2 of their size, at most 3/4 of one class, mirrored, colours "
+        f"distorted; {config.precision}",
         aggregation="one confusion matrix over all pixels; mean over the classes that occur in truth or prediction, "
         "%; `majority` is the best constant prediction",
         seeds=(seed,),

@@ -305,6 +305,16 @@ def test_interrupted_encoding_leaves_nothing_half(tmp_path: Path, foreign_model:
     assert len(cache.features(foreign_model(), data.train, CONFIG)) == 16
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".json"])
+def test_truncated_features_are_encoded_again(suffix: str, tmp_path: Path, foreign_model: Foreign) -> None:
+    data = read_class_folders(_folders(tmp_path / "set", {"train/a": 2, "train/b": 2, "val/a": 1}))
+    cache = FeatureCache(folder=tmp_path / "cache", model="9be")
+    table = np.array(cache.features(foreign_model(), data.train, CONFIG).table)
+    file = next((tmp_path / "cache").glob(f"*{suffix}"))
+    file.write_bytes(file.read_bytes()[:-30])
+    assert np.array_equal(cache.features(foreign_model(), data.train, CONFIG).table, table)
+
+
 def test_workers_change_nothing(tmp_path: Path, foreign_model: Foreign) -> None:
     data = read_class_folders(_folders(tmp_path / "set", {"train/a": 8, "train/b": 8, "val/a": 1}))
     tables = []

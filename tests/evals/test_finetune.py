@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -320,12 +321,31 @@ def test_files_of_another_training_are_refused_with_what_differs(
         score_finetune(subject, data, CONFIG, 6, tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not whole", b"no such thing", bytes(100)], ids=len)
 @pytest.mark.parametrize("name", ["checkpoint.pt", "segmenter.safetensors"])
 def test_a_damaged_file_is_named_with_what_to_do(
-    name: str, subject: Subject, data: FinetuneData, tmp_path: Path
+    name: str, content: bytes, subject: Subject, data: FinetuneData, tmp_path: Path
 ) -> None:
-    (tmp_path / name).write_bytes(b"PK\x03\x04 not whole")
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=f"{name} is damaged.*remove it"):
+        score_finetune(subject, data, CONFIG, 5, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "stop_at"), [("checkpoint.pt", 3), ("segmenter.safetensors", 0)])
+def test_one_flipped_bit_is_found(
+    name: str, stop_at: int, subject: Subject, data: FinetuneData, tmp_path: Path
+) -> None:
+    def stop(event: EvalEvent) -> None:
+        if event.phase == "fine-tuning" and event.done == stop_at > 0:
+            raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        score_finetune(subject, data, CONFIG, 5, tmp_path, stop)
+    content = bytearray((tmp_path / name).read_bytes())
+    whole = torch.load(tmp_path / name)["network"] if stop_at else load_file(str(tmp_path / name))
+    content[content.find(whole["head.fusion.0.weight"].numpy().tobytes()) + 100] ^= 1
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name} is damaged.*than when it was written.*remove it"):
         score_finetune(subject, data, CONFIG, 5, tmp_path)
 
 
@@ -401,7 +421,6 @@ def test_the_constant_prediction_is_the_most_frequent_class() -> None:
         ({"steps": 100}, "warmup_steps"),
         ({"lr_decay": 0.0}, "lr_decay"),
         ({"drop_path": 1.0}, "drop_path"),
-        ({"resize_range": (2.0, 0.5)}, "resize_range"),
         ({"test_scales": ()}, "test_scales"),
         ({"crop_px": (0, 5)}, "crop_px"),
         ({"workers": -1}, "workers"),
