@@ -29,11 +29,12 @@ PROTOCOL = (
 """Fields of a card that must be equal for two numbers to be compared."""
 
 IRRELEVANT = frozenset(
-    {"root", "sets", "estimates", "pictures", "baselines", "random_baseline", "encode_batch", "tile_cells", "cache"}
+    {"root", "sets", "pictures", "masks", "overlays", "baselines", "random_baseline", "encode_batch", "tile_cells"}
+    | {"workers", "cache", "cache_gib", "keep_features", "checkpoint_steps", "checkpoint_every", "micro_batch"}
 )
 """Settings of a card's `config` that change no number of the model's."""
 
-MAIN_METRICS = ("epe", "fl_all", "miou", "jf", "j_mean", "f_mean", "top1")
+MAIN_METRICS = ("epe", "fl_all", "miou", "jf", "j_mean", "f_mean", "linear_top1", "knn20_top1")
 """Metrics that are drawn over the training."""
 
 LOWER_IS_BETTER = ("epe", "fl_", "over_", "j_decay", "f_decay")
