@@ -19,7 +19,14 @@ from torch import Tensor
 
 from data_prep.errors import DataError
 from model.mcjepa import MCJEPA
-from model.pretrained import WeightsError, load, read_config, weights_digest
+from model.pretrained import (
+    WeightsError,
+    is_encoder_alone,
+    load,
+    load_encoder,
+    read_config,
+    weights_digest,
+)
 
 COARSEST_STRIDE = 64
 
@@ -70,10 +77,16 @@ class McJepaUnderTest:
     """Our model in evaluation mode behind the two methods; frames are moved to its device and results
     back."""
 
-    def __init__(self, model: MCJEPA, device: torch.device) -> None:
-        """Takes the model over: it is moved to `device` and set to evaluation mode."""
+    def __init__(self, model: MCJEPA, device: torch.device, has_flow: bool = True) -> None:
+        """Takes the model over: it is moved to `device` and set to evaluation mode.
+
+        Args:
+            model: our model.
+            device: where it runs.
+            has_flow: False if only its encoder has weights: it is then asked for no flow.
+        """
         self.model = model.to(device).eval()
-        self.device = device
+        self.device, self.has_flow = device, has_flow
 
     @torch.inference_mode()
     def features(self, image_B3HW: Tensor) -> list[Tensor]:
@@ -83,7 +96,13 @@ class McJepaUnderTest:
 
     @torch.inference_mode()
     def flow(self, frame0_B3HW: Tensor, frame1_B3HW: Tensor) -> Tensor:
-        """See `ModelUnderTest.flow`; float32 on the CPU."""
+        """See `ModelUnderTest.flow`; float32 on the CPU.
+
+        Raises:
+            DataError: the weights are those of an encoder alone.
+        """
+        if not self.has_flow:
+            raise DataError("the weights are of an encoder alone, expected a whole model to estimate flow; export that")
         return self.model.estimate_flow(frame0_B3HW.to(self.device), frame1_B3HW.to(self.device)).float().cpu()
 
 
@@ -101,13 +120,17 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_model(folder: Path, device: torch.device) -> McJepaUnderTest:
-    """The model of that folder (safetensors and config), ready to be scored.
+    """The model of that folder (safetensors and config), whole or its encoder alone, ready to be scored.
 
     Raises:
-        DataError: a file is absent or damaged, or the weights are not those of a whole model.
+        DataError: a file is absent or damaged.
     """
     try:
-        return McJepaUnderTest(load(folder), device)
+        if not is_encoder_alone(folder):
+            return McJepaUnderTest(load(folder), device)
+        model = MCJEPA(read_config(folder)[0])
+        model.encoder = load_encoder(folder)
+        return McJepaUnderTest(model, device, has_flow=False)
     except WeightsError as error:
         raise DataError(str(error)) from error
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -100,7 +100,7 @@ def load(folder: str | Path) -> MCJEPA:
     folder = Path(folder)
     config, _ = read_config(folder)
     state = read_state(folder)
-    if state and all(name.startswith(ENCODER) for name in state):
+    if is_encoder(state):
         raise WeightsError(f"{folder} holds the encoder alone, expected a whole model; use load_encoder")
     return _filled(MCJEPA(config), state, folder).eval()
 
@@ -115,6 +115,20 @@ def load_encoder(folder: str | Path) -> Encoder:
     config, _ = read_config(folder)
     state = encoder_part(read_state(folder))
     return _filled(Encoder(config.encoder), {n.removeprefix(ENCODER): t for n, t in state.items()}, folder).eval()
+
+
+def is_encoder(names: Collection[str]) -> bool:
+    """Whether a state dict's names are those of an encoder alone."""
+    return bool(names) and all(name.startswith(ENCODER) for name in names)
+
+
+def is_encoder_alone(folder: Path) -> bool:
+    """Whether a weights folder holds the encoder alone.
+
+    Raises:
+        WeightsError: the file is absent or damaged.
+    """
+    return is_encoder(read_state(folder))
 
 
 def encoder_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

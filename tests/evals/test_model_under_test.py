@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from data_prep.errors import DataError
 from evals.model_under_test import (
     ModelUnderTest,
     choose_device,
@@ -20,6 +21,7 @@ from evals.model_under_test import (
     random_twin,
     read_weights,
 )
+from model.pretrained import encoder_part, read_config, read_state, save
 
 CPU = torch.device("cpu")
 
@@ -91,3 +93,14 @@ def test_asking_for_an_absent_gpu_says_what_to_do() -> None:
     assert choose_device("auto") == CPU
     with pytest.raises(ValueError, match="device=auto"):
         choose_device("cuda")
+
+
+def test_an_encoder_alone_has_features_and_refuses_flow(weights_folder: Path, tmp_path: Path) -> None:
+    config, lineage = read_config(weights_folder)
+    save(encoder_part(read_state(weights_folder)), config, tmp_path, lineage)
+    alone, whole = load_model(tmp_path, CPU), load_model(weights_folder, CPU)
+    image = torch.rand(1, 3, 64, 64)
+    for ours, expected in zip(alone.features(image), whole.features(image), strict=True):
+        torch.testing.assert_close(ours, expected)
+    with pytest.raises(DataError, match="an encoder alone"):
+        alone.flow(image, image)
