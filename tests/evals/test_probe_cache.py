@@ -175,19 +175,23 @@ import sys, time
 from pathlib import Path
 import torch
 from evals.model_under_test import load_model
-from tests.evals.labelled_sets import cache_in, features_of, write_items
+from data_prep.corpora.items import LabelledImage
+from tests.evals.labelled_sets import cache_in, features_of
 
 model = load_model(Path(sys.argv[1]), torch.device("cpu"))
 with cache_in(Path(sys.argv[2])) as cache:
-    items = write_items(Path(sys.argv[3]), [(64, 80)] * 40)
+    folder = Path(sys.argv[3])
+    items = [LabelledImage(str(n), folder / f"{n}.png", folder / f"{n}_labels.png") for n in range(40)]
     features_of(cache, model, items, on_image=lambda done: time.sleep(0.05))
 """
 
 
+@pytest.mark.slow
 def test_killed_while_encoding_the_next_run_goes_on_and_a_third_waits(
     tmp_path: Path, weights_folder: Path, model: ModelUnderTest
 ) -> None:
     words = [sys.executable, "-c", ENCODE_SLOWLY, str(weights_folder), str(tmp_path / "cache"), str(tmp_path / "set")]
+    items = write_items(tmp_path / "set", [(64, 80)] * 40)
     child = subprocess.Popen(words, cwd=Path(__file__).resolve().parents[2], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -199,7 +203,6 @@ def test_killed_while_encoding_the_next_run_goes_on_and_a_third_waits(
     child.wait()
     folder = index.parent if index is not None else pytest.fail("nothing was encoded")
     assert not (folder / "complete.json").exists()
-    items = write_items(tmp_path / "set", [(64, 80)] * 40)
     second = subprocess.Popen(words, cwd=Path(__file__).resolve().parents[2], stdout=subprocess.DEVNULL)
     time.sleep(0.2)
     with cache_in(tmp_path / "cache") as cache, cache_in(tmp_path / "undisturbed") as other:
