@@ -262,7 +262,7 @@ class SlurmCluster:
         while not come():
             dead = [name for name, daemon in self._daemons.items() if daemon.poll() is not None]
             if dead or time.monotonic() > deadline:
-                logs = "\n".join(p.read_text(errors="replace")[-1500:] for p in sorted((self.folder / "log").iterdir()))
+                logs = "\n".join(p.read_text(errors="replace")[-600:] for p in sorted((self.folder / "log").iterdir()))
                 raise SlurmNotRunnable(
                     f"waited for {what}; ended: {dead}\n{self.run('squeue', '--states=all')}\n{logs}"
                 )
