@@ -23,7 +23,8 @@ PROGRAM = """
 import os, pathlib, signal, sys, time
 folder, behaviour = pathlib.Path(sys.argv[1]), sys.argv[2]
 rank, start = os.environ["RANK"], len(list(folder.glob("started-" + os.environ["RANK"] + "-*")))
-(folder / f"started-{rank}-{start}").write_text(f"{os.getpid()} {os.environ['MASTER_ADDR']} {os.environ['MASTER_PORT']}")
+words = [str(os.getpid()), os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]]
+(folder / f"started-{rank}-{start}").write_text(" ".join(words))
 def stop(*_):
     time.sleep(1.0)  # a checkpoint
     if behaviour == "wait":
@@ -47,8 +48,8 @@ def make_job(folder: Path, behaviour: str, **site: object) -> Job:
     """Two nodes, a rank each."""
     folder.mkdir(exist_ok=True)
     (folder / "program.py").write_text(PROGRAM)
-    settings: dict[str, object] = {"grace_s": 25, "restarts": RestartConfig(without_progress=1), **site}
-    place = Site(kind="slurm", default=Resources(nodes=2, time_min=5), **settings)  # type: ignore[arg-type]
+    settings: dict[str, object] = {"default": Resources(nodes=2, time_min=5), "grace_s": 25, **site}
+    place = Site(kind="slurm", restarts=RestartConfig(without_progress=1), **settings)  # type: ignore[arg-type]
     element = Element(
         "one", (str(folder / "program.py"), str(folder), behaviour), progress=("-c", PROGRESS, str(folder))
     )
@@ -96,6 +97,15 @@ def test_a_pre_empted_job_saves_and_comes_back_by_itself(slurm: SlurmCluster, tm
     assert slurm.state(urgent) == "COMPLETED" and wait_until_ended(running, 5) == []
     assert (tmp_path / "saved").read_text() == "1"
     assert read_status(job.folder)[0].starts == 2
+
+
+def test_a_job_at_its_time_limit_saves_and_comes_back_by_itself(slurm: SlurmCluster, tmp_path: Path) -> None:
+    job = make_job(tmp_path, "wait", default=Resources(nodes=2, time_min=1))
+    record = submit(job)
+    running = wait_started(job)
+    assert slurm.wait_state(record.ids[0], "COMPLETED", "TIMEOUT", "FAILED") == "COMPLETED"
+    assert (tmp_path / "saved").read_text() == "1" and wait_until_ended(running, 5) == []
+    assert [verdict for _, verdict in ends(job, record)] == ["requeue", "done"]
 
 
 def test_one_dead_rank_ends_all_and_starts_without_progress_are_limited(slurm: SlurmCluster, tmp_path: Path) -> None:
