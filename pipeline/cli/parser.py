@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 
 from pipeline.cli.eval_parser import add_eval
+from pipeline.cli.launch_parser import add_launch
 from pipeline.cli.parsing import Commands, add_recipe_arguments, command
 
 DESCRIPTION = """\
@@ -23,7 +24,6 @@ key=value overrides any key of it.
 """
 LATER = {
     "infer": "flow and features of your own frames and videos",
-    "launch": "prep, train or eval on Slurm and Ray clusters",
     "plan": "memory, time and bytes of a recipe on a site",
     "explain": "the lineage of a run",
     "diff": "what differs between two runs",
@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     add_eval(commands)
     _add_export(commands)
+    add_launch(commands)
     _add_recipe(commands)
     _add_tracking(commands)
     for name, purpose in LATER.items():
