@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -37,6 +38,10 @@ if behaviour == "finish" or (behaviour == "wait" and start > 0):
     sys.exit(0)
 if behaviour == "fail" and rank == "1":
     sys.exit(5)
+if behaviour == "once" and rank == "1" and start == 0:
+    sys.exit(5)
+if behaviour == "once" and start > 0:
+    sys.exit(0)
 if behaviour == "usage":
     sys.exit(2)
 time.sleep(120)
@@ -46,7 +51,7 @@ PROGRESS = "import pathlib, sys; p = pathlib.Path(sys.argv[1], 'saved'); print(p
 
 def make_job(folder: Path, behaviour: str, **site: object) -> Job:
     """Two nodes, a rank each."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     (folder / "program.py").write_text(PROGRAM)
     settings: dict[str, object] = {"default": Resources(nodes=2, time_min=5), "grace_s": 25, **site}
     place = Site(kind="slurm", restarts=RestartConfig(without_progress=1), **settings)  # type: ignore[arg-type]
@@ -117,6 +122,19 @@ def test_one_dead_rank_ends_all_and_starts_without_progress_are_limited(slurm: S
     assert time.monotonic() - started < 90
     assert [verdict for _, verdict in ends(job, record)] == ["requeue", "requeue"]
     assert "2 starts in a row brought no newer checkpoint" in log_files(job.folder, 0)[0].read_text()
+
+
+def test_an_element_of_an_array_is_queued_again_alone(slurm: SlurmCluster, tmp_path: Path) -> None:
+    jobs = [make_job(tmp_path / name, behaviour) for name, behaviour in (("a", "finish"), ("b", "once"))]
+    both = dataclasses.replace(jobs[0], elements=jobs[0].elements + jobs[1].elements, folder=tmp_path / "jobs")
+    ids = submit(both).ids
+    assert [job.rsplit("_", 1)[1] for job in ids] == ["0", "1"]
+    for job in ids:
+        assert slurm.wait_state(job, "COMPLETED", "FAILED") == "COMPLETED"
+    assert [(status.state, status.starts) for status in read_status(both.folder)] == [
+        ("COMPLETED", 1),
+        ("COMPLETED", 2),
+    ]
 
 
 def test_settings_that_cannot_be_run_are_not_tried_again(slurm: SlurmCluster, tmp_path: Path) -> None:
