@@ -8,51 +8,25 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 from mlflow.tracking import MlflowClient
 
+from cluster.job import After, Element, Job
+from cluster.restarts import JobState
+from cluster.site import Resources, Site, needed
+from cluster.status import cancel, read_status
+from cluster.submit import submit
 from pipeline.cli.launch_sweep import sweep_runs
 from pipeline.cli.main import main
 from pipeline.errors import UsageError
-from tests.cluster.launch_recipe import STEPS, launch, losses, steps_written
+from tests.cluster.launch_recipe import launch, losses
+from tests.cluster.stage_program import PROGRESS, write_program
 from tests.pipeline.small_recipe import write_small_recipe
 from tests.processes import wait_until_ended
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    return write_small_recipe(
-        tmp_path, steps=STEPS, checkpoint={"every_steps": 4}, engine={"zero_stage": 2, "threads": 1}
-    )
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Path:
-    """Two ranks in the background of this machine."""
-    content = {
-        "kind": "local",
-        "default": {"tasks_per_node": 2},
-        "grace_s": 40,
-        "environment": {"OMP_NUM_THREADS": "1"},
-    }
-    path = tmp_path / "here.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
-def wait_for(run: Path, steps: int) -> None:
-    deadline = time.monotonic() + 200
-    while steps_written(run) < steps:
-        assert time.monotonic() < deadline, launch("logs", str(run))
-        time.sleep(0.1)
-
-
-def wait_idle(run: Path) -> str:
-    deadline = time.monotonic() + 200
-    while (state := json.loads(launch("status", str(run), "--json"))[0]["state"]) in ("PENDING", "RUNNING"):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    return str(state)
+    return write_small_recipe(tmp_path)
 
 
 def test_a_dry_run_prints_the_script_and_writes_nothing(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,25 +89,59 @@ def test_a_recipe_with_a_sweep_is_not_trained_as_one_run(recipe: Path, capsys: p
     assert "has a sweep over train.seed, expected one run" in capsys.readouterr().err
 
 
+def background_job(folder: Path, after: After | None = None) -> Job:
+    """Two ranks of the small program in the background of this machine."""
+    write_program(folder)
+    (folder / "jobs").mkdir()
+    (folder / "jobs" / "recipe.yaml").write_text("base: quickstart\n")
+    site = Site(kind="local", default=Resources(tasks_per_node=2), grace_s=20)
+    element = Element("one", (str(folder / "program.py"), str(folder), "wait"), ("-c", PROGRESS, str(folder)))
+    return Job("train", "test", "a test", folder / "jobs", (element,), site, needed(site, "train"), after)
+
+
+def ranks_of(folder: Path, start: int) -> list[psutil.Process]:
+    """The programs of the n-th start, when they run."""
+    places, deadline = [folder / f"started-{rank}-{start}" for rank in (0, 1)], time.monotonic() + 60
+    while not all(place.exists() and place.read_text() for place in places):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return [psutil.Process(int(place.read_text().split()[0])) for place in places]
+
+
+def wait_ended(folder: Path) -> str:
+    deadline = time.monotonic() + 60
+    while (status := read_status(folder)[0]).active:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return status.state
+
+
 @pytest.mark.slow
-@pytest.mark.e2e
-@pytest.mark.timeout(600)
-def test_a_run_in_the_background_survives_a_dead_rank_a_cancel_and_a_resume(
-    recipe: Path, here: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    launch("train", str(recipe), "--site", str(here))
-    wait_for(run, 3)
-    ranks = [p for p in psutil.process_iter() if _is_rank(p, run)]
-    assert len(ranks) == 2
-    ranks[1].kill()
-    wait_for(run, steps_written(run) + 3)
-    assert "cancelled" in launch("cancel", str(run))
-    assert wait_until_ended([p for p in psutil.process_iter() if _is_rank(p, run)], 5) == []
-    launch("resume", str(run))
-    launch("train", str(recipe), "--site", str(here), code=2)  # it is launched already
-    assert wait_idle(run) == "COMPLETED", launch("logs", str(run))
-    assert sorted(losses(run)) == list(range(1, STEPS + 1))
+def test_a_job_in_the_background_is_cancelled_and_resumed_by_the_command_line(tmp_path: Path) -> None:
+    job = background_job(tmp_path)
+    submit(job)
+    running = ranks_of(tmp_path, 0)
+    launch("resume", str(job.folder), code=2)  # it is active
+    assert "RUNNING" in launch("status", str(job.folder))
+    assert "cancelled" in launch("cancel", str(job.folder))
+    assert wait_until_ended(running, 5) == [] and (tmp_path / "saved").exists()
+    launch("resume", str(job.folder))
+    assert wait_ended(job.folder) == "COMPLETED"
+    assert "_0_log.out <==" in launch("logs", str(job.folder))
+
+
+@pytest.mark.slow
+def test_a_dead_rank_in_the_background_starts_all_again_and_what_follows_waits(tmp_path: Path) -> None:
+    first = background_job(tmp_path / "first")
+    ids = submit(first).ids
+    follower = background_job(tmp_path / "then", After("ok", first.folder, ids[0]))
+    submit(follower)
+    ranks_of(tmp_path / "first", 0)[1].kill()
+    assert wait_ended(first.folder) == "COMPLETED"
+    ends = [start["end"] for start in JobState(first.folder, ids[0]).starts]
+    assert [(end["code"], end["verdict"]) for end in ends] == [(-9, "requeue"), (0, "done")]
+    ranks_of(tmp_path / "then", 0)
+    assert cancel(follower.folder)
 
 
 @pytest.mark.slow
@@ -149,10 +157,3 @@ def test_a_sweeps_runs_are_children_of_one_mlflow_run(recipe: Path, tmp_path: Pa
     assert len(parent) == 1 and {r.data.tags["mlflow.parentRunId"] for r in children} == set(parent)
     assert sorted(r.data.params["train.seed"] for r in children) == ["1", "2"]
     assert losses(tmp_path / "run" / "sweep-000") != losses(tmp_path / "run" / "sweep-001")
-
-
-def _is_rank(process: psutil.Process, run: Path) -> bool:
-    try:
-        return f"train.run={run}" in process.cmdline() and "RANK" in process.environ()
-    except psutil.Error:
-        return False

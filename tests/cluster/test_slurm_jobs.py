@@ -16,45 +16,17 @@ from cluster.restarts import JobState
 from cluster.site import Resources, RestartConfig, Site, needed
 from cluster.status import cancel, log_files, read_status
 from cluster.submit import job_script, submit
+from tests.cluster.stage_program import PROGRESS, write_program
 from tests.processes import wait_until_ended
 from tests.servers.slurm import SlurmCluster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-PROGRAM = """
-import os, pathlib, signal, sys, time
-folder, behaviour = pathlib.Path(sys.argv[1]), sys.argv[2]
-rank, start = os.environ["RANK"], len(list(folder.glob("started-" + os.environ["RANK"] + "-*")))
-words = [str(os.getpid()), os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]]
-(folder / f"started-{rank}-{start}").write_text(" ".join(words))
-def stop(*_):
-    time.sleep(1.0)  # a checkpoint
-    if behaviour == "wait":
-        (folder / "saved").write_text(str(start + 1))
-    sys.exit(130)
-signal.signal(signal.SIGINT, stop)
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-if behaviour == "finish" or (behaviour == "wait" and start > 0):
-    sys.exit(0)
-if behaviour == "fail" and rank == "1":
-    sys.exit(5)
-if behaviour == "once" and rank == "1" and start == 0:
-    sys.exit(5)
-if behaviour == "once" and start > 0:
-    sys.exit(0)
-if behaviour == "usage":
-    sys.exit(2)
-time.sleep(120)
-"""
-PROGRESS = "import pathlib, sys; p = pathlib.Path(sys.argv[1], 'saved'); print(p.read_text() if p.exists() else -1)"
-
 
 def make_job(folder: Path, behaviour: str, **site: object) -> Job:
     """Two nodes, a rank each."""
-    folder.mkdir(exist_ok=True, parents=True)
-    (folder / "program.py").write_text(PROGRAM)
+    write_program(folder)
     settings: dict[str, object] = {"default": Resources(nodes=2, time_min=5), "grace_s": 25, **site}
     place = Site(kind="slurm", restarts=RestartConfig(without_progress=1), **settings)  # type: ignore[arg-type]
     element = Element(
