@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -96,15 +97,15 @@ def free_port() -> int:
 
 def ends_with_parent(number: int = signal.SIGKILL) -> Callable[[], None]:
     """For `preexec_fn`: the new process gets this signal when the thread that makes it ends, however it ends."""
-    parent = os.getpid()
+    return partial(end_with_parent, number, os.getpid())
 
-    def ask() -> None:
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
-            if os.getppid() != parent:
-                os._exit(1)
 
-    return ask
+def end_with_parent(number: int, parent: int) -> None:
+    """Makes this process get a signal when its parent ends; it ends at once where that has happened already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def run_together(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 
 import psutil
@@ -28,6 +29,7 @@ def stop(job: str, folder: Path, within_s: float) -> bool:
         return True
     with contextlib.suppress(psutil.NoSuchProcess):
         process.terminate()
-        with contextlib.suppress(psutil.TimeoutExpired):
-            process.wait(within_s)
+    deadline = time.monotonic() + within_s
+    while controller(job, folder) and time.monotonic() < deadline:  # a zombie has ended, whoever its parent is
+        time.sleep(0.1)
     return controller(job, folder) is None

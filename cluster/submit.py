@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shlex
 import shutil
+import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from cluster.errors import LaunchError
@@ -102,4 +106,22 @@ def _submit_here(job: Job) -> dict[str, Any]:
     executor._executor.update_parameters(
         timeout_min=job.need.time_min, tasks_per_node=1, signal_delay_s=site.grace_s, stderr_to_stdout=True
     )
-    return {"ids": [str(executor.submit(task).job_id) for task in tasks]}
+    with _output_in(job.folder / "controller.out"):
+        return {"ids": [str(executor.submit(task).job_id) for task in tasks]}
+
+
+@contextlib.contextmanager
+def _output_in(path: Path) -> Iterator[None]:
+    """Processes started inside write to a file: else they would hold our terminal or pipe open as long as they run."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(number) for number in range(3)]
+    with path.open("ab") as output, open(os.devnull, "rb") as nothing:
+        try:
+            for number, file in enumerate((nothing, output, output)):
+                os.dup2(file.fileno(), number)
+            yield
+        finally:
+            for number, before in enumerate(saved):
+                os.dup2(before, number)
+                os.close(before)

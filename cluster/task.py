@@ -21,7 +21,7 @@ from typing import Any
 
 from cluster.batch import job_id, progress_of
 from cluster.job import After, Element
-from cluster.local import INTERRUPTED, STOPS, Interrupted, run_ranks, run_together
+from cluster.local import INTERRUPTED, STOPS, Interrupted, end_with_parent, run_ranks, run_together
 from cluster.ray_cluster import POLL_S, Place, RayNode
 from cluster.rendezvous import torch_variables
 from cluster.restarts import PARTIAL, JobState, Outcome, judge
@@ -155,7 +155,10 @@ class LocalTask:
 
     def __call__(self) -> int:
         """Runs it to its end; returns the exit code, or ends the process with it where it has one of its own."""
-        job = os.environ.get("SUBMITIT_LOCAL_JOB_ID", IN_TERMINAL)
+        job = IN_TERMINAL
+        if not self.setting.in_terminal:
+            job = os.environ["SUBMITIT_LOCAL_JOB_ID"]
+            end_with_parent(signal.SIGTERM, os.getppid())  # what controls it may be killed
         code = self._run(job)
         if code and not self.setting.in_terminal:
             sys.exit(code if code > 0 else 128 - code)

@@ -86,8 +86,7 @@ def slurm_cluster() -> Iterator[SlurmCluster]:
 
 @pytest.fixture
 def slurm(slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> SlurmCluster:
-    """That Slurm, idle, reached by its usual commands."""
+    """That Slurm, reached by its usual commands."""
     for name, value in {**slurm_cluster.variables, "PYTHONPATH": str(REPOSITORY)}.items():
         monkeypatch.setenv(name, value)
-    slurm_cluster.wait_idle()
     return slurm_cluster

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -35,7 +36,7 @@ def load_site(name: str) -> Site:
     """
     shipped = Path(str(resources.files("configs"))) / "site"
     path = Path(name) if Path(name).is_file() else shipped / f"{name.removesuffix('.yaml')}.yaml"
-    if ("/" in name and path.parent == shipped) or not path.is_file():
+    if not path.is_file() or not (Path(name).is_file() or re.fullmatch(r"[\w-]+(\.yaml)?", name)):
         names = ", ".join(sorted(p.stem for p in shipped.glob("*.yaml")))
         raise UsageError(f"no site {name!r}: expected a YAML file or one of the shipped sites ({names})")
     return validate(Site, read_recipe(path), f"site {path}")

@@ -17,7 +17,7 @@ from tests.data_prep.small_corpora import smooth_frames
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROFILE = "shards"
-STEPS = 30
+STEPS = 80
 
 
 def write_recipe(root: Path, shards: str, steps: int = STEPS) -> Path:
@@ -46,7 +46,7 @@ def write_recipe(root: Path, shards: str, steps: int = STEPS) -> Path:
         "train": {
             "steps": steps,
             "log_every": 1,
-            "checkpoint": {"every_steps": 3},
+            "checkpoint": {"every_steps": 4},
             "engine": {"zero_stage": 2, "threads": 1},
             "stream": {
                 "pairs": [{"location": "${datasets}/clips"}], "views": [{"location": "${datasets}/images"}],

@@ -1,4 +1,4 @@
-"""All stages on a real Slurm of two nodes, one recipe, one site file, data in a bucket; then a run that is disturbed."""
+"""All stages on a real Slurm of two nodes, one recipe and site file, data in a bucket; then a run that is disturbed."""
 
 from __future__ import annotations
 
