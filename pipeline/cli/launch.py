@@ -17,6 +17,7 @@ from cluster.job import After, Element, Job, Record, read_record, write_record
 from cluster.site import Site, Stage, needed, variables
 from cluster.status import read_status
 from cluster.submit import job_script, submit
+from data_prep.errors import DataError
 from data_prep.storage import absolute_location, atomic_write
 from pipeline.cli.launch_site import jobs_folder, launch_errors, launched_folders, load_site
 from pipeline.cli.launch_sweep import sweep_runs
@@ -26,6 +27,8 @@ from pipeline.errors import UsageError
 
 MODULE = ("-m", "pipeline.cli")
 RECIPE_NAME = "recipe.yaml"
+SHOWN = {("warning", topic) for topic in ("memory", "cache", "epoch", "shards", "interruption", "checkpoint")}
+"""Findings that a launch repeats; the others are for who plans."""
 
 
 def launch_stage(arguments: argparse.Namespace) -> int:
@@ -39,7 +42,7 @@ def launch_stage(arguments: argparse.Namespace) -> int:
             raise UsageError(
                 f"--with-eval with a sweep of {len(job.elements)} runs, expected one; leave one of them out"
             )
-        for finding in findings_before(job, recipe):
+        for finding in findings_before(job, recipe, refuse=not arguments.dry_run):
             print(f"mcjepa: {finding}", file=sys.stderr)
         if arguments.dry_run:
             _print_dry(job, arguments.json)
@@ -109,10 +112,12 @@ def _variables(site: Site) -> dict[str, str]:
     return {"MCJEPA_SITE": site.kind, **exported}
 
 
-def findings_before(job: Job, recipe: Recipe) -> list[str]:
+def findings_before(job: Job, recipe: Recipe, *, refuse: bool = True) -> list[str]:
     """What is wrong with a job that can be seen before it is queued, one line each; called before every submission.
 
-    This is the place of the preflight (memory, time, disks, sample batches); now: a job that is launched already.
+    Raises:
+        UsageError: it is launched already.
+        DataError: the preflight of a training job found errors, and `refuse` is set.
     """
     active = [s for s in read_status(job.folder) if s.active] if (job.folder / "launch.json").is_file() else []
     if active:
@@ -123,7 +128,18 @@ def findings_before(job: Job, recipe: Recipe) -> list[str]:
     found = []
     if job.site.kind == "slurm" and str(job.folder).startswith("/tmp/") and job.need.nodes > 1:
         found.append(f"note: {job.folder} must be a folder that all {job.need.nodes} nodes share")
-    return found
+    return found + (_preflight(job, recipe, refuse) if job.stage == "train" else [])
+
+
+def _preflight(job: Job, recipe: Recipe, refuse: bool) -> list[str]:
+    """Warnings of the preflight, one line each; its errors too where they do not refuse the job."""
+    from pipeline.cli.plan import launch_findings
+
+    findings = launch_findings(recipe, job.site, job.need)
+    errors = [str(finding) for finding in findings if finding.severity == "error"]
+    if errors and refuse:
+        raise DataError(f"{job.name} is not launched: {' | '.join(errors)} (`mcjepa plan` shows all findings)")
+    return [f"{f.severity}: {f}" for f in findings if f.severity == "error" or (f.severity, f.topic) in SHOWN]
 
 
 def _submit(job: Job, recipe: Recipe, plain: Mapping[str, Any]) -> Record:

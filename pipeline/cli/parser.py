@@ -10,6 +10,7 @@ import argparse
 from pipeline.cli.eval_parser import add_eval
 from pipeline.cli.launch_parser import add_launch
 from pipeline.cli.parsing import Commands, add_recipe_arguments, command
+from pipeline.cli.plan_parser import add_drill, add_plan
 
 DESCRIPTION = """\
 MC-JEPA, from raw video and images to scores: build shards, train the joint model of motion and content, evaluate.
@@ -24,10 +25,8 @@ key=value overrides any key of it.
 """
 LATER = {
     "infer": "flow and features of your own frames and videos",
-    "plan": "memory, time and bytes of a recipe on a site",
     "explain": "the lineage of a run",
     "diff": "what differs between two runs",
-    "drill": "a rehearsal of preemption, node loss and storage failure",
 }
 
 
@@ -46,6 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_export(commands)
     add_launch(commands)
     _add_recipe(commands)
+    add_plan(commands)
+    add_drill(commands)
     _add_tracking(commands)
     for name, purpose in LATER.items():
         later = commands.add_parser(name, help=f"{purpose} (not in this release)", add_help=False)
