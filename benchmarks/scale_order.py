@@ -4,8 +4,8 @@
 
 A catalogue on paper of 250,000 shards of 1,000 samples (`--full`: a million shards, a billion samples), the real
 `Catalogue` and `SampleOrder`. A process of its own opens it as one of 64 ranks, at step 0 and at a step within epoch
-89, and takes its share of a step of 4,096 samples. Then the same with as many lanes as a world of 4,096 ranks would need
-(`MAX_LANES` raised in the measurement only: the project allows 64).
+89, and takes its share of a step of 4,096 samples. Then the same with as many lanes as a world of 4,096 ranks would
+need (`MAX_LANES` raised in the measurement only: the project allows 64).
 The last line is JSON; `ratio` is the worse of memory over 1 GiB (a rank has a few dozen GiB of host memory, shared
 with its loading processes, which each hold a catalogue) and time over 10 s (a start is minutes); the bar is 1.
 """
