@@ -28,7 +28,7 @@ from cluster.site import RayConfig
 
 STARTED = "Ray runtime started"
 """What `ray start` prints when the node has joined."""
-STOP_S = 8.0
+STOP_S = 3.0
 POLL_S = 0.2
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",

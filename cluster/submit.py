@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import LaunchError
-from cluster.job import Job, Record, write_json, write_record
+from cluster.job import RECORD, Job, Record, read_record, write_json, write_record
 from cluster.script import NO_TIMEOUTS, python_words, slurm_parameters
 from cluster.site import needed
 from cluster.task import LocalSetting, LocalTask, RayTask, SlurmTask
@@ -44,7 +44,8 @@ def submit(job: Job) -> Record:
     Raises:
         LaunchError: there is no Slurm here, or it does not take the job.
     """
-    record = Record(job.stage, job.name, job.comment, job.need.nodes, list(job.elements), [])
+    before = read_record(job.folder).jobs if (job.folder / RECORD).is_file() else []
+    record = Record(job.stage, job.name, job.comment, job.need.nodes, list(job.elements), before)
     write_json(job.folder / "site.json", dataclasses.asdict(job.site))
     write_record(job.folder, record)
     submission: dict[str, Any] = {"kind": job.site.kind, "submitted": time.time(), "after": str(job.after or "")}

@@ -7,6 +7,10 @@ from pathlib import Path
 PROGRAM = """
 import os, pathlib, signal, sys, time
 folder, behaviour = pathlib.Path(sys.argv[1]), sys.argv[2]
+if behaviour == "alone":
+    (folder / "new").write_text(os.environ["RAY_ADDRESS"])
+    (folder / "new").rename(folder / "on-ray")
+    time.sleep(120)
 rank, start = os.environ["RANK"], len(list(folder.glob("started-" + os.environ["RANK"] + "-*")))
 words = [str(os.getpid()), os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]]
 (folder / f"started-{rank}-{start}").write_text(" ".join(words))
@@ -24,7 +28,7 @@ if behaviour == "fail" and rank == "1":
     sys.exit(5)
 if behaviour == "once" and rank == "1" and start == 0:
     sys.exit(5)
-if behaviour == "once" and start > 0:
+if behaviour == "once" and (folder / "started-1-0").exists():
     sys.exit(0)
 if behaviour == "usage":
     sys.exit(2)

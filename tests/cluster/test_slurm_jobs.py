@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -167,3 +168,24 @@ def test_kill_9_of_what_watches_over_a_rank_ends_the_rank_too(slurm: SlurmCluste
     parent.kill()
     assert wait_until_ended(running, 20) == []
     assert it.state(slurm) == "COMPLETED" and it.verdicts() == ["requeue", "done"]
+
+
+def test_a_cancelled_ray_cluster_leaves_no_process_port_or_folder(slurm: SlurmCluster, tmp_path: Path) -> None:
+    slurm.wait_idle()
+    train = make_job(tmp_path, "alone")
+    job = dataclasses.replace(train, stage="prep", need=needed(train.site, "prep"))
+    record = submit(job)
+    deadline = time.monotonic() + 150
+    while not (tmp_path / "on-ray").exists():
+        assert time.monotonic() < deadline and read_status(job.folder)[0].active, slurm.run("squeue", "--states=all")
+        time.sleep(0.1)
+    host, port = (tmp_path / "on-ray").read_text().rsplit(":", 1)
+    running = slurm.processes()
+    assert sum("raylet" in process.name() for process in running) == 2
+    with socket.create_connection((host, int(port)), timeout=5):
+        pass
+    assert cancel(job.folder) == record.ids
+    assert wait_until_ended(running, 15) == []
+    assert not list(Path("/tmp").glob(f"mcjepa-ray-{record.ids[0]}-*"))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)), timeout=5)
