@@ -8,12 +8,16 @@ process tree. Started by design in the foreground: output goes straight to the t
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -23,6 +27,8 @@ INTERRUPTED = 130
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Signals by which a terminal or a scheduler asks for a stop; each is passed on as SIGINT."""
 POLL_S = 0.1
+_PR_SET_PDEATHSIG = 1
+"""Linux prctl(2): the signal a process gets when the thread that made it ends."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -47,7 +53,12 @@ def run_command(argv: Sequence[str], *, environment: Mapping[str, str] | None = 
 
 
 def run_ranks(
-    argv: Sequence[str], ranks: int, *, environment: Mapping[str, str] | None = None, grace_s: float = GRACE_S
+    argv: Sequence[str],
+    ranks: int,
+    *,
+    environment: Mapping[str, str] | None = None,
+    grace_s: float = GRACE_S,
+    logs: Callable[[int], Path] | None = None,
 ) -> int:
     """Runs a command as `ranks` processes of one world on this machine, with torchrun's variables.
 
@@ -56,6 +67,7 @@ def run_ranks(
         ranks: how many.
         environment: variables laid over ours in all of them.
         grace_s: seconds that they have to stop by themselves after a stop signal to us.
+        logs: file of a rank that its output is added to; None: it goes where ours goes.
 
     Returns:
         0, or the first exit status that is not 0; the other ranks are then stopped.
@@ -73,7 +85,7 @@ def run_ranks(
         (list(argv), {**world, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)})
         for rank in range(ranks)
     ]
-    return run_together(commands, grace_s=grace_s)
+    return run_together(commands, grace_s=grace_s, logs=logs)
 
 
 def free_port() -> int:
@@ -83,8 +95,26 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def run_together(commands: Sequence[tuple[list[str], dict[str, str]]], *, grace_s: float = GRACE_S) -> int:
-    """Runs commands (arguments, variables) side by side until all have ended or one has failed.
+def ends_with_parent(number: int = signal.SIGKILL) -> Callable[[], None]:
+    """For `preexec_fn`: the new process gets this signal when the thread that makes it ends, however it ends."""
+    return partial(end_with_parent, number, os.getpid())
+
+
+def end_with_parent(number: int, parent: int) -> None:
+    """Makes this process get a signal when its parent ends; it ends at once where that has happened already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def run_together(
+    commands: Sequence[tuple[list[str], dict[str, str]]],
+    *,
+    grace_s: float = GRACE_S,
+    logs: Callable[[int], Path] | None = None,
+) -> int:
+    """Runs commands (arguments, variables) side by side until all have ended or one has failed; see `run_ranks`.
 
     Returns:
         0, or the first exit status that is not 0; the others are then stopped, within the usual grace
@@ -101,12 +131,8 @@ def run_together(commands: Sequence[tuple[list[str], dict[str, str]]], *, grace_
     previous = {number: signal.signal(number, note) for number in STOPS}
     children: list[subprocess.Popen[bytes]] = []
     try:
-        for argv, variables in commands:
-            children.append(
-                subprocess.Popen(
-                    argv, env={**os.environ, **variables}, start_new_session=True, stdin=subprocess.DEVNULL
-                )
-            )
+        for number, (argv, variables) in enumerate(commands):
+            children.append(_start(argv, variables, logs(number) if logs else None))
         while not received:
             codes = [child.poll() for child in children]
             failed = next((code for code in codes if code), None)
@@ -124,16 +150,32 @@ def run_together(commands: Sequence[tuple[list[str], dict[str, str]]], *, grace_
             signal.signal(number, handler)
 
 
+def _start(argv: Sequence[str], variables: Mapping[str, str], log: Path | None) -> subprocess.Popen[bytes]:
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(log.open("ab")) if log else None
+        return subprocess.Popen(
+            argv,
+            env={**os.environ, **variables},
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            preexec_fn=ends_with_parent(),
+        )
+
+
 def _stop(children: Sequence[subprocess.Popen[bytes]], grace_s: float) -> None:
     """Asks the trees of the children that still run to end, then kills what is left of them."""
-    running = [child for child in children if child.poll() is None]
-    if not running:
-        return
+    end_processes([child for child in children if child.poll() is None], grace_s, signal.SIGINT)
+
+
+def end_processes(running: Sequence[subprocess.Popen[bytes]], grace_s: float, number: int) -> None:
+    """Sends a signal to the groups of processes of ours, then kills what is left of their trees after the grace."""
     family: set[psutil.Process] = set()
     for child in running:
         family |= _family(child.pid)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGINT)
+            os.killpg(child.pid, number)
     deadline = time.monotonic() + grace_s
     while time.monotonic() < deadline and any(child.poll() is None for child in running):
         for child in running:

@@ -59,6 +59,7 @@ def shipped_recipes() -> list[str]:
     """Names of the recipes that ship with the package, those in folders last."""
     folder = Path(str(resources.files("configs")))
     names = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
+    names = [name for name in names if not name.startswith("site/")]  # where stages run, not what
     return sorted(names, key=lambda name: ("/" in name, name))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers.seaweed import BUCKET, SeaweedNotRunnable, SeaweedServer, running_seaweed
+from tests.servers.slurm import SlurmCluster, SlurmNotRunnable, running_slurm
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -65,3 +66,27 @@ def s3(s3_server: SeaweedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for name, value in s3_server.variables.items():
         monkeypatch.setenv(name, value)
     return f"s3://{BUCKET}/{uuid.uuid4().hex}/prefix"
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[SlurmCluster]:
+    """A real Slurm with two nodes on this machine.
+
+    Without one its tests are skipped, but fail where MCJEPA_REQUIRE_SERVICES=1 says that it must be there.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            cluster = stack.enter_context(running_slurm())
+        except SlurmNotRunnable as error:
+            if os.environ.get("MCJEPA_REQUIRE_SERVICES") == "1":
+                raise
+            pytest.skip(f"no Slurm: {error}")
+        yield cluster
+
+
+@pytest.fixture
+def slurm(slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> SlurmCluster:
+    """That Slurm, reached by its usual commands."""
+    for name, value in {**slurm_cluster.variables, "PYTHONPATH": str(REPOSITORY)}.items():
+        monkeypatch.setenv(name, value)
+    return slurm_cluster

@@ -25,6 +25,7 @@ ADAPTERS = {
     "ray": {"data_prep/ray_job.py", "data_prep/ray_submit.py"},
     "mlflow": {"pipeline/tracking/mlflow_run.py"},
     "deepspeed": {"pipeline/engine.py"},
+    "submitit": {"cluster/submit.py", "cluster/task.py"},
     "boto3": {"data_prep/storage/s3_client.py"},
     "botocore": {"data_prep/storage/s3_client.py", "data_prep/storage/s3_errors.py"},
 }

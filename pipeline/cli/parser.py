@@ -9,7 +9,9 @@ import argparse
 
 from pipeline.cli.eval_parser import add_eval
 from pipeline.cli.infer_parser import add_infer
+from pipeline.cli.launch_parser import add_launch
 from pipeline.cli.parsing import Commands, add_recipe_arguments, command
+from pipeline.cli.plan_parser import add_drill, add_plan
 
 DESCRIPTION = """\
 MC-JEPA, from raw video and images to scores: build shards, train the joint model of motion and content, evaluate.
@@ -24,11 +26,8 @@ A recipe is a YAML file or the name of a shipped one (quickstart, sample, paper,
 key=value overrides any key of it.
 """
 LATER = {
-    "launch": "prep, train or eval on Slurm and Ray clusters",
-    "plan": "memory, time and bytes of a recipe on a site",
     "explain": "the lineage of a run",
     "diff": "what differs between two runs",
-    "drill": "a rehearsal of preemption, node loss and storage failure",
 }
 
 
@@ -46,7 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_eval(commands)
     add_infer(commands)
     _add_export(commands)
+    add_launch(commands)
     _add_recipe(commands)
+    add_plan(commands)
+    add_drill(commands)
     _add_tracking(commands)
     for name, purpose in LATER.items():
         later = commands.add_parser(name, help=f"{purpose} (not in this release)", add_help=False)

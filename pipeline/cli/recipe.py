@@ -51,6 +51,9 @@ class Recipe:
     """The evaluation of the run's weights."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where MLflow keeps the runs."""
+    sweep: dict[str, list[Any]] | None = None
+    """Keys of this recipe and the values that they take in turn, e.g. {train.optimizer.encoder_lr: [1e-4, 3e-4]}:
+    `mcjepa launch train` trains every combination in a folder of its own below `train.run`."""
 
 
 def load_recipe(name: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str, Any]]:

@@ -58,6 +58,11 @@ def run_training(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     recipe, plain = load_recipe(arguments.recipe, arguments.overrides)
     config = required(recipe.train, "train", recipe)
+    if recipe.sweep:
+        raise UsageError(
+            f"recipe {recipe.name} has a sweep over {', '.join(recipe.sweep)}, expected one run; train all "
+            "with `mcjepa launch train`, or one with sweep=null"
+        )
     from pipeline.world import adopt_world, slurm_variables
 
     world_started = "RANK" in os.environ or bool(slurm_variables(os.environ))

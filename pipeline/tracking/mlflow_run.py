@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UsageError
+from pipeline.tracking.job_tags import job_tags
 
 PARAM_LIMIT = 500
 BATCH_LIMIT = 100
@@ -72,7 +73,7 @@ class Tracker:
             known = run_id if run_id and run_is_active(self._client, run_id) else ""
             self.run_id = known or create_run(self._client, experiment, artifacts, run_name, {})
             self._client.update_run(self.run_id, status="RUNNING")
-            for name, value in tags.items():
+            for name, value in {**tags, **job_tags()}.items():
                 self._client.set_tag(self.run_id, name, value)
         except Exception as error:
             raise UsageError(

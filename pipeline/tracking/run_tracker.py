@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.tracking.courier import Courier, CourierThread
+from pipeline.tracking.job_tags import job_tags
 from pipeline.tracking.spool import Spool
 from pipeline.train_config import TrackingConfig
 
@@ -44,7 +45,7 @@ class RunTracker:
         tags: Mapping[str, str],
         on_contact: Callable[[str], None] = lambda run_id: None,
     ) -> None:
-        self._config, self._run = config, run
+        self._config, self._run, tags = config, run, {**tags, **job_tags()}
         self._spool = Spool(run)
         before = self._spool.address()
         same = (before.get("uri"), before.get("experiment")) == (config.uri, config.experiment)

@@ -1,0 +1,183 @@
+"""Data against cluster: do lanes, batches, shards and caches fit the number of ranks and nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.preflight.findings import Finding, readable_bytes, readable_seconds
+
+
+@dataclass(frozen=True)
+class ClusterFacts:
+    """Where the run is to be."""
+
+    nodes: int
+    ranks: int
+    """Of the whole run."""
+    gpus_per_node: int
+    """0: it computes on CPUs."""
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Ranks on the fullest node."""
+        return -(-self.ranks // self.nodes)
+
+
+@dataclass(frozen=True)
+class StreamFacts:
+    """One stream of the run, as it is published."""
+
+    name: str
+    """`pairs` or `views`."""
+    datasets: int
+    samples: int
+    shards: int
+    bytes: int
+    """Of all its shards."""
+    batch: int
+    """Samples a step over all ranks."""
+    lanes: int
+    steps_per_epoch: int
+    tail: int
+    """Samples that an epoch leaves out because they fill no batch."""
+    passes: int
+    """How often an epoch takes as many samples as there are; above 1 where they fill no batch."""
+    remote: bool
+    """Whether it lies in a bucket."""
+
+    @property
+    def sample_bytes(self) -> float:
+        """Mean length of a sample."""
+        return self.bytes / self.samples
+
+
+@dataclass(frozen=True)
+class CacheFacts:
+    """The node's disk cache of shards."""
+
+    folder: str
+    """Empty: none."""
+    bytes: int
+
+
+def world_findings(cluster: ClusterFacts, batches: dict[str, tuple[int, int]], parts: int) -> list[Finding]:
+    """Whether ranks divide lanes and micro-batches divide shares.
+
+    Args:
+        cluster: where.
+        batches: stream -> samples a step and lanes; of the streams that the run has.
+        parts: micro-batches a step.
+    """
+    ranks, findings = cluster.ranks, []
+    lanes = min(lanes for _, lanes in batches.values())
+    words = ", ".join(f"{name} {batch} a step in {lanes} lanes" for name, (batch, lanes) in batches.items())
+    if lanes % ranks:
+        fitting = ", ".join(str(size) for size in range(1, lanes + 1) if lanes % size == 0)
+        return [
+            Finding(
+                "world size", "error", f"{ranks} ranks on {cluster.nodes} nodes; {words}",
+                f"a number of ranks that divides {lanes} lanes: {fitting}",
+                "ask for other --nodes or --ranks, or set train.stream.pair_batch or view_batch to a multiple of "
+                "the ranks (lanes are the largest power of two up to 64 in both)",
+            )
+        ]  # fmt: skip
+    findings.append(Finding("world size", "ok", f"{ranks} ranks on {cluster.nodes} nodes; {words}"))
+    for name, (batch, _) in batches.items():
+        share = batch // ranks
+        if share % parts:
+            findings.append(
+                Finding(
+                    "batch", "error", f"{name}: a rank's {share} samples a step in {parts} micro-batches",
+                    f"a divisor of {share}", "change train.engine.accumulation_steps",
+                )
+            )  # fmt: skip
+        else:
+            findings.append(Finding("batch", "ok", f"{name}: {share // parts} samples a rank and micro-batch"))
+    return findings
+
+
+def stream_findings(stream: StreamFacts, cluster: ClusterFacts) -> list[Finding]:
+    """What an epoch of a stream is, and whether its shards suit so many lanes."""
+    findings = []
+    found = (
+        f"{stream.name}: {stream.samples} samples in {stream.shards} shards of {stream.datasets} datasets, "
+        f"{readable_bytes(stream.bytes)} ({readable_bytes(stream.sample_bytes)} a sample); "
+        f"{stream.steps_per_epoch} steps an epoch, {stream.tail} samples left out"
+    )
+    if stream.passes > 1:
+        findings.append(
+            Finding(
+                "epoch", "warning", f"{found}; every sample comes {stream.passes} times in a batch",
+                f"at least {stream.batch} samples", "prepare more data or lower the batch",
+            )
+        )  # fmt: skip
+    else:
+        findings.append(Finding("epoch", "ok", found))
+    if stream.remote and stream.shards < cluster.nodes:
+        findings.append(
+            Finding(
+                "shards", "warning", f"{stream.name}: {stream.shards} shards for {cluster.nodes} nodes",
+                "several shards a node: whole shards are copied to every node that reads a part of one",
+                "prepare with a smaller inputs_per_shard",
+            )
+        )  # fmt: skip
+    return findings
+
+
+def node_bytes(stream: StreamFacts, cluster: ClusterFacts) -> float:
+    """Bytes of shards that a node touches in an epoch: its lanes' stretches, cut shards whole.
+
+    A node's ranks have L / nodes of the L lanes, the same in every epoch. Each lane is a stretch of the dataset with
+    one shard more than fits at its ends.
+    """
+    lanes = max(stream.lanes * cluster.ranks_per_node // cluster.ranks, 1)
+    shards = min(stream.shards / stream.lanes + 1, stream.shards)
+    return min(lanes * shards, stream.shards) * stream.bytes / stream.shards
+
+
+def cache_finding(streams: list[StreamFacts], cluster: ClusterFacts, cache: CacheFacts) -> Finding:
+    """Whether what a node reads in an epoch fits into its cache."""
+    remote = [stream for stream in streams if stream.remote]
+    if not remote:
+        return Finding("cache", "ok", "all datasets lie in folders: none is needed")
+    needed = sum(node_bytes(stream, cluster) for stream in remote)
+    found = f"a node reads {readable_bytes(needed)} of shards an epoch"
+    if not cache.folder:
+        requests = sum(stream.batch for stream in remote)
+        return Finding(
+            "cache", "warning", f"{found}, and keeps none: {requests} ranged reads of the bucket a step",
+            "a folder on the node's own disk", "set train.stream.store.cache_dir (or shard_cache of the site)",
+        )  # fmt: skip
+    found += f"; {cache.folder} keeps {readable_bytes(cache.bytes)}"
+    if needed > cache.bytes:
+        return Finding(
+            "cache", "warning", found, "room for all: else the bucket is read anew in every epoch",
+            f"set train.stream.store.cache_gib={-(-needed // 2**30):.0f}, or use more nodes",
+        )  # fmt: skip
+    return Finding("cache", "ok", found)
+
+
+def read_finding(
+    streams: list[StreamFacts], cluster: ClusterFacts, step_s: float | None, rate: float | None
+) -> Finding:
+    """What the steps ask of the store against what it was measured to give.
+
+    Args:
+        streams: the run's.
+        cluster: where; a node's share of the reads is compared, as the rate is one machine's.
+        step_s: seconds a step; None: not known.
+        rate: bytes a second that this machine read; None: not measured.
+    """
+    step_bytes = sum(stream.batch * stream.sample_bytes for stream in streams)
+    node_share = step_bytes / cluster.nodes
+    found = f"{readable_bytes(step_bytes)} a step, {readable_bytes(node_share)} a node"
+    if rate is None or step_s is None:
+        missing = "the rate of the store" if step_s is not None else "the time of a step"
+        return Finding("reading", "warning", f"{found}; {missing} is not known", "", "give --step-s S or --measure")
+    found += f": {readable_bytes(node_share / step_s)}/s; the store gave {readable_bytes(rate)}/s here"
+    if node_share / step_s > rate:
+        return Finding(
+            "reading", "warning", found, "a store that is quicker than the steps: they will wait for data",
+            f"cache shards on the nodes, use more nodes, or expect {readable_seconds(node_share / rate)} a step",
+        )  # fmt: skip
+    return Finding("reading", "ok", found)

@@ -1,0 +1,148 @@
+"""The run as a whole: its hours, its checkpoints, what an interruption costs, and the places that it writes to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.preflight.findings import Finding, readable_bytes, readable_seconds
+
+CHECKPOINT_BYTES_PER_ELEMENT = 12
+"""fp32 weights and both moments; over all ranks, in any ZeRO stage."""
+WEIGHTS_BYTES_PER_ELEMENT = 4
+"""The safetensors file that rank 0 writes beside every checkpoint."""
+MOST_LOST_SHARE = 0.02
+"""Of a run, what an interruption may cost before it is a warning."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Length and saving of a run."""
+
+    steps: int
+    every_steps: int
+    """Between checkpoints."""
+    kept: int
+    """Checkpoints kept at a time, those for good among them."""
+    grace_s: float
+    """Between the platform's stop signal and its kill."""
+    elements: int
+    """Parameters of the model."""
+    ranks: int
+    nodes: int
+    accelerators: int
+    """GPUs in all; 0 on CPUs."""
+    step_s: float | None
+    """Seconds a step; None: not known."""
+    time_limit_s: float | None = None
+    """Of one job; None: none known."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place that the run writes to or reads from."""
+
+    name: str
+    location: str
+    free_bytes: int | None = None
+    """None: a bucket, or not known."""
+    problem: str = ""
+    """Why it cannot be written (or read); empty where it can."""
+    needed_bytes: int = 0
+
+
+def checkpoint_bytes(elements: int) -> int:
+    """Files of one checkpoint with its weights."""
+    return (CHECKPOINT_BYTES_PER_ELEMENT + WEIGHTS_BYTES_PER_ELEMENT) * elements
+
+
+def time_finding(run: RunFacts) -> Finding:
+    """Hours of the run, GPU-hours, and how many jobs of the time limit that is."""
+    if run.step_s is None:
+        fix = "give --step-s S (`mcjepa train` logs s/step), or --measure to take some steps here"
+        return Finding("time", "warning", f"{run.steps} steps; the seconds of a step are not known", "", fix)
+    hours = run.steps * run.step_s / 3600
+    what, count = ("GPU", run.accelerators) if run.accelerators else ("rank", run.ranks)
+    found = (
+        f"{run.steps} steps of {readable_seconds(run.step_s)}: {readable_seconds(hours * 3600)}, "
+        f"{hours * count:.1f} {what}-hours on {run.nodes} node(s)"
+    )
+    if run.time_limit_s:
+        jobs = -(-hours * 3600 // run.time_limit_s)
+        found += f"; {jobs:.0f} time limit(s) of {readable_seconds(run.time_limit_s)}"
+    return Finding("time", "ok", found)
+
+
+def interruption_finding(run: RunFacts) -> Finding:
+    """What a kill costs without a warning: the steps since the last checkpoint."""
+    lost = min(run.every_steps, run.steps)
+    found = f"a checkpoint every {run.every_steps} steps: a killed rank or node costs at most {lost} steps"
+    if run.step_s is not None:
+        found += f", {readable_seconds(lost * run.step_s)}; a stop signal costs none"
+    if run.step_s is not None and lost * run.step_s > 3600 and lost > MOST_LOST_SHARE * run.steps:
+        fix = f"set train.checkpoint.every_steps={max(int(1800 / run.step_s), 1)} for half an hour"
+        return Finding("interruption", "warning", found, "less than an hour", fix)
+    return Finding("interruption", "ok", found)
+
+
+def checkpoint_finding(run: RunFacts, write_rate: float | None) -> Finding:
+    """Bytes of a checkpoint, and whether one can be written within the grace time.
+
+    Args:
+        run: its facts.
+        write_rate: bytes a second that one rank writes, as measured here; None: not measured.
+    """
+    size = checkpoint_bytes(run.elements)
+    found = f"{readable_bytes(size)} each, {run.kept} kept: {readable_bytes(size * run.kept)}"
+    if write_rate is None:
+        return Finding("checkpoint", "ok", found)
+    # Ranks write their parts together, rank 0 the weights too.
+    slowest = (CHECKPOINT_BYTES_PER_ELEMENT / run.ranks + WEIGHTS_BYTES_PER_ELEMENT) * run.elements / write_rate
+    needed = slowest + (run.step_s or 0.0)
+    found += f"; about {readable_seconds(slowest)} to write, grace {readable_seconds(run.grace_s)}"
+    if needed > run.grace_s:
+        return Finding(
+            "checkpoint", "error", found, "a step and a checkpoint within the grace time, or a stop signal loses steps",
+            f"raise the grace time (train.checkpoint.grace_s, grace_s of the site) to {2 * needed:.0f} s",
+        )  # fmt: skip
+    return Finding("checkpoint", "ok", found)
+
+
+def place_finding(place: Place) -> Finding:
+    """Whether a place can be written and has room."""
+    topic = place.name
+    if place.problem:
+        return Finding(
+            topic, "error", f"{place.location}: {place.problem}", "a place that can be written and read",
+            "check the path, its permissions, and for s3 AWS_ENDPOINT_URL and the profile; or name another",
+        )  # fmt: skip
+    if place.free_bytes is None:
+        return Finding(topic, "ok", f"{place.location} takes and gives back an object")
+    found = f"{place.location} can be written; {readable_bytes(place.free_bytes)} free"
+    if place.needed_bytes:
+        found += f", {readable_bytes(place.needed_bytes)} needed"
+    if place.needed_bytes > place.free_bytes:
+        return Finding(topic, "error", found, "room for it", "free some, name another folder, or keep fewer or less")
+    return Finding(topic, "ok", found)
+
+
+def partition_finding(partition: str | None, known: dict[str, str] | None, time_min: int, nodes: int) -> Finding:
+    """Whether the cluster has the partition that the site names.
+
+    Args:
+        partition: of the site; None: the cluster's default.
+        known: partition -> its time limit and nodes in words; None: the cluster could not be asked.
+        time_min: the job's time limit, minutes.
+        nodes: the job's.
+    """
+    words = f"partition {partition or '(the default)'}, {nodes} node(s), {time_min} min"
+    if known is None:
+        return Finding(
+            "partition", "warning", f"{words}; sinfo is not here, so it is not checked", "",
+            "run this where jobs are submitted",
+        )  # fmt: skip
+    if partition is not None and partition not in known:
+        return Finding(
+            "partition", "error", f"{words}; the cluster does not have it", f"one of {', '.join(sorted(known))}",
+            "correct `partition` in the site file",
+        )  # fmt: skip
+    return Finding("partition", "ok", words + (f" ({known[partition]})" if partition else ""))

@@ -1,0 +1,91 @@
+"""What submitit is told: options of sbatch, and the lines around `srun` in a job's script. Pure."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.job import Job
+from cluster.site import Site, variables
+
+NO_TIMEOUTS = 1_000_000
+"""submitit's own count of time-outs is not used; `cluster.restarts` counts starts without progress."""
+AFTER = """\
+code=$?
+verdict="$({python} -m cluster.batch end {folder} "$code")"
+echo "mcjepa: tasks ended with exit code $code: $verdict" >&2
+if [ "$verdict" = requeue ]; then
+    # a cancelled job is no longer RUNNING, and must not come back
+    [ "$(squeue -h -j "$MCJEPA_JOB" -o %T)" = RUNNING ] && scontrol requeue "$MCJEPA_JOB" && sleep 600
+    exit 1
+fi
+[ "$verdict" = done ] && exit 0
+[ "$code" = 0 ] && exit 1
+exit "$code\""""
+
+
+def python_words(site: Site) -> str:
+    """The shell words that start Python on a node."""
+    return shlex.join([*site.container, site.python or sys.executable])
+
+
+def lines_before(job: Job, environment: Mapping[str, str]) -> list[str]:
+    """Lines of the script before `srun`.
+
+    Args:
+        job: what is launched.
+        environment: of the launching process; only names that the site inherits are taken from it.
+    """
+    site = job.site
+    kept = {name: environment[name] for name in site.inherit if name in environment}
+    exports = {**kept, **{n: environment[n] for n in ("SLURM_CONF",) if n in environment}, **variables(site)}
+    return [
+        # without it srun would hand on what sbatch was told to: nothing
+        "export SLURM_EXPORT_ENV=ALL",
+        "trap : TERM USR1 USR2 CONT  # the tasks get the scheduler's signals, this shell waits for them",
+        *(f"export {name}={shlex.quote(value)}" for name, value in exports.items()),
+        *(f"module load {shlex.quote(module)}" for module in site.modules),
+        *site.setup,
+        'export MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"',
+        f'settings="$({python_words(site)} -m cluster.batch begin {shlex.quote(str(job.folder))} '
+        f'{site.restarts.without_progress})" || exit 1',
+        'eval "$settings"',
+    ]
+
+
+def lines_after(job: Job) -> list[str]:
+    """Lines of the script after `srun`: queue again, or end with an exit code that says how it went."""
+    return AFTER.format(python=python_words(job.site), folder=shlex.quote(str(job.folder))).splitlines()
+
+
+def slurm_parameters(job: Job, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Parameters of submitit's SlurmExecutor."""
+    need, site = job.need, job.site
+    memory = None if need.memory_gb is None else f"{round(need.memory_gb * 1024)}M"
+    found: dict[str, Any] = {
+        "job_name": job.name,
+        "comment": job.comment,
+        "partition": need.partition,
+        "account": need.account,
+        "qos": need.qos,
+        "constraint": need.constraint,
+        "nodes": need.nodes,
+        "ntasks_per_node": need.tasks_per_node,
+        "cpus_per_task": need.cpus_per_task,
+        "gpus_per_node": need.gpus_per_node or None,
+        "mem": memory,
+        "time": need.time_min,
+        "exclusive": need.exclusive or None,
+        "dependency": str(job.after) if job.after else None,
+        "signal_delay_s": site.grace_s,
+        "stderr_to_stdout": True,
+        # since Slurm 22.05 srun does not take over the processors a task of sbatch
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={need.cpus_per_task}"],
+        "setup": lines_before(job, environment),
+        "teardown": lines_after(job),
+        # NIL: nothing of our environment, which may hold secrets, is stored with the job
+        "additional_parameters": {"export": "NIL", "requeue": True, "kill-on-invalid-dep": "yes", **need.options},
+    }
+    return {name: value for name, value in found.items() if value is not None}

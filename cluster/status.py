@@ -1,0 +1,148 @@
+"""What has become of jobs: states from Slurm or this machine, logs of ranks, and cancelling."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster import local_jobs
+from cluster.errors import LaunchError
+from cluster.job import read_record, write_record
+from cluster.restarts import JobState
+
+GONE = "GONE"
+"""The scheduler knows the job no more, or the process has ended without a word."""
+ENDED = {"done": "COMPLETED", "failed": "FAILED", "requeue": "FAILED"}
+ACTIVE = frozenset({"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "PREEMPTED", "STOPPED"})
+CANCEL_S = 150.0
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """One job."""
+
+    id: str
+    element: str
+    state: str
+    """Slurm's word for it."""
+    detail: str
+    """Nodes, or why it waits."""
+    starts: int
+    idle_starts: int
+    """The last starts in a row that brought nothing newer."""
+
+    @property
+    def active(self) -> bool:
+        """Whether it runs or will run."""
+        return self.state in ACTIVE
+
+
+def read_status(folder: Path) -> list[JobStatus]:
+    """State of every element of the last submission.
+
+    Raises:
+        LaunchError: nothing was launched in the folder, or Slurm does not answer.
+    """
+    record = read_record(folder)
+    if not record.jobs:
+        return []
+    states = slurm_states(record.ids) if record.last["kind"] == "slurm" else {}
+    found = []
+    for element, job in zip(record.elements, record.ids, strict=True):
+        state = JobState(folder, job)
+        word, detail = states[job] if states else _local_state(folder, job, state)
+        found.append(JobStatus(job, element.name, word, detail, len(state.starts), state.content["idle"]))
+    return found
+
+
+def slurm_states(ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Slurm's state and detail of each job: of the queue, else of the accounting, else `GONE`.
+
+    Raises:
+        LaunchError: there is no Slurm here, or it does not answer.
+    """
+    bases = ",".join(sorted({job.split("_")[0] for job in ids}))
+    found = dict(_rows("squeue", "-h", "-r", "--states=all", "-j", bases, "-o", "%i|%T|%R"))
+    if any(job not in found for job in ids):
+        accounted = _rows("sacct", "-n", "-X", "-P", "-j", bases, "-o", "JobID,State,NodeList", quiet=True)
+        found = {**{job: (state.split(" ")[0], where) for job, (state, where) in accounted}, **found}
+    return {job: found.get(job, (GONE, "the scheduler knows it no more")) for job in ids}
+
+
+def cancel(folder: Path) -> list[str]:
+    """Cancels what was launched in a folder and what waits for it; returns the ids of what was active.
+
+    Raises:
+        LaunchError: nothing was launched there, or a job does not end.
+    """
+    record = read_record(folder)
+    ended = [job for follower in record.followers for job in cancel(Path(follower))]
+    active = [status.id for status in read_status(folder) if status.active]
+    record.cancelled = True
+    write_record(folder, record)
+    for job in active:
+        if record.last["kind"] == "slurm":
+            _run("scancel", job)
+        elif not local_jobs.stop(job, folder, CANCEL_S):
+            raise LaunchError(f"job {job} still runs {CANCEL_S:g} s after SIGTERM, expected it to end; kill it")
+    if record.last["kind"] == "slurm" and active:
+        _wait_ended(folder)
+    return [*ended, *active]
+
+
+def log_files(folder: Path, rank: int | None = None) -> list[Path]:
+    """Files with the output of the last submission's ranks, of one rank or of all, in order.
+
+    Raises:
+        LaunchError: there are none.
+    """
+    record = read_record(folder)
+    found = [p for job in record.ids for p in folder.glob(f"{job}_*_log.out") if _rank_of(p, job) is not None]
+    found = [p for p in found if rank is None or any(_rank_of(p, job) == rank for job in record.ids)]
+    if not found:
+        what = "its ranks" if rank is None else f"rank {rank}"
+        raise LaunchError(f"no output of {what} in {folder} yet; `mcjepa launch status` says whether it has started")
+    return sorted(found, key=lambda p: [int(n) for n in re.findall(r"\d+", p.name)])
+
+
+def _rank_of(path: Path, job: str) -> int | None:
+    match = re.fullmatch(rf"{re.escape(job)}_(\d+)_log\.out", path.name)
+    return int(match.group(1)) if match else None
+
+
+def _local_state(folder: Path, job: str, state: JobState) -> tuple[str, str]:
+    if local_jobs.controller(job, folder):
+        return ("RUNNING" if state.starts else "PENDING"), f"process {job}"
+    end = state.starts[-1].get("end") if state.starts else None
+    return (ENDED[end["verdict"]], f"exit code {end['code']}") if end else (GONE, "ended without a word")
+
+
+def _wait_ended(folder: Path) -> None:
+    """Waits until Slurm has ended the processes too."""
+    deadline = time.monotonic() + CANCEL_S
+    while any(status.active for status in read_status(folder)):
+        if time.monotonic() > deadline:
+            raise LaunchError(f"jobs of {folder} are still ending after {CANCEL_S:g} s; look at `squeue`")
+        time.sleep(0.5)
+
+
+def _rows(*words: str, quiet: bool = False) -> list[tuple[str, tuple[str, str]]]:
+    """Lines `a|b|c` of a command's output, as (a, (b, c))."""
+    lines = [line.split("|") for line in _run(*words, quiet=quiet).splitlines()]
+    return [(line[0], (line[1], line[2])) for line in lines if len(line) == 3]
+
+
+def _run(*words: str, quiet: bool = False) -> str:
+    try:
+        answer = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        if quiet:
+            return ""
+        raise LaunchError(f"{words[0]} cannot be run here ({error}); ask on a machine of the Slurm cluster") from error
+    if answer.returncode and not quiet and "Invalid job id" not in answer.stderr:
+        raise LaunchError(f"{words[0]} failed ({answer.stderr.strip()}), expected Slurm to answer; try again later")
+    return answer.stdout

@@ -1,0 +1,251 @@
+"""`mcjepa plan`, and the preflight of `mcjepa launch train`: facts of the recipe and the site, judged by `cluster`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.preflight.data import (
+    CacheFacts,
+    ClusterFacts,
+    StreamFacts,
+    cache_finding,
+    read_finding,
+    stream_findings,
+    world_findings,
+)
+from cluster.preflight.findings import Finding, errors_of, table
+from cluster.preflight.memory import EngineFacts, estimate_memory, memory_finding
+from cluster.preflight.run import (
+    RunFacts,
+    checkpoint_bytes,
+    checkpoint_finding,
+    interruption_finding,
+    partition_finding,
+    place_finding,
+    time_finding,
+)
+from cluster.site import Need, Site, needed, variables
+from pipeline.cli import plan_facts
+from pipeline.cli.launch_site import load_site
+from pipeline.cli.recipe import Recipe, load_recipe, required
+from pipeline.errors import RunError, UsageError
+from pipeline.schedule import build_schedule
+from pipeline.stream import lanes_for
+from pipeline.train_config import TrainConfig
+
+REJECTED = 3
+WAITING = 3
+"""Checkpoints of a run on s3 that may lie in its scratch folder at a time."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how the run is to be, as the command line and the site say."""
+
+    cluster: ClusterFacts
+    device_bytes: int | None
+    """Of a GPU, or of a node without GPUs."""
+    step_s: float | None = None
+    site: Site | None = None
+    need: Need | None = None
+    brief: bool = False
+    """Whether memory is left out where that of the device is not known: counting takes seconds."""
+
+
+def run_plan(arguments: argparse.Namespace) -> int:
+    """`mcjepa plan`: 0, or 3 where the run would be refused."""
+    recipe, plain = load_recipe(arguments.recipe, arguments.overrides)
+    required(recipe.train, "train", recipe)
+    place = _place(arguments)
+    if arguments.measure is not None:
+        place = dataclasses.replace(place, step_s=_measure(plain, place, arguments.measure))
+    findings = preflight(recipe, place)
+    refused = errors_of(findings)
+    if arguments.json:
+        ranks = place.cluster.ranks
+        print(json.dumps({"ranks": ranks, "ok": not refused, "findings": [dataclasses.asdict(f) for f in findings]}))
+    else:
+        print("\n".join(table(findings)))
+        warnings = sum(finding.severity == "warning" for finding in findings)
+        print(f"\n{len(refused)} errors, {warnings} warnings: " + ("refused" if refused else "can be launched"))
+    return REJECTED if refused else 0
+
+
+def _place(arguments: argparse.Namespace) -> Place:
+    for name in ("nodes", "ranks"):
+        if getattr(arguments, name) < 0:
+            raise UsageError(f"--{name} {getattr(arguments, name)}, expected 1 or more; leave it out for the site's")
+    for name in ("step_s", "memory_gib"):
+        value = getattr(arguments, name)
+        if value is not None and value <= 0:
+            raise UsageError(f"--{name.replace('_', '-')} {value:g}, expected more than 0")
+    site = load_site(arguments.site) if arguments.site else None
+    need = needed(site, "train", arguments.nodes) if site else None
+    here = site is None or site.kind != "slurm"
+    nodes = arguments.nodes or (need.nodes if need else 1)
+    gpus = arguments.gpus_per_node
+    if gpus is None:
+        gpus = plan_facts.gpus_here() if here else need.gpus_per_node if need else 0
+    tasks = need.tasks_per_node if need else max(gpus, 1)
+    ranks = arguments.ranks or nodes * tasks
+    if arguments.memory_gib is not None:
+        memory: int | None = int(arguments.memory_gib * 2**30)
+    elif here:
+        memory = plan_facts.device_memory(gpus > 0)
+    else:
+        memory = _site_memory(need)
+    return Place(ClusterFacts(nodes, ranks, gpus), memory, arguments.step_s, site, need)
+
+
+def _site_memory(need: Need | None) -> int | None:
+    """Memory of a node where ranks compute on CPUs; a site file does not say that of a GPU."""
+    return int(need.memory_gb * 1e9) if need and need.memory_gb and not need.gpus_per_node else None
+
+
+def launch_findings(recipe: Recipe, site: Site, need: Need) -> list[Finding]:
+    """The preflight of a training job; what a rank's step holds is counted only where the memory is known."""
+    here = site.kind != "slurm"
+    memory = plan_facts.device_memory(need.gpus_per_node > 0) if here else _site_memory(need)
+    cluster = ClusterFacts(need.nodes, need.tasks, need.gpus_per_node)
+    return preflight(recipe, Place(cluster, memory, None, site, need, brief=True))
+
+
+def preflight(recipe: Recipe, place: Place) -> list[Finding]:
+    """Everything that can be said of a training run before it starts.
+
+    Args:
+        recipe: with a `train` part.
+        place: where it is to be.
+    """
+    config: TrainConfig = required(recipe.train, "train", recipe)
+    for name, value in (variables(place.site) if place.site else {}).items():
+        if name.startswith("AWS_"):
+            os.environ.setdefault(name, value)  # the site's endpoint and profile, for the looks below
+    batches = {"pairs": config.stream.pair_batch, "views": config.stream.view_batch}
+    lanes = {name: (batch, lanes_for(batch)) for name, batch in batches.items() if batch}
+    findings = world_findings(place.cluster, lanes, config.engine.accumulation_steps)
+    fits = not errors_of(findings)
+    if place.need and place.site and place.site.kind == "slurm":
+        known = plan_facts.known_partitions()
+        findings.append(partition_finding(place.need.partition, known, place.need.time_min, place.need.nodes))
+    streams, datasets = plan_facts.read_streams(config.stream, config.seed)
+    findings += datasets
+    findings += [found for stream in streams for found in stream_findings(stream, place.cluster)]
+    if streams:
+        findings += _reading(config, place, streams)
+    return findings + _run(recipe, config, place, streams, fits)
+
+
+def _reading(config: TrainConfig, place: Place, streams: list[StreamFacts]) -> list[Finding]:
+    folder = (place.site.shard_cache if place.site else "") or config.stream.store.cache_dir
+    cache = CacheFacts(folder, config.stream.store.cache_bytes)
+    rate = plan_facts.read_rate(config.stream)
+    return [
+        cache_finding(streams, place.cluster, cache),
+        read_finding(streams, place.cluster, place.step_s, rate),
+    ]
+
+
+def _run(recipe: Recipe, config: TrainConfig, place: Place, streams: list[StreamFacts], fits: bool) -> list[Finding]:
+    """Memory, places, time, checkpoints."""
+    from pipeline.cli.plan_step import model_size
+
+    size, findings = model_size(recipe.model), []
+    if fits and not (place.brief and place.device_bytes is None):
+        findings.append(_memory(recipe, config, place))
+    findings += _places(config, place, checkpoint_bytes(size.elements))
+    findings.append(plan_facts.tracking_finding(recipe.tracking.uri))
+    epoch = {stream.name: stream.steps_per_epoch for stream in streams}
+    steps_per_epoch = epoch.get("views") or epoch.get("pairs")
+    if not config.steps and not steps_per_epoch:
+        return findings  # the length is in epochs of a dataset that is not there
+    keep = config.checkpoint
+    steps = build_schedule(config, steps_per_epoch or 1).steps
+    for_good = steps // keep.keep_every_steps if keep.keep_every_steps else 0
+    run = RunFacts(
+        steps=steps,
+        every_steps=keep.every_steps,
+        kept=keep.keep_last + for_good + bool(keep.best_metric),
+        grace_s=place.site.save_s if place.site and place.site.kind == "slurm" else keep.grace_s,
+        elements=size.elements,
+        ranks=place.cluster.ranks,
+        nodes=place.cluster.nodes,
+        accelerators=place.cluster.nodes * place.cluster.gpus_per_node,
+        step_s=place.step_s,
+        time_limit_s=60.0 * place.need.time_min if place.need else None,
+    )
+    findings += [time_finding(run), interruption_finding(run)]
+    findings.append(checkpoint_finding(run, plan_facts.write_rate(config.run)))
+    return findings
+
+
+def _memory(recipe: Recipe, config: TrainConfig, place: Place) -> Finding:
+    from pipeline.cli.plan_step import model_size, step_memory
+
+    engine, cluster, parts = config.engine, place.cluster, config.engine.accumulation_steps
+    bucket, overlap = plan_facts.bucket_options(engine.options, engine.zero_stage)
+    facts = EngineFacts(
+        engine.zero_stage, engine.precision, cluster.ranks, cluster.gpus_per_node > 0, engine.offload, bucket, overlap
+    )
+    estimate = estimate_memory(model_size(recipe.model), step_memory(config, recipe.model, cluster.ranks), facts)
+    stream = config.stream
+    words = [
+        f"{batch // cluster.ranks // parts} {name}"
+        for name, batch in (("pairs", stream.pair_batch), ("views", stream.view_batch))
+        if batch
+    ]
+    kept = "activation checkpointing" if recipe.model.encoder.activation_checkpointing else "all activations kept"
+    alone = 1 if cluster.gpus_per_node else cluster.ranks_per_node
+    return memory_finding(estimate, facts, f"{' + '.join(words)} at a time, {kept}", place.device_bytes, alone)
+
+
+def _places(config: TrainConfig, place: Place, checkpoint: int) -> list[Finding]:
+    """The places that the run writes to."""
+    keep, remote = config.checkpoint, "://" in config.run and not config.run.startswith("file://")
+    most = (keep.keep_last + 1 + bool(keep.best_metric)) * checkpoint
+    looks = [plan_facts.look_at_place("run", config.run, 0 if remote else most)]
+    if remote:
+        scratch = keep.scratch or tempfile.gettempdir()
+        looks.append(plan_facts.look_at_place("scratch", scratch, WAITING * checkpoint))
+    cache = config.stream.store.cache_dir
+    if cache and (place.site is None or place.site.kind != "slurm"):  # of a cluster, it is on the nodes
+        looks.append(plan_facts.look_at_place("cache", cache, config.stream.store.cache_bytes))
+    return [place_finding(look) for look in looks]
+
+
+def _measure(plain: Mapping[str, Any], place: Place, steps: int) -> float:
+    """Seconds a step, from some real steps of the recipe on this machine.
+
+    Raises:
+        UsageError: the run is not to be on one machine such as this.
+        RunError: the steps failed.
+    """
+    from cluster.local import run_ranks
+    from pipeline.cli.short_run import write_short_recipe
+    from pipeline.meters import read_records
+    from pipeline.tracking import quiet_environment
+
+    if place.cluster.nodes > 1 or (place.site and place.site.kind == "slurm"):
+        raise UsageError("--measure takes steps on this machine, and the run is for another; give --step-s S instead")
+    if steps < 2:
+        raise UsageError(f"--measure {steps}, expected at least 2 steps: the first one is slower than the others")
+    with tempfile.TemporaryDirectory(prefix="mcjepa-measure-") as folder:
+        recipe = write_short_recipe(plain, Path(folder), steps, steps)
+        words = [sys.executable, "-m", "pipeline.cli", "train", str(recipe), "--json"]
+        log = Path(folder) / "train.log"
+        code = run_ranks(words, place.cluster.ranks, environment=quiet_environment(), logs=lambda rank: log)
+        if code:
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise RunError(f"--measure: training {steps} steps here ended with {code}: {(lines or [''])[-1]}")
+        records = read_records(Path(folder) / "run" / "logs" / "metrics.jsonl")
+    return statistics.median(record["seconds_per_step"] for record in records[1:])

@@ -1,0 +1,159 @@
+"""`mcjepa launch` without Slurm: dry runs, sweeps, jobs in the background and in the terminal."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow.tracking import MlflowClient
+
+from cluster.job import After, Element, Job
+from cluster.restarts import JobState
+from cluster.site import Resources, Site, needed
+from cluster.status import cancel, read_status
+from cluster.submit import submit
+from pipeline.cli.launch_sweep import sweep_runs
+from pipeline.cli.main import main
+from pipeline.errors import UsageError
+from tests.cluster.launch_recipe import launch, losses
+from tests.cluster.stage_program import PROGRESS, write_program
+from tests.pipeline.small_recipe import write_small_recipe
+from tests.processes import wait_until_ended
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    return write_small_recipe(tmp_path)
+
+
+def test_a_dry_run_prints_the_script_and_writes_nothing(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(recipe.parent.rglob("*"))
+    assert main(["launch", "train", str(recipe), "--site", "slurm", "--nodes", "2", "--dry-run"]) == 0
+    script = capsys.readouterr().out
+    assert (
+        script.startswith("#!/bin/bash")
+        and "#SBATCH --nodes=2" in script
+        and sorted(recipe.parent.rglob("*")) == before
+    )
+    assert main(["launch", "train", str(recipe), "--site", "slurm", "--dry-run", "--json"]) == 0
+    command = json.loads(capsys.readouterr().out)["commands"][0]
+    assert "train.checkpoint.grace_s=110" in command and f"train.run={recipe.parent}/run" in command
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--site", "nowhere"], "no site 'nowhere'"),
+        (["train", "--site", "slurm", "--nodes", "3"], "world size 3 does not divide"),
+        (["train", "--site", "local", "--nodes", "2"], "2 nodes asked of a local site, which has one"),
+        (["prep", "--site", "slurm", "sweep={train.seed: [1, 2]}"], "launch prep of a recipe with a sweep"),
+        (
+            ["train", "--site", "slurm", "--with-eval", "any", "sweep={train.seed: [1, 2]}"],
+            "--with-eval with a sweep of 2",
+        ),
+        (["train", "--site", "slurm", "sweep={train.seed: []}"], "no values of train.seed"),
+        (["status"], "nothing was launched for"),
+    ],
+)
+def test_what_cannot_be_launched_is_one_clear_error(
+    recipe: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["launch", words[0], str(recipe), *words[1:]]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_without_slurm_here_the_way_out_is_named(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert main(["launch", "train", str(recipe), "--site", "slurm"]) == 2
+    assert "no sbatch and srun on the PATH" in capsys.readouterr().err
+
+
+def test_every_combination_of_a_sweep_is_a_run_of_its_own() -> None:
+    runs = sweep_runs({"train.optimizer.encoder_lr": [1e-4, 3e-4], "train.seed": [1, 2]}, "s3://b/run/")
+    assert [run.name for run in runs] == [f"encoder_lr={lr},seed={s}" for lr in (1e-4, 3e-4) for s in (1, 2)]
+    assert runs[3].overrides == (
+        "train.optimizer.encoder_lr=0.0003", "train.seed=2", "sweep=null", "train.run=s3://b/run/sweep-003",
+    )  # fmt: skip
+    with pytest.raises(UsageError, match=r"1000000 runs, expected lists of values and at most 1000"):
+        sweep_runs({"a": list(range(1000)), "b": list(range(1000))}, "r")
+
+
+def test_a_recipe_with_a_sweep_is_not_trained_as_one_run(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(recipe), "sweep={train.seed: [1]}"]) == 2
+    assert "has a sweep over train.seed, expected one run" in capsys.readouterr().err
+
+
+def background_job(folder: Path, after: After | None = None) -> Job:
+    """Two ranks of the small program in the background of this machine."""
+    write_program(folder)
+    (folder / "jobs").mkdir()
+    (folder / "jobs" / "recipe.yaml").write_text("base: quickstart\n")
+    site = Site(kind="local", default=Resources(tasks_per_node=2), grace_s=20)
+    element = Element("one", (str(folder / "program.py"), str(folder), "wait"), ("-c", PROGRESS, str(folder)))
+    return Job("train", "test", "a test", folder / "jobs", (element,), site, needed(site, "train"), after)
+
+
+def ranks_of(folder: Path, start: int) -> list[psutil.Process]:
+    """The programs of the n-th start, when they run."""
+    places, deadline = [folder / f"started-{rank}-{start}" for rank in (0, 1)], time.monotonic() + 60
+    while not all(place.exists() and place.read_text() for place in places):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return [psutil.Process(int(place.read_text().split()[0])) for place in places]
+
+
+def wait_ended(folder: Path) -> str:
+    deadline = time.monotonic() + 60
+    while (status := read_status(folder)[0]).active:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return status.state
+
+
+@pytest.mark.slow
+def test_a_job_in_the_background_is_cancelled_and_resumed_by_the_command_line(tmp_path: Path) -> None:
+    job = background_job(tmp_path)
+    submit(job)
+    running = ranks_of(tmp_path, 0)
+    launch("resume", str(job.folder), code=2)  # it is active
+    assert "RUNNING" in launch("status", str(job.folder))
+    assert "cancelled" in launch("cancel", str(job.folder))
+    assert wait_until_ended(running, 5) == [] and (tmp_path / "saved").exists()
+    launch("resume", str(job.folder))
+    assert wait_ended(job.folder) == "COMPLETED"
+    assert "_0_log.out <==" in launch("logs", str(job.folder))
+
+
+@pytest.mark.slow
+def test_a_dead_rank_in_the_background_starts_all_again_and_what_follows_waits(tmp_path: Path) -> None:
+    first = background_job(tmp_path / "first")
+    ids = submit(first).ids
+    follower = background_job(tmp_path / "then", After("ok", first.folder, ids[0]))
+    submit(follower)
+    ranks_of(tmp_path / "first", 0)[1].kill()
+    assert wait_ended(first.folder) == "COMPLETED"
+    ends = [start["end"] for start in JobState(first.folder, ids[0]).starts]
+    assert [(end["code"], end["verdict"]) for end in ends] == [(-9, "requeue"), (0, "done")]
+    ranks_of(tmp_path / "then", 0)
+    assert cancel(follower.folder)
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.timeout(600)
+def test_a_sweeps_runs_are_children_of_one_mlflow_run(recipe: Path, tmp_path: Path) -> None:
+    said = launch("train", str(recipe), "--site", "debug", "train.steps=2", "sweep={train.seed: [1, 2]}")
+    assert "trained 2 steps" in said
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    parent = [r.info.run_id for r in runs if r.data.tags["mcjepa.stage"] == "sweep"]
+    children = [r for r in runs if r.data.tags["mcjepa.stage"] == "train"]
+    assert len(parent) == 1 and {r.data.tags["mlflow.parentRunId"] for r in children} == set(parent)
+    assert sorted(r.data.params["train.seed"] for r in children) == ["1", "2"]
+    assert losses(tmp_path / "run" / "sweep-000") != losses(tmp_path / "run" / "sweep-001")

@@ -1,0 +1,118 @@
+"""`mcjepa plan` as a user meets it, and the preflight of `mcjepa launch train`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cli.main import main
+from pipeline.cli.plan_facts import look_at_place, tracking_finding, write_rate
+from tests.pipeline.small_recipe import write_small_recipe
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_recipe(tmp_path_factory.mktemp("plan"))
+
+
+def plan(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, list[dict[str, Any]]]]:
+    """Exit code and findings by topic."""
+    code = main(["plan", *words, "--json"])
+    findings: dict[str, list[dict[str, Any]]] = {}
+    for finding in json.loads(capsys.readouterr().out)["findings"]:
+        findings.setdefault(finding["topic"], []).append(finding)
+    return code, findings
+
+
+def errors(findings: dict[str, list[dict[str, Any]]]) -> set[str]:
+    return {topic for topic, each in findings.items() for finding in each if finding["severity"] == "error"}
+
+
+def test_a_run_that_fits_is_passed_with_its_hours_and_bytes(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(recipe.parent.rglob("*"))
+    code, findings = plan(capsys, str(recipe), "--ranks", "2", "--step-s", "0.5", "train.steps=7200")
+    assert code == 0 and errors(findings) == set()
+    assert "7200 steps of 0.5 s: 1.0 h, 2.0 rank-hours" in findings["time"][0]["found"]
+    assert "a killed rank or node costs at most 2 steps" in findings["interruption"][0]["found"]
+    assert "26 samples in 3 shards" in findings["epoch"][0]["found"]
+    assert findings["reading"][0]["severity"] == findings["memory"][0]["severity"] == "ok"
+    assert sorted(recipe.parent.rglob("*")) == before  # nothing stays written
+
+
+def test_the_table_ends_with_the_verdict(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(recipe), "--ranks", "3"]) == 3
+    out = capsys.readouterr().out
+    assert "ERROR   world size" in out and "divides 4 lanes: 1, 2, 4" in out
+    assert out.strip().splitlines()[-1].endswith("refused")
+
+
+def test_every_thing_that_cannot_work_is_refused_at_once(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    code, findings = plan(
+        capsys, str(recipe), "--memory-gib", "0.1", f"train.run={tmp_path}/file/run",
+        "train.stream.views=[{location: /nowhere}]", "train.checkpoint.grace_s=0.0",
+    )  # fmt: skip
+    assert code == 3 and errors(findings) >= {"memory", "run", "dataset"}
+    assert "/nowhere/manifest.json is not there" in findings["dataset"][1]["found"]
+    assert "is a file" in findings["run"][0]["found"]
+    assert main(["plan", str(recipe), "train.stream.pair_batch=6", "train.stream.view_batch=6", "--ranks", "4"]) == 3
+
+
+def test_wrong_words_are_usage_errors(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(recipe), "train.stepz=3"]) == 2
+    assert "did you mean 'train.steps'" in capsys.readouterr().err
+    assert main(["plan", str(recipe), "--site", "nowhere"]) == 2
+    assert main(["plan", str(recipe), "--step-s", "-1"]) == 2
+    assert main(["plan", str(recipe), "--nodes", "2", "--measure"]) == 2
+    assert "--step-s" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_measuring_takes_real_steps_and_leaves_nothing(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    code, findings = plan(capsys, str(recipe), "--measure", "3")
+    assert code == 0 and findings["time"][0]["severity"] == "ok" and "4 steps of" in findings["time"][0]["found"]
+    assert not list(tmp_path.glob("mcjepa-measure-*")) and not (recipe.parent / "run").exists()
+
+
+def test_a_launch_is_refused_with_all_errors_but_a_dry_run_shows_them(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["launch", "train", str(recipe), "--site", "local", f"train.run={tmp_path}/run"]
+    absent = "train.stream.pairs=[{location: /nowhere}]"
+    assert main([*words, absent]) == 3
+    assert "not launched" in (said := capsys.readouterr().err) and "/nowhere" in said
+    assert not (tmp_path / "run").exists()
+    assert main([*words, absent, "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert "error: dataset" in shown.err and "train" in shown.out
+
+
+def test_places_are_tried_and_left_as_they_were(tmp_path: Path) -> None:
+    place = look_at_place("run", str(tmp_path / "not" / "there"), 5)
+    assert not place.problem and place.free_bytes and place.needed_bytes == 5
+    assert not (tmp_path / "not").exists() and list(tmp_path.iterdir()) == []
+    rate = write_rate(str(tmp_path))
+    assert rate and rate > 0 and list(tmp_path.iterdir()) == []
+
+
+def test_a_bucket_is_tried_by_an_object_that_is_removed_again(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from data_prep.storage import open_store
+
+    assert look_at_place("run", s3).problem == ""
+    assert list(open_store(s3).list("")) == []
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    assert "cannot be written" in look_at_place("run", s3.replace("prefix", "other")).problem
+
+
+def test_mlflow_that_is_away_is_a_warning_because_training_goes_on() -> None:
+    finding = tracking_finding("http://127.0.0.1:9")
+    assert finding.severity == "warning" and "RUN/spool" in finding.expected

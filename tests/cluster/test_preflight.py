@@ -1,0 +1,154 @@
+"""Judging a run before it is queued: each finding at its edge."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cluster.preflight.data import (
+    CacheFacts,
+    ClusterFacts,
+    StreamFacts,
+    cache_finding,
+    node_bytes,
+    read_finding,
+    stream_findings,
+    world_findings,
+)
+from cluster.preflight.findings import Finding, errors_of, table
+from cluster.preflight.memory import EngineFacts, ModelSize, StepMemory, estimate_memory, memory_finding
+from cluster.preflight.run import (
+    Place,
+    RunFacts,
+    checkpoint_finding,
+    interruption_finding,
+    partition_finding,
+    place_finding,
+    time_finding,
+)
+from pipeline.stream import SampleOrder, SourceCounts
+
+VIEWS = StreamFacts(
+    name="views", datasets=1, samples=1000, shards=10, bytes=10 << 30, batch=32, lanes=32, steps_per_epoch=31,
+    tail=8, passes=1, remote=True,
+)  # fmt: skip
+RUN = RunFacts(
+    steps=1000, every_steps=100, kept=2, grace_s=60.0, elements=10**8, ranks=8, nodes=1, accelerators=8, step_s=0.5
+)
+MODEL, NOTHING = ModelSize((10**7, 1000), 0), StepMemory(0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(("ranks", "fits"), [(1, True), (8, True), (6, False), (16, False)])
+def test_ranks_must_divide_the_lanes_of_both_streams(ranks: int, fits: bool) -> None:
+    findings = world_findings(ClusterFacts(1, ranks, 8), {"pairs": (8, 8), "views": (384, 64)}, 1)
+    assert (errors_of(findings) == []) == fits
+    if not fits:
+        assert findings[0].expected == "a number of ranks that divides 8 lanes: 1, 2, 4, 8"
+
+
+def test_micro_batches_must_divide_a_ranks_share() -> None:
+    (error,) = errors_of(world_findings(ClusterFacts(1, 2, 0), {"pairs": (8, 8)}, 3))
+    assert error.topic == "batch" and error.expected == "a divisor of 4"
+
+
+def test_data_that_fill_no_batch_are_a_warning() -> None:
+    (finding,) = stream_findings(replace(VIEWS, passes=4, remote=False), ClusterFacts(1, 1, 0))
+    assert finding.severity == "warning" and "4 times in a batch" in finding.found
+
+
+@pytest.mark.parametrize(("shards", "nodes"), [(100, 4), (64, 8), (1000, 2), (7, 4)])
+def test_a_nodes_bytes_are_enough_for_what_the_order_reads_there(shards: int, nodes: int) -> None:
+    """Against the real order: which shards do a node's ranks touch in an epoch."""
+    counts = np.full(shards, 50)
+    order = SampleOrder([SourceCounts(tuple(counts.tolist()))], batch=16, window=64, seed=5)
+    ranks, ends = 2 * nodes, np.cumsum(counts)
+    touched = set()
+    for rank in (0, 1):  # those of the first node
+        for step in range(order.steps_per_epoch):
+            epoch, ids = order.step_samples(step, rank=rank, world_size=min(ranks, order.lanes))
+            touched |= set(np.searchsorted(ends, order.sample_indexes(epoch, ids), side="right").tolist())
+    stream = replace(VIEWS, shards=shards, bytes=shards * 1000, lanes=order.lanes, batch=16)
+    expected = node_bytes(stream, ClusterFacts(nodes, min(ranks, order.lanes), 0))
+    assert len(touched) * 1000 <= expected <= 1000 * (len(touched) + 4 * order.lanes)
+
+
+def test_a_cache_that_is_absent_or_too_small_is_a_warning_that_says_how_much() -> None:
+    cluster = ClusterFacts(2, 16, 8)
+    assert cache_finding([VIEWS], cluster, CacheFacts("", 0)).severity == "warning"
+    small = cache_finding([VIEWS], cluster, CacheFacts("/ssd", 1 << 30))
+    assert small.severity == "warning" and "cache_gib=10" in small.fix
+    assert cache_finding([VIEWS], cluster, CacheFacts("/ssd", 10 << 30)).severity == "ok"
+    assert cache_finding([replace(VIEWS, remote=False)], cluster, CacheFacts("", 0)).severity == "ok"
+
+
+def test_a_store_slower_than_the_steps_is_a_warning() -> None:
+    cluster = ClusterFacts(1, 8, 8)
+    needed = 32 * (10 << 30) / 1000  # bytes a step
+    assert read_finding([VIEWS], cluster, 1.0, needed * 1.1).severity == "ok"
+    slow = read_finding([VIEWS], cluster, 1.0, needed / 2)
+    assert slow.severity == "warning" and "2 s a step" in slow.fix
+    assert read_finding([VIEWS], cluster, None, 1.0).severity == "warning"
+
+
+def test_zero_stages_cut_what_they_say() -> None:
+    eight = [estimate_memory(MODEL, NOTHING, EngineFacts(s, "fp32", 8, True, bucket_elements=1)) for s in range(4)]  # type: ignore[arg-type]
+    n = MODEL.elements
+    assert [e.optimizer for e in eight] == [8 * n, n, n, n]
+    assert eight[0].total == 4 * n + 8 * n + 8 * n
+    assert eight[2].total < eight[1].total < eight[0].total
+    whole_bucket = estimate_memory(MODEL, NOTHING, EngineFacts(2, "fp32", 8, True))
+    assert whole_bucket.total - eight[2].total == 4 * (500_000_000 - 1)
+    half = estimate_memory(MODEL, NOTHING, EngineFacts(2, "fp16", 8, True, bucket_elements=1))
+    assert half.parameters == 2 * n + 4 * (n // 8)
+
+
+def test_too_little_memory_is_refused_with_what_would_help() -> None:
+    step = StepMemory(30 << 30, 30 << 30, 30 << 30, 0)
+    engine = EngineFacts(2, "bf16", 8, True)
+    finding = memory_finding(estimate_memory(MODEL, step, engine), engine, "48 views", 24 << 30, 1)
+    assert finding.severity == "error" and "activation_checkpointing" in finding.fix
+    bucket = memory_finding(estimate_memory(MODEL, NOTHING, engine), engine, "1 view", 2 << 30, 1)
+    assert bucket.severity == "error" and "reduce_bucket_size" in bucket.fix
+    assert memory_finding(estimate_memory(MODEL, step, engine), engine, "", 80 << 30, 1).severity == "ok"
+    assert memory_finding(estimate_memory(MODEL, step, engine), engine, "", None, 1).severity == "warning"
+
+
+def test_ranks_of_a_node_without_gpus_share_its_memory() -> None:
+    engine = EngineFacts(0, "fp32", 4, False)
+    estimate = estimate_memory(MODEL, NOTHING, engine)
+    assert memory_finding(estimate, engine, "", 1 << 30, 1).severity == "ok"
+    assert memory_finding(estimate, engine, "", 1 << 30, 4).severity == "error"
+
+
+def test_a_checkpoint_that_takes_longer_than_the_grace_time_is_refused() -> None:
+    assert checkpoint_finding(RUN, 100e6).severity == "ok"  # 0.55 GB by rank 0
+    slow = checkpoint_finding(RUN, 5e6)
+    assert slow.severity == "error" and "grace_s" in slow.fix
+    assert checkpoint_finding(RUN, None).severity == "ok"
+
+
+def test_time_and_loss_are_said_or_said_to_be_unknown() -> None:
+    assert "8.3 min" not in time_finding(RUN).found and "1.1 GPU-hours" in time_finding(RUN).found
+    assert "3 time limit(s)" in time_finding(replace(RUN, time_limit_s=200.0)).found
+    assert time_finding(replace(RUN, step_s=None)).severity == "warning"
+    assert "100 steps, 50 s" in interruption_finding(RUN).found
+    assert interruption_finding(replace(RUN, step_s=60.0)).severity == "warning"
+
+
+def test_places_without_room_and_partitions_that_are_not_there_are_refused() -> None:
+    assert place_finding(Place("run", "/run", 10, "", 5)).severity == "ok"
+    assert place_finding(Place("run", "/run", 10, "", 11)).severity == "error"
+    assert place_finding(Place("run", "s3://b/p", None, "cannot be written: denied")).severity == "error"
+    known = {"gpu": "time limit 1-00:00:00, 4 nodes"}
+    assert partition_finding("gpu", known, 60, 1).severity == "ok"
+    assert partition_finding(None, known, 60, 1).severity == "ok"
+    assert partition_finding("gup", known, 60, 1).expected == "one of gpu"
+    assert partition_finding("gpu", None, 60, 1).severity == "warning"
+
+
+def test_the_table_names_every_finding_and_wraps_at_its_column() -> None:
+    lines = table([Finding("memory", "ok", "word " * 60), Finding("lanes", "error", "6", "8", "start 8")])
+    assert lines[0].startswith("ok      memory          word") and all(len(line) <= 116 for line in lines)
+    assert lines[-1].strip() == "expected 8; start 8" and lines[-1].index("expected") == lines[0].index("word")

@@ -1,0 +1,126 @@
+"""Sites: typos and secrets are refused, what a stage needs is filled in, and scripts hold what a site says."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.job import After, Element, Job
+from cluster.script import lines_before, slurm_parameters
+from cluster.site import STAGES, Resources, Site, needed, variables
+from cluster.submit import job_script
+from pipeline.cli.launch_site import load_site
+from pipeline.config import shipped_recipes
+from pipeline.errors import UsageError
+
+ENVIRONMENT = {"HOME": "/home/a b", "PATH": "/bin", "AWS_SECRET_ACCESS_KEY": "canary", "RAY_AUTH_TOKEN": "canary"}
+
+
+def write(path: Path, **content: object) -> str:
+    path.write_text(yaml.safe_dump({"kind": "slurm", **content}))
+    return str(path)
+
+
+def job_on(site: Site, elements: int = 1, after: After | None = None, nodes: int = 2) -> Job:
+    found = tuple(Element(f"e{n}", ("-m", "x", str(n))) for n in range(elements))
+    return Job(
+        "train",
+        "mcjepa-train-x",
+        "mcjepa train RUN",
+        Path("/jobs/x y"),
+        found,
+        site,
+        needed(site, "train", nodes),
+        after,
+    )
+
+
+def test_shipped_sites_are_valid_and_are_no_recipes() -> None:
+    kinds = {name: load_site(name).kind for name in ("local", "debug", "slurm")}
+    assert kinds == {"local": "local", "debug": "debug", "slurm": "slurm"}
+    assert not [name for name in shipped_recipes() if name.startswith("site")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"partition": "gpu"}, "unknown key 'partition'"),
+        ({"default": {"partion": "gpu"}}, "did you mean 'default.partition'"),
+        ({"default": {"nodes": 0}}, "nodes is 0, expected at least 1"),
+        ({"kind": "slrum"}, "'local', 'debug' or 'slurm'"),
+        ({"grace_s": 5}, "grace_s is 5, expected more than 10"),
+        ({"environment": {"AWS_SECRET_ACCESS_KEY": "x"}}, "looks like a secret.*s3_profile"),
+        ({"inherit": ["MLFLOW_TRACKING_PASSWORD"]}, "looks like a secret"),
+        ({"environment": {"A B": "x"}}, "no name of a variable"),
+    ],
+)
+def test_a_wrong_site_file_is_one_clear_error(tmp_path: Path, content: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_site(write(tmp_path / "site.yaml", **content))
+
+
+def test_an_unknown_site_names_those_that_ship() -> None:
+    for name in ("nowhere", "../quickstart", "site/local"):
+        with pytest.raises(UsageError, match=r"debug, local, slurm"):
+            load_site(name)
+
+
+def test_a_stage_asks_for_its_own_before_the_default_and_ranks_are_one_a_gpu() -> None:
+    site = Site(
+        kind="slurm",
+        default=Resources(partition="gpu", nodes=3, gpus_per_node=8, options={"a": 1}),
+        prep=Resources(partition="cpu", gpus_per_node=0, options={"b": True}),
+    )
+    prep, train, evaluation = (needed(site, stage) for stage in STAGES)
+    assert (train.tasks, train.partition, train.time_min) == (24, "gpu", 60)
+    assert (prep.tasks, prep.partition, prep.gpus_per_node, prep.options) == (3, "cpu", 0, {"a": 1, "b": True})
+    assert (evaluation.nodes, evaluation.tasks, evaluation.gpus_per_node) == (1, 1, 8)
+    assert needed(site, "train", nodes=5).nodes == 5
+
+
+def test_the_script_is_bash_and_holds_the_site_but_no_other_variable_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    site = Site(
+        kind="slurm",
+        default=Resources(account="lab", qos="high", memory_gb=0.5, exclusive=True, options={"reservation": "night"}),
+        modules=("cuda/12.4",),
+        setup=("ulimit -n 4096",),
+        container=("apptainer", "exec", "/images/x y.sif"),
+        python="/opt/python",
+        s3_profile="shards",
+        interface="ib0",
+        scratch="/local",
+    )
+    script = job_script(job_on(site))
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    for line in (
+        "#SBATCH --account=lab", "#SBATCH --mem=512M", "#SBATCH --exclusive", "#SBATCH --reservation=night",
+        "#SBATCH --nodes=2", "#SBATCH --export=NIL", "#SBATCH --requeue", "#SBATCH --comment='mcjepa train RUN'",
+        "export AWS_PROFILE=shards", "export NCCL_SOCKET_IFNAME=ib0", "export TMPDIR=/local", "module load cuda/12.4",
+        "ulimit -n 4096", "export HOME='/home/a b'",
+    ):  # fmt: skip
+        assert line in script.splitlines()
+    assert "apptainer exec '/images/x y.sif' /opt/python -u -m submitit.core._submit '/jobs/x y'" in script
+    assert "--kill-on-bad-exit=1" in script and "canary" not in script
+
+
+def test_several_elements_are_an_array_and_a_job_may_wait_for_another() -> None:
+    site = Site(kind="slurm")
+    assert "#SBATCH --array=0-2%3" in job_script(job_on(site, elements=3))
+    waiting = job_script(job_on(site, after=After("ok", Path("/jobs/y"), "17")))
+    assert "#SBATCH --dependency=afterok:17" in waiting and "#SBATCH --kill-on-invalid-dep=yes" in waiting
+    assert "dependency" not in slurm_parameters(job_on(site), {})
+
+
+def test_the_environment_of_a_script_comes_before_modules_and_setup() -> None:
+    site = Site(kind="slurm", modules=("m",), setup=("source secrets",), environment={"A": "1"})
+    lines = lines_before(job_on(site), {"HOME": "/h", "OTHER": "x"})
+    order = [
+        next(n for n, line in enumerate(lines) if word in line) for word in ("HOME", "A=1", "module", "source", "begin")
+    ]
+    assert order == sorted(order) and not any("OTHER" in line for line in lines)
+    assert variables(site) == {"A": "1"}

@@ -1,0 +1,191 @@
+"""Jobs on a real Slurm: signals, restarts, dead ranks and cancelling, with a small program in place of a stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.job import Element, Job, Record
+from cluster.restarts import JobState
+from cluster.site import Resources, RestartConfig, Site, needed
+from cluster.status import cancel, log_files, read_status
+from cluster.submit import job_script, submit
+from tests.cluster.stage_program import PROGRESS, write_program
+from tests.processes import wait_until_ended
+from tests.servers.slurm import SlurmCluster
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+def make_job(folder: Path, behaviour: str, **site: object) -> Job:
+    """Two nodes, a rank each."""
+    write_program(folder)
+    settings: dict[str, object] = {"default": Resources(nodes=2, time_min=5), "grace_s": 25, **site}
+    place = Site(kind="slurm", restarts=RestartConfig(without_progress=1), **settings)  # type: ignore[arg-type]
+    element = Element(
+        "one", (str(folder / "program.py"), str(folder), behaviour), progress=("-c", PROGRESS, str(folder))
+    )
+    return Job("train", "test", "a test", folder / "jobs", (element,), place, needed(place, "train"))
+
+
+def wait_started(job: Job, start: int = 0) -> list[psutil.Process]:
+    """The programs of both ranks, when they run for the n-th time."""
+    folder = job.folder.parent
+    places = [folder / f"started-{rank}-{start}" for rank in (0, 1)]
+    deadline = time.monotonic() + 60
+    while not all(place.exists() and place.read_text() for place in places):
+        assert time.monotonic() < deadline, read_status(job.folder)
+        time.sleep(0.05)
+    return [psutil.Process(int(place.read_text().split()[0])) for place in places]
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job that was submitted."""
+
+    job: Job
+    record: Record
+
+    @property
+    def folder(self) -> Path:
+        return self.job.folder.parent
+
+    def state(self, slurm: SlurmCluster) -> str:
+        """How it ended."""
+        return slurm.wait_state(self.record.ids[0], "COMPLETED", "FAILED", "TIMEOUT")
+
+    def verdicts(self) -> list[str]:
+        """That of every start."""
+        starts = JobState(self.job.folder, self.record.ids[0]).starts
+        return [start["end"]["verdict"] for start in starts if "end" in start]
+
+
+def submitted(folder: Path, behaviour: str, **site: object) -> Submitted:
+    job = make_job(folder, behaviour, **site)
+    return Submitted(job, submit(job))
+
+
+@pytest.fixture(scope="module")
+def crowd(slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Submitted]]:
+    """Jobs that need nobody's hand, side by side: most of their time they wait for Slurm."""
+    root = tmp_path_factory.mktemp("crowd")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**slurm_cluster.variables, "PYTHONPATH": str(REPOSITORY)}.items():
+            patch.setenv(name, value)
+        minute = Resources(nodes=2, time_min=1)
+        found = {"limit": submitted(root / "limit", "wait", default=minute)}
+        found |= {behaviour: submitted(root / behaviour, behaviour) for behaviour in ("finish", "fail", "usage")}
+        one, other = make_job(root / "one", "finish"), make_job(root / "other", "once")
+        both = dataclasses.replace(one, elements=one.elements + other.elements, folder=root / "both" / "jobs")
+        found["array"] = Submitted(both, submit(both))
+        yield found
+
+
+def test_two_nodes_meet_at_the_first_ones_port_and_each_rank_has_a_log(
+    slurm: SlurmCluster, crowd: dict[str, Submitted]
+) -> None:
+    it = crowd["finish"]
+    assert it.state(slurm) == "COMPLETED" and it.verdicts() == ["done"]
+    worlds = [(it.folder / f"started-{rank}-0").read_text().split()[1:] for rank in (0, 1)]
+    assert worlds[0] == worlds[1] and worlds[0][0] == "node1"
+    job = it.record.ids[0]
+    assert [path.name for path in log_files(it.job.folder)] == [f"{job}_{rank}_log.out" for rank in (0, 1)]
+
+
+def test_what_a_dry_run_prints_is_what_sbatch_got(slurm: SlurmCluster, crowd: dict[str, Submitted]) -> None:
+    for name in ("finish", "array"):
+        it = crowd[name]
+        written = (it.job.folder / f"{it.record.ids[0].split('_')[0]}_submission.sh").read_text()
+        assert [line for line in written.splitlines() if line] == [s for s in job_script(it.job).splitlines() if s]
+
+
+def test_one_dead_rank_ends_all_and_starts_without_progress_are_limited(
+    slurm: SlurmCluster, crowd: dict[str, Submitted]
+) -> None:
+    it = crowd["fail"]
+    assert it.state(slurm) == "FAILED" and it.verdicts() == ["requeue", "requeue"]
+    assert "2 starts in a row brought no newer checkpoint" in log_files(it.job.folder, 0)[0].read_text()
+    ends = [start["end"]["at"] - start["at"] for start in JobState(it.job.folder, it.record.ids[0]).starts]
+    assert max(ends) < 30  # the other rank would wait for two minutes
+
+
+def test_settings_that_cannot_be_run_are_not_tried_again(slurm: SlurmCluster, crowd: dict[str, Submitted]) -> None:
+    assert crowd["usage"].state(slurm) == "FAILED" and crowd["usage"].verdicts() == ["failed"]
+
+
+def test_an_element_of_an_array_is_queued_again_alone(slurm: SlurmCluster, crowd: dict[str, Submitted]) -> None:
+    it = crowd["array"]
+    assert [job.rsplit("_", 1)[1] for job in it.record.ids] == ["0", "1"]
+    for job in it.record.ids:
+        assert slurm.wait_state(job, "COMPLETED", "FAILED") == "COMPLETED"
+    found = [(status.state, status.starts) for status in read_status(it.job.folder)]
+    assert found == [("COMPLETED", 1), ("COMPLETED", 2)]
+
+
+def test_a_job_at_its_time_limit_saves_and_comes_back_by_itself(
+    slurm: SlurmCluster, crowd: dict[str, Submitted]
+) -> None:
+    it = crowd["limit"]
+    assert it.state(slurm) == "COMPLETED" and it.verdicts() == ["requeue", "done"]
+    assert (it.folder / "saved").read_text() == "1"
+
+
+def test_a_pre_empted_job_saves_and_comes_back_by_itself(slurm: SlurmCluster, tmp_path: Path) -> None:
+    slurm.wait_idle()
+    it = submitted(tmp_path, "wait")
+    running = wait_started(it.job)
+    words = ["sbatch", "--parsable", "-p", "urgent", "-N", "2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"]
+    urgent = slurm.run(*words)
+    assert it.state(slurm) == "COMPLETED" and it.verdicts() == ["requeue", "done"]
+    assert slurm.state(urgent) == "COMPLETED" and wait_until_ended(running, 5) == []
+    assert (tmp_path / "saved").read_text() == "1"
+
+
+def test_a_cancelled_job_leaves_nothing_and_does_not_come_back(slurm: SlurmCluster, tmp_path: Path) -> None:
+    slurm.wait_idle()
+    it = submitted(tmp_path, "wait")
+    running = wait_started(it.job)
+    assert cancel(it.job.folder) == it.record.ids
+    assert wait_until_ended(running, 10) == [] and (tmp_path / "saved").exists()
+    time.sleep(7)  # as long as a job that is queued again would wait
+    assert read_status(it.job.folder)[0].state == "CANCELLED"
+    assert wait_until_ended(slurm.processes(), 10) == []
+
+
+def test_kill_9_of_what_watches_over_a_rank_ends_the_rank_too(slurm: SlurmCluster, tmp_path: Path) -> None:
+    it = submitted(tmp_path, "wait")
+    running = wait_started(it.job)
+    parent = running[1].parent()
+    assert parent is not None and "submitit.core._submit" in parent.cmdline()
+    parent.kill()
+    assert wait_until_ended(running, 20) == []
+    assert it.state(slurm) == "COMPLETED" and it.verdicts() == ["requeue", "done"]
+
+
+def test_a_cancelled_ray_cluster_leaves_no_process_port_or_folder(slurm: SlurmCluster, tmp_path: Path) -> None:
+    slurm.wait_idle()
+    train = make_job(tmp_path, "alone")
+    job = dataclasses.replace(train, stage="prep", need=needed(train.site, "prep"))
+    record = submit(job)
+    deadline = time.monotonic() + 150
+    while not (tmp_path / "on-ray").exists():
+        assert time.monotonic() < deadline and read_status(job.folder)[0].active, slurm.run("squeue", "--states=all")
+        time.sleep(0.1)
+    host, port = (tmp_path / "on-ray").read_text().rsplit(":", 1)
+    running = slurm.processes()
+    assert sum("raylet" in process.name() for process in running) == 2
+    with socket.create_connection((host, int(port)), timeout=5):
+        pass
+    assert cancel(job.folder) == record.ids
+    assert wait_until_ended(running, 15) == []
+    assert not list(Path("/tmp").glob(f"mcjepa-ray-{record.ids[0]}-*"))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)), timeout=5)
