@@ -77,7 +77,11 @@ def _lines(labels: list[str], compared: tuple[ComparedScore, ...]) -> list[str]:
     lines = [f"{'':<28} {'':<22}" + "".join(f"{label:>{wide}}" for label in labels)]
     for one in compared:
         for metric in one.metrics:
-            values = (f"{value:.4f}{'*' if i in metric.best else ' '}" for i, value in enumerate(metric.values))
+            values = (_cell(value, i in metric.best) for i, value in enumerate(metric.values))
             lines.append(f"{one.name:<28} {metric.name:<22}" + "".join(f"{value:>{wide}}" for value in values))
         lines += [f"  not comparable: {text}" for text in one.differences]
     return lines
+
+
+def _cell(value: float, best: bool) -> str:
+    return f"{value:.4f}{'*' if best else ' '}" if math.isfinite(value) else "- "
