@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,10 +128,24 @@ def preflight(recipe: Recipe, place: Place) -> list[Finding]:
         recipe: with a `train` part.
         place: where it is to be.
     """
-    config: TrainConfig = required(recipe.train, "train", recipe)
-    for name, value in (variables(place.site) if place.site else {}).items():
-        if name.startswith("AWS_"):
-            os.environ.setdefault(name, value)  # the site's endpoint and profile, for the looks below
+    with _site_storage(place.site):
+        return _preflight(recipe, required(recipe.train, "train", recipe), place)
+
+
+@contextlib.contextmanager
+def _site_storage(site: Site | None) -> Iterator[None]:
+    """While it is held, the site's S3 endpoint and profile are ours where we have none of our own."""
+    ours = {name: value for name, value in (variables(site) if site else {}).items() if name.startswith("AWS_")}
+    added = {name: value for name, value in ours.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+def _preflight(recipe: Recipe, config: TrainConfig, place: Place) -> list[Finding]:
     batches = {"pairs": config.stream.pair_batch, "views": config.stream.view_batch}
     lanes = {name: (batch, lanes_for(batch)) for name, batch in batches.items() if batch}
     findings = world_findings(place.cluster, lanes, config.engine.accumulation_steps)
