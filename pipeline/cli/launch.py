@@ -140,7 +140,7 @@ def _preflight(job: Job, recipe: Recipe, *, refuse: bool) -> list[str]:
     """
     if job.stage != "train":
         return []
-    from pipeline.cli.plan import launch_findings
+    from pipeline.cli.preflight import launch_findings
 
     findings = launch_findings(recipe, job.site, job.need)
     errors = [str(finding) for finding in findings if finding.severity == "error"]
