@@ -58,9 +58,10 @@ class SlurmTask:
         state = JobState(self.folder, job_id(os.environ))
         rank = int(os.environ.get("SLURM_PROCID", "0"))
         try:
-            code, stopped = self.run(os.environ), False
+            code = self.run(os.environ)
         except Interrupted:
-            code, stopped = INTERRUPTED, True
+            code = INTERRUPTED
+        stopped = code == INTERRUPTED  # also where the signal came to the command alone: its ranks stop together
         if code and (rank == 0 or not stopped):
             state.tell(Outcome(rank, code, stopped))
         if code == 0 or stopped or (self.stage == "prep" and code == PARTIAL):

@@ -12,9 +12,10 @@ With n parameters in all, W ranks, AdamW, and weights of e bytes (4; fp16: 2), D
 
 and the larger of the last two lines counts. The step's tensors with the gradients that they meet come from
 `StepMemory`. A bucket has `reduce_bucket_size` elements (5e8 by default: 2 GB of fp32, whatever the model), allocated
-whole on a GPU; on a CPU only its used part (at most n elements) becomes real. `overlap_comm` doubles it in stages 1
-and 2. Of stage 3, parameters up to the persistence threshold stay whole on every rank; with fewer than 1e9 parameters
-none of those gathered is given back before the step's end.
+whole on a GPU; on a CPU only its used part (at most n elements) becomes real. With bf16 there are two, for gradients
+that are reduced in bf16 and in fp32. `overlap_comm` doubles them in stages 1 and 2. Of stage 3, parameters up to the
+persistence threshold stay whole on every rank; with fewer than 1e9 parameters none of those gathered is given back
+before the step's end.
 
 On a CPU the process's heap keeps what was freed, in pieces that do not fit the next request: measured are e n in
 stages 1 and 2, 2 e n in stage 3, on top.
@@ -140,11 +141,14 @@ def _weights(model: ModelSize, engine: EngineFacts, width: int, part: int) -> in
 
 
 def _bucket(model: ModelSize, engine: EngineFacts, width: int) -> int:
-    """The buffer that gradients are reduced in."""
+    """The buffers that gradients are reduced in; with bf16 one for each type, in stages 1 and 2 both of fp32."""
     if engine.zero_stage == 0:
         return 0
-    elements = engine.bucket_elements if engine.on_gpu else min(engine.bucket_elements, model.elements)
-    return width * elements * (2 if engine.overlap and engine.zero_stage < 3 else 1)
+    if not engine.on_gpu:
+        return width * min(engine.bucket_elements, model.elements)
+    if engine.precision == "bf16":
+        width = 8 if engine.zero_stage < 3 else 6
+    return width * engine.bucket_elements * (2 if engine.overlap and engine.zero_stage < 3 else 1)
 
 
 def memory_finding(

@@ -137,7 +137,7 @@ def partition_finding(partition: str | None, known: dict[str, str] | None, time_
     words = f"partition {partition or '(the default)'}, {nodes} node(s), {time_min} min"
     if known is None:
         return Finding(
-            "partition", "warning", f"{words}; sinfo is not here, so it is not checked", "",
+            "partition", "warning", f"{words}; Slurm could not be asked (sinfo), so it is not checked", "",
             "run this where jobs are submitted",
         )  # fmt: skip
     if partition is not None and partition not in known:

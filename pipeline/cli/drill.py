@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.drill import Disturbance, Kind, Rehearsal, disturb, train_whole
+from cluster.local import INTERRUPTED
 from cluster.preflight.findings import errors_of
 from data_prep.errors import DataError
 from pipeline.cli.launch_site import launch_errors
@@ -52,7 +53,11 @@ def run_drill(arguments: argparse.Namespace) -> int:
     if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is there already, expected a new or empty folder; name another")
     with tempfile.TemporaryDirectory(prefix="mcjepa-drill-") as temporary, launch_errors():
-        record = _rehearse(arguments.kind, plain, out or Path(temporary), arguments.steps, ranks, config)
+        try:
+            record = _rehearse(arguments.kind, plain, out or Path(temporary), arguments.steps, ranks, config)
+        except KeyboardInterrupt:
+            print("\nmcjepa: the drill was interrupted; its processes have ended, start it anew", file=sys.stderr)
+            return INTERRUPTED
     _show(record, out, as_json=arguments.json)
     return 0 if record["kept"] else REJECTED
 

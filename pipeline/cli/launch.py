@@ -42,7 +42,7 @@ def launch_stage(arguments: argparse.Namespace) -> int:
             raise UsageError(
                 f"--with-eval with a sweep of {len(job.elements)} runs, expected one; leave one of them out"
             )
-        for finding in findings_before(job, recipe, refuse=not arguments.dry_run):
+        for finding in findings_before(job, recipe) + _preflight(job, recipe, refuse=not arguments.dry_run):
             print(f"mcjepa: {finding}", file=sys.stderr)
         if arguments.dry_run:
             _print_dry(job, arguments.json)
@@ -112,12 +112,11 @@ def _variables(site: Site) -> dict[str, str]:
     return {"MCJEPA_SITE": site.kind, **exported}
 
 
-def findings_before(job: Job, recipe: Recipe, *, refuse: bool = True) -> list[str]:
+def findings_before(job: Job, recipe: Recipe) -> list[str]:
     """What is wrong with a job that can be seen before it is queued, one line each; called before every submission.
 
     Raises:
         UsageError: it is launched already.
-        DataError: the preflight of a training job found errors, and `refuse` is set.
     """
     active = [s for s in read_status(job.folder) if s.active] if (job.folder / "launch.json").is_file() else []
     if active:
@@ -128,12 +127,20 @@ def findings_before(job: Job, recipe: Recipe, *, refuse: bool = True) -> list[st
     found = []
     if job.site.kind == "slurm" and str(job.folder).startswith("/tmp/") and job.need.nodes > 1:
         found.append(f"note: {job.folder} must be a folder that all {job.need.nodes} nodes share")
-    return found + (_preflight(job, recipe, refuse) if job.stage == "train" else [])
+    return found
 
 
-def _preflight(job: Job, recipe: Recipe, refuse: bool) -> list[str]:
-    """Warnings of the preflight, one line each; its errors too where they do not refuse the job."""
-    from pipeline.cli.plan import launch_findings
+def _preflight(job: Job, recipe: Recipe, *, refuse: bool) -> list[str]:
+    """Warnings of a training job's preflight, one line each, and its errors where they do not refuse the job.
+
+    A job that is resumed was judged when it was launched.
+
+    Raises:
+        DataError: there are errors, and `refuse` is set.
+    """
+    if job.stage != "train":
+        return []
+    from pipeline.cli.preflight import launch_findings
 
     findings = launch_findings(recipe, job.site, job.need)
     errors = [str(finding) for finding in findings if finding.severity == "error"]

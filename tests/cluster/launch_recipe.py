@@ -17,7 +17,7 @@ from tests.data_prep.small_corpora import smooth_frames
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROFILE = "shards"
-STEPS = 80
+STEPS = 60
 
 
 def write_recipe(root: Path, shards: str, steps: int = STEPS) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 
 from pipeline.cli.main import main
 from pipeline.cli.plan_facts import look_at_place, tracking_finding, write_rate
+from tests.cluster.launch_recipe import write_site
 from tests.pipeline.small_recipe import write_small_recipe
+from tests.servers.slurm import SlurmCluster
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +119,29 @@ def test_a_bucket_is_tried_by_an_object_that_is_removed_again(s3: str, monkeypat
 def test_mlflow_that_is_away_is_a_warning_because_training_goes_on() -> None:
     finding = tracking_finding("http://127.0.0.1:9")
     assert finding.severity == "warning" and "RUN/spool" in finding.expected
+
+
+@pytest.mark.slow
+def test_a_partition_that_slurm_does_not_have_is_refused(
+    recipe: Path, tmp_path: Path, slurm: SlurmCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = write_site(tmp_path, default={"partition": "gup", "nodes": 2, "memory_gb": 8})
+    code, findings = plan(capsys, str(recipe), "--site", str(site))
+    assert code == 3 and errors(findings) == {"partition"}
+    (found,) = findings["partition"]
+    assert "main" in found["expected"]
+    code, findings = plan(capsys, str(recipe), "--site", str(write_site(tmp_path, default={"partition": "main"})))
+    assert code == 0 and "nodes)" in findings["partition"][0]["found"]
+    assert findings["memory"][0]["severity"] == "warning"  # this site does not say what its nodes have
+
+
+def test_a_sites_endpoint_is_used_for_the_looks_and_not_kept(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.setattr("data_prep.storage.s3_client.PATIENCE_S", 0.2)
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+    site = write_site(tmp_path, {**keys, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, default={"nodes": 1})
+    code, findings = plan(capsys, str(recipe), "--site", str(site), "train.run=s3://bucket/run")
+    assert code == 3 and "http://127.0.0.1:9" in findings["run"][0]["found"]
+    assert "AWS_ENDPOINT_URL" not in os.environ and "AWS_PROFILE" not in os.environ

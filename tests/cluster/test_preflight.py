@@ -100,6 +100,10 @@ def test_zero_stages_cut_what_they_say() -> None:
     assert eight[2].total < eight[1].total < eight[0].total
     whole_bucket = estimate_memory(MODEL, NOTHING, EngineFacts(2, "fp32", 8, True))
     assert whole_bucket.total - eight[2].total == 4 * (500_000_000 - 1)
+    for stage, width in ((2, 8), (3, 6)):  # of both types: as measured on a CPU, 4.0 and 3.0 GB
+        bf16 = estimate_memory(MODEL, NOTHING, EngineFacts(stage, "bf16", 8, True))  # type: ignore[arg-type]
+        one = estimate_memory(MODEL, NOTHING, EngineFacts(stage, "fp32", 8, True))  # type: ignore[arg-type]
+        assert bf16.total - one.total == (width - 4) * 500_000_000
     half = estimate_memory(MODEL, NOTHING, EngineFacts(2, "fp16", 8, True, bucket_elements=1))
     assert half.parameters == 2 * n + 4 * (n // 8)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from cluster.rendezvous import FIRST_PORT, PORTS, free_port, torch_variables
 from cluster.restarts import JobState, Outcome, judge
 from cluster.site import Stage
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 STOPPED = Outcome(0, 130, stopped=True)
 
 
@@ -71,3 +75,20 @@ def test_ranks_come_from_slurms_variables() -> None:
         "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4",
         "MASTER_ADDR": "node1", "MASTER_PORT": "20001",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("child", "code", "told"), [(130, 0, (130, True)), (5, 5, (5, False)), (0, 0, None)])
+def test_a_task_whose_command_stopped_by_itself_does_not_end_the_others(
+    tmp_path: Path, child: int, code: int, told: tuple[int, bool] | None
+) -> None:
+    begin(tmp_path, -1)
+    program = (
+        "import pathlib, sys; from cluster.job import Element; from cluster.task import SlurmTask\n"
+        f"element = Element('one', ('-c', 'raise SystemExit({child})'))\n"
+        f"SlurmTask('eval', element, pathlib.Path({str(tmp_path)!r}), 5.0)()"
+    )
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, env={**os.environ, **slurm})
+    assert done.returncode == code
+    outcomes = JobState(tmp_path, "7").outcomes()
+    assert outcomes == ([] if told is None else [Outcome(0, *told)])

@@ -160,9 +160,13 @@ def test_a_cancelled_job_leaves_nothing_and_does_not_come_back(slurm: SlurmClust
     assert wait_until_ended(slurm.processes(), 10) == []
 
 
-def test_kill_9_of_what_watches_over_a_rank_ends_the_rank_too(slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_a_slurmd_may_die_but_what_watches_over_a_rank_takes_it_along(slurm: SlurmCluster, tmp_path: Path) -> None:
     it = submitted(tmp_path, "wait")
     running = wait_started(it.job)
+    slurm.kill_daemon(2)
+    slurm.start_node(2)
+    time.sleep(3)
+    assert all(process.is_running() for process in running) and it.verdicts() == []
     parent = running[1].parent()
     assert parent is not None and "submitit.core._submit" in parent.cmdline()
     parent.kill()
