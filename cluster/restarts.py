@@ -46,6 +46,8 @@ def judge(stage: Stage, code: int, outcomes: Iterable[Outcome]) -> Verdict:
     ('requeue', 'requeue', 'failed')
     >>> judge("prep", 0, [Outcome(0, 4)]), judge("prep", 3, [Outcome(0, 3)]), judge("train", 3, [Outcome(0, 3)])
     ('done', 'failed', 'requeue')
+    >>> judge("eval", 4, [Outcome(0, 4)])
+    'done'
     """
     told = list(outcomes)
     if any(o.code == USAGE for o in told):
@@ -54,6 +56,8 @@ def judge(stage: Stage, code: int, outcomes: Iterable[Outcome]) -> Verdict:
         return "failed"  # in training it is also what a watchdog and a rank without its peers end with
     if any(o.stopped for o in told):
         return "requeue"
+    if stage != "train" and told and all(o.code == PARTIAL for o in told):
+        return "done"  # something is quarantined or was not scored: another start would find the same
     return "done" if code == 0 else "requeue"
 
 

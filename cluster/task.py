@@ -64,7 +64,7 @@ class SlurmTask:
         stopped = code == INTERRUPTED  # also where the signal came to the command alone: its ranks stop together
         if code and (rank == 0 or not stopped):
             state.tell(Outcome(rank, code, stopped))
-        if code == 0 or stopped or (self.stage == "prep" and code == PARTIAL):
+        if code == 0 or stopped or (self.stage != "train" and code == PARTIAL):
             return 0  # else srun would end the tasks that are still saving
         sys.exit(code if code > 0 else 128 - code)
 

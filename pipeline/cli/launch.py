@@ -27,6 +27,8 @@ from pipeline.errors import UsageError
 
 MODULE = ("-m", "pipeline.cli")
 RECIPE_NAME = "recipe.yaml"
+FOLLOW = ("--follow", "--patience-s", "86400")
+"""An evaluation beside the training gives up after a day without new weights."""
 SHOWN = {("warning", topic) for topic in ("memory", "cache", "epoch", "shards", "interruption", "checkpoint")}
 """Findings that a launch repeats; the others are for who plans."""
 
@@ -55,8 +57,18 @@ def launch_stage(arguments: argparse.Namespace) -> int:
         return code
 
 
-def build_job(stage: Stage, recipe: Recipe, site: Site, nodes: int = 0, after: After | None = None) -> Job:
+def build_job(
+    stage: Stage, recipe: Recipe, site: Site, nodes: int = 0, after: After | None = None, follow: bool = False
+) -> Job:
     """The job of a stage: its command lines read the recipe that is written beside them.
+
+    Args:
+        stage: which.
+        recipe: all stages' settings.
+        site: where it runs.
+        nodes: of the job; 0: the site's.
+        after: a job that it waits for.
+        follow: an evaluation of all weights as the training writes them, beside it.
 
     Raises:
         UsageError: the recipe has no such part, or the number of ranks does not fit it.
@@ -75,8 +87,11 @@ def build_job(stage: Stage, recipe: Recipe, site: Site, nodes: int = 0, after: A
     else:
         words = {"prep": ("prep", "run"), "eval": ("eval", "all")}[stage]
         send = ("--submit", site.ray.jobs_url) if stage == "prep" and site.ray.jobs_url else ()
-        argv = (*MODULE, *words, str(folder / RECIPE_NAME), *send)
-        elements = (Element(stage, argv, environment=_variables(site)),)
+        argv = (*MODULE, *words, str(folder / RECIPE_NAME), *send, *(FOLLOW if follow else ()))
+        progress = (
+            (*MODULE, "launch", "progress", absolute_location(recipe.train.run)) if follow and recipe.train else ()
+        )
+        elements = (Element(stage, argv, progress, _variables(site)),)
     if stage == "prep" and site.ray.jobs_url:
         site = dataclasses.replace(site, kind="debug" if site.kind == "debug" else "local")
         need = dataclasses.replace(need, nodes=1)
@@ -176,10 +191,11 @@ def _parent_run(recipe: Recipe, plain: Mapping[str, Any]) -> str:
 
 
 def _submit_eval(recipe: Recipe, plain: Mapping[str, Any], site: Site, train: Job, condition: Any) -> int:
-    """The evaluation that follows a training; it is cancelled with it."""
+    """The evaluation behind a training or, with `follow`, beside it; it is cancelled with it."""
     record = read_record(train.folder)
-    after = None if site.kind == "debug" else After(condition, train.folder, record.ids[0])
-    job = build_job("eval", recipe, site, after=after)
+    follow = condition == "follow"
+    after = None if follow or site.kind == "debug" else After(condition, train.folder, record.ids[0])
+    job = build_job("eval", recipe, site, after=after, follow=follow)
     followed = _submit(job, recipe, plain)
     record.followers = [str(job.folder)]
     write_record(train.folder, record)

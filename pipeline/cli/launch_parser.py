@@ -46,11 +46,12 @@ def _add_stage(verbs: Commands, stage: str) -> None:
         parser.add_argument(
             "--with-eval",
             nargs="?",
-            choices=("ok", "any"),
+            choices=("ok", "any", "follow"),
             const="ok",
             default="",
-            metavar="ok|any",
-            help="then evaluate its newest weights, where it succeeded (ok) or however it ended (any)",
+            metavar="ok|any|follow",
+            help="then evaluate its newest weights, where it succeeded (ok) or however it ended (any); or all of its "
+            "weights meanwhile (follow)",
         )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
