@@ -22,6 +22,8 @@ from cluster.site import Need, Site, Stage
 
 VERSION = 1
 RECORD = "launch.json"
+IN_TERMINAL = "debug"
+"""Id of a job that runs in the terminal."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from cluster import local_jobs
 from cluster.errors import LaunchError
-from cluster.job import read_record, write_record
+from cluster.job import IN_TERMINAL, read_record, write_record
+from cluster.local import INTERRUPTED
 from cluster.restarts import JobState
 
 GONE = "GONE"
@@ -101,6 +102,8 @@ def log_files(folder: Path, rank: int | None = None) -> list[Path]:
         LaunchError: there are none.
     """
     record = read_record(folder)
+    if record.ids == [IN_TERMINAL] * len(record.elements):
+        raise LaunchError("the output went to the terminal, expected a job of a local or slurm site; nothing to print")
     found = [p for job in record.ids for p in folder.glob(f"{job}_*_log.out") if _rank_of(p, job) is not None]
     found = [p for p in found if rank is None or any(_rank_of(p, job) == rank for job in record.ids)]
     if not found:
@@ -118,7 +121,9 @@ def _local_state(folder: Path, job: str, state: JobState) -> tuple[str, str]:
     if local_jobs.controller(job, folder):
         return ("RUNNING" if state.starts else "PENDING"), f"process {job}"
     end = state.starts[-1].get("end") if state.starts else None
-    return (ENDED[end["verdict"]], f"exit code {end['code']}") if end else (GONE, "ended without a word")
+    if not end:
+        return GONE, "ended without a word"
+    return ("CANCELLED" if end["code"] == INTERRUPTED else ENDED[end["verdict"]]), f"exit code {end['code']}"
 
 
 def _wait_ended(folder: Path) -> None:

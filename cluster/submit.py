@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import LaunchError
-from cluster.job import RECORD, Job, Record, read_record, write_json, write_record
+from cluster.job import IN_TERMINAL, RECORD, Job, Record, read_record, write_json, write_record
 from cluster.script import NO_TIMEOUTS, python_words, slurm_parameters
 from cluster.site import needed
 from cluster.task import LocalSetting, LocalTask, RayTask, SlurmTask
@@ -100,7 +100,7 @@ def _submit_here(job: Job) -> dict[str, Any]:
     tasks = [LocalTask(job.stage, element, job.folder, setting) for element in job.elements]
     if debug:
         codes = [task() for task in tasks]
-        return {"ids": ["debug"] * len(tasks), "code": next((code for code in codes if code), 0)}
+        return {"ids": [IN_TERMINAL] * len(tasks), "code": next((code for code in codes if code), 0)}
     import submitit
 
     executor = submitit.AutoExecutor(job.folder, cluster="local")

@@ -20,15 +20,12 @@ from types import FrameType
 from typing import Any
 
 from cluster.batch import job_id, progress_of
-from cluster.job import After, Element
+from cluster.job import IN_TERMINAL, After, Element
 from cluster.local import INTERRUPTED, STOPS, Interrupted, end_with_parent, run_ranks, run_together
 from cluster.ray_cluster import POLL_S, Place, RayNode
 from cluster.rendezvous import torch_variables
 from cluster.restarts import PARTIAL, JobState, Outcome, judge
 from cluster.site import RayConfig, Stage
-
-IN_TERMINAL = "debug"
-"""Id of a job that runs in the terminal."""
 
 
 class SlurmTask:

@@ -120,7 +120,9 @@ def _rehearsal(plain: Mapping[str, Any], folder: Path, steps: int, ranks: int, g
     recipe = write_short_recipe(plain, folder, steps, EVERY_STEPS)
     words = [sys.executable, "-m", "pipeline.cli", "train", str(recipe), "--ranks", str(ranks), "--json"]
     metrics = folder / "run" / "logs" / "metrics.jsonl"
-    return Rehearsal(words, quiet_environment(), folder / "train.log", lambda: len(read_records(metrics)), grace_s)
+    return Rehearsal(
+        words, quiet_environment(), folder / "train.log", lambda: len(read_records(metrics)), grace_s, ranks
+    )
 
 
 def read_outcome(run: Path) -> Outcome:

@@ -125,6 +125,7 @@ def test_a_job_in_the_background_is_cancelled_and_resumed_by_the_command_line(tm
     assert "RUNNING" in launch("status", str(job.folder))
     assert "cancelled" in launch("cancel", str(job.folder))
     assert wait_until_ended(running, 5) == [] and (tmp_path / "saved").exists()
+    assert read_status(job.folder)[0].state == "CANCELLED"
     launch("resume", str(job.folder))
     assert wait_ended(job.folder) == "COMPLETED"
     assert "_0_log.out <==" in launch("logs", str(job.folder))
