@@ -1,6 +1,7 @@
 # mcjepa. `make` lists the targets; every one sets up .venv by itself.
 VENV ?= .venv
 OUT ?= outputs/quickstart
+JOBS ?= 2
 BIN := $(VENV)/bin
 SETTINGS := pyproject.toml requirements.lock install.sh
 export VENV
@@ -14,8 +15,8 @@ help: ## list the targets
 quickstart: $(VENV)/.samples ## the main job on embedded defaults, in minutes (OUT=DIR)
 	@$(BIN)/mcjepa quickstart --out "$(OUT)"
 
-test: $(VENV)/.test ## all tests
-	@$(BIN)/python -m pytest -q
+test: $(VENV)/.test ## all tests, two at a time (JOBS=N)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
 
 check: lint fast-tests ## ruff, mypy and the fast tests
 

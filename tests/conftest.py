@@ -26,6 +26,14 @@ os.environ.update(
 )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run side by side, a file's stay together, and all that need Slurm: its addresses are there once."""
+    for item in items:
+        needs = getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("slurm" if "slurm_cluster" in needs else item.nodeid.split("::")[0]))
+
+
 def _find_sample_data() -> Path | None:
     folder = Path(os.environ.get("MCJEPA_SAMPLE_DATA", REPOSITORY.parent / "shared" / "data"))
     return folder if (folder / "MANIFEST.tsv").is_file() else None
