@@ -15,8 +15,11 @@ from cluster.restarts import JobState
 from cluster.site import Resources, Site, needed
 from cluster.status import cancel, read_status
 from cluster.submit import submit
+from pipeline.cli.launch import build_job
+from pipeline.cli.launch_site import load_site
 from pipeline.cli.launch_sweep import sweep_runs
 from pipeline.cli.main import main
+from pipeline.cli.recipe import load_recipe
 from pipeline.errors import UsageError
 from tests.cluster.launch_recipe import launch, losses
 from tests.cluster.stage_program import PROGRESS, write_program
@@ -41,6 +44,15 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(recipe: Path, capsys: py
     assert main(["launch", "train", str(recipe), "--site", "slurm", "--dry-run", "--json"]) == 0
     command = json.loads(capsys.readouterr().out)["commands"][0]
     assert "train.checkpoint.grace_s=110" in command and f"train.run={recipe.parent}/run" in command
+
+
+def test_an_evaluation_beside_the_training_follows_it_and_its_checkpoints_count_as_progress(recipe: Path) -> None:
+    settings, _ = load_recipe(str(recipe), [])
+    (element,) = build_job("eval", settings, load_site("slurm"), follow=True).elements
+    assert element.argv[2:4] == ("eval", "all") and "--follow" in element.argv and "--patience-s" in element.argv
+    assert element.progress[2:] == ("launch", "progress", f"{recipe.parent}/run")
+    (behind,) = build_job("eval", settings, load_site("slurm")).elements
+    assert "--follow" not in behind.argv and behind.progress == ()
 
 
 @pytest.mark.parametrize(
