@@ -15,8 +15,9 @@ help: ## list the targets
 quickstart: $(VENV)/.samples ## the main job on embedded defaults, in minutes (OUT=DIR)
 	@$(BIN)/mcjepa quickstart --out "$(OUT)"
 
-test: $(VENV)/.test ## all tests, two at a time (JOBS=N)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
+test: $(VENV)/.test ## all tests, two at a time (JOBS=N), then those that need the whole machine
+	@export OMP_NUM_THREADS=1; $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "not alone"; found=$$?; \
+		$(BIN)/python -m pytest -q -m alone && exit $$found
 
 check: lint fast-tests ## ruff, mypy and the fast tests
 

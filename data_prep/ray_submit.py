@@ -12,6 +12,8 @@ from pathlib import Path
 from data_prep.errors import DataError
 
 POLL_S = 1.0
+AGENT_S = 60.0
+"""How long a cluster that has just started may have no agent for jobs yet."""
 RECIPE_NAME = "recipe.yaml"
 
 
@@ -36,7 +38,7 @@ def submit_prep(address: str, recipe_yaml: str, on_log: Callable[[str], None]) -
         Path(folder, RECIPE_NAME).write_text(recipe_yaml)
         try:
             client = JobSubmissionClient(address)
-            job = client.submit_job(entrypoint=command, runtime_env={"working_dir": folder})
+            job = _submit(lambda: client.submit_job(entrypoint=command, runtime_env={"working_dir": folder}))
         except (ConnectionError, RuntimeError) as error:
             raise DataError(
                 f"no Ray job server answers at {address} ({str(error).splitlines()[0]}); expected the address of a "
@@ -58,3 +60,15 @@ def submit_prep(address: str, recipe_yaml: str, on_log: Callable[[str], None]) -
         with contextlib.suppress(RuntimeError):
             client.stop_job(job)
         raise
+
+
+def _submit(submit: Callable[[], str]) -> str:
+    """The job's id; tried again while the cluster says that it is still starting."""
+    deadline = time.monotonic() + AGENT_S
+    while True:
+        try:
+            return submit()
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)

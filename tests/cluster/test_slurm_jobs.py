@@ -22,7 +22,7 @@ from tests.processes import wait_until_ended
 from tests.servers.slurm import SlurmCluster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(240)]
 
 
 def make_job(folder: Path, behaviour: str, **site: object) -> Job:

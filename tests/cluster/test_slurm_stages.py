@@ -18,7 +18,7 @@ from tests.processes import wait_until_ended
 from tests.servers.seaweed import BUCKET, SeaweedServer
 from tests.servers.slurm import SlurmCluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.alone, pytest.mark.timeout(600)]
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "leak-canary-1f0e9c", "MLFLOW_TRACKING_PASSWORD": "leak-canary-77ab31"}
@@ -55,6 +55,8 @@ def launched(
         slurm_cluster.wait_idle()
         jobs = {"prep": launch_job("prep", str(recipe), "--site", str(site))}
         states = {"prep": slurm_cluster.wait_state(jobs["prep"], *ENDED, within_s=200)}
+        outputs = [p.read_text(errors="replace")[-3000:] for p in root.rglob("*_log.out")]
+        assert states["prep"] == "COMPLETED", "\n".join(outputs)
         jobs["train"] = launch_job("train", str(recipe), "--site", str(site), "--with-eval")
         states["train"] = slurm_cluster.wait_state(jobs["train"], *ENDED, within_s=200)
         jobs["eval"] = str(int(jobs["train"]) + 1)

@@ -101,6 +101,7 @@ def write_recipe(tmp_path: Path, videos: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_submitted_job_and_one_that_joins_give_the_same_dataset(cluster, videos: Path, tmp_path: Path) -> None:
     path = write_recipe(tmp_path, videos)
     command = [str(BIN / "mcjepa"), "prep", "run", str(path)]

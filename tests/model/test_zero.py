@@ -111,6 +111,11 @@ def test_steps_of_one_batch_alone_go_on_with_finite_losses(losses: list[dict[int
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_sharded_stages_train_what_a_step_does_not_use_alike(losses: list[dict[int, Losses]], stage: int) -> None:
-    """DeepSpeed's ZeRO-3 by itself repeats the other branch's last gradient: the last loss is 0.2 % off then."""
+    """DeepSpeed's ZeRO-3 by itself repeats the other branch's last gradient: the last loss is 0.2 % off then.
+
+    Norms are summed in another order there; Adam makes steps of such differences where a gradient is nearly zero,
+    which the last loss shows by up to 0.04 %.
+    """
     for rank in losses:
-        assert rank[stage] == pytest.approx(rank[1], rel=1e-5)
+        assert rank[stage][:4] == pytest.approx(rank[1][:4], rel=1e-5)
+        assert rank[stage] == pytest.approx(rank[1], rel=1e-3)
