@@ -25,7 +25,7 @@ lint: $(VENV)/.dev ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 fast-tests: $(VENV)/.dev
-	@$(BIN)/python -m pytest -q -m "not slow and not e2e"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "not slow and not e2e"
 
 format: $(VENV)/.dev ## let ruff format and sort
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import DataError
-from pipeline.cli.evaluate import PARTIAL, exit_code, print_scores, score, write_json
+from pipeline.cli.eval_records import record_scores
+from pipeline.cli.evaluate import PARTIAL, exit_code, print_scores, score
 from pipeline.cli.recipe import Recipe, load_recipe, required
 from pipeline.errors import UsageError
 from pipeline.run_weights import RunWeights
@@ -104,58 +105,12 @@ def _evaluate(recipe: Recipe, plain: dict[str, Any], folder: Path, again: bool) 
     else:
         log.info("%s has been scored already; --again scores it again", folder.name)
         scores = read_scores(out)
-    run_id = _record(recipe, plain, known, scores, out, key)
+    run_id = record_scores(recipe.tracking, f"{recipe.name} {folder.name}", plain["eval"], scores, out)
     from pipeline.cli.report import write_results
 
     seconds = round(time.perf_counter() - started, 1)
     write_results(recipe, scores, known, {"eval": run_id, "seconds": seconds})
     return Evaluated(known, scores, run_id)
-
-
-def _record(recipe: Recipe, plain: dict[str, Any], known: Weights, scores: list[Score], out: Path, key: str) -> str:
-    """Logs scores to MLflow once, in a run below the training's; returns its id."""
-    path = out / "mlflow.json"
-    logged = json.loads(path.read_bytes()) if path.is_file() else {}
-    if logged.get("key") == key and logged.get("scores") == _digest(out):
-        return str(logged["run_id"])
-    from pipeline.tracking import Tracker, dataset_tag, find_tagged
-
-    lineage, place = known.lineage, recipe.tracking
-    train_run = str(lineage.get("run_id", ""))
-    tags = {
-        "mcjepa.stage": "eval",
-        "mcjepa.weights_digest": known.digest,
-        "mcjepa.eval_key": key,
-        "mcjepa.train_run": train_run,
-        "mcjepa.dataset_ids": dataset_tag(lineage.get("dataset_ids", [])),
-    } | ({"mlflow.parentRunId": train_run} if train_run else {})
-    tracker = Tracker(
-        place.uri,
-        place.experiment,
-        place.artifacts,
-        run_name=f"eval {recipe.name} {known.folder.name}",
-        run_id=find_tagged(place.uri, place.experiment, "mcjepa.eval_key", key),
-        tags=tags,
-    )
-    status = "FAILED"
-    try:
-        tracker.params(plain["eval"], "eval.")
-        for one in scores:
-            values = {f"{one.name}/{name}": value for name, value in one.metrics.items()}
-            tracker.metrics(values, int(lineage.get("step", 0)))
-        tracker.artifact(out, "eval")
-        status = "FINISHED"
-    finally:
-        tracker.end(status)
-    write_json(path, {"key": key, "scores": _digest(out), "run_id": tracker.run_id})
-    return tracker.run_id
-
-
-def _digest(out: Path) -> str:
-    from evals.score_file import SCORES_NAME
-    from model.pretrained import file_digest
-
-    return file_digest(out / SCORES_NAME)
 
 
 def _end(arguments: argparse.Namespace, recipe: Recipe, last: Evaluated, skipped: list[str]) -> int:

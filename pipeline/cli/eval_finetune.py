@@ -62,6 +62,8 @@ def _start_ranks(arguments: argparse.Namespace) -> int:
 
     options = ["-v"] if arguments.verbose else []
     words = [arguments.weights, "--data", arguments.data, "--set", arguments.set, "--out", arguments.out]
+    words += ["--tracking", arguments.tracking] if arguments.tracking else []
+    words += ["--experiment", arguments.experiment]
     words += ["--seed", str(arguments.seed), *(["--json"] if arguments.json else []), *arguments.overrides]
     command = [sys.executable, "-m", "pipeline.cli", *options, "eval", "finetune", *words]
     return run_ranks(command, arguments.ranks)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cli.eval_records import publish
 from pipeline.cli.evaluate import OK, PARTIAL, require_weights, shown_events, take_optional_weights
 from pipeline.errors import UsageError
 
@@ -120,6 +121,7 @@ def _score(arguments: argparse.Namespace, config: EvalConfig) -> list[Score]:
     with shown_events() as show, torch_threads(config.threads):
         scores = score_flow_sets(_entrant(arguments, config), config.flow, Path(arguments.out), show)
     write_scores(scores, Path(arguments.out))
+    publish(arguments, scores)
     return scores
 
 

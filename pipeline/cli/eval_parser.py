@@ -78,8 +78,7 @@ def _add_flow(verbs: Commands) -> None:
         help="write the archive of sintel-test, kitti2012-test or kitti2015-test and check it; without WEIGHTS and "
         "--estimates: check the one that is there",
     )
-    parser.add_argument("--out", metavar="DIR", default="outputs/eval", help="folder of the results (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the scores as JSON")
+    _add_results_arguments(parser)
     setting = "setting of eval.flow (resize, subset, max_pairs, pictures, workers), device or threads, as name=value"
     parser.add_argument("overrides", metavar="key=value", nargs="*", help=setting)
 
@@ -123,8 +122,7 @@ def _add_vos(verbs: Commands) -> None:
     parser.add_argument("--estimates", metavar="DIR", help="score DIR/SEQUENCE/FRAME.png, palette or grey, instead")
     parser.add_argument("--masks", action="store_true", help="write the predicted masks as DAVIS' palette PNGs")
     parser.add_argument("--overlays", action="store_true", help="write each sequence tinted by its masks, as mp4")
-    parser.add_argument("--out", metavar="DIR", default="outputs/eval", help="folder of the results (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the scores as JSON")
+    _add_results_arguments(parser)
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="setting of eval.vos, as name=value")
 
 
@@ -170,6 +168,12 @@ def _add_benchmark_arguments(parser: argparse.ArgumentParser, kind: str) -> None
     parser.add_argument("weights", metavar="WEIGHTS", help="a weights folder: model.safetensors and config.json")
     parser.add_argument("--data", metavar="ROOT", required=True, help="folder the data set's archive unpacks to")
     parser.add_argument("--set", metavar="NAME", required=True, help="name of the data set")
-    parser.add_argument("--out", metavar="DIR", default="outputs/eval", help="folder of the results (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the scores as JSON")
+    _add_results_arguments(parser)
     parser.add_argument("overrides", metavar="key=value", nargs="*", help=f"setting of eval.{kind}, as name=value")
+
+
+def _add_results_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="DIR", default="outputs/eval", help="folder of the results (%(default)s)")
+    parser.add_argument("--tracking", metavar="URI", help="record in MLflow too: a server, or sqlite:///FILE")
+    parser.add_argument("--experiment", metavar="NAME", default="mcjepa", help="MLflow experiment (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the scores as JSON")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.cli.eval_records import publish
 from pipeline.cli.evaluate import evaluate_one, exit_code, print_scores, shown_events, take_optional_weights
 from pipeline.errors import UsageError
 
@@ -49,6 +50,7 @@ def _score_files(arguments: argparse.Namespace, config: VosConfig) -> int:
     with shown_events() as show:
         score = score_estimates(Path(arguments.estimates), config, Path(arguments.out), show)
     write_scores([score], Path(arguments.out))
+    publish(arguments, [score])
     print_scores([score], arguments.json, {score.name: dict(score.metrics)})
     _say_where(arguments, config)
     return exit_code([score])

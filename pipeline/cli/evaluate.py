@@ -28,6 +28,9 @@ MOST_NAMED = 5
 def evaluate_one(arguments: argparse.Namespace, config: EvalConfig) -> int:
     """One benchmark on the weights that the command line names, without a recipe."""
     scores = score(require_weights(arguments.weights), config, Path(arguments.out))
+    from pipeline.cli.eval_records import publish
+
+    publish(arguments, scores)
     print_scores(scores, arguments.json, {s.name: dict(s.metrics) for s in scores})
     return exit_code(scores)
 

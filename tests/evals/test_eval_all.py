@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from data_prep.storage import open_store
+from evals.model_under_test import read_weights
 from pipeline.cli.main import main
 from pipeline.tracking.mlflow_run import open_client
 
@@ -147,6 +148,28 @@ def test_weights_of_a_run_on_s3_are_brought_here_and_forgotten(
     assert main(["eval", "all", str(recipe), f"train.run={s3}"]) == 0
     assert (tmp_path / "out/eval/step-000000010/scores.json").is_file()
     assert not (tmp_path / "out/eval/.weights/step-000000010").exists()
+
+
+def test_one_benchmark_without_a_recipe_has_a_page_and_is_recorded_where_asked(
+    recipe: Path, moving_photos: Path, weights_folder: Path, tracking_uri: str, tmp_path: Path
+) -> None:
+    words = [
+        str(weights_folder),
+        "--data",
+        str(moving_photos),
+        "--set",
+        "moving-photos",
+        "--out",
+        str(tmp_path / "one"),
+    ]
+    where = ["--tracking", tracking_uri, "--experiment", tmp_path.name]
+    for _ in range(2):
+        assert main(["eval", "flow", *words, *where, "max_pairs=2", "pictures=0"]) == 0
+    assert "flow/moving-photos" in (tmp_path / "one/report.html").read_text()
+    (run_id,) = _eval_runs(recipe)
+    run = open_client(tracking_uri).get_run(run_id)
+    assert run.data.tags["mcjepa.weights_digest"] == read_weights(weights_folder).digest
+    assert run.data.metrics["flow/moving-photos/epe"] > 0
 
 
 def test_evaluations_are_compared_and_what_differs_in_protocol_is_named(
