@@ -13,23 +13,23 @@ import pathlib  # not `Path`: hubs offer every public callable of this file
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from model.config import EncoderSize
-    from model.encoder import Encoder
-    from model.mcjepa import MCJEPA
+    from mcjepa.model.config import EncoderSize
+    from mcjepa.model.encoder import Encoder
+    from mcjepa.model.mcjepa import MCJEPA
 
 dependencies = ["torch", "numpy", "safetensors"]
 
 
 def mcjepa(path: str | pathlib.Path) -> MCJEPA:
     """The whole model of a folder of weights: pyramid, embedding and flow."""
-    from model.pretrained import load
+    from mcjepa.model.pretrained import load
 
     return load(path)
 
 
 def mcjepa_encoder(path: str | pathlib.Path) -> Encoder:
     """The encoder of a folder of weights, whole or exported with `--only encoder`: images to six maps."""
-    from model.pretrained import load_encoder
+    from mcjepa.model.pretrained import load_encoder
 
     return load_encoder(path)
 
@@ -55,9 +55,9 @@ def mcjepa_base(init_from: str | pathlib.Path = "") -> MCJEPA:
 
 
 def _of_size(size: EncoderSize, init_from: str | pathlib.Path) -> MCJEPA:
-    from model.config import EncoderConfig, ModelConfig
-    from model.initialize import initialize
-    from model.mcjepa import MCJEPA
+    from mcjepa.model.config import EncoderConfig, ModelConfig
+    from mcjepa.model.initialize import initialize
+    from mcjepa.model.mcjepa import MCJEPA
 
     model = MCJEPA(ModelConfig(encoder=EncoderConfig(size=size)))
     if init_from:

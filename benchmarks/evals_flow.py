@@ -29,16 +29,16 @@ import cv2
 import numpy as np
 import torch
 
-from data_prep.corpora import FLOW_SCANS
-from data_prep.corpora.flow_files import write_flo
-from data_prep.corpora.image_files import read_rgb, write_png
-from data_prep.corpora.items import FlowPair
-from data_prep.corpora.samples import packaged_photos
-from evals.flow.methods import Entrant, Methods, flow_methods
-from evals.flow.pairs import MeasuredPair, load_pair, measure_pairs, measure_work
-from evals.model_under_test import McJepaUnderTest
-from model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
-from model.mcjepa import MCJEPA
+from mcjepa.data_prep.corpora import FLOW_SCANS
+from mcjepa.data_prep.corpora.flow_files import write_flo
+from mcjepa.data_prep.corpora.image_files import read_rgb, write_png
+from mcjepa.data_prep.corpora.items import FlowPair
+from mcjepa.data_prep.corpora.samples import packaged_photos
+from mcjepa.evals.flow.methods import Entrant, Methods, flow_methods
+from mcjepa.evals.flow.pairs import MeasuredPair, load_pair, measure_pairs, measure_work
+from mcjepa.evals.model_under_test import McJepaUnderTest
+from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
+from mcjepa.model.mcjepa import MCJEPA
 
 HEIGHT, WIDTH = 436, 1024
 SAMPLE_EVERY_S = 0.005

@@ -25,20 +25,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep.corpora.image_files import read_rgb, write_png
-from data_prep.corpora.items import LabelledImage
-from data_prep.corpora.samples import packaged_photos
-from evals.segmentation.config import ProbeConfig
-from evals.segmentation.feature_cache import FeatureCache
-from evals.segmentation.feature_keys import images_digest
-from evals.segmentation.features import EncodingPlan, Statistics, measure_statistics
-from evals.segmentation.head import LinearHead
-from evals.segmentation.probe import train_head
-from evals.segmentation.protocols import protocol_settings
-from evals.segmentation.tiles import resize_image
-from evals.segmentation.windows import AugmentedWindows, CachedWindows, WindowSource
-from model.config import ModelConfig
-from model.encoder import Encoder
+from mcjepa.data_prep.corpora.image_files import read_rgb, write_png
+from mcjepa.data_prep.corpora.items import LabelledImage
+from mcjepa.data_prep.corpora.samples import packaged_photos
+from mcjepa.evals.segmentation.config import ProbeConfig
+from mcjepa.evals.segmentation.feature_cache import FeatureCache
+from mcjepa.evals.segmentation.feature_keys import images_digest
+from mcjepa.evals.segmentation.features import EncodingPlan, Statistics, measure_statistics
+from mcjepa.evals.segmentation.head import LinearHead
+from mcjepa.evals.segmentation.probe import train_head
+from mcjepa.evals.segmentation.protocols import protocol_settings
+from mcjepa.evals.segmentation.tiles import resize_image
+from mcjepa.evals.segmentation.windows import AugmentedWindows, CachedWindows, WindowSource
+from mcjepa.model.config import ModelConfig
+from mcjepa.model.encoder import Encoder
 
 CLASSES, SIDE_PX, STRIDES = 21, 512, (8, 16, 32, 64)
 

@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.config import ExpanderConfig, ModelConfig
-from model.mcjepa import MCJEPA
+from mcjepa.model.config import ExpanderConfig, ModelConfig
+from mcjepa.model.mcjepa import MCJEPA
 
 WEIGHTS = {"regression": 0.1, "reconstruction": 0.1, "smoothness": 7.5, "cycle": 0.02, "vc": 0.1, "content": 1.0}
 Batches = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]

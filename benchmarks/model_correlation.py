@@ -24,7 +24,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from model.correlation import correlate, correlate_loop
+from mcjepa.model.correlation import correlate, correlate_loop
 
 SEARCH_RANGE = 4
 CROP_PX = (384, 832)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from model.losses.vicreg import covariance_part
+from mcjepa.model.losses.vicreg import covariance_part
 
 ROWS, WIDTH = 384, 8192
 

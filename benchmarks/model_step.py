@@ -26,14 +26,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import model.flow_estimator
-import model.losses.vicreg
+import mcjepa.model.flow_estimator
+import mcjepa.model.losses.vicreg
 from benchmarks.model_bf16 import WEIGHTS, Batches
 from benchmarks.model_covariance import by_features
-from model.config import ExpanderConfig, ModelConfig
-from model.correlation import correlate_loop
-from model.losses.variance_covariance import variance_covariance_loss
-from model.mcjepa import MCJEPA
+from mcjepa.model.config import ExpanderConfig, ModelConfig
+from mcjepa.model.correlation import correlate_loop
+from mcjepa.model.losses.variance_covariance import variance_covariance_loss
+from mcjepa.model.mcjepa import MCJEPA
 
 PEAK_BF16_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense, by the maker's data sheets
 PAIR_TERMS = ("regression", "reconstruction", "smoothness", "cycle", "vc")
@@ -43,8 +43,8 @@ PAIR_TERMS = ("regression", "reconstruction", "smoothness", "cycle", "vc")
 def straightforward_parts() -> Iterator[None]:
     """The loop correlation and the D x D covariance in the model's place."""
     with (
-        mock.patch.object(model.flow_estimator, "correlate", correlate_loop),
-        mock.patch.object(model.losses.vicreg, "covariance_part", by_features),
+        mock.patch.object(mcjepa.model.flow_estimator, "correlate", correlate_loop),
+        mock.patch.object(mcjepa.model.losses.vicreg, "covariance_part", by_features),
     ):
         yield
 
@@ -62,7 +62,7 @@ def straightforward_loss(net: MCJEPA, batches: Batches) -> Tensor:
     terms["vc"] = sum(variance_covariance_loss(pyramid, form.vc_variance[::-1], form.vc_covariance[::-1]))
     loss = sum(WEIGHTS[name] * terms[name] for name in PAIR_TERMS)
     expanded = [net.expander(net.encoder(view)[-1].mean((2, 3))) for view in views]
-    invariance, variance, covariance = model.losses.vicreg.vicreg_terms(*expanded)
+    invariance, variance, covariance = mcjepa.model.losses.vicreg.vicreg_terms(*expanded)
     return loss + 25 * invariance + 25 * variance + covariance
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from data_prep.config import CorpusConfig, DatasetConfig
-from data_prep.listing import list_inputs
-from data_prep.plan import PlanSummary, ShardPlan, split_into_shards
-from data_prep.plan_files import begin_plan
-from data_prep.shard_maker import ShardWork
-from data_prep.storage import open_store
+from mcjepa.data_prep.config import CorpusConfig, DatasetConfig
+from mcjepa.data_prep.listing import list_inputs
+from mcjepa.data_prep.plan import PlanSummary, ShardPlan, split_into_shards
+from mcjepa.data_prep.plan_files import begin_plan
+from mcjepa.data_prep.shard_maker import ShardWork
+from mcjepa.data_prep.storage import open_store
 
 
 def clip_dataset(shards: int, samples_per_input: int = 24) -> DatasetConfig:

@@ -20,9 +20,9 @@ from itertools import islice
 import cv2
 import numpy as np
 
-from data_prep.config import DatasetConfig
-from data_prep.decode.cutter import cut_input
-from data_prep.filter_config import (
+from mcjepa.data_prep.config import DatasetConfig
+from mcjepa.data_prep.decode.cutter import cut_input
+from mcjepa.data_prep.filter_config import (
     BorderFilter,
     CorpusConfig,
     CutFilter,
@@ -32,9 +32,9 @@ from data_prep.filter_config import (
     LeakageFilter,
     MotionFilter,
 )
-from data_prep.filters.judge import SampleJudge
-from data_prep.filters.leakage import LeakageIndex
-from data_prep.listing import list_inputs
+from mcjepa.data_prep.filters.judge import SampleJudge
+from mcjepa.data_prep.filters.leakage import LeakageIndex
+from mcjepa.data_prep.listing import list_inputs
 
 GUARDED = 200_000
 VIDEOS = CorpusConfig(reader="packaged-videos")

@@ -15,8 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from data_prep.config import PrepConfig
-from data_prep.job import run_prep
+from mcjepa.data_prep.config import PrepConfig
+from mcjepa.data_prep.job import run_prep
 from tests.faults.kill_rounds import Round, TwoNodes, dataset, make_corpus, run_round
 
 

@@ -38,10 +38,10 @@ def make_files(root: Path, count: int) -> None:
 
 def plan(corpus: str, root: str) -> None:
     """Plan a dataset of the corpus and print what it took."""
-    from data_prep.config import CorpusConfig, DatasetConfig
-    from data_prep.listing import list_inputs
-    from data_prep.plan_files import begin_plan
-    from data_prep.storage import open_store
+    from mcjepa.data_prep.config import CorpusConfig, DatasetConfig
+    from mcjepa.data_prep.listing import list_inputs
+    from mcjepa.data_prep.plan_files import begin_plan
+    from mcjepa.data_prep.storage import open_store
 
     config = DatasetConfig(kind="image", corpora=(CorpusConfig(reader="images", path=corpus),), inputs_per_shard=1000)
     started = time.perf_counter()

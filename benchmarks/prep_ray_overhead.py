@@ -22,9 +22,9 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.prep_corpus import clip_dataset, plan_into
-from data_prep.process import one_processor
-from data_prep.ray_job import run_tasks, running_ray
-from data_prep.shard_tasks import make_shard
+from mcjepa.data_prep.process import one_processor
+from mcjepa.data_prep.ray_job import run_tasks, running_ray
+from mcjepa.data_prep.shard_tasks import make_shard
 
 MINUTE_S = 60.0
 WORKERS = 2

@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 from benchmarks.prep_corpus import clip_dataset, plan_into
-from data_prep.ray_job import run_tasks, running_ray
-from data_prep.shard_maker import ShardResult
-from data_prep.shard_tasks import make_shard
+from mcjepa.data_prep.ray_job import run_tasks, running_ray
+from mcjepa.data_prep.shard_maker import ShardResult
+from mcjepa.data_prep.shard_tasks import make_shard
 
 
 def samples_per_second(root: Path, shards: int, workers: int) -> float:

@@ -19,8 +19,8 @@ import time
 from dataclasses import replace
 
 from benchmarks.prep_corpus import clip_dataset, plan_into
-from data_prep.plan import ShardPlan
-from data_prep.shard_maker import ShardMaker, ShardResult
+from mcjepa.data_prep.plan import ShardPlan
+from mcjepa.data_prep.shard_maker import ShardMaker, ShardResult
 from tests.servers.seaweed import BUCKET, running_seaweed
 
 CLIPS_A_SHARD = 12

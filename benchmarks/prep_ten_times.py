@@ -27,9 +27,9 @@ from benchmarks.prep_corpus import clip_dataset, plan_into
 
 def make(root: str, shards: int) -> None:
     """Make and publish a dataset in this process, without Ray; prints seconds."""
-    from data_prep.publish import publish_dataset
-    from data_prep.shard_maker import ShardMaker
-    from data_prep.storage import open_store
+    from mcjepa.data_prep.publish import publish_dataset
+    from mcjepa.data_prep.shard_maker import ShardMaker
+    from mcjepa.data_prep.storage import open_store
 
     started = time.perf_counter()
     work, plans, plan = plan_into(root, clip_dataset(shards, samples_per_input=8))

@@ -25,12 +25,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import cv2
 import decord
 
-from data_prep.config import CorpusConfig, DatasetConfig
-from data_prep.corpora.samples import packaged_videos
-from data_prep.decode.encoders import encode, shrink
-from data_prep.listing import list_inputs
-from data_prep.plan import ShardPlan, split_into_shards
-from data_prep.shard_maker import ShardMaker, ShardWork
+from mcjepa.data_prep.config import CorpusConfig, DatasetConfig
+from mcjepa.data_prep.corpora.samples import packaged_videos
+from mcjepa.data_prep.decode.encoders import encode, shrink
+from mcjepa.data_prep.listing import list_inputs
+from mcjepa.data_prep.plan import ShardPlan, split_into_shards
+from mcjepa.data_prep.shard_maker import ShardMaker, ShardWork
 
 SHORT_SIDE_PX, QUALITY = 256, 95
 

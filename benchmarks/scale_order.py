@@ -33,8 +33,8 @@ def open_order(shards: int, lanes: int, ranks: int) -> None:
     """Opens the stream as the last rank and prints what it took."""
     import numpy as np
 
-    from pipeline import stream
-    from pipeline.catalogue import Catalogue, DatasetShards
+    from mcjepa.pipeline import stream
+    from mcjepa.pipeline.catalogue import Catalogue, DatasetShards
 
     before = peak_mib()
     names = tuple(f"image-{number:06d}" for number in range(shards))

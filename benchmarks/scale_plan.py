@@ -33,9 +33,9 @@ def peak_mib() -> float:
 
 def plan(inputs: int) -> None:
     """Plans so many inputs and prints what it took."""
-    from data_prep.config import CorpusConfig, DatasetConfig
-    from data_prep.corpora.items import Input
-    from data_prep.plan import PlanDigest, PlannedInput, split_into_shards
+    from mcjepa.data_prep.config import CorpusConfig, DatasetConfig
+    from mcjepa.data_prep.corpora.items import Input
+    from mcjepa.data_prep.plan import PlanDigest, PlannedInput, split_into_shards
 
     config = DatasetConfig(kind="image", corpora=(CorpusConfig(reader="images", path="x"),), inputs_per_shard=1000)
     before, digest = peak_mib(), PlanDigest(config, "decoder 1", "encoder 1")
@@ -56,7 +56,7 @@ def plan(inputs: int) -> None:
 
 def write(folder: str, shards: int) -> None:
     """Publishes a manifest of so many shards."""
-    from data_prep.manifest import DatasetManifest, ShardEntry, Totals, compute_dataset_id, write_manifest
+    from mcjepa.data_prep.manifest import DatasetManifest, ShardEntry, Totals, compute_dataset_id, write_manifest
 
     entries = tuple(ShardEntry(f"image-{n:06d}", f"{n:064x}", 100 << 20, 1000) for n in range(shards))
     totals = Totals(shards, 1000 * shards, (100 << 20) * shards, 1000 * shards, 1000 * shards, 0, 0)
@@ -66,8 +66,8 @@ def write(folder: str, shards: int) -> None:
 
 def read(folder: str) -> None:
     """Opens a stream's catalogue over it, as every rank does, and prints what it took."""
-    from pipeline.catalogue import open_catalogue
-    from pipeline.stream_config import SourceConfig
+    from mcjepa.pipeline.catalogue import open_catalogue
+    from mcjepa.pipeline.stream_config import SourceConfig
 
     before, started = peak_mib(), time.perf_counter()
     catalogue = open_catalogue([SourceConfig(location=folder)])

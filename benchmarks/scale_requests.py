@@ -22,13 +22,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from data_prep.manifest import Member, SampleEntry, Sidecar
-from data_prep.records import encode_json
-from data_prep.storage import Store
-from pipeline.catalogue import Catalogue, DatasetShards
-from pipeline.shard_reader import ShardReader
-from pipeline.stream import SampleOrder, SourceCounts
-from pipeline.stream_config import ShardStoreConfig
+from mcjepa.data_prep.manifest import Member, SampleEntry, Sidecar
+from mcjepa.data_prep.records import encode_json
+from mcjepa.data_prep.storage import Store
+from mcjepa.pipeline.catalogue import Catalogue, DatasetShards
+from mcjepa.pipeline.shard_reader import ShardReader
+from mcjepa.pipeline.stream import SampleOrder, SourceCounts
+from mcjepa.pipeline.stream_config import ShardStoreConfig
 
 RANKS, WORKERS, WINDOW = 64, 2, 4096
 IMAGE_BYTES, RECORD_BYTES = 110_000, 300

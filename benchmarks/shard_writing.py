@@ -22,9 +22,9 @@ from typing import Any
 
 import webdataset
 
-from data_prep.manifest import Sidecar
-from data_prep.records import encode_json
-from data_prep.shards import ShardWriter
+from mcjepa.data_prep.manifest import Sidecar
+from mcjepa.data_prep.records import encode_json
+from mcjepa.data_prep.shards import ShardWriter
 
 SHARDS, SAMPLES_PER_SHARD, FRAME_BYTES = 4, 500, 32_000
 

@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 
 from benchmarks.prep_corpus import clip_dataset, plan_into
-from data_prep.manifest import (
+from mcjepa.data_prep.manifest import (
     DatasetManifest,
     ShardEntry,
     Sidecar,
@@ -29,11 +29,11 @@ from data_prep.manifest import (
     write_manifest,
     write_sidecar,
 )
-from data_prep.shard_maker import ShardMaker
-from data_prep.shards import ShardWriter
-from data_prep.storage import open_store
-from pipeline.augment.jpeg import decode_jpeg, jpeg_size
-from pipeline.stream_config import AugmentConfig, PairAugmentConfig, SourceConfig, StreamConfig
+from mcjepa.data_prep.shard_maker import ShardMaker
+from mcjepa.data_prep.shards import ShardWriter
+from mcjepa.data_prep.storage import open_store
+from mcjepa.pipeline.augment.jpeg import decode_jpeg, jpeg_size
+from mcjepa.pipeline.stream_config import AugmentConfig, PairAugmentConfig, SourceConfig, StreamConfig
 
 Kind = Literal["clip", "image"]
 

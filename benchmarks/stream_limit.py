@@ -23,13 +23,13 @@ import cv2
 import torch
 
 from benchmarks.stream_corpus import MemoryFrame, packaged_samples, publish_copies, stream_of
-from pipeline.augment.pairs import choose_frames, make_pair
-from pipeline.augment.views import make_views
-from pipeline.freed_memory import keep_freed_memory
-from pipeline.sample_stream import SampleStream, pair_stream, view_stream
-from pipeline.seeding import mix64, seeded_random
-from pipeline.shard_reader import ShardReader
-from pipeline.stream_config import StreamConfig
+from mcjepa.pipeline.augment.pairs import choose_frames, make_pair
+from mcjepa.pipeline.augment.views import make_views
+from mcjepa.pipeline.freed_memory import keep_freed_memory
+from mcjepa.pipeline.sample_stream import SampleStream, pair_stream, view_stream
+from mcjepa.pipeline.seeding import mix64, seeded_random
+from mcjepa.pipeline.shard_reader import ShardReader
+from mcjepa.pipeline.stream_config import StreamConfig
 
 SEED = 7
 

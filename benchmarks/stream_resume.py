@@ -21,10 +21,10 @@ import cv2
 import torch
 
 from benchmarks.stream_corpus import packaged_samples, publish_copies, stream_of
-from pipeline.catalogue import Catalogue, DatasetShards, open_catalogue
-from pipeline.sample_stream import SampleStream, view_stream
-from pipeline.stream import SourceCounts
-from pipeline.stream_config import StreamConfig
+from mcjepa.pipeline.catalogue import Catalogue, DatasetShards, open_catalogue
+from mcjepa.pipeline.sample_stream import SampleStream, view_stream
+from mcjepa.pipeline.stream import SourceCounts
+from mcjepa.pipeline.stream_config import StreamConfig
 
 REAL_SHARDS, SAMPLES_PER_SHARD, RANKS, BATCH = 8, 1000, 64, 384
 

@@ -31,11 +31,11 @@ import torch
 import webdataset
 
 from benchmarks.stream_corpus import packaged_samples, processor_seconds, publish_copies, stream_of
-from pipeline.augment.frames import DecodedFrame
-from pipeline.augment.views import make_views
-from pipeline.freed_memory import keep_freed_memory
-from pipeline.loader import build_loader
-from pipeline.stream_config import StreamConfig, ViewAugmentConfig
+from mcjepa.pipeline.augment.frames import DecodedFrame
+from mcjepa.pipeline.augment.views import make_views
+from mcjepa.pipeline.freed_memory import keep_freed_memory
+from mcjepa.pipeline.loader import build_loader
+from mcjepa.pipeline.stream_config import StreamConfig, ViewAugmentConfig
 
 BATCH, WORKERS, RUN_IN_STEPS, TIMED_STEPS = 64, 2, 4, 10
 LIMIT_S, LEAST_ROUNDS = 30.0, 3

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.stream_corpus import packaged_samples, publish_copies
-from pipeline.meters import read_records
+from mcjepa.pipeline.meters import read_records
 
 ALLOWED_SHARE = 0.02
 SHORT_SIDE_PX = 160
@@ -35,7 +35,7 @@ def train(folder: Path, steps: int) -> list[dict[str, float]]:
         f"train.stream.pairs=[{{location: {clips}}}]",
         f"train.stream.views=[{{location: {images}}}]",
     ]
-    subprocess.run([sys.executable, "-m", "pipeline.cli", *words], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "mcjepa.pipeline.cli", *words], check=True, stdout=subprocess.DEVNULL)
     return read_records(folder / "out" / "run" / "logs" / "metrics.jsonl")
 
 

@@ -21,15 +21,15 @@ from typing import Any
 
 import torch
 
-from model.mcjepa import MCJEPA
-from pipeline.batches import PairBatch, StepBatch, ViewBatch
-from pipeline.cli.recipe import load_recipe
-from pipeline.costly_meters import CostlyMeters
-from pipeline.engine import build_engine, start_world, stop_world
-from pipeline.guards import StepSetting
-from pipeline.instruments import Instruments
-from pipeline.schedule import build_schedule
-from pipeline.step import run_step
+from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.pipeline.batches import PairBatch, StepBatch, ViewBatch
+from mcjepa.pipeline.cli.recipe import load_recipe
+from mcjepa.pipeline.costly_meters import CostlyMeters
+from mcjepa.pipeline.engine import build_engine, start_world, stop_world
+from mcjepa.pipeline.guards import StepSetting
+from mcjepa.pipeline.instruments import Instruments
+from mcjepa.pipeline.schedule import build_schedule
+from mcjepa.pipeline.step import run_step
 
 
 def made_up_batch(step: int, pairs: int, views: int) -> StepBatch:

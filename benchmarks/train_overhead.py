@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 
-from model.mcjepa import MCJEPA
-from pipeline.batches import PairBatch, StepBatch, ViewBatch
-from pipeline.cli.recipe import load_recipe
-from pipeline.engine import any_rank, build_engine, seed_step, set_learning_rates, start_world, stop_world
-from pipeline.parameter_groups import parameter_groups
-from pipeline.schedule import build_schedule
-from pipeline.step import run_step
-from pipeline.train_config import TrainConfig
+from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.pipeline.batches import PairBatch, StepBatch, ViewBatch
+from mcjepa.pipeline.cli.recipe import load_recipe
+from mcjepa.pipeline.engine import any_rank, build_engine, seed_step, set_learning_rates, start_world, stop_world
+from mcjepa.pipeline.parameter_groups import parameter_groups
+from mcjepa.pipeline.schedule import build_schedule
+from mcjepa.pipeline.step import run_step
+from mcjepa.pipeline.train_config import TrainConfig
 
 LIMIT_S = 40.0
 STEPS_PER_EPOCH = 100

@@ -31,10 +31,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_prep.corpora.image_files import write_id_png
-from data_prep.corpora.items import MaskedVideo
-from evals.vos.config import PRESETS, VosConfig
-from evals.vos.propagation import Cells, label_frame
+from mcjepa.data_prep.corpora.image_files import write_id_png
+from mcjepa.data_prep.corpora.items import MaskedVideo
+from mcjepa.evals.vos.config import PRESETS, VosConfig
+from mcjepa.evals.vos.propagation import Cells, label_frame
 
 GRID, CHANNELS, LABELS = (60, 104), 32, 3
 ALLOWED_MIB = 1536
@@ -94,10 +94,10 @@ def write_video(folder: Path) -> MaskedVideo:
 
 def peak_of_video(folder: Path, preset: str) -> float:
     """Scores the video of `folder` and returns this process's peak, MiB; it runs in a process of its own."""
-    from evals.model_under_test import McJepaUnderTest, Subject
-    from evals.vos.score import score_vos_set
-    from model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
-    from model.mcjepa import MCJEPA
+    from mcjepa.evals.model_under_test import McJepaUnderTest, Subject
+    from mcjepa.evals.vos.score import score_vos_set
+    from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
+    from mcjepa.model.mcjepa import MCJEPA
 
     encoder = EncoderConfig(size="nano", init_std=0.0)
     config = ModelConfig(encoder=encoder, flow=FlowConfig(width_factor=0.5), expander=ExpanderConfig(widths=(64,)))

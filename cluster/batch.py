@@ -1,7 +1,7 @@
 """What a job's script asks before its tasks start and after they have ended; runs on the job's first node.
 
-    settings="$(python -m cluster.batch begin FOLDER)" || exit 1; eval "$settings"
-    verdict="$(python -m cluster.batch end FOLDER $?)"          done | requeue | failed
+    settings="$(python -m mcjepa.cluster.batch begin FOLDER)" || exit 1; eval "$settings"
+    verdict="$(python -m mcjepa.cluster.batch end FOLDER $?)"          done | requeue | failed
 
 Queueing again is left to the script: a container has no `scontrol`.
 """
@@ -18,9 +18,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from cluster.job import Element, read_record
-from cluster.rendezvous import free_port
-from cluster.restarts import JobState, judge
+from mcjepa.cluster.job import Element, read_record
+from mcjepa.cluster.rendezvous import free_port
+from mcjepa.cluster.restarts import JobState, judge
 
 
 def job_id(environment: Mapping[str, str]) -> str:
@@ -60,7 +60,7 @@ def progress_of(element: Element) -> int | None:
     try:
         return int(answer.stdout)
     except ValueError:
-        print(f"cluster.batch: no progress known: {answer.stderr.strip()[-500:]}", file=sys.stderr)
+        print(f"mcjepa.cluster.batch: no progress known: {answer.stderr.strip()[-500:]}", file=sys.stderr)
         return None
 
 

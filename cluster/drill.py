@@ -23,8 +23,8 @@ from typing import Literal
 
 import psutil
 
-from cluster.errors import LaunchError
-from cluster.local import GRACE_S, INTERRUPTED, end_processes, ends_with_parent
+from mcjepa.cluster.errors import LaunchError
+from mcjepa.cluster.local import GRACE_S, INTERRUPTED, end_processes, ends_with_parent
 
 Kind = Literal["preempt", "node-loss", "storage"]
 FAULT_FILE_BYTES = 32 << 10

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster.errors import LaunchError
-from cluster.site import Need, Site, Stage
+from mcjepa.cluster.errors import LaunchError
+from mcjepa.cluster.site import Need, Site, Stage
 
 VERSION = 1
 RECORD = "launch.json"

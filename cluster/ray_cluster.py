@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from cluster.errors import LaunchError
-from cluster.local import end_processes, ends_with_parent
-from cluster.rendezvous import free_port, own_address
-from cluster.site import RayConfig
+from mcjepa.cluster.errors import LaunchError
+from mcjepa.cluster.local import end_processes, ends_with_parent
+from mcjepa.cluster.rendezvous import free_port, own_address
+from mcjepa.cluster.site import RayConfig
 
 STARTED = "Ray runtime started"
 """What `ray start` prints when the node has joined."""

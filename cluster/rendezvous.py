@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 
-from cluster.errors import LaunchError
+from mcjepa.cluster.errors import LaunchError
 
 FIRST_PORT, PORTS, STRIDE = 20_000, 10_000, 37
 """Ports below those that systems give to clients; jobs with neighbouring ids begin to look `STRIDE` apart."""

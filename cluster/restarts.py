@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster.job import write_json
-from cluster.site import Stage
+from mcjepa.cluster.job import write_json
+from mcjepa.cluster.site import Stage
 
 Verdict = Literal["done", "requeue", "failed"]
 USAGE, REJECTED, PARTIAL = 2, 3, 4

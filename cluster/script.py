@@ -7,14 +7,14 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from cluster.job import Job
-from cluster.site import Site, variables
+from mcjepa.cluster.job import Job
+from mcjepa.cluster.site import Site, variables
 
 NO_TIMEOUTS = 1_000_000
 """submitit's own count of time-outs is not used; `cluster.restarts` counts starts without progress."""
 AFTER = """\
 code=$?
-verdict="$({python} -m cluster.batch end {folder} "$code")"
+verdict="$({python} -m mcjepa.cluster.batch end {folder} "$code")"
 echo "mcjepa: tasks ended with exit code $code: $verdict" >&2
 if [ "$verdict" = requeue ]; then
     # a cancelled job is no longer RUNNING, and must not come back
@@ -49,7 +49,7 @@ def lines_before(job: Job, environment: Mapping[str, str]) -> list[str]:
         *(f"module load {shlex.quote(module)}" for module in site.modules),
         *site.setup,
         'export MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"',
-        f'settings="$({python_words(site)} -m cluster.batch begin {shlex.quote(str(job.folder))} '
+        f'settings="$({python_words(site)} -m mcjepa.cluster.batch begin {shlex.quote(str(job.folder))} '
         f'{site.restarts.without_progress})" || exit 1',
         'eval "$settings"',
     ]

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import local_jobs
-from cluster.errors import LaunchError
-from cluster.job import IN_TERMINAL, read_record, write_record
-from cluster.local import INTERRUPTED
-from cluster.restarts import JobState
+from mcjepa.cluster import local_jobs
+from mcjepa.cluster.errors import LaunchError
+from mcjepa.cluster.job import IN_TERMINAL, read_record, write_record
+from mcjepa.cluster.local import INTERRUPTED
+from mcjepa.cluster.restarts import JobState
 
 GONE = "GONE"
 """The scheduler knows the job no more, or the process has ended without a word."""

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import LaunchError
-from cluster.job import IN_TERMINAL, RECORD, Job, Record, read_record, write_json, write_record
-from cluster.script import NO_TIMEOUTS, python_words, slurm_parameters
-from cluster.site import needed
-from cluster.task import LocalSetting, LocalTask, RayTask, SlurmTask
+from mcjepa.cluster.errors import LaunchError
+from mcjepa.cluster.job import IN_TERMINAL, RECORD, Job, Record, read_record, write_json, write_record
+from mcjepa.cluster.script import NO_TIMEOUTS, python_words, slurm_parameters
+from mcjepa.cluster.site import needed
+from mcjepa.cluster.task import LocalSetting, LocalTask, RayTask, SlurmTask
 
 MODULE = "-u -m submitit.core._submit"
 

@@ -19,13 +19,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cluster.batch import job_id, progress_of
-from cluster.job import IN_TERMINAL, After, Element
-from cluster.local import INTERRUPTED, STOPS, Interrupted, end_with_parent, run_ranks, run_together
-from cluster.ray_cluster import POLL_S, Place, RayNode
-from cluster.rendezvous import torch_variables
-from cluster.restarts import PARTIAL, JobState, Outcome, judge
-from cluster.site import RayConfig, Stage
+from mcjepa.cluster.batch import job_id, progress_of
+from mcjepa.cluster.job import IN_TERMINAL, After, Element
+from mcjepa.cluster.local import INTERRUPTED, STOPS, Interrupted, end_with_parent, run_ranks, run_together
+from mcjepa.cluster.ray_cluster import POLL_S, Place, RayNode
+from mcjepa.cluster.rendezvous import torch_variables
+from mcjepa.cluster.restarts import PARTIAL, JobState, Outcome, judge
+from mcjepa.cluster.site import RayConfig, Stage
 
 
 class SlurmTask:
@@ -195,7 +195,7 @@ class LocalTask:
 
 def _wait_for(after: After) -> bool:
     """Waits for another job of this machine; whether it ended as it had to."""
-    from cluster.local_jobs import controller
+    from mcjepa.cluster.local_jobs import controller
 
     while controller(after.job, after.folder):
         time.sleep(POLL_S)

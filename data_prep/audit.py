@@ -6,18 +6,11 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from data_prep.errors import DataError
-from data_prep.manifest import (
-    DatasetManifest,
-    ShardEntry,
-    Sidecar,
-    read_manifest,
-    read_sidecar,
-    shard_key,
-)
-from data_prep.quarantine import OUTCOMES, InputsDigest, read_inputs
-from data_prep.shards import BLOCK, tar_header
-from data_prep.storage import Store, open_store
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.manifest import DatasetManifest, ShardEntry, Sidecar, read_manifest, read_sidecar, shard_key
+from mcjepa.data_prep.quarantine import OUTCOMES, InputsDigest, read_inputs
+from mcjepa.data_prep.shards import BLOCK, tar_header
+from mcjepa.data_prep.storage import Store, open_store
 
 PIECE_BYTES = 16 << 20
 

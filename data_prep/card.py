@@ -12,11 +12,11 @@ import random
 import re
 from collections import Counter
 
-from data_prep.card_page import CardContent, DroppedBy, Reason, render_card
-from data_prep.card_samples import foreign_thumbnail, read_samples
-from data_prep.manifest import DatasetManifest, dropped_key, read_manifest
-from data_prep.quarantine import InputRecord, read_inputs, read_lines
-from data_prep.storage import Store, join_location, open_store
+from mcjepa.data_prep.card_page import CardContent, DroppedBy, Reason, render_card
+from mcjepa.data_prep.card_samples import foreign_thumbnail, read_samples
+from mcjepa.data_prep.manifest import DatasetManifest, dropped_key, read_manifest
+from mcjepa.data_prep.quarantine import InputRecord, read_inputs, read_lines
+from mcjepa.data_prep.storage import Store, join_location, open_store
 
 CARD_NAME = "card.html"
 MOST_REASONS = 200

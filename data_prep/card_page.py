@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_prep.card_charts import histogram, shares
-from data_prep.card_samples import SHOWN_FRAMES, ReadSample, ReadSamples
-from data_prep.manifest import DatasetManifest
+from mcjepa.data_prep.card_charts import histogram, shares
+from mcjepa.data_prep.card_samples import SHOWN_FRAMES, ReadSample, ReadSamples
+from mcjepa.data_prep.manifest import DatasetManifest
 
 MOST_CATEGORIES = 12
 MOST_REASONS_SHOWN = 40

@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 
 from PIL import Image, ImageFile
 
-from data_prep.errors import DataError
-from data_prep.manifest import DatasetManifest, Member, SampleEntry, read_sidecar, shard_key
-from data_prep.storage import Store, open_store
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.manifest import DatasetManifest, Member, SampleEntry, read_sidecar, shard_key
+from mcjepa.data_prep.storage import Store, open_store
 
 MOST_SHARDS = 40
 MOST_SAMPLES = 240

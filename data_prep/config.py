@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data_prep.filter_config import CorpusConfig, FiltersConfig, require
+from mcjepa.data_prep.filter_config import CorpusConfig, FiltersConfig, require
 
 SampleKind = Literal["clip", "image", "flow"]
 DecoderName = Literal["decord", "pyav", "torchcodec"]

@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.config import DatasetConfig
-from data_prep.filters.duplicates import resolve_duplicates
-from data_prep.manifest import Sidecar, read_sidecar, shard_key, sidecar_key, write_sidecar
-from data_prep.plan import PlanSummary, shard_name
-from data_prep.publish import DUPLICATES_NAME
-from data_prep.quarantine import read_lines, write_lines
-from data_prep.ray_job import run_tasks
-from data_prep.shards import ShardWriter
-from data_prep.storage import Store, explained_disk_errors, open_store
+from mcjepa.data_prep.config import DatasetConfig
+from mcjepa.data_prep.filters.duplicates import resolve_duplicates
+from mcjepa.data_prep.manifest import Sidecar, read_sidecar, shard_key, sidecar_key, write_sidecar
+from mcjepa.data_prep.plan import PlanSummary, shard_name
+from mcjepa.data_prep.publish import DUPLICATES_NAME
+from mcjepa.data_prep.quarantine import read_lines, write_lines
+from mcjepa.data_prep.ray_job import run_tasks
+from mcjepa.data_prep.shards import ShardWriter
+from mcjepa.data_prep.storage import Store, explained_disk_errors, open_store
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.config import DatasetConfig
-from data_prep.decode.client import DecodeClient
-from data_prep.decode.cutter import CutSample
-from data_prep.decode.failures import DecodeFailure, Unwanted
-from data_prep.fetch import local_input
-from data_prep.plan import PlannedInput
-from data_prep.process import one_processor
+from mcjepa.data_prep.config import DatasetConfig
+from mcjepa.data_prep.decode.client import DecodeClient
+from mcjepa.data_prep.decode.cutter import CutSample
+from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
+from mcjepa.data_prep.fetch import local_input
+from mcjepa.data_prep.plan import PlannedInput
+from mcjepa.data_prep.process import one_processor
 
 PROBED_INPUTS = 8
 BUDGET_S = 20.0

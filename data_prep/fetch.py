@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep.corpora.items import Input
-from data_prep.corpora.places import is_local, store_and_key
-from data_prep.corpora.trees import suffix_of
-from data_prep.decode.failures import DecodeFailure
-from data_prep.errors import AbsentKey, DataError
-from data_prep.storage import explained_disk_errors
+from mcjepa.data_prep.corpora.items import Input
+from mcjepa.data_prep.corpora.places import is_local, store_and_key
+from mcjepa.data_prep.corpora.trees import suffix_of
+from mcjepa.data_prep.decode.failures import DecodeFailure
+from mcjepa.data_prep.errors import AbsentKey, DataError
+from mcjepa.data_prep.storage import explained_disk_errors
 
 MAX_SUFFIX_CHARACTERS = 8
 

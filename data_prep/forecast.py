@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from data_prep.config import DatasetConfig, PrepConfig
-from data_prep.estimate import Estimate, InputSampler, estimate
-from data_prep.leakage_index import list_guarded
-from data_prep.listing import list_inputs
-from data_prep.manifest import MANIFEST_NAME, SHARD_FOLDER
-from data_prep.plan import PlanSummary
-from data_prep.plan_files import PLAN_NAME, read_plan, summarise_plan
-from data_prep.process import usable_cores
-from data_prep.storage import Store, absolute_location, join_location, open_store
+from mcjepa.data_prep.config import DatasetConfig, PrepConfig
+from mcjepa.data_prep.estimate import Estimate, InputSampler, estimate
+from mcjepa.data_prep.leakage_index import list_guarded
+from mcjepa.data_prep.listing import list_inputs
+from mcjepa.data_prep.manifest import MANIFEST_NAME, SHARD_FOLDER
+from mcjepa.data_prep.plan import PlanSummary
+from mcjepa.data_prep.plan_files import PLAN_NAME, read_plan, summarise_plan
+from mcjepa.data_prep.process import usable_cores
+from mcjepa.data_prep.storage import Store, absolute_location, join_location, open_store
 
 PlanState = Literal["new", "begun", "published", "other plan"]
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from data_prep.config import DatasetConfig
-from data_prep.decode.failures import DecodeFailure, Unwanted
-from data_prep.errors import DataError
-from data_prep.fetch import local_input
-from data_prep.listing import list_inputs
-from data_prep.plan import PlannedInput
-from data_prep.ray_job import run_tasks
-from data_prep.storage import FolderStore, Store, open_store
+from mcjepa.data_prep.config import DatasetConfig
+from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.fetch import local_input
+from mcjepa.data_prep.listing import list_inputs
+from mcjepa.data_prep.plan import PlannedInput
+from mcjepa.data_prep.ray_job import run_tasks
+from mcjepa.data_prep.storage import FolderStore, Store, open_store
 
 INDEX_NAME = "leakage.jsonl.gz"
 INPUTS_A_PART = 32
@@ -65,7 +65,7 @@ def make_leakage_index(
         workers: Most tasks at a time.
         on_part: Called with the number of finished parts.
     """
-    from data_prep.filters.leakage import LeakageIndex
+    from mcjepa.data_prep.filters.leakage import LeakageIndex
 
     store = open_store(location)
     if store.exists(INDEX_NAME):
@@ -99,7 +99,7 @@ def fingerprint_part(work: LeakageWork, part: LeakagePart) -> str:
     Raises:
         DataError: an evaluation input cannot be read: a guard with a hole is none.
     """
-    from data_prep.filters.leakage import LeakageIndex, fingerprint_input
+    from mcjepa.data_prep.filters.leakage import LeakageIndex, fingerprint_input
 
     store = open_store(work.location)
     if store.exists(_part_key(part.name)):

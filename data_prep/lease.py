@@ -26,9 +26,9 @@ from typing import Any
 
 import psutil
 
-from data_prep.errors import AbsentKey, DataError
-from data_prep.records import encode_json
-from data_prep.storage import Store
+from mcjepa.data_prep.errors import AbsentKey, DataError
+from mcjepa.data_prep.records import encode_json
+from mcjepa.data_prep.storage import Store
 
 LOG = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import replace
 
-from data_prep.config import CorpusConfig, DatasetConfig
-from data_prep.corpora import INPUT_READERS
-from data_prep.corpora.inputs import first_folder
-from data_prep.corpora.items import Input
-from data_prep.errors import DataError
-from data_prep.plan import PlannedInput, corpus_prefix
-from data_prep.storage import absolute_location
+from mcjepa.data_prep.config import CorpusConfig, DatasetConfig
+from mcjepa.data_prep.corpora import INPUT_READERS
+from mcjepa.data_prep.corpora.inputs import first_folder
+from mcjepa.data_prep.corpora.items import Input
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.plan import PlannedInput, corpus_prefix
+from mcjepa.data_prep.storage import absolute_location
 
 
 def list_inputs(config: DatasetConfig) -> Iterator[PlannedInput]:

@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.errors import DataError
-from data_prep.records import build_record, encode_json, list_field, malformed_record, parse_record
-from data_prep.storage import Store, open_store
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.records import build_record, encode_json, list_field, malformed_record, parse_record
+from mcjepa.data_prep.storage import Store, open_store
 
 MANIFEST_VERSION = 2
 SIDECAR_VERSION = 2

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import Any
 
-from data_prep.config import DatasetConfig
-from data_prep.corpora.items import Input
+from mcjepa.data_prep.config import DatasetConfig
+from mcjepa.data_prep.corpora.items import Input
 
 PLAN_VERSION = 2
 LAYOUT_VERSION = 2

@@ -11,12 +11,12 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 
-from data_prep.config import DatasetConfig
-from data_prep.decode.encoders import encoder_version
-from data_prep.decode.videos import decoder_version
-from data_prep.errors import DataError, PlanMismatch
-from data_prep.manifest import MANIFEST_NAME
-from data_prep.plan import (
+from mcjepa.data_prep.config import DatasetConfig
+from mcjepa.data_prep.decode.encoders import encoder_version
+from mcjepa.data_prep.decode.videos import decoder_version
+from mcjepa.data_prep.errors import DataError, PlanMismatch
+from mcjepa.data_prep.manifest import MANIFEST_NAME
+from mcjepa.data_prep.plan import (
     PLAN_VERSION,
     PlanDigest,
     PlannedInput,
@@ -26,9 +26,9 @@ from data_prep.plan import (
     input_from_line,
     input_to_line,
 )
-from data_prep.quarantine import read_lines, write_lines
-from data_prep.records import encode_json
-from data_prep.storage import Store, explained_disk_errors
+from mcjepa.data_prep.quarantine import read_lines, write_lines
+from mcjepa.data_prep.records import encode_json
+from mcjepa.data_prep.storage import Store, explained_disk_errors
 
 PLAN_NAME = "plan.json"
 PLAN_INPUTS_NAME = "plan.jsonl.gz"

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from data_prep.errors import DataError, PlanMismatch
-from data_prep.manifest import (
+from mcjepa.data_prep.errors import DataError, PlanMismatch
+from mcjepa.data_prep.manifest import (
     DatasetManifest,
     ShardEntry,
     Sidecar,
@@ -28,10 +28,10 @@ from data_prep.manifest import (
     sidecar_key,
     write_manifest,
 )
-from data_prep.plan import PlanSummary, shard_name
-from data_prep.plan_files import PLAN_INPUTS_NAME, PLAN_NAME
-from data_prep.quarantine import InputRecord, InputsDigest, read_inputs, read_lines, record_from, write_lines
-from data_prep.storage import Store, explained_disk_errors
+from mcjepa.data_prep.plan import PlanSummary, shard_name
+from mcjepa.data_prep.plan_files import PLAN_INPUTS_NAME, PLAN_NAME
+from mcjepa.data_prep.quarantine import InputRecord, InputsDigest, read_inputs, read_lines, record_from, write_lines
+from mcjepa.data_prep.storage import Store, explained_disk_errors
 
 DUPLICATES_NAME = "duplicates.jsonl.gz"
 REASONS_SHOWN = 5

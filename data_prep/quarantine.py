@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
-from data_prep.errors import DataError
-from data_prep.manifest import inputs_key
-from data_prep.storage import Store
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.manifest import inputs_key
+from mcjepa.data_prep.storage import Store
 
 Outcome = Literal["ok", "filtered", "quarantined"]
 OUTCOMES: tuple[Outcome, ...] = ("ok", "filtered", "quarantined")

@@ -26,8 +26,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
-from data_prep.errors import DataError
-from data_prep.process import one_processor, usable_cores
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.process import one_processor, usable_cores
 
 LOG = logging.getLogger(__name__)
 

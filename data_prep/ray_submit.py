@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep.errors import DataError
+from mcjepa.data_prep.errors import DataError
 
 POLL_S = 1.0
 AGENT_S = 60.0

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
-from data_prep.errors import DataError
+from mcjepa.data_prep.errors import DataError
 
 
 def encode_json(record: Any) -> bytes:

@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from data_prep.config import DatasetConfig, PrepConfig
-from data_prep.errors import DataError
-from data_prep.lease import sole_writer
-from data_prep.listing import list_inputs
-from data_prep.manifest import DatasetManifest, read_manifest
-from data_prep.plan import PlanDigest, split_into_shards
-from data_prep.plan_files import read_plan
-from data_prep.publish import publish_revision
-from data_prep.quarantine import read_inputs
-from data_prep.ray_job import cluster_address, count_workers, run_tasks, running_ray
-from data_prep.shard_maker import ShardResult, ShardWork
-from data_prep.shard_tasks import make_shard
-from data_prep.storage import Store, absolute_location, join_location, open_store
+from mcjepa.data_prep.config import DatasetConfig, PrepConfig
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.lease import sole_writer
+from mcjepa.data_prep.listing import list_inputs
+from mcjepa.data_prep.manifest import DatasetManifest, read_manifest
+from mcjepa.data_prep.plan import PlanDigest, split_into_shards
+from mcjepa.data_prep.plan_files import read_plan
+from mcjepa.data_prep.publish import publish_revision
+from mcjepa.data_prep.quarantine import read_inputs
+from mcjepa.data_prep.ray_job import cluster_address, count_workers, run_tasks, running_ray
+from mcjepa.data_prep.shard_maker import ShardResult, ShardWork
+from mcjepa.data_prep.shard_tasks import make_shard
+from mcjepa.data_prep.storage import Store, absolute_location, join_location, open_store
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.config import DatasetConfig
-from data_prep.decode.client import DecodeClient
-from data_prep.decode.cutter import CutSample, DroppedSample
-from data_prep.decode.failures import DecodeFailure, Unwanted
-from data_prep.fetch import local_input
-from data_prep.leakage_index import fetch_leakage_index
-from data_prep.manifest import Sidecar, read_sidecar, shard_key, sidecar_key, write_sidecar
-from data_prep.plan import PlannedInput, ShardPlan, sample_key
-from data_prep.quarantine import InputRecord, Outcome
-from data_prep.shards import ShardWriter
-from data_prep.storage import GrowingFile, Store, explained_disk_errors, open_store
+from mcjepa.data_prep.config import DatasetConfig
+from mcjepa.data_prep.decode.client import DecodeClient
+from mcjepa.data_prep.decode.cutter import CutSample, DroppedSample
+from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
+from mcjepa.data_prep.fetch import local_input
+from mcjepa.data_prep.leakage_index import fetch_leakage_index
+from mcjepa.data_prep.manifest import Sidecar, read_sidecar, shard_key, sidecar_key, write_sidecar
+from mcjepa.data_prep.plan import PlannedInput, ShardPlan, sample_key
+from mcjepa.data_prep.quarantine import InputRecord, Outcome
+from mcjepa.data_prep.shards import ShardWriter
+from mcjepa.data_prep.storage import GrowingFile, Store, explained_disk_errors, open_store
 
 READ_BYTES = 1 << 20
 

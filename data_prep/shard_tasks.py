@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from data_prep.plan import ShardPlan
-from data_prep.shard_maker import ShardMaker, ShardResult, ShardWork
+from mcjepa.data_prep.plan import ShardPlan
+from mcjepa.data_prep.shard_maker import ShardMaker, ShardResult, ShardWork
 
 _MAKER: dict[ShardWork, ShardMaker] = {}
 """The maker of this process, with its decode child: one, of the dataset that is being made."""

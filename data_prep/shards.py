@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from data_prep.errors import DataError
-from data_prep.manifest import Member, SampleEntry
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.manifest import Member, SampleEntry
 
 BLOCK = 512
 END = bytes(2 * BLOCK)

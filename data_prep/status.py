@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data_prep.lease import Lease, newest_lease
-from data_prep.manifest import MANIFEST_NAME, SHARD_FOLDER, Totals, read_manifest, read_sidecar
-from data_prep.plan_files import PLAN_NAME, read_plan
-from data_prep.publish import Tally
-from data_prep.quarantine import record_from
-from data_prep.storage import Store, open_store
+from mcjepa.data_prep.lease import Lease, newest_lease
+from mcjepa.data_prep.manifest import MANIFEST_NAME, SHARD_FOLDER, Totals, read_manifest, read_sidecar
+from mcjepa.data_prep.plan_files import PLAN_NAME, read_plan
+from mcjepa.data_prep.publish import Tally
+from mcjepa.data_prep.quarantine import record_from
+from mcjepa.data_prep.storage import Store, open_store
 
 State = Literal["nothing", "running", "interrupted", "published"]
 

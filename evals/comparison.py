@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evals.cards import Score
+from mcjepa.evals.cards import Score
 
 PROTOCOL = (
     "data_set",

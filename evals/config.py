@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from evals.checks import require
-from evals.classification.config import ClassifyConfig
-from evals.flow.config import FlowEvalConfig
-from evals.segmentation.config import ProbeConfig
-from evals.segmentation.finetune_config import FinetuneConfig
-from evals.vos.config import VosConfig
+from mcjepa.evals.checks import require
+from mcjepa.evals.classification.config import ClassifyConfig
+from mcjepa.evals.flow.config import FlowEvalConfig
+from mcjepa.evals.segmentation.config import ProbeConfig
+from mcjepa.evals.segmentation.finetune_config import FinetuneConfig
+from mcjepa.evals.vos.config import VosConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,16 +17,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_prep.errors import DataError
-from model.mcjepa import MCJEPA
-from model.pretrained import (
-    WeightsError,
-    is_encoder_alone,
-    load,
-    load_encoder,
-    read_config,
-    weights_digest,
-)
+from mcjepa.data_prep.errors import DataError
+from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.model.pretrained import WeightsError, is_encoder_alone, load, load_encoder, read_config, weights_digest
 
 COARSEST_STRIDE = 64
 

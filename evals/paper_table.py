@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evals.cards import Score
+from mcjepa.evals.cards import Score
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.tracking.pictures import (
+from mcjepa.pipeline.tracking.pictures import (
     PANEL_PX,
     Image,
     colour_wheel,

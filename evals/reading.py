@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from data_prep.errors import DataError
+from mcjepa.data_prep.errors import DataError
 
 
 @contextmanager

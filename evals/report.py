@@ -5,18 +5,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_prep.storage import atomic_write
-from evals.pictures import png_bytes, wheel_picture
-from evals.report_comparison import comparison_section, paper_section
-from evals.report_content import (
-    DatasetSummary,
-    QuarantinedInput,
-    ReportContent,
-    Tile,
-    headline_tiles,
-)
-from evals.report_page import page
-from evals.report_sections import (
+from mcjepa.data_prep.storage import atomic_write
+from mcjepa.evals.pictures import png_bytes, wheel_picture
+from mcjepa.evals.report_comparison import comparison_section, paper_section
+from mcjepa.evals.report_content import DatasetSummary, QuarantinedInput, ReportContent, Tile, headline_tiles
+from mcjepa.evals.report_page import page
+from mcjepa.evals.report_sections import (
     commands_section,
     curves_section,
     data_section,

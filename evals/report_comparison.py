@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from evals.comparison import ComparedScore, Evaluated, compare, curves
-from evals.paper_table import COLUMNS, PAPER, Cell, our_row
-from evals.report_content import metric_unit
-from evals.report_sections import curves_section, escape
+from mcjepa.evals.comparison import ComparedScore, Evaluated, compare, curves
+from mcjepa.evals.paper_table import COLUMNS, PAPER, Cell, our_row
+from mcjepa.evals.report_content import metric_unit
+from mcjepa.evals.report_sections import curves_section, escape
 
 _NOTE = (
     "One column an evaluation, the best number of a row in bold. Where the cards differ in more than the weights, the "

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from evals.cards import Score
-from evals.comparison import Evaluated
+from mcjepa.evals.cards import Score
+from mcjepa.evals.comparison import Evaluated
 
 Curve = Sequence[tuple[float, float]]
 """Points (step, value), steps ascending; values may be NaN or infinite."""

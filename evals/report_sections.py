@@ -10,17 +10,10 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from evals.cards import Picture, Score
-from evals.pictures import webp_bytes
-from evals.report_charts import format_number, line_chart
-from evals.report_content import (
-    DatasetSummary,
-    QuarantinedInput,
-    ReportContent,
-    Tile,
-    metric_unit,
-    rival_name,
-)
+from mcjepa.evals.cards import Picture, Score
+from mcjepa.evals.pictures import webp_bytes
+from mcjepa.evals.report_charts import format_number, line_chart
+from mcjepa.evals.report_content import DatasetSummary, QuarantinedInput, ReportContent, Tile, metric_unit, rival_name
 
 MOST_ROWS = 200
 

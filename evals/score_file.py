@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import DataError
-from data_prep.storage import atomic_write
-from evals.cards import Card, Picture, Score
-from evals.config import EvalConfig
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import atomic_write
+from mcjepa.evals.cards import Card, Picture, Score
+from mcjepa.evals.config import EvalConfig
 
 SCORES_VERSION = 1
 SCORES_NAME = "scores.json"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import DataError
+from mcjepa.data_prep.errors import DataError
 
 
 def set_reader(readers: Mapping[str, Callable[..., Any]], name: str, field: str) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.storage import explained_disk_errors
+from mcjepa.data_prep.storage import explained_disk_errors
 
 CRF = 20
 MAX_FPS_HZ = 240.0

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.pretrained import WeightsError
+from mcjepa.model.pretrained import WeightsError
 
 _LAYERS = {
     "dwconv": "depthwise", "conv_dw": "depthwise",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model.config import ExpanderConfig
-from model.reduction import global_sum, world_size
+from mcjepa.model.config import ExpanderConfig
+from mcjepa.model.reduction import global_sum, world_size
 
 
 class GlobalBatchNorm(nn.Module):

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.config import FlowConfig
-from model.correlation import correlate
-from model.layer_norm import ChannelLayerNorm
-from model.warp import upsample_flow, warp
+from mcjepa.model.config import FlowConfig
+from mcjepa.model.correlation import correlate
+from mcjepa.model.layer_norm import ChannelLayerNorm
+from mcjepa.model.warp import upsample_flow, warp
 
 
 def _activation(channels: int, normalize: bool) -> nn.Sequential:

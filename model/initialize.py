@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.convnext import is_published, stage_weights
-from model.mcjepa import MCJEPA
-from model.pretrained import WEIGHTS_NAME, WeightsError, file_digest
+from mcjepa.model.convnext import is_published, stage_weights
+from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.model.pretrained import WEIGHTS_NAME, WeightsError, file_digest
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.encoder import Encoder
-from model.expander import Expander
-from model.flow_estimator import FlowEstimator
-from model.inputs import require_alike, require_images, require_sides
-from model.losses.cycle import cycle_loss
-from model.losses.reconstruction import reconstruction_loss
-from model.losses.regression import regression_loss
-from model.losses.smoothness import smoothness_loss
-from model.losses.variance_covariance import variance_covariance_loss
-from model.losses.vicreg import vicreg_terms
-from model.warp import upsample_flow, visible, warp
+from mcjepa.model.config import ModelConfig
+from mcjepa.model.encoder import Encoder
+from mcjepa.model.expander import Expander
+from mcjepa.model.flow_estimator import FlowEstimator
+from mcjepa.model.inputs import require_alike, require_images, require_sides
+from mcjepa.model.losses.cycle import cycle_loss
+from mcjepa.model.losses.reconstruction import reconstruction_loss
+from mcjepa.model.losses.regression import regression_loss
+from mcjepa.model.losses.smoothness import smoothness_loss
+from mcjepa.model.losses.variance_covariance import variance_covariance_loss
+from mcjepa.model.losses.vicreg import vicreg_terms
+from mcjepa.model.warp import upsample_flow, visible, warp
 
 PAIR_TERMS = ("regression", "reconstruction", "smoothness", "cycle", "vc")
 TERMS = (*PAIR_TERMS, "content")
@@ -66,7 +66,7 @@ class MCJEPA(nn.Module):
     """Shared encoder, flow estimator and expander with the joint objective.
 
     Example:
-        >>> from model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
+        >>> from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
         >>> config = ModelConfig(
         ...     encoder=EncoderConfig(stem_channels=(4, 4), stage_channels=(8, 8, 8, 8), depths=(1, 1, 1, 1)),
         ...     flow=FlowConfig(width_factor=0.1), expander=ExpanderConfig(widths=(16, 16)))

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.encoder import Encoder
-from model.mcjepa import MCJEPA
+from mcjepa.model.config import ModelConfig
+from mcjepa.model.encoder import Encoder
+from mcjepa.model.mcjepa import MCJEPA
 
 FORMAT = 1
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_prep.manifest import Sidecar, read_manifest
-from pipeline.stream import SourceCounts
-from pipeline.stream_config import SourceConfig
+from mcjepa.data_prep.manifest import Sidecar, read_manifest
+from mcjepa.pipeline.stream import SourceCounts
+from mcjepa.pipeline.stream_config import SourceConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.meters_config import AlertConfig
+from mcjepa.pipeline.meters_config import AlertConfig
 
 DEAD_STD = 1e-3
 """A dimension whose deviation is below this says nothing."""

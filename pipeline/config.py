@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
-from pipeline.errors import UsageError
+from mcjepa.pipeline.errors import UsageError
 
 Config = TypeVar("Config")
 UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
@@ -47,7 +47,7 @@ def find_recipe(name: str) -> Path:
     if path.is_file():
         return path
     if re.fullmatch(r"[\w-]+(/[\w-]+)?(\.yaml)?", name):
-        shipped = Path(str(resources.files("configs"))) / f"{name.removesuffix('.yaml')}.yaml"
+        shipped = Path(str(resources.files("mcjepa.configs"))) / f"{name.removesuffix('.yaml')}.yaml"
         if shipped.is_file():
             return shipped
     raise UsageError(
@@ -57,7 +57,7 @@ def find_recipe(name: str) -> Path:
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes that ship with the package, those in folders last."""
-    folder = Path(str(resources.files("configs")))
+    folder = Path(str(resources.files("mcjepa.configs")))
     names = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
     names = [name for name in names if not name.startswith("site/")]  # where stages run, not what
     return sorted(names, key=lambda name: ("/" in name, name))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from data_prep.errors import DataError
-from pipeline.batches import StepBatch
+from mcjepa.data_prep.errors import DataError
+from mcjepa.pipeline.batches import StepBatch
 
 log = logging.getLogger(__name__)
 

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.mcjepa import PAIR_TERMS
-from pipeline.batches import StepBatch
-from pipeline.collapse import global_covariances, spread_of
-from pipeline.gradients import branch_gradient_norms
-from pipeline.meters_config import MeterConfig
+from mcjepa.model.mcjepa import PAIR_TERMS
+from mcjepa.pipeline.batches import StepBatch
+from mcjepa.pipeline.collapse import global_covariances, spread_of
+from mcjepa.pipeline.gradients import branch_gradient_norms
+from mcjepa.pipeline.meters_config import MeterConfig
 
 EPSILON = 1e-30
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from pipeline.batches import StepBatch
+from mcjepa.pipeline.batches import StepBatch
 
 _LOOK_S = 0.2
 """How often a thread that waits looks whether the feed was closed."""

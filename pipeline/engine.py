@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.engine_options import check_known, engine_options
-from pipeline.engine_state import reset_updates
-from pipeline.errors import UsageError
-from pipeline.freed_memory import keep_freed_memory
-from pipeline.parameter_groups import parameter_groups
-from pipeline.seeding import mix64
-from pipeline.train_config import EngineConfig, TrainConfig
-from pipeline.world import World, adopt_world, ranks_here
+from mcjepa.pipeline.engine_options import check_known, engine_options
+from mcjepa.pipeline.engine_state import reset_updates
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.freed_memory import keep_freed_memory
+from mcjepa.pipeline.parameter_groups import parameter_groups
+from mcjepa.pipeline.seeding import mix64
+from mcjepa.pipeline.train_config import EngineConfig, TrainConfig
+from mcjepa.pipeline.world import World, adopt_world, ranks_here
 
 __all__ = [
     "World",

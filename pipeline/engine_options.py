@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipeline.errors import UsageError
-from pipeline.train_config import TrainConfig
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.train_config import TrainConfig
 
 SET_BY_RECIPE = {
     "train_batch_size": "train.stream.pair_batch and train.stream.view_batch",

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import UsageError
+from mcjepa.pipeline.errors import UsageError
 
 WEIGHT, MOMENT_1, MOMENT_2, BUFFER = "weight", "exp_avg", "exp_avg_sq", "buffer"
 MOMENTS = (MOMENT_1, MOMENT_2)

@@ -19,14 +19,14 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from data_prep.storage import open_store
-from model import pretrained
-from model.config import ModelConfig
-from model.mcjepa import MCJEPA
-from pipeline.checkpoint import Checkpoint, complete_checkpoints, newest_weights, read_parameters, step_name
-from pipeline.config import validate
-from pipeline.errors import UsageError
-from pipeline.first_weights import read_run
+from mcjepa.data_prep.storage import open_store
+from mcjepa.model import pretrained
+from mcjepa.model.config import ModelConfig
+from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.pipeline.checkpoint import Checkpoint, complete_checkpoints, newest_weights, read_parameters, step_name
+from mcjepa.pipeline.config import validate
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.first_weights import read_run
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from model.initialize import initialize
-from model.mcjepa import MCJEPA
-from model.pretrained import WeightsError
-from pipeline.errors import UsageError
+from mcjepa.model.initialize import initialize
+from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.model.pretrained import WeightsError
+from mcjepa.pipeline.errors import UsageError
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_prep.storage import atomic_write
-from pipeline.batches import StepBatch
-from pipeline.errors import UsageError
+from mcjepa.data_prep.storage import atomic_write
+from mcjepa.pipeline.batches import StepBatch
+from mcjepa.pipeline.errors import UsageError
 
 VERSION = 1
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from pipeline.batches import StepBatch
-from pipeline.errors import RunError
-from pipeline.flight_record import finite_samples, numbers, samples_of, write_record
-from pipeline.meters_config import GuardConfig
-from pipeline.spikes import SpikeDetector
-from pipeline.step import StepResult
+from mcjepa.pipeline.batches import StepBatch
+from mcjepa.pipeline.errors import RunError
+from mcjepa.pipeline.flight_record import finite_samples, numbers, samples_of, write_record
+from mcjepa.pipeline.meters_config import GuardConfig
+from mcjepa.pipeline.spikes import SpikeDetector
+from mcjepa.pipeline.step import StepResult
 
 log = logging.getLogger(__name__)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)

@@ -13,18 +13,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.batches import StepBatch
-from pipeline.collapse import Alerts
-from pipeline.costly_meters import CostlyMeters
-from pipeline.flops import FlopCounter, device_name, peak_tflops
-from pipeline.guards import StepGuard, StepSetting
-from pipeline.machine_meters import MachineMeters
-from pipeline.meters import Meters
-from pipeline.profiling import ProfileWindow
-from pipeline.step import StepResult
-from pipeline.step_clock import StepClock
-from pipeline.train_config import TrainConfig
-from pipeline.world import World
+from mcjepa.pipeline.batches import StepBatch
+from mcjepa.pipeline.collapse import Alerts
+from mcjepa.pipeline.costly_meters import CostlyMeters
+from mcjepa.pipeline.flops import FlopCounter, device_name, peak_tflops
+from mcjepa.pipeline.guards import StepGuard, StepSetting
+from mcjepa.pipeline.machine_meters import MachineMeters
+from mcjepa.pipeline.meters import Meters
+from mcjepa.pipeline.profiling import ProfileWindow
+from mcjepa.pipeline.step import StepResult
+from mcjepa.pipeline.step_clock import StepClock
+from mcjepa.pipeline.train_config import TrainConfig
+from mcjepa.pipeline.world import World
 
 log = logging.getLogger(__name__)
 

@@ -24,16 +24,16 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data_prep.errors import DataError
-from pipeline.batches import PairBatch, RawBatch, StepBatch, ViewBatch
-from pipeline.corrupt_limit import CorruptLimit
-from pipeline.device_feed import DeviceFeed
-from pipeline.errors import UsageError
-from pipeline.loader_workers import end_workers, interrupts_held_back, start_worker
-from pipeline.sample_stream import Cancelled, SampleStream, pair_stream, view_stream
-from pipeline.stream import StreamSummary, check_world_size
-from pipeline.stream_config import StreamConfig
-from pipeline.turns import Turns
+from mcjepa.data_prep.errors import DataError
+from mcjepa.pipeline.batches import PairBatch, RawBatch, StepBatch, ViewBatch
+from mcjepa.pipeline.corrupt_limit import CorruptLimit
+from mcjepa.pipeline.device_feed import DeviceFeed
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.loader_workers import end_workers, interrupts_held_back, start_worker
+from mcjepa.pipeline.sample_stream import Cancelled, SampleStream, pair_stream, view_stream
+from mcjepa.pipeline.stream import StreamSummary, check_world_size
+from mcjepa.pipeline.stream_config import StreamConfig
+from mcjepa.pipeline.turns import Turns
 
 _CLOSE_GRACE_S = 1.0
 """How long workers may finish the sample in hand before they are ended."""

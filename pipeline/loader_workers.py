@@ -12,7 +12,7 @@ from typing import Any
 
 import cv2
 
-from pipeline.freed_memory import keep_freed_memory
+from mcjepa.pipeline.freed_memory import keep_freed_memory
 
 _PR_SET_PDEATHSIG = 1
 """Linux prctl(2): the signal a process gets when the thread that made it ends."""

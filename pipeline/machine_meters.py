@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from pipeline.world import World
+from mcjepa.pipeline.world import World
 
 GIB = float(1 << 30)
 NODE_METERS = (

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.mcjepa import JointLoss
-from pipeline.batches import PairBatch, StepBatch, ViewBatch
-from pipeline.errors import UsageError
-from pipeline.stream_config import StreamConfig
+from mcjepa.model.mcjepa import JointLoss
+from mcjepa.pipeline.batches import PairBatch, StepBatch, ViewBatch
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.stream_config import StreamConfig
 
 
 def check_micro_batches(stream: StreamConfig, world_size: int, parts: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from model.config import ModelConfig
+from mcjepa.model.config import ModelConfig
 
 TAGS = ("self-supervised-learning", "optical-flow", "jepa", "vicreg", "mc-jepa")
 
@@ -76,12 +76,12 @@ Scores belong to their protocol: `mcjepa eval all RECIPE --weights DIR` makes th
 def _usage(whole: bool) -> str:
     if not whole:
         return (
-            "from model.pretrained import load_encoder  # needs torch, numpy and safetensors only\n"
+            "from mcjepa.model.pretrained import load_encoder  # needs torch, numpy and safetensors only\n"
             'encoder = load_encoder("FOLDER")\n'
             "pyramid = encoder(image_B3HW)  # six maps, finest first"
         )
     return (
-        "from model.pretrained import load  # needs torch, numpy and safetensors only\n"
+        "from mcjepa.model.pretrained import load  # needs torch, numpy and safetensors only\n"
         'model = load("FOLDER")\n'
         "pyramid = model.forward_pyramid(image_B3HW)  # six maps, finest first\n"
         "embedding = model.forward_embedding(image_B3HW)\n"

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.train_config import OptimizerConfig
+from mcjepa.pipeline.train_config import OptimizerConfig
 
 BRANCHES = {"flow_estimator": "estimator", "expander": "expander"}
 """Group of a top-level module of the model; everything else belongs to `encoder`."""

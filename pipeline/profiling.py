@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pipeline.meters_config import ProfileConfig
+from mcjepa.pipeline.meters_config import ProfileConfig
 
 log = logging.getLogger(__name__)
 ROWS = 40

@@ -21,14 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data_prep.storage import atomic_write
-from model.config import ModelConfig
-from model.mcjepa import MCJEPA, JointLoss
-from pipeline.batches import StepBatch
-from pipeline.checkpoint.resume import check_continuation, find_start, restore
-from pipeline.engine import build_engine, seed_step, set_learning_rates, start_world, stop_world
-from pipeline.errors import UsageError
-from pipeline.flight_record import (
+from mcjepa.data_prep.storage import atomic_write
+from mcjepa.model.config import ModelConfig
+from mcjepa.model.mcjepa import MCJEPA, JointLoss
+from mcjepa.pipeline.batches import StepBatch
+from mcjepa.pipeline.checkpoint.resume import check_continuation, find_start, restore
+from mcjepa.pipeline.engine import build_engine, seed_step, set_learning_rates, start_world, stop_world
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.flight_record import (
     finite_samples,
     numbers,
     read_record,
@@ -36,14 +36,14 @@ from pipeline.flight_record import (
     samples_of,
     state_of,
 )
-from pipeline.gradients import branch_gradient_norms
-from pipeline.loader import StepLoader, build_loader
-from pipeline.run_folder import RunFolder
-from pipeline.schedule import build_schedule
-from pipeline.step import run_step
-from pipeline.train import run_facts
-from pipeline.train_config import TrainConfig
-from pipeline.world import World
+from mcjepa.pipeline.gradients import branch_gradient_norms
+from mcjepa.pipeline.loader import StepLoader, build_loader
+from mcjepa.pipeline.run_folder import RunFolder
+from mcjepa.pipeline.schedule import build_schedule
+from mcjepa.pipeline.step import run_step
+from mcjepa.pipeline.train import run_facts
+from mcjepa.pipeline.train_config import TrainConfig
+from mcjepa.pipeline.world import World
 
 log = logging.getLogger(__name__)
 

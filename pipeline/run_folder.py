@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from data_prep.storage import Store, explained_disk_errors, open_store
+from mcjepa.data_prep.storage import Store, explained_disk_errors, open_store
 
 log = logging.getLogger(__name__)
 CHECKPOINTS, WEIGHTS = "checkpoints", "weights"

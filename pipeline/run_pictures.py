@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.batches import PairBatch
-from pipeline.loader import build_loader
-from pipeline.stream_config import StreamConfig
-from pipeline.tracking.pictures import flow_picture, flow_scale, pca_pictures, side_by_side, stacked, write_png
-from pipeline.world import World
+from mcjepa.pipeline.batches import PairBatch
+from mcjepa.pipeline.loader import build_loader
+from mcjepa.pipeline.stream_config import StreamConfig
+from mcjepa.pipeline.tracking.pictures import flow_picture, flow_scale, pca_pictures, side_by_side, stacked, write_png
+from mcjepa.pipeline.world import World
 
 FEATURE_STRIDE = 8
 STEPS_LOOKED_AT = 1000

@@ -12,17 +12,17 @@ from typing import Any
 
 import yaml
 
-from data_prep.storage import atomic_write
-from pipeline.checkpoint.agreement import from_first_rank
-from pipeline.loader import StepLoader
-from pipeline.meters import append_record
-from pipeline.run_folder import RunFolder
-from pipeline.stream_config import StreamConfig
-from pipeline.tracking import dataset_tag
-from pipeline.tracking.lineage import dataset_records, git_state
-from pipeline.tracking.run_tracker import RunTracker
-from pipeline.train_config import TrackingConfig
-from pipeline.world import World
+from mcjepa.data_prep.storage import atomic_write
+from mcjepa.pipeline.checkpoint.agreement import from_first_rank
+from mcjepa.pipeline.loader import StepLoader
+from mcjepa.pipeline.meters import append_record
+from mcjepa.pipeline.run_folder import RunFolder
+from mcjepa.pipeline.stream_config import StreamConfig
+from mcjepa.pipeline.tracking import dataset_tag
+from mcjepa.pipeline.tracking.lineage import dataset_records, git_state
+from mcjepa.pipeline.tracking.run_tracker import RunTracker
+from mcjepa.pipeline.train_config import TrackingConfig
+from mcjepa.pipeline.world import World
 
 
 class RunRecords:

@@ -11,10 +11,10 @@ import logging
 import shutil
 from pathlib import Path
 
-from data_prep.storage import open_store
-from data_prep.storage.folder import FolderStore
-from model.pretrained import CONFIG_NAME, WEIGHTS_NAME
-from pipeline.run_folder import WEIGHTS
+from mcjepa.data_prep.storage import open_store
+from mcjepa.data_prep.storage.folder import FolderStore
+from mcjepa.model.pretrained import CONFIG_NAME, WEIGHTS_NAME
+from mcjepa.pipeline.run_folder import WEIGHTS
 
 REPORT = "train_report.json"
 log = logging.getLogger(__name__)

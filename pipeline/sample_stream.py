@@ -21,20 +21,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_prep.errors import DataError
-from pipeline.augment.frames import Frame
-from pipeline.augment.geometry import draw_below
-from pipeline.augment.pairs import choose_frames, make_pair
-from pipeline.augment.views import make_views
-from pipeline.batches import CorruptRecord, ImageStack, RawBatch
-from pipeline.catalogue import Catalogue, StoredSample, open_catalogue
-from pipeline.errors import UsageError
-from pipeline.frame_cache import FrameCache
-from pipeline.seeding import mix64, seeded_random
-from pipeline.shard_reader import CorruptSample, Reading, ShardReader
-from pipeline.stored_frame import StoredFrame, frame_suffixes
-from pipeline.stream import SampleOrder
-from pipeline.stream_config import PairAugmentConfig, SourceConfig, StreamConfig, ViewAugmentConfig
+from mcjepa.data_prep.errors import DataError
+from mcjepa.pipeline.augment.frames import Frame
+from mcjepa.pipeline.augment.geometry import draw_below
+from mcjepa.pipeline.augment.pairs import choose_frames, make_pair
+from mcjepa.pipeline.augment.views import make_views
+from mcjepa.pipeline.batches import CorruptRecord, ImageStack, RawBatch
+from mcjepa.pipeline.catalogue import Catalogue, StoredSample, open_catalogue
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.frame_cache import FrameCache
+from mcjepa.pipeline.seeding import mix64, seeded_random
+from mcjepa.pipeline.shard_reader import CorruptSample, Reading, ShardReader
+from mcjepa.pipeline.stored_frame import StoredFrame, frame_suffixes
+from mcjepa.pipeline.stream import SampleOrder
+from mcjepa.pipeline.stream_config import PairAugmentConfig, SourceConfig, StreamConfig, ViewAugmentConfig
 
 _ROW_BYTES = 4 << 20
 """Of the files that are read before the first of them is decoded: those of a whole step at the usual sizes."""

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.train_config import MOTION_TERMS, TermConfig, TrainConfig
+from mcjepa.pipeline.train_config import MOTION_TERMS, TermConfig, TrainConfig
 
 
 def rate_factor(step: int, steps: int, warmup_steps: int) -> float:

@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from data_prep.errors import DataError
+from mcjepa.data_prep.errors import DataError
 
 RECENT_S = 30.0
 """A shard used within this time is not removed: what does not fit beside such shards is not cached."""

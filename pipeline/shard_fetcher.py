@@ -13,9 +13,9 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
-from data_prep.errors import DataError
-from data_prep.storage import Store
-from pipeline.shard_cache import ShardCache, Verify
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import Store
+from mcjepa.pipeline.shard_cache import ShardCache, Verify
 
 log = logging.getLogger(__name__)
 

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.errors import DataError
-from data_prep.manifest import read_sidecar, shard_key
-from data_prep.storage import FolderStore, Store, open_store
-from pipeline.catalogue import Address, Catalogue, ShardIndex, StoredSample
-from pipeline.shard_cache import ShardCache
-from pipeline.shard_fetcher import RemoteShard, ShardFetcher
-from pipeline.stream_config import ShardStoreConfig
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.manifest import read_sidecar, shard_key
+from mcjepa.data_prep.storage import FolderStore, Store, open_store
+from mcjepa.pipeline.catalogue import Address, Catalogue, ShardIndex, StoredSample
+from mcjepa.pipeline.shard_cache import ShardCache
+from mcjepa.pipeline.shard_fetcher import RemoteShard, ShardFetcher
+from mcjepa.pipeline.stream_config import ShardStoreConfig
 
 _KEPT_INDEXES = 1024
 """Sidecars kept in memory, in their compact form (about 100 bytes a sample)."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.meters_config import SpikeConfig
+from mcjepa.pipeline.meters_config import SpikeConfig
 
 NORMAL_MAD = 1.4826
 LEAST_RELATIVE = 1e-3

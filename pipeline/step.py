@@ -23,14 +23,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from model.inputs import all_finite
-from model.mcjepa import JointLoss
-from pipeline.batches import StepBatch
-from pipeline.engine import any_rank, gradient_norm
-from pipeline.flight_record import random_state
-from pipeline.gradients import whole_gradient_norm
-from pipeline.micro_batches import mean_output, split_batch
-from pipeline.step_clock import StepClock
+from mcjepa.model.inputs import all_finite
+from mcjepa.model.mcjepa import JointLoss
+from mcjepa.pipeline.batches import StepBatch
+from mcjepa.pipeline.engine import any_rank, gradient_norm
+from mcjepa.pipeline.flight_record import random_state
+from mcjepa.pipeline.gradients import whole_gradient_norm
+from mcjepa.pipeline.micro_batches import mean_output, split_batch
+from mcjepa.pipeline.step_clock import StepClock
 
 
 class StepTap(Protocol):

@@ -8,9 +8,9 @@ from functools import partial
 import cv2
 import numpy as np
 
-from pipeline.augment.jpeg import decode_jpeg, is_jpeg, jpeg_size
-from pipeline.frame_cache import FrameCache
-from pipeline.shard_reader import CorruptSample
+from mcjepa.pipeline.augment.jpeg import decode_jpeg, is_jpeg, jpeg_size
+from mcjepa.pipeline.frame_cache import FrameCache
+from mcjepa.pipeline.shard_reader import CorruptSample
 
 FRAME_SUFFIXES = ("jpg", "webp", "png")
 """Endings of the members that are frames: `jpg` of an image, `00.jpg`, `01.jpg`, ... of a clip."""

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.errors import UsageError
-from pipeline.seeding import seeded_permutation
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.seeding import seeded_permutation
 
 MAX_LANES = 64
 

@@ -3,7 +3,7 @@
     mcjepa train RECIPE train.engine.precision=fp32                  on a CPU, one process
     mcjepa train RECIPE --ranks 0                                    one node, a process a GPU (or a core without GPUs)
     srun --ntasks-per-node 8 mcjepa train RECIPE                     many nodes, by Slurm's variables
-    torchrun --nnodes 4 --nproc_per_node 8 … -m pipeline.cli train RECIPE        many nodes, by torchrun's
+    torchrun --nnodes 4 --nproc_per_node 8 … -m mcjepa.pipeline.cli train RECIPE        many nodes, by torchrun's
 
 A run lives in a folder or an s3 prefix and is continued from its newest whole checkpoint when the command is given
 again, on as many processes and in whichever ZeRO stage:
@@ -23,25 +23,25 @@ from typing import Any
 
 import torch
 
-from model.config import ModelConfig
-from model.mcjepa import MCJEPA
-from pipeline.checkpoint import CheckpointKeeper, newest_weights
-from pipeline.checkpoint.resume import find_start
-from pipeline.engine import build_engine, seed_step, set_learning_rates, start_world, stop_world
-from pipeline.first_weights import first_weights
-from pipeline.guards import StepSetting, StopRequest
-from pipeline.instruments import Instruments
-from pipeline.loader import StepLoader, build_loader
-from pipeline.micro_batches import check_micro_batches
-from pipeline.run_folder import RunFolder
-from pipeline.run_pictures import RunPictures
-from pipeline.run_records import RunRecords
-from pipeline.schedule import build_schedule
-from pipeline.step import run_step
-from pipeline.step_clock import CLOSING
-from pipeline.train_config import TrackingConfig, TrainConfig
-from pipeline.watchdog import Watchdog
-from pipeline.world import World
+from mcjepa.model.config import ModelConfig
+from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.pipeline.checkpoint import CheckpointKeeper, newest_weights
+from mcjepa.pipeline.checkpoint.resume import find_start
+from mcjepa.pipeline.engine import build_engine, seed_step, set_learning_rates, start_world, stop_world
+from mcjepa.pipeline.first_weights import first_weights
+from mcjepa.pipeline.guards import StepSetting, StopRequest
+from mcjepa.pipeline.instruments import Instruments
+from mcjepa.pipeline.loader import StepLoader, build_loader
+from mcjepa.pipeline.micro_batches import check_micro_batches
+from mcjepa.pipeline.run_folder import RunFolder
+from mcjepa.pipeline.run_pictures import RunPictures
+from mcjepa.pipeline.run_records import RunRecords
+from mcjepa.pipeline.schedule import build_schedule
+from mcjepa.pipeline.step import run_step
+from mcjepa.pipeline.step_clock import CLOSING
+from mcjepa.pipeline.train_config import TrackingConfig, TrainConfig
+from mcjepa.pipeline.watchdog import Watchdog
+from mcjepa.pipeline.world import World
 
 log = logging.getLogger(__name__)
 

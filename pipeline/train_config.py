@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline.meters_config import GuardConfig, MeterConfig, ProfileConfig
-from pipeline.stream_config import StreamConfig
+from mcjepa.pipeline.meters_config import GuardConfig, MeterConfig, ProfileConfig
+from mcjepa.pipeline.stream_config import StreamConfig
 
 
 @dataclass(frozen=True, kw_only=True)

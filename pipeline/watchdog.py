@@ -27,9 +27,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from data_prep.storage import atomic_write
-from pipeline.meters_config import GuardConfig
-from pipeline.step_clock import CLOSING, Activity, StepClock
+from mcjepa.data_prep.storage import atomic_write
+from mcjepa.pipeline.meters_config import GuardConfig
+from mcjepa.pipeline.step_clock import CLOSING, Activity, StepClock
 
 log = logging.getLogger(__name__)
 EXIT_CODE = 3

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.errors import UsageError
+from mcjepa.pipeline.errors import UsageError
 
 FIRST_PORT, PORTS = 20_000, 10_000
 """Ports that Slurm jobs meet at: below those that systems give to clients."""

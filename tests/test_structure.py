@@ -11,13 +11,20 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-ROOMS = ("model", "data_prep", "pipeline", "evals", "cluster")
+ROOMS = ("model", "data_prep", "pipeline", "evals", "cluster", "configs")
 CLI = "pipeline/cli/"
+PACKAGE = "mcjepa"
 ALLOWED_ROOMS = {
     "model": (),
     "data_prep": (),
-    "pipeline": ("model", "data_prep.manifest", "data_prep.storage", "data_prep.errors"),
-    "evals": ("model", "data_prep.corpora", "data_prep.storage", "data_prep.errors", "pipeline.tracking"),
+    "pipeline": ("mcjepa.model", "mcjepa.data_prep.manifest", "mcjepa.data_prep.storage", "mcjepa.data_prep.errors"),
+    "evals": (
+        "model",
+        "mcjepa.data_prep.corpora",
+        "mcjepa.data_prep.storage",
+        "mcjepa.data_prep.errors",
+        "mcjepa.pipeline.tracking",
+    ),
     "cluster": (),
 }
 MODEL_MAY_USE = {"torch", "numpy", "safetensors"}
@@ -55,7 +62,19 @@ def test_a_room_imports_only_through_its_doors(room: str) -> None:
         for path, tree in _sources(room)
         if not path.startswith(CLI)
         for name in _imports(tree)
-        if name.split(".")[0] in ROOMS and name.split(".")[0] != room and not _within(name, ALLOWED_ROOMS[room])
+        if _within(name, (PACKAGE,)) and not _within(name, (f"{PACKAGE}.{room}", *ALLOWED_ROOMS[room]))
+    ]
+    assert wrong == []
+
+
+def test_a_room_is_imported_by_way_of_the_package_only() -> None:
+    """A bare `import model` would load a second copy of a module, or a user's own `model.py`."""
+    wrong = [
+        f"{path}: {name}"
+        for folder in (*ROOMS, PACKAGE, "tests", "benchmarks")
+        for path, tree in _sources(folder)
+        for name in _imports(tree)
+        if name.split(".")[0] in ROOMS
     ]
     assert wrong == []
 
@@ -65,7 +84,7 @@ def test_only_the_command_line_imports_the_command_line() -> None:
         path
         for room in ROOMS
         for path, tree in _sources(room)
-        if not path.startswith(CLI) and any(_within(name, ("pipeline.cli",)) for name in _imports(tree))
+        if not path.startswith(CLI) and any(_within(name, ("mcjepa.pipeline.cli",)) for name in _imports(tree))
     ]
     assert wrong == []
 
@@ -76,7 +95,7 @@ def test_the_model_needs_torch_numpy_and_safetensors_only() -> None:
         f"{path}: {name}"
         for path, tree in _sources("model")
         for name in _imports(tree)
-        if name.split(".")[0] not in standard | MODEL_MAY_USE | {"model"}
+        if name.split(".")[0] not in standard | MODEL_MAY_USE and not _within(name, (f"{PACKAGE}.model",))
     ]
     assert wrong == []
 
@@ -94,7 +113,7 @@ def test_an_engine_is_imported_in_its_adapter_only(package: str) -> None:
 
 def test_configurations_import_nothing_heavy() -> None:
     code = (
-        "import sys, pipeline.cli.recipe\n"
+        "import sys, mcjepa.pipeline.cli.recipe\n"
         "print([m for m in ('torch', 'ray', 'mlflow', 'cv2', 'deepspeed') if m in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
@@ -106,13 +125,13 @@ def test_help_imports_nothing_beyond_the_standard_library() -> None:
     code = (
         "import sys\n"
         "before = set(sys.modules)\n"
-        "from pipeline.cli.main import build_parser\n"
+        "from mcjepa.pipeline.cli.main import build_parser\n"
         "build_parser().format_help()\n"
         "added = {name.split('.')[0] for name in set(sys.modules) - before}\n"
         "print(sorted(added - set(sys.stdlib_module_names)))"
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "['pipeline']"
+    assert answer.stdout.strip() == "['mcjepa']"
 
 
 def test_no_file_names_a_path_of_a_workplace() -> None:

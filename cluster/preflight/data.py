@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.preflight.findings import Finding, readable_bytes, readable_seconds
+from mcjepa.cluster.preflight.findings import Finding, readable_bytes, readable_seconds
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from cluster.preflight.findings import Finding, readable_bytes
+from mcjepa.cluster.preflight.findings import Finding, readable_bytes
 
 Precision = Literal["fp32", "bf16", "fp16"]
 SPARE = 0.1

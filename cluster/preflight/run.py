@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.preflight.findings import Finding, readable_bytes, readable_seconds
+from mcjepa.cluster.preflight.findings import Finding, readable_bytes, readable_seconds
 
 CHECKPOINT_BYTES_PER_ELEMENT = 12
 """fp32 weights and both moments; over all ranks, in any ZeRO stage."""

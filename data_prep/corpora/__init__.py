@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol
 
-from data_prep.corpora import (
+from mcjepa.data_prep.corpora import (
     davis,
     flow_sets,
     flow_test_sets,
@@ -16,16 +16,16 @@ from data_prep.corpora import (
     segmentation_sets,
     tars,
 )
-from data_prep.corpora.camvid import CAMVID_CLASSES, camvid_images
-from data_prep.corpora.flow_pairs import PairLister, list_pairs_as_inputs, read_pairs
-from data_prep.corpora.flow_scans import FlowScan, scan_pairs, scan_test_pairs
-from data_prep.corpora.items import FlowPair, Input, LabelledImage, MaskedVideo
-from data_prep.corpora.moving_photos_sets import (
+from mcjepa.data_prep.corpora.camvid import CAMVID_CLASSES, camvid_images
+from mcjepa.data_prep.corpora.flow_pairs import PairLister, list_pairs_as_inputs, read_pairs
+from mcjepa.data_prep.corpora.flow_scans import FlowScan, scan_pairs, scan_test_pairs
+from mcjepa.data_prep.corpora.items import FlowPair, Input, LabelledImage, MaskedVideo
+from mcjepa.data_prep.corpora.moving_photos_sets import (
     moving_photos_classes,
     moving_photos_images,
     moving_photos_videos,
 )
-from data_prep.corpora.places import Location
+from mcjepa.data_prep.corpora.places import Location
 
 _PAIRS: dict[str, tuple[PairLister, str]] = {
     "chairs": (flow_sets.chairs, ""),

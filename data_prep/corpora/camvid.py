@@ -8,10 +8,10 @@ Labels 0..10 are classes, 11 is void. Source: github.com/alexgkendall/SegNet-Tut
 
 from __future__ import annotations
 
-from data_prep.corpora.items import VOID, LabelledImage
-from data_prep.corpora.places import Location
-from data_prep.corpora.segmentation_sets import classes_of, labelled_images
-from data_prep.corpora.trees import Tree
+from mcjepa.data_prep.corpora.items import VOID, LabelledImage
+from mcjepa.data_prep.corpora.places import Location
+from mcjepa.data_prep.corpora.segmentation_sets import classes_of, labelled_images
+from mcjepa.data_prep.corpora.trees import Tree
 
 CAMVID_VOID = 11
 CAMVID_CLASSES = (

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from data_prep.corpora.inputs import in_frame_order, sequence_input
-from data_prep.corpora.items import Input, MaskedVideo
-from data_prep.corpora.places import Location
-from data_prep.corpora.trees import Tree
-from data_prep.errors import DataError
+from mcjepa.data_prep.corpora.inputs import in_frame_order, sequence_input
+from mcjepa.data_prep.corpora.items import Input, MaskedVideo
+from mcjepa.data_prep.corpora.places import Location
+from mcjepa.data_prep.corpora.trees import Tree
+from mcjepa.data_prep.errors import DataError
 
 FRAMES = "JPEGImages/480p"
 MASKS = "Annotations/480p"

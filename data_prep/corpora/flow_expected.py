@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from data_prep.corpora.flow_sets import CHAIRS_LIST, CHAIRS_MARKS
-from data_prep.corpora.trees import Tree
+from mcjepa.data_prep.corpora.flow_sets import CHAIRS_LIST, CHAIRS_MARKS
+from mcjepa.data_prep.corpora.trees import Tree
 
 SINTEL_FRAMES = 50
 SINTEL_SHORT_SCENES = {"ambush_2": 21, "ambush_4": 33, "ambush_6": 20, "market_6": 40}

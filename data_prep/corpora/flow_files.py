@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.corpora.places import Location, read_bytes
-from data_prep.errors import DataError
+from mcjepa.data_prep.corpora.places import Location, read_bytes
+from mcjepa.data_prep.errors import DataError
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]

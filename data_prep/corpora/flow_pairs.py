@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from data_prep.corpora.items import FlowPair, Input
-from data_prep.corpora.places import Location
-from data_prep.corpora.trees import Tree
-from data_prep.errors import DataError
+from mcjepa.data_prep.corpora.items import FlowPair, Input
+from mcjepa.data_prep.corpora.places import Location
+from mcjepa.data_prep.corpora.trees import Tree
+from mcjepa.data_prep.errors import DataError
 
 REQUIRED = ("frame0", "frame1", "flow")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.corpora.places import Location, plain_location
-from data_prep.errors import DataError
+from mcjepa.data_prep.corpora.places import Location, plain_location
+from mcjepa.data_prep.errors import DataError
 
 LEVELS = 2
 """Folders are looked for at the root and so many levels below it."""

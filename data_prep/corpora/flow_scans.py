@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from data_prep.corpora.flow_expected import EXPECTED_PAIRS
-from data_prep.corpora.flow_pairs import REQUIRED, PairFiles, PairLister
-from data_prep.corpora.items import FlowPair
-from data_prep.corpora.places import Location
-from data_prep.corpora.trees import Tree
-from data_prep.errors import DataError
+from mcjepa.data_prep.corpora.flow_expected import EXPECTED_PAIRS
+from mcjepa.data_prep.corpora.flow_pairs import REQUIRED, PairFiles, PairLister
+from mcjepa.data_prep.corpora.items import FlowPair
+from mcjepa.data_prep.corpora.places import Location
+from mcjepa.data_prep.corpora.trees import Tree
+from mcjepa.data_prep.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)

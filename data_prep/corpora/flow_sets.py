@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
-from data_prep.corpora.flow_pairs import PairFiles, pair_files, refuse_split
-from data_prep.corpora.trees import Tree
-from data_prep.errors import DataError
+from mcjepa.data_prep.corpora.flow_pairs import PairFiles, pair_files, refuse_split
+from mcjepa.data_prep.corpora.trees import Tree
+from mcjepa.data_prep.errors import DataError
 
 CHAIRS_MARKS = {"train": "1", "val": "2"}
 CHAIRS_LIST = "FlyingChairs_train_val.txt"

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 
-from data_prep.corpora.flow_pairs import PairFiles
-from data_prep.corpora.trees import Tree
-from data_prep.errors import DataError
+from mcjepa.data_prep.corpora.flow_pairs import PairFiles
+from mcjepa.data_prep.corpora.trees import Tree
+from mcjepa.data_prep.errors import DataError
 
 SINTEL_FRAME = re.compile(r"test/(?P<pass>[^/]+)/(?P<scene>[^/]+)/(?P<stem>frame_(?P<number>\d+))\.png")
 KITTI_FIRST = re.compile(r"testing/[^/]+/(?P<number>\d+)_10\.png")

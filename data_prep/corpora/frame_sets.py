@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from data_prep.corpora.inputs import sequence_input
-from data_prep.corpora.items import Input
-from data_prep.corpora.trees import Tree
-from data_prep.errors import DataError
+from mcjepa.data_prep.corpora.inputs import sequence_input
+from mcjepa.data_prep.corpora.items import Input
+from mcjepa.data_prep.corpora.trees import Tree
+from mcjepa.data_prep.errors import DataError
 
 PASSES = ("clean", "final")
 KITTI_PARTS = ("training", "testing")

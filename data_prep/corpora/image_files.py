@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from data_prep.corpora.places import Location, read_bytes
-from data_prep.errors import DataError
+from mcjepa.data_prep.corpora.places import Location, read_bytes
+from mcjepa.data_prep.errors import DataError
 
 ByteArray = npt.NDArray[np.uint8]
 BoolArray = npt.NDArray[np.bool_]

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
-from data_prep.corpora.flow_pairs import list_pairs_as_inputs
-from data_prep.corpora.flow_sets import moving_photos
-from data_prep.corpora.items import Input, InputKind
-from data_prep.corpora.samples import packaged_photos, packaged_videos
-from data_prep.corpora.trees import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FoundFile, Tree, part_of
-from data_prep.errors import DataError
+from mcjepa.data_prep.corpora.flow_pairs import list_pairs_as_inputs
+from mcjepa.data_prep.corpora.flow_sets import moving_photos
+from mcjepa.data_prep.corpora.items import Input, InputKind
+from mcjepa.data_prep.corpora.samples import packaged_photos, packaged_videos
+from mcjepa.data_prep.corpora.trees import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FoundFile, Tree, part_of
+from mcjepa.data_prep.errors import DataError
 
 T = TypeVar("T")
 DIGITS = re.compile(r"(\d+)")

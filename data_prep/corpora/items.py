@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.corpora.flow_files import read_flow
-from data_prep.corpora.image_files import read_ids, read_mask, read_rgb
-from data_prep.corpora.places import Location
-from data_prep.errors import DataError
+from mcjepa.data_prep.corpora.flow_files import read_flow
+from mcjepa.data_prep.corpora.image_files import read_ids, read_mask, read_rgb
+from mcjepa.data_prep.corpora.places import Location
+from mcjepa.data_prep.errors import DataError
 
 ByteArray = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]

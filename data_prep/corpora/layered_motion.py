@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.config import MovingPhotosConfig
+from mcjepa.data_prep.config import MovingPhotosConfig
 
 ByteArray = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]

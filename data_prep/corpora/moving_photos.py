@@ -29,16 +29,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data_prep.config import MovingPhotosConfig
-from data_prep.corpora.flow_files import write_flo
-from data_prep.corpora.image_files import read_bytes, read_rgb, write_id_png, write_png
-from data_prep.corpora.layered_motion import ByteArray, RenderedSequence, cut_square, render_sequence
-from data_prep.corpora.moving_photos_index import INDEX_NAME, VERSION, MovingPhotosIndex, read_index
-from data_prep.corpora.samples import packaged_photos
-from data_prep.corpora.trees import IMAGE_SUFFIXES, files_below
-from data_prep.corpora.video_files import write_mp4
-from data_prep.errors import DataError
-from data_prep.process import end_with_parent, usable_cores
+from mcjepa.data_prep.config import MovingPhotosConfig
+from mcjepa.data_prep.corpora.flow_files import write_flo
+from mcjepa.data_prep.corpora.image_files import read_bytes, read_rgb, write_id_png, write_png
+from mcjepa.data_prep.corpora.layered_motion import ByteArray, RenderedSequence, cut_square, render_sequence
+from mcjepa.data_prep.corpora.moving_photos_index import INDEX_NAME, VERSION, MovingPhotosIndex, read_index
+from mcjepa.data_prep.corpora.samples import packaged_photos
+from mcjepa.data_prep.corpora.trees import IMAGE_SUFFIXES, files_below
+from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.process import end_with_parent, usable_cores
 
 PHOTO_SHORT_SIDE_PX = 512
 PARTS = ("train", "heldout", "tile")

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.errors import DataError
+from mcjepa.data_prep.errors import DataError
 
 VERSION = 1
 INDEX_NAME = "moving_photos.json"

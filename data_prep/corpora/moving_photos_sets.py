@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_prep.corpora.items import LabelledImage, MaskedVideo
-from data_prep.corpora.moving_photos_index import read_index
-from data_prep.corpora.trees import existing_folder
-from data_prep.errors import DataError
+from mcjepa.data_prep.corpora.items import LabelledImage, MaskedVideo
+from mcjepa.data_prep.corpora.moving_photos_index import read_index
+from mcjepa.data_prep.corpora.trees import existing_folder
+from mcjepa.data_prep.errors import DataError
 
 
 def moving_photos_images(root: Path, split: str) -> list[LabelledImage]:

@@ -7,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from data_prep.errors import DataError
-from data_prep.storage import Store, open_store
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import Store, open_store
 
 Location = str | Path
 """A path, or an s3:// location as a string (a Path would lose a slash)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from data_prep.errors import DataError
+from mcjepa.data_prep.errors import DataError
 
 # Natural photographs only: no drawings, tests patterns or text pages, and one of the two motorcycle views.
 SKIMAGE_PHOTOS = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data_prep.corpora.items import VOID
+from mcjepa.data_prep.corpora.items import VOID
 
 VOC_NAMES = (
     "background,aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,motorbike,person,"

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from data_prep.corpora.items import UNKNOWN, VOID, Input, LabelledImage
-from data_prep.corpora.places import Location
-from data_prep.corpora.segmentation_classes import CITYSCAPES_LABELS, COCO_STUFF_UNUSED, VOC_CLASSES
-from data_prep.corpora.trees import Tree
-from data_prep.errors import DataError
+from mcjepa.data_prep.corpora.items import UNKNOWN, VOID, Input, LabelledImage
+from mcjepa.data_prep.corpora.places import Location
+from mcjepa.data_prep.corpora.segmentation_classes import CITYSCAPES_LABELS, COCO_STUFF_UNUSED, VOC_CLASSES
+from mcjepa.data_prep.corpora.trees import Tree
+from mcjepa.data_prep.errors import DataError
 
 
 def classes_of(known: Mapping[int, int]) -> tuple[int, ...]:

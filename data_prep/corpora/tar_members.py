@@ -12,9 +12,9 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-from data_prep.corpora.places import is_local, store_and_key
-from data_prep.errors import DataError
-from data_prep.storage import Store
+from mcjepa.data_prep.corpora.places import is_local, store_and_key
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import Store
 
 BLOCK_BYTES = 512
 MAX_HEADER_BYTES = 1 << 20

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import groupby
 
-from data_prep.corpora.items import Input, InputKind
-from data_prep.corpora.tar_members import OpenTar, TarMember, open_tar
-from data_prep.corpora.trees import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FoundFile, Tree, part_of, suffix_of
-from data_prep.errors import DataError
+from mcjepa.data_prep.corpora.items import Input, InputKind
+from mcjepa.data_prep.corpora.tar_members import OpenTar, TarMember, open_tar
+from mcjepa.data_prep.corpora.trees import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FoundFile, Tree, part_of, suffix_of
+from mcjepa.data_prep.errors import DataError
 
 TAR_SUFFIXES = frozenset({".tar"})
 LABEL_SUFFIX = "cls"

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.corpora.places import Location, is_local, plain_location
-from data_prep.errors import DataError
-from data_prep.storage import open_store
+from mcjepa.data_prep.corpora.places import Location, is_local, plain_location
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import open_store
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv"})

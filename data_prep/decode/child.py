@@ -1,6 +1,6 @@
 """The decode child: reads inputs to cut from its standard input, writes samples to its standard output.
 
-    python -m data_prep.decode.child PARENT_PID DATASET_CONFIG_JSON LEAKAGE_INDEX
+    python -m mcjepa.data_prep.decode.child PARENT_PID DATASET_CONFIG_JSON LEAKAGE_INDEX
 
 It may crash, hang or outgrow its memory: `data_prep.decode.client` kills it and starts another. Its first message
 is `ready`, or `refused` with the reason why no input can be cut here.
@@ -22,17 +22,17 @@ import cv2
 from PIL import Image
 from pydantic import TypeAdapter
 
-from data_prep.config import DatasetConfig
-from data_prep.corpora.items import Input
-from data_prep.decode.cutter import CutSample, cut_input
-from data_prep.decode.failures import DecodeFailure, Unwanted
-from data_prep.decode.messages import Closed, MessageReader, write_message
-from data_prep.decode.videos import import_decoder
-from data_prep.errors import DataError
-from data_prep.process import end_with_parent
+from mcjepa.data_prep.config import DatasetConfig
+from mcjepa.data_prep.corpora.items import Input
+from mcjepa.data_prep.decode.cutter import CutSample, cut_input
+from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
+from mcjepa.data_prep.decode.messages import Closed, MessageReader, write_message
+from mcjepa.data_prep.decode.videos import import_decoder
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.process import end_with_parent
 
 if TYPE_CHECKING:
-    from data_prep.filters.judge import SampleJudge
+    from mcjepa.data_prep.filters.judge import SampleJudge
 
 MIB = 1 << 20
 REASON_CHARACTERS = 500
@@ -85,8 +85,8 @@ def _judge_maker(config: DatasetConfig, leakage_index: str) -> JudgeMaker:
     modes = {getattr(config.filters, field.name).mode for field in dataclasses.fields(config.filters)}
     if modes == {"off"}:
         return lambda: None
-    from data_prep.filters.judge import SampleJudge
-    from data_prep.filters.leakage import LeakageIndex
+    from mcjepa.data_prep.filters.judge import SampleJudge
+    from mcjepa.data_prep.filters.leakage import LeakageIndex
 
     index = LeakageIndex.load(leakage_index) if leakage_index else None
     SampleJudge(config.filters, index)

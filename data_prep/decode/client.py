@@ -16,13 +16,13 @@ import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from data_prep.config import DatasetConfig
-from data_prep.corpora.items import Input
-from data_prep.decode.child import encode_config
-from data_prep.decode.cutter import CutSample, DroppedSample
-from data_prep.decode.failures import DecodeFailure, Unwanted
-from data_prep.decode.messages import Closed, MessageReader, Silence, write_message
-from data_prep.errors import DataError
+from mcjepa.data_prep.config import DatasetConfig
+from mcjepa.data_prep.corpora.items import Input
+from mcjepa.data_prep.decode.child import encode_config
+from mcjepa.data_prep.decode.cutter import CutSample, DroppedSample
+from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
+from mcjepa.data_prep.decode.messages import Closed, MessageReader, Silence, write_message
+from mcjepa.data_prep.errors import DataError
 
 START_TIMEOUT_S = 120.0  # importing the decoder on a loaded machine
 STOP_TIMEOUT_S = 2.0
@@ -175,7 +175,14 @@ def _start_child(config: DatasetConfig, leakage_index: str) -> subprocess.Popen[
     package_root = str(Path(__file__).resolve().parents[2])
     search = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-    command = [sys.executable, "-m", "data_prep.decode.child", str(os.getpid()), encode_config(config), leakage_index]
+    command = [
+        sys.executable,
+        "-m",
+        "mcjepa.data_prep.decode.child",
+        str(os.getpid()),
+        encode_config(config),
+        leakage_index,
+    ]
     return subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.decode.completeness import packet_end_s, require_whole_file, require_whole_play
-from data_prep.decode.failures import DecodeFailure, require_megapixels
-from data_prep.decode.kinds import HEAD_BYTES, describe_content
+from mcjepa.data_prep.decode.completeness import packet_end_s, require_whole_file, require_whole_play
+from mcjepa.data_prep.decode.failures import DecodeFailure, require_megapixels
+from mcjepa.data_prep.decode.kinds import HEAD_BYTES, describe_content
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_prep.config import DatasetConfig
-from data_prep.corpora.items import Input
-from data_prep.decode.encoders import SUFFIXES, encode, shrink
-from data_prep.decode.failures import DecodeFailure, Unwanted
-from data_prep.decode.flow_samples import encode_flow_sample, pair_frames, read_pair
-from data_prep.decode.images import read_image
-from data_prep.decode.selection import IntArray, choose_starts, frames_at_rate, needed_frames
-from data_prep.decode.videos import ByteArray, Frame, open_video
+from mcjepa.data_prep.config import DatasetConfig
+from mcjepa.data_prep.corpora.items import Input
+from mcjepa.data_prep.decode.encoders import SUFFIXES, encode, shrink
+from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
+from mcjepa.data_prep.decode.flow_samples import encode_flow_sample, pair_frames, read_pair
+from mcjepa.data_prep.decode.images import read_image
+from mcjepa.data_prep.decode.selection import IntArray, choose_starts, frames_at_rate, needed_frames
+from mcjepa.data_prep.decode.videos import ByteArray, Frame, open_video
 
 if TYPE_CHECKING:
-    from data_prep.filters.judge import SampleJudge
+    from mcjepa.data_prep.filters.judge import SampleJudge
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.corpora.flow_files import encode_flo
-from data_prep.corpora.items import FlowPair, Input
-from data_prep.decode.encoders import encode_png
-from data_prep.decode.failures import DecodeFailure
-from data_prep.decode.images import read_image, require_image_size
+from mcjepa.data_prep.corpora.flow_files import encode_flo
+from mcjepa.data_prep.corpora.items import FlowPair, Input
+from mcjepa.data_prep.decode.encoders import encode_png
+from mcjepa.data_prep.decode.failures import DecodeFailure
+from mcjepa.data_prep.decode.images import read_image, require_image_size
 
 ByteArray = npt.NDArray[np.uint8]
 

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from data_prep.decode.failures import DecodeFailure, require_megapixels
-from data_prep.decode.kinds import HEAD_BYTES, describe_content
+from mcjepa.data_prep.decode.failures import DecodeFailure, require_megapixels
+from mcjepa.data_prep.decode.kinds import HEAD_BYTES, describe_content
 
 try:
     import simplejpeg

@@ -19,8 +19,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.filters.hash_index import HashIndex, Hits, OwnerArray, change_points, compare_all, join_hits
-from data_prep.filters.phash import ByteArray, HashArray
+from mcjepa.data_prep.filters.hash_index import HashIndex, Hits, OwnerArray, change_points, compare_all, join_hits
+from mcjepa.data_prep.filters.phash import ByteArray, HashArray
 
 IntArray = npt.NDArray[np.int64]
 

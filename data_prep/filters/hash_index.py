@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.filters.phash import HashArray, bit_distances
+from mcjepa.data_prep.filters.phash import HashArray, bit_distances
 
 IndexArray = npt.NDArray[np.int64]
 OwnerArray = npt.NDArray[np.int32]

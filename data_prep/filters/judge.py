@@ -17,12 +17,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.filter_config import FilterMode, FiltersConfig
-from data_prep.filters.borders import border_fraction
-from data_prep.filters.motion import flow_length_px
+from mcjepa.data_prep.filter_config import FilterMode, FiltersConfig
+from mcjepa.data_prep.filters.borders import border_fraction
+from mcjepa.data_prep.filters.motion import flow_length_px
 
 if TYPE_CHECKING:
-    from data_prep.filters.leakage import LeakageIndex
+    from mcjepa.data_prep.filters.leakage import LeakageIndex
 
 ByteArray = npt.NDArray[np.uint8]
 Measured = TypeVar("Measured")
@@ -72,11 +72,11 @@ class SampleJudge:
         ]
         self._filters = [(mode, measure) for mode, measure in wanted if mode != "off"]
         if config.cut.mode != "off":
-            from data_prep.filters.cuts import content_score
+            from mcjepa.data_prep.filters.cuts import content_score
 
             self._content_score = content_score
         if config.leakage.mode != "off" or config.duplicates.mode != "off":
-            from data_prep.filters.phash import frame_hash, hash_to_hex
+            from mcjepa.data_prep.filters.phash import frame_hash, hash_to_hex
 
             self._frame_hash, self._hash_to_hex = frame_hash, hash_to_hex
 

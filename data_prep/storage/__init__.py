@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
-from data_prep.errors import DataError
-from data_prep.storage.disk import atomic_write, explained_disk_errors
-from data_prep.storage.folder import FolderStore
-from data_prep.storage.keys import FileEntry, GrowingFile
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage.disk import atomic_write, explained_disk_errors
+from mcjepa.data_prep.storage.folder import FolderStore
+from mcjepa.data_prep.storage.keys import FileEntry, GrowingFile
 
 __all__ = [
     "FileEntry",
@@ -94,7 +94,7 @@ def open_store(location: str) -> Store:
     """
     parts = urlsplit(location)
     if parts.scheme == "s3":
-        from data_prep.storage.s3 import S3Store
+        from mcjepa.data_prep.storage.s3 import S3Store
 
         return S3Store(location)
     if parts.scheme == "file":

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.errors import DataError
+from mcjepa.data_prep.errors import DataError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 UNWRITABLE = (

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from data_prep.errors import DataError
-from data_prep.storage.disk import atomic_write, explained_disk_errors, write_neighbour
-from data_prep.storage.folder_walk import walk_files
-from data_prep.storage.keys import FileEntry, GrowingFile, absent, checked_key, short
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage.disk import atomic_write, explained_disk_errors, write_neighbour
+from mcjepa.data_prep.storage.folder_walk import walk_files
+from mcjepa.data_prep.storage.keys import FileEntry, GrowingFile, absent, checked_key, short
 
 SCRATCH_NAME = ".scratch"
 COPY_BYTES = 1 << 20

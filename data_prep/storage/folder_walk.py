@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from data_prep.storage.keys import UNMEASURED, FileEntry, is_hidden
+from mcjepa.data_prep.storage.keys import UNMEASURED, FileEntry, is_hidden
 
 
 class _Level(NamedTuple):

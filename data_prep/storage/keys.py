@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from data_prep.errors import AbsentKey, DataError
+from mcjepa.data_prep.errors import AbsentKey, DataError
 
 UNMEASURED = -1
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
-from data_prep.errors import AbsentKey, DataError
-from data_prep.storage.disk import explained_disk_errors
-from data_prep.storage.keys import FileEntry, checked_key, is_hidden, short
-from data_prep.storage.s3_client import S3Client
-from data_prep.storage.s3_errors import ConditionFailed, EmptySpan
-from data_prep.storage.s3_list import list_objects
-from data_prep.storage.s3_read import ObjectStream
-from data_prep.storage.s3_upload import S3Upload, abort_uploads
+from mcjepa.data_prep.errors import AbsentKey, DataError
+from mcjepa.data_prep.storage.disk import explained_disk_errors
+from mcjepa.data_prep.storage.keys import FileEntry, checked_key, is_hidden, short
+from mcjepa.data_prep.storage.s3_client import S3Client
+from mcjepa.data_prep.storage.s3_errors import ConditionFailed, EmptySpan
+from mcjepa.data_prep.storage.s3_list import list_objects
+from mcjepa.data_prep.storage.s3_read import ObjectStream
+from mcjepa.data_prep.storage.s3_upload import S3Upload, abort_uploads
 
 LOG = logging.getLogger(__name__)
 

@@ -15,15 +15,7 @@ import threading
 import time
 from typing import Any
 
-from data_prep.storage.s3_errors import (
-    NOT_FOUND,
-    Place,
-    client_errors,
-    explain,
-    may_pass,
-    silence,
-    status_of,
-)
+from mcjepa.data_prep.storage.s3_errors import NOT_FOUND, Place, client_errors, explain, may_pass, silence, status_of
 
 LOG = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from data_prep.errors import AbsentKey, DataError
+from mcjepa.data_prep.errors import AbsentKey, DataError
 
 ABSENT_CODES = ("NoSuchKey", "NotFound", "404")
 PASSING_CODES = ("ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "SlowDown")

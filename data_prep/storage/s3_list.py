@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from data_prep.errors import DataError
-from data_prep.storage.s3_client import S3Client
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage.s3_client import S3Client
 
 SORTED_BY_FOLDERS = "SeaweedFS"
 PAGE_ATTEMPTS = 5

@@ -10,8 +10,8 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from data_prep.errors import DataError
-from data_prep.storage.s3_errors import broken_body_errors, wrong_checksum_error
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage.s3_errors import broken_body_errors, wrong_checksum_error
 
 EMPTY_ANSWERS = 8
 """So many answers without a byte, one after the other, before the reading is given up."""

@@ -7,9 +7,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import DataError
-from data_prep.storage.s3_client import S3Client
-from data_prep.storage.s3_errors import UploadLost
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage.s3_client import S3Client
+from mcjepa.data_prep.storage.s3_errors import UploadLost
 
 PART_BYTES = 8 << 20
 """Of the first parts; S3 allows 10,000, at least 5 MiB each but the last."""

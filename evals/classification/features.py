@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data_prep.errors import DataError
-from data_prep.storage import atomic_write, explained_disk_errors
-from evals.cards import package_versions
-from evals.classification.config import ClassifyConfig
-from evals.classification.images import ClassImages
-from evals.model_under_test import ModelUnderTest, features_by_stride, map_of_stride
-from evals.reading import explained_worker_loss
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import atomic_write, explained_disk_errors
+from mcjepa.evals.cards import package_versions
+from mcjepa.evals.classification.config import ClassifyConfig
+from mcjepa.evals.classification.images import ClassImages
+from mcjepa.evals.model_under_test import ModelUnderTest, features_by_stride, map_of_stride
+from mcjepa.evals.reading import explained_worker_loss
 
 log = logging.getLogger(__name__)
 FORMAT = 1

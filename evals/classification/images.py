@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from data_prep.corpora.image_files import read_rgb
-from data_prep.corpora.inputs import list_image_classes
-from data_prep.errors import DataError
-from evals.classification.config import ClassifyConfig
-from evals.progress import evenly_spaced
+from mcjepa.data_prep.corpora.image_files import read_rgb
+from mcjepa.data_prep.corpora.inputs import list_image_classes
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.classification.config import ClassifyConfig
+from mcjepa.evals.progress import evenly_spaced
 
 FILTERS = {
     "bicubic": PillowImage.Resampling.BICUBIC,

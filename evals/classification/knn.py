@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evals.classification.features import PooledFeatures
+from mcjepa.evals.classification.features import PooledFeatures
 
 QUERY_BLOCK, TRAIN_BLOCK = 2_048, 8_192
 """Rows compared at once: 64 MiB of similarities."""

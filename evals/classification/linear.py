@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from data_prep.errors import DataError
-from evals.classification.config import ClassifyConfig
-from evals.classification.features import PooledFeatures
-from evals.classification.knn import TOP
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.classification.config import ClassifyConfig
+from mcjepa.evals.classification.features import PooledFeatures
+from mcjepa.evals.classification.knn import TOP
 
 MOMENTUM = 0.9
 WEIGHT_STD = 0.01

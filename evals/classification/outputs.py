@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.storage import atomic_write
-from evals.cards import Picture
-from evals.classification.config import ClassifyConfig
-from evals.classification.features import PooledFeatures
-from evals.classification.images import ClassifyData
-from evals.pictures import side_by_side, write_png
-from evals.progress import evenly_spaced
+from mcjepa.data_prep.storage import atomic_write
+from mcjepa.evals.cards import Picture
+from mcjepa.evals.classification.config import ClassifyConfig
+from mcjepa.evals.classification.features import PooledFeatures
+from mcjepa.evals.classification.images import ClassifyData
+from mcjepa.evals.pictures import side_by_side, write_png
+from mcjepa.evals.progress import evenly_spaced
 
 PANEL_PX = 160
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evals.cards import Score
-from evals.classification.config import ClassifyConfig
-from evals.classification.images import read_class_folders
-from evals.classification.score import score_classify
-from evals.model_under_test import Subject
-from evals.progress import OnEvent
-from evals.sets import set_folder
+from mcjepa.evals.cards import Score
+from mcjepa.evals.classification.config import ClassifyConfig
+from mcjepa.evals.classification.images import read_class_folders
+from mcjepa.evals.classification.score import score_classify
+from mcjepa.evals.model_under_test import Subject
+from mcjepa.evals.progress import OnEvent
+from mcjepa.evals.sets import set_folder
 
 
 def run_classify(subject: Subject, config: ClassifyConfig, seed: int, out: Path, on_event: OnEvent) -> Score:

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evals.cards import Card, Score, package_versions
-from evals.classification.config import ClassifyConfig
-from evals.classification.features import FeatureCache, PooledFeatures
-from evals.classification.images import ClassifyData
-from evals.classification.knn import TOP, knn_predictions
-from evals.classification.linear import LinearResult, train_linear
-from evals.classification.outputs import draw_pictures, write_tables
-from evals.model_under_test import ModelUnderTest, Subject
-from evals.progress import EvalEvent, OnEvent, silent
+from mcjepa.evals.cards import Card, Score, package_versions
+from mcjepa.evals.classification.config import ClassifyConfig
+from mcjepa.evals.classification.features import FeatureCache, PooledFeatures
+from mcjepa.evals.classification.images import ClassifyData
+from mcjepa.evals.classification.knn import TOP, knn_predictions
+from mcjepa.evals.classification.linear import LinearResult, train_linear
+from mcjepa.evals.classification.outputs import draw_pictures, write_tables
+from mcjepa.evals.model_under_test import ModelUnderTest, Subject
+from mcjepa.evals.progress import EvalEvent, OnEvent, silent
 
 MAIN_K = 20
 EVENTS = 200

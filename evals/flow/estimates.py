@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.corpora.flow_files import read_flow
-from data_prep.corpora.items import FlowPair
-from data_prep.errors import DataError
+from mcjepa.data_prep.corpora.flow_files import read_flow
+from mcjepa.data_prep.corpora.items import FlowPair
+from mcjepa.data_prep.errors import DataError
 
 SUFFIXES = (".flo", ".png", ".pfm")
 

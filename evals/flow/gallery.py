@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_prep.corpora.items import FlowTruth
-from data_prep.errors import DataError
-from evals.cards import Picture
-from evals.flow.methods import MODEL, Flow, Frames, Methods
-from evals.flow.metrics import endpoint_error
-from evals.flow.overlap import Failure, Stages, run_overlapped
-from evals.flow.pairs import MeasuredPair
-from evals.pictures import Image, error_picture, flow_picture, flow_scale, shrink_known, side_by_side, write_png
-from evals.progress import evenly_spaced
+from mcjepa.data_prep.corpora.items import FlowTruth
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.cards import Picture
+from mcjepa.evals.flow.methods import MODEL, Flow, Frames, Methods
+from mcjepa.evals.flow.metrics import endpoint_error
+from mcjepa.evals.flow.overlap import Failure, Stages, run_overlapped
+from mcjepa.evals.flow.pairs import MeasuredPair
+from mcjepa.evals.pictures import Image, error_picture, flow_picture, flow_scale, shrink_known, side_by_side, write_png
+from mcjepa.evals.progress import evenly_spaced
 
 FULL_ERROR_PX = 5.0
 

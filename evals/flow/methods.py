@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_prep.corpora.items import FlowPair
-from data_prep.errors import DataError
-from evals.flow.baselines import FlowMethod, baseline_method
-from evals.flow.estimates import EstimateFolder
-from evals.flow.resizing import model_size, resize_flow, resize_frame
-from evals.model_under_test import ModelUnderTest, Subject, image_tensor
+from mcjepa.data_prep.corpora.items import FlowPair
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.flow.baselines import FlowMethod, baseline_method
+from mcjepa.evals.flow.estimates import EstimateFolder
+from mcjepa.evals.flow.resizing import model_size, resize_flow, resize_frame
+from mcjepa.evals.model_under_test import ModelUnderTest, Subject, image_tensor
 
 Frame = NDArray[np.uint8]
 Flow = NDArray[np.float32]

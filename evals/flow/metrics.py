@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evals.flow.regions import Regions, split_regions
+from mcjepa.evals.flow.regions import Regions, split_regions
 
 OUTLIER_PX = 3.0
 OUTLIER_RELATIVE = 0.05

@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 import cv2
 
-from data_prep.errors import DataError
+from mcjepa.data_prep.errors import DataError
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")

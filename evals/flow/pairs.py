@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.corpora.image_files import read_ids
-from data_prep.corpora.items import FlowPair, FlowTruth
-from data_prep.errors import DataError
-from evals.flow.methods import MODEL, Flow, Frames, Methods
-from evals.flow.metrics import FlowSums, measure_regions, summarise
-from evals.flow.overlap import Failure, Stages, run_overlapped
-from evals.flow.regions import Regions, split_regions
+from mcjepa.data_prep.corpora.image_files import read_ids
+from mcjepa.data_prep.corpora.items import FlowPair, FlowTruth
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.flow.methods import MODEL, Flow, Frames, Methods
+from mcjepa.evals.flow.metrics import FlowSums, measure_regions, summarise
+from mcjepa.evals.flow.overlap import Failure, Stages, run_overlapped
+from mcjepa.evals.flow.regions import Regions, split_regions
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_prep.corpora import FLOW_SCANS
-from data_prep.corpora.flow_places import find_set_folder
-from evals.cards import Score
-from evals.flow.config import FlowEvalConfig
-from evals.flow.methods import Entrant
-from evals.flow.score import FlowSet, score_flow
-from evals.progress import OnEvent, silent
-from evals.sets import set_reader
+from mcjepa.data_prep.corpora import FLOW_SCANS
+from mcjepa.data_prep.corpora.flow_places import find_set_folder
+from mcjepa.evals.cards import Score
+from mcjepa.evals.flow.config import FlowEvalConfig
+from mcjepa.evals.flow.methods import Entrant
+from mcjepa.evals.flow.score import FlowSet, score_flow
+from mcjepa.evals.progress import OnEvent, silent
+from mcjepa.evals.sets import set_reader
 
 
 def score_flow_sets(

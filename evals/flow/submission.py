@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep.corpora.flow_expected import TEST_PAIRS
-from data_prep.corpora.flow_files import FloatArray, decode_flo, decode_kitti_png, encode_flo, encode_kitti_png
-from data_prep.corpora.items import FlowPair
-from data_prep.corpora.places import read_bytes
-from data_prep.errors import DataError
-from data_prep.storage import explained_disk_errors
-from evals.flow.methods import MODEL, Flow, Frames, Methods
-from evals.flow.overlap import Failure, Stages, run_overlapped
-from evals.progress import EvalEvent, OnEvent, silent
+from mcjepa.data_prep.corpora.flow_expected import TEST_PAIRS
+from mcjepa.data_prep.corpora.flow_files import FloatArray, decode_flo, decode_kitti_png, encode_flo, encode_kitti_png
+from mcjepa.data_prep.corpora.items import FlowPair
+from mcjepa.data_prep.corpora.places import read_bytes
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import explained_disk_errors
+from mcjepa.evals.flow.methods import MODEL, Flow, Frames, Methods
+from mcjepa.evals.flow.overlap import Failure, Stages, run_overlapped
+from mcjepa.evals.progress import EvalEvent, OnEvent, silent
 
 OLDEST_TIME = (1980, 1, 1, 0, 0, 0)
 """Of every member, so that equal flows give equal bytes."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.errors import DataError
+from mcjepa.data_prep.errors import DataError
 
 Frame = NDArray[np.uint8]
 """(H, W, 3) RGB."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from evals.checks import MAX_LEVEL, require
-from evals.model_under_test import COARSEST_STRIDE
+from mcjepa.evals.checks import MAX_LEVEL, require
+from mcjepa.evals.model_under_test import COARSEST_STRIDE
 
 Product = Literal["flo", "kitti", "colour", "video", "features"]
 PRODUCTS: dict[str, str] = {

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from evals.pictures import flow_picture, flow_scale
+from mcjepa.evals.pictures import flow_picture, flow_scale
 
 Picture = NDArray[np.uint8]
 BAND_ROWS = 256

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_prep.corpora.flow_files import FloatArray, read_flo
-from data_prep.errors import DataError
-from evals.infer.clip import Clip, Frame, read_alike
-from evals.infer.config import InferConfig
-from evals.infer.palette import Palette, feature_basis, longest_flow
-from evals.infer.products import ClipFolder
-from evals.infer.tiling import tiled_features, tiled_flow
-from evals.model_under_test import ModelUnderTest, image_tensor
-from evals.progress import evenly_spaced
-from evals.video_writer import VideoWriter
+from mcjepa.data_prep.corpora.flow_files import FloatArray, read_flo
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.infer.clip import Clip, Frame, read_alike
+from mcjepa.evals.infer.config import InferConfig
+from mcjepa.evals.infer.palette import Palette, feature_basis, longest_flow
+from mcjepa.evals.infer.products import ClipFolder
+from mcjepa.evals.infer.tiling import tiled_features, tiled_flow
+from mcjepa.evals.model_under_test import ModelUnderTest, image_tensor
+from mcjepa.evals.progress import evenly_spaced
+from mcjepa.evals.video_writer import VideoWriter
 
 SAMPLED = 4
 OnFrame = Callable[[int, int], None]

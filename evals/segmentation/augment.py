@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from evals.segmentation.metrics import VOID
-from evals.segmentation.tiles import Size, fitted_size, resize_image, resize_labels
+from mcjepa.evals.segmentation.metrics import VOID
+from mcjepa.evals.segmentation.tiles import Size, fitted_size, resize_image, resize_labels
 
 SMALLEST_RATIO, LARGEST_RATIO = 0.5, 2.0
 MOST_OF_ONE_CLASS = 0.75

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from evals.checks import MAX_LEVEL, require
+from mcjepa.evals.checks import MAX_LEVEL, require
 
 Sides = int | tuple[int, int]
 """One side in px for both, or (height, width)."""

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.corpora.items import LabelledImage
-from evals.cards import Picture
-from evals.pictures import class_colours, overlay_labels, side_by_side, write_png
-from evals.segmentation.metrics import iou_per_class
-from evals.segmentation.probed import ProbedEncoder
+from mcjepa.data_prep.corpora.items import LabelledImage
+from mcjepa.evals.cards import Picture
+from mcjepa.evals.pictures import class_colours, overlay_labels, side_by_side, write_png
+from mcjepa.evals.segmentation.metrics import iou_per_class
+from mcjepa.evals.segmentation.probed import ProbedEncoder
 
 NAMED_CLASSES = 40
 """More classes than this are drawn without names and numbers."""

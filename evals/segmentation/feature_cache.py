@@ -23,13 +23,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from data_prep.corpora.items import LabelledImage
-from data_prep.errors import DataError
-from data_prep.storage import atomic_write, explained_disk_errors
-from evals.model_under_test import ModelUnderTest
-from evals.segmentation.feature_file import COMPLETE, FeatureFile, FeatureWriter, folder_bytes
-from evals.segmentation.feature_keys import features_key, model_digest
-from evals.segmentation.features import EncodingPlan, encode_images
+from mcjepa.data_prep.corpora.items import LabelledImage
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import atomic_write, explained_disk_errors
+from mcjepa.evals.model_under_test import ModelUnderTest
+from mcjepa.evals.segmentation.feature_file import COMPLETE, FeatureFile, FeatureWriter, folder_bytes
+from mcjepa.evals.segmentation.feature_keys import features_key, model_digest
+from mcjepa.evals.segmentation.features import EncodingPlan, encode_images
 
 RESERVE_BYTES = 256 << 20
 """Left free on the disk for others."""

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep.errors import DataError
-from data_prep.storage import atomic_write, explained_disk_errors
-from evals.segmentation.features import EncodedImage, EncodedTile, FailedImage
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import atomic_write, explained_disk_errors
+from mcjepa.evals.segmentation.features import EncodedImage, EncodedTile, FailedImage
 
 ALIGN = 64
 MAPS, INDEX, COMPLETE = "maps.bin", "index.jsonl", "complete.json"

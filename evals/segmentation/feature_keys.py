@@ -7,12 +7,12 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 
-from data_prep.corpora.items import LabelledImage
-from data_prep.corpora.places import read_bytes
-from data_prep.errors import DataError
-from evals.cards import package_versions
-from evals.model_under_test import McJepaUnderTest, ModelUnderTest
-from evals.segmentation.features import EncodingPlan
+from mcjepa.data_prep.corpora.items import LabelledImage
+from mcjepa.data_prep.corpora.places import read_bytes
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.cards import package_versions
+from mcjepa.evals.model_under_test import McJepaUnderTest, ModelUnderTest
+from mcjepa.evals.segmentation.features import EncodingPlan
 
 FORMAT = 1
 """Of the cache's files and of the arithmetic around the encoder; a new one makes old features unknown."""

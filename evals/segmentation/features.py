@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_prep.corpora.items import LabelledImage
-from data_prep.errors import DataError
-from evals.model_under_test import ModelUnderTest, features_by_stride, image_tensor, map_of_stride
-from evals.segmentation.metrics import VOID
-from evals.segmentation.tiles import Box, Size, fitted_size, resize_image, resize_labels, window_boxes
+from mcjepa.data_prep.corpora.items import LabelledImage
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.model_under_test import ModelUnderTest, features_by_stride, image_tensor, map_of_stride
+from mcjepa.evals.segmentation.metrics import VOID
+from mcjepa.evals.segmentation.tiles import Box, Size, fitted_size, resize_image, resize_labels, window_boxes
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_prep.corpora.items import LabelledImage
-from data_prep.errors import DataError
-from data_prep.storage import atomic_write
-from evals.cards import Score
-from evals.model_under_test import Subject
-from evals.progress import EvalEvent, OnEvent, evenly_spaced, silent
-from evals.segmentation.finetune_batches import TrainingSamples
-from evals.segmentation.finetune_checkpoint import Keeper, Progress
-from evals.segmentation.finetune_config import FinetuneConfig
-from evals.segmentation.finetune_model import Segmenter, parameter_groups, trainable_of
-from evals.segmentation.finetune_predict import predict_labels
-from evals.segmentation.finetune_score import FinetunedResult, assemble_score
-from evals.segmentation.finetune_train import make_optimizer, require_equal_on_ranks, train
-from evals.segmentation.metrics import confusion_matrix
+from mcjepa.data_prep.corpora.items import LabelledImage
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import atomic_write
+from mcjepa.evals.cards import Score
+from mcjepa.evals.model_under_test import Subject
+from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, silent
+from mcjepa.evals.segmentation.finetune_batches import TrainingSamples
+from mcjepa.evals.segmentation.finetune_checkpoint import Keeper, Progress
+from mcjepa.evals.segmentation.finetune_config import FinetuneConfig
+from mcjepa.evals.segmentation.finetune_model import Segmenter, parameter_groups, trainable_of
+from mcjepa.evals.segmentation.finetune_predict import predict_labels
+from mcjepa.evals.segmentation.finetune_score import FinetunedResult, assemble_score
+from mcjepa.evals.segmentation.finetune_train import make_optimizer, require_equal_on_ranks, train
+from mcjepa.evals.segmentation.metrics import confusion_matrix
 
 TEST_ONLY = (
     *("root", "val_split", "max_val", "test", "test_scales", "test_flip"),

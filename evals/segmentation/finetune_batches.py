@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data_prep.corpora.items import LabelledImage
-from data_prep.errors import DataError
-from evals.reading import explained_worker_loss
-from evals.segmentation.augment import augment_sample
-from evals.segmentation.finetune_config import FinetuneConfig
-from evals.segmentation.metrics import VOID
+from mcjepa.data_prep.corpora.items import LabelledImage
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.reading import explained_worker_loss
+from mcjepa.evals.segmentation.augment import augment_sample
+from mcjepa.evals.segmentation.finetune_config import FinetuneConfig
+from mcjepa.evals.segmentation.metrics import VOID
 
 ORDER, LOOK = 0, 1
 """What a generator is for, beside the seed."""

@@ -24,9 +24,9 @@ from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from data_prep.errors import DataError
-from data_prep.storage import atomic_write
-from evals.segmentation.finetune_model import Segmenter
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import atomic_write
+from mcjepa.evals.segmentation.finetune_model import Segmenter
 
 CHECKPOINT, FINISHED = "checkpoint.pt", "segmenter.safetensors"
 MOST_DIFFERENCES = 4

@@ -10,11 +10,11 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from evals.model_under_test import McJepaUnderTest
-from evals.segmentation.finetune_config import FinetuneConfig
-from evals.segmentation.upernet import FcnHead, UperNetHead, resize_to
-from model.encoder import Block, Encoder
-from model.layer_norm import ChannelLayerNorm
+from mcjepa.evals.model_under_test import McJepaUnderTest
+from mcjepa.evals.segmentation.finetune_config import FinetuneConfig
+from mcjepa.evals.segmentation.upernet import FcnHead, UperNetHead, resize_to
+from mcjepa.model.encoder import Block, Encoder
+from mcjepa.model.layer_norm import ChannelLayerNorm
 
 STAGE_LAYERS, LAYER_LAYERS = 7, 13
 BLOCKS_A_LAYER = 3
@@ -105,7 +105,7 @@ def trainable_of(model: object) -> Trainable:
         return model
     raise ValueError(
         f"{type(model).__name__} cannot be fine-tuned; expected our model or one with the members of "
-        "evals.segmentation.finetune_model.Trainable; leave finetune out"
+        "mcjepa.evals.segmentation.finetune_model.Trainable; leave finetune out"
     )
 
 

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evals.segmentation.finetune_config import FinetuneConfig
-from evals.segmentation.finetune_model import Segmenter
-from evals.segmentation.tiles import fitted_size, resize_image, window_boxes
-from evals.segmentation.upernet import resize_to
+from mcjepa.evals.segmentation.finetune_config import FinetuneConfig
+from mcjepa.evals.segmentation.finetune_model import Segmenter
+from mcjepa.evals.segmentation.tiles import fitted_size, resize_image, window_boxes
+from mcjepa.evals.segmentation.upernet import resize_to
 
 STRIDE_PARTS = (2, 3)
 """Windows are two thirds of their size apart: 341 px for 512."""

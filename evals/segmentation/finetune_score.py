@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.corpora.items import LabelledImage
-from evals.cards import Card, Picture, Score, package_versions
-from evals.model_under_test import Subject
-from evals.pictures import class_colours, overlay_labels, side_by_side, write_png
-from evals.segmentation.finetune_checkpoint import Progress
-from evals.segmentation.finetune_config import FinetuneConfig
-from evals.segmentation.metrics import iou_per_class, mean_iou, pixel_accuracy
-from evals.segmentation.results import metric_name
+from mcjepa.data_prep.corpora.items import LabelledImage
+from mcjepa.evals.cards import Card, Picture, Score, package_versions
+from mcjepa.evals.model_under_test import Subject
+from mcjepa.evals.pictures import class_colours, overlay_labels, side_by_side, write_png
+from mcjepa.evals.segmentation.finetune_checkpoint import Progress
+from mcjepa.evals.segmentation.finetune_config import FinetuneConfig
+from mcjepa.evals.segmentation.metrics import iou_per_class, mean_iou, pixel_accuracy
+from mcjepa.evals.segmentation.results import metric_name
 
 if TYPE_CHECKING:
-    from evals.segmentation.finetune import FinetuneData
+    from mcjepa.evals.segmentation.finetune import FinetuneData
 
 
 @dataclass(frozen=True, kw_only=True)

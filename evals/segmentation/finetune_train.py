@@ -15,14 +15,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_prep.errors import DataError
-from evals.segmentation.finetune_batches import Batch, TrainingSamples, training_batches
-from evals.segmentation.finetune_checkpoint import Keeper, Progress
-from evals.segmentation.finetune_config import FinetuneConfig
-from evals.segmentation.finetune_model import Segmenter
-from evals.segmentation.metrics import VOID
-from evals.segmentation.upernet import resize_to
-from model.reduction import world_size
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.segmentation.finetune_batches import Batch, TrainingSamples, training_batches
+from mcjepa.evals.segmentation.finetune_checkpoint import Keeper, Progress
+from mcjepa.evals.segmentation.finetune_config import FinetuneConfig
+from mcjepa.evals.segmentation.finetune_model import Segmenter
+from mcjepa.evals.segmentation.metrics import VOID
+from mcjepa.evals.segmentation.upernet import resize_to
+from mcjepa.model.reduction import world_size
 
 WARMUP_START = 1e-6
 CURVE_POINTS = 100

@@ -8,18 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from data_prep.corpora.items import LabelledImage
-from data_prep.errors import DataError
-from evals.model_under_test import ModelUnderTest
-from evals.segmentation.feature_file import FeatureFile
-from evals.segmentation.feature_keys import model_digest
-from evals.segmentation.features import Statistics, measure_statistics, read_labelled
-from evals.segmentation.head import LinearHead
-from evals.segmentation.head_checkpoint import HeadCheckpoint, training_key
-from evals.segmentation.knn import NearestCells, collect_cells
-from evals.segmentation.probe import PixelClassifier, train_head
-from evals.segmentation.runs import ProbeRun, Tell, device_of, features_of, require_some
-from evals.segmentation.windows import AugmentedWindows, CachedWindows
+from mcjepa.data_prep.corpora.items import LabelledImage
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.model_under_test import ModelUnderTest
+from mcjepa.evals.segmentation.feature_file import FeatureFile
+from mcjepa.evals.segmentation.feature_keys import model_digest
+from mcjepa.evals.segmentation.features import Statistics, measure_statistics, read_labelled
+from mcjepa.evals.segmentation.head import LinearHead
+from mcjepa.evals.segmentation.head_checkpoint import HeadCheckpoint, training_key
+from mcjepa.evals.segmentation.knn import NearestCells, collect_cells
+from mcjepa.evals.segmentation.probe import PixelClassifier, train_head
+from mcjepa.evals.segmentation.runs import ProbeRun, Tell, device_of, features_of, require_some
+from mcjepa.evals.segmentation.windows import AugmentedWindows, CachedWindows
 
 HEAD_EVENTS = 50
 Fit = Callable[[int], PixelClassifier]

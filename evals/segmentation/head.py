@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evals.segmentation.features import Statistics, resize_map
+from mcjepa.evals.segmentation.features import Statistics, resize_map
 
 BATCH_EPS = 1e-5
 BATCH_MOMENTUM = 0.1

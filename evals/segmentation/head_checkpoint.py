@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from data_prep.errors import DataError
-from data_prep.storage import atomic_write
-from evals.segmentation.config import ProbeConfig
-from evals.segmentation.head import LinearHead
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import atomic_write
+from mcjepa.evals.segmentation.config import ProbeConfig
+from mcjepa.evals.segmentation.head import LinearHead
 
 SHAPES_NO_TRAINING = (
     *("root", "val_split", "window_px", "window_stride_px", "knn_k", "knn_temperature", "knn_cells", "max_val"),

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_prep.errors import DataError
-from evals.segmentation.features import EncodedImage, Statistics, resize_map
-from evals.segmentation.head import SMALLEST_DEVIATION
-from evals.segmentation.metrics import VOID
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.segmentation.features import EncodedImage, Statistics, resize_map
+from mcjepa.evals.segmentation.head import SMALLEST_DEVIATION
+from mcjepa.evals.segmentation.metrics import VOID
 
 MOST_SIMILARITIES = 2**24
 """Numbers of the similarity matrix that are in memory at once."""

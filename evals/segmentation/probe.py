@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evals.segmentation.config import ProbeConfig
-from evals.segmentation.features import EncodedImage, Statistics, measure_statistics, resize_map
-from evals.segmentation.head import LinearHead
-from evals.segmentation.head_checkpoint import HeadCheckpoint
-from evals.segmentation.metrics import VOID
-from evals.segmentation.windows import TrainingWindow, WindowSource
+from mcjepa.evals.segmentation.config import ProbeConfig
+from mcjepa.evals.segmentation.features import EncodedImage, Statistics, measure_statistics, resize_map
+from mcjepa.evals.segmentation.head import LinearHead
+from mcjepa.evals.segmentation.head_checkpoint import HeadCheckpoint
+from mcjepa.evals.segmentation.metrics import VOID
+from mcjepa.evals.segmentation.windows import TrainingWindow, WindowSource
 
 MOST_LOGITS = 2**27
 """Logits of pixels that are in memory at once while training."""

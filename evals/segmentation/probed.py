@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_prep.errors import DataError
-from evals.model_under_test import ModelUnderTest
-from evals.progress import EvalEvent
-from evals.segmentation.feature_file import FeatureFile
-from evals.segmentation.fitting import fitting
-from evals.segmentation.metrics import confusion_matrix, mean_iou, pixel_accuracy
-from evals.segmentation.probe import PixelClassifier, predict_labels
-from evals.segmentation.runs import ProbeRun, device_of, features_of
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.model_under_test import ModelUnderTest
+from mcjepa.evals.progress import EvalEvent
+from mcjepa.evals.segmentation.feature_file import FeatureFile
+from mcjepa.evals.segmentation.fitting import fitting
+from mcjepa.evals.segmentation.metrics import confusion_matrix, mean_iou, pixel_accuracy
+from mcjepa.evals.segmentation.probe import PixelClassifier, predict_labels
+from mcjepa.evals.segmentation.runs import ProbeRun, device_of, features_of
 
 
 @dataclass(frozen=True, kw_only=True)

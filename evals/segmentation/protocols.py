@@ -14,8 +14,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from data_prep.errors import DataError
-from evals.segmentation.config import ProbeConfig
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.segmentation.config import ProbeConfig
 
 _VICREGL: Mapping[str, Any] = {
     "head": "linear",

@@ -12,9 +12,9 @@ from pathlib import Path, PurePath
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.storage import atomic_write
-from evals.segmentation.metrics import accuracy_per_class, iou_per_class, mean_accuracy, mean_iou, pixel_accuracy
-from evals.segmentation.probed import ProbedEncoder
+from mcjepa.data_prep.storage import atomic_write
+from mcjepa.evals.segmentation.metrics import accuracy_per_class, iou_per_class, mean_accuracy, mean_iou, pixel_accuracy
+from mcjepa.evals.segmentation.probed import ProbedEncoder
 
 SUMMARIES = {"miou": mean_iou, "pixel_accuracy": pixel_accuracy, "mean_accuracy": mean_accuracy}
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_prep.corpora import SEGMENTATION_CLASSES, SEGMENTATION_SETS
-from data_prep.corpora.items import LabelledImage
-from evals.cards import Score
-from evals.model_under_test import Subject
-from evals.progress import OnEvent
-from evals.segmentation.config import ProbeConfig
-from evals.segmentation.finetune import FinetuneData, finetuned_network, score_finetune
-from evals.segmentation.finetune_config import FinetuneConfig
-from evals.segmentation.score import ProbeData, score_name, score_probe
-from evals.sets import set_folder, set_reader
+from mcjepa.data_prep.corpora import SEGMENTATION_CLASSES, SEGMENTATION_SETS
+from mcjepa.data_prep.corpora.items import LabelledImage
+from mcjepa.evals.cards import Score
+from mcjepa.evals.model_under_test import Subject
+from mcjepa.evals.progress import OnEvent
+from mcjepa.evals.segmentation.config import ProbeConfig
+from mcjepa.evals.segmentation.finetune import FinetuneData, finetuned_network, score_finetune
+from mcjepa.evals.segmentation.finetune_config import FinetuneConfig
+from mcjepa.evals.segmentation.score import ProbeData, score_name, score_probe
+from mcjepa.evals.sets import set_folder, set_reader
 
 
 def run_probe(subject: Subject, config: ProbeConfig, seed: int, out: Path, on_event: OnEvent) -> Score:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from data_prep.corpora.items import LabelledImage
-from data_prep.errors import DataError
-from evals.model_under_test import ModelUnderTest
-from evals.progress import OnEvent
-from evals.segmentation.config import ProbeConfig, both_sides
-from evals.segmentation.feature_cache import FeatureCache
-from evals.segmentation.feature_file import FeatureFile
-from evals.segmentation.features import EncodingPlan
+from mcjepa.data_prep.corpora.items import LabelledImage
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.model_under_test import ModelUnderTest
+from mcjepa.evals.progress import OnEvent
+from mcjepa.evals.segmentation.config import ProbeConfig, both_sides
+from mcjepa.evals.segmentation.feature_cache import FeatureCache
+from mcjepa.evals.segmentation.feature_file import FeatureFile
+from mcjepa.evals.segmentation.features import EncodingPlan
 
 Tell = Callable[[str, int, int], None]
 """Told of a phase, how much of it is done, and how much there is."""

@@ -6,17 +6,17 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from evals.cards import Card, Score, package_versions
-from evals.model_under_test import McJepaUnderTest, ModelUnderTest, Subject, random_twin
-from evals.progress import EvalEvent, OnEvent, evenly_spaced, silent
-from evals.segmentation.config import ProbeConfig, both_sides
-from evals.segmentation.drawings import draw_confusion, draw_overlays
-from evals.segmentation.feature_cache import FeatureCache
-from evals.segmentation.feature_keys import images_digest
-from evals.segmentation.probed import ProbedEncoder, ProbedHead, probe_encoder
-from evals.segmentation.protocols import describe_protocol
-from evals.segmentation.results import image_rows, metrics_of, total_confusion, write_tables
-from evals.segmentation.runs import ProbeData, ProbeRun
+from mcjepa.evals.cards import Card, Score, package_versions
+from mcjepa.evals.model_under_test import McJepaUnderTest, ModelUnderTest, Subject, random_twin
+from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, silent
+from mcjepa.evals.segmentation.config import ProbeConfig, both_sides
+from mcjepa.evals.segmentation.drawings import draw_confusion, draw_overlays
+from mcjepa.evals.segmentation.feature_cache import FeatureCache
+from mcjepa.evals.segmentation.feature_keys import images_digest
+from mcjepa.evals.segmentation.probed import ProbedEncoder, ProbedHead, probe_encoder
+from mcjepa.evals.segmentation.protocols import describe_protocol
+from mcjepa.evals.segmentation.results import image_rows, metrics_of, total_confusion, write_tables
+from mcjepa.evals.segmentation.runs import ProbeData, ProbeRun
 
 __all__ = ["ProbeData", "score_name", "score_probe"]
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.reduction import global_sum, world_size
+from mcjepa.model.reduction import global_sum, world_size
 
 CLASSIFIER_STD = 0.01
 DROPOUT = 0.1

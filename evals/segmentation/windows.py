@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_prep.corpora.items import LabelledImage
-from evals.model_under_test import COARSEST_STRIDE, ModelUnderTest, image_tensor
-from evals.segmentation.augment import augment_sample
-from evals.segmentation.config import ProbeConfig, both_sides
-from evals.segmentation.features import EncodedImage, encode_tensor, read_labelled
-from evals.segmentation.tiles import Size
+from mcjepa.data_prep.corpora.items import LabelledImage
+from mcjepa.evals.model_under_test import COARSEST_STRIDE, ModelUnderTest, image_tensor
+from mcjepa.evals.segmentation.augment import augment_sample
+from mcjepa.evals.segmentation.config import ProbeConfig, both_sides
+from mcjepa.evals.segmentation.features import EncodedImage, encode_tensor, read_labelled
+from mcjepa.evals.segmentation.tiles import Size
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evals.cards import Card, package_versions
-from evals.model_under_test import Subject
-from evals.vos.config import VosConfig
-from evals.vos.sequence import SequenceScorer
+from mcjepa.evals.cards import Card, package_versions
+from mcjepa.evals.model_under_test import Subject
+from mcjepa.evals.vos.config import VosConfig
+from mcjepa.evals.vos.sequence import SequenceScorer
 
 OFFICIAL_SEQUENCES = {"davis": 30, "davis2017": 30, "davis2016": 20, "davis2017-test-dev": 30}
 """Sequences of the official lists."""

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_prep.corpora.items import MaskedVideo
-from evals.cards import Picture
-from evals.pictures import overlay_labels, pca_pictures, side_by_side, stacked, write_png
-from evals.vos.sequence import Ids
+from mcjepa.data_prep.corpora.items import MaskedVideo
+from mcjepa.evals.cards import Picture
+from mcjepa.evals.pictures import overlay_labels, pca_pictures, side_by_side, stacked, write_png
+from mcjepa.evals.vos.sequence import Ids
 
 
 class SequenceViews:

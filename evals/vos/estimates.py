@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.corpora.items import MaskedVideo
-from data_prep.errors import DataError
-from evals.vos.sequence import Ids, read_ids_of
+from mcjepa.data_prep.corpora.items import MaskedVideo
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.vos.sequence import Ids, read_ids_of
 
 
 def read_estimates(folder: Path, video: MaskedVideo) -> Iterator[tuple[int, Ids]]:

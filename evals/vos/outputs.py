@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-from data_prep.corpora.image_files import write_id_png
-from data_prep.corpora.items import MaskedVideo
-from evals.pictures import overlay_labels
-from evals.video_writer import VideoWriter
-from evals.vos.config import VosConfig
-from evals.vos.sequence import Ids
+from mcjepa.data_prep.corpora.image_files import write_id_png
+from mcjepa.data_prep.corpora.items import MaskedVideo
+from mcjepa.evals.pictures import overlay_labels
+from mcjepa.evals.video_writer import VideoWriter
+from mcjepa.evals.vos.config import VosConfig
+from mcjepa.evals.vos.sequence import Ids
 
 
 class MaskSink:

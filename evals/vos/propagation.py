@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evals.vos.config import Neighbourhood, VosConfig
+from mcjepa.evals.vos.config import Neighbourhood, VosConfig
 
 AFFINITY_BYTES = 48 << 20
 GROUP_KEYS = 64

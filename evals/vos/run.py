@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_prep.corpora import VOS_SETS
-from evals.cards import Score
-from evals.model_under_test import Subject
-from evals.progress import OnEvent, silent
-from evals.sets import set_folder, set_reader
-from evals.vos.config import VosConfig
-from evals.vos.score import score_vos_estimates, score_vos_set
+from mcjepa.data_prep.corpora import VOS_SETS
+from mcjepa.evals.cards import Score
+from mcjepa.evals.model_under_test import Subject
+from mcjepa.evals.progress import OnEvent, silent
+from mcjepa.evals.sets import set_folder, set_reader
+from mcjepa.evals.vos.config import VosConfig
+from mcjepa.evals.vos.score import score_vos_estimates, score_vos_set
 
 
 def run_vos(subject: Subject, config: VosConfig, out: Path, on_event: OnEvent) -> Score:

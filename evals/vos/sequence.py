@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.corpora.items import VOID, MaskedVideo
-from data_prep.errors import DataError
-from evals.vos.metrics import Outline, boundary_accuracy, outline, region_similarity, summarise_sequence
+from mcjepa.data_prep.corpora.items import VOID, MaskedVideo
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.vos.metrics import Outline, boundary_accuracy, outline, region_similarity, summarise_sequence
 
 COPY_FIRST = "copy_first"
 Ids = NDArray[np.uint8]

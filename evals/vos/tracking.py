@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_prep.corpora.items import MaskedVideo
-from evals.model_under_test import ModelUnderTest, features_by_stride, image_tensor, map_of_stride
-from evals.vos.config import VosConfig
-from evals.vos.label_grid import encoded_size, first_labels, labels_to_mask
-from evals.vos.propagation import propagate_labels
-from evals.vos.sequence import Ids
+from mcjepa.data_prep.corpora.items import MaskedVideo
+from mcjepa.evals.model_under_test import ModelUnderTest, features_by_stride, image_tensor, map_of_stride
+from mcjepa.evals.vos.config import VosConfig
+from mcjepa.evals.vos.label_grid import encoded_size, first_labels, labels_to_mask
+from mcjepa.evals.vos.propagation import propagate_labels
+from mcjepa.evals.vos.sequence import Ids
 
 OnFeatures = Callable[[int, Tensor], None]
 """Called with every frame's number and features (C, h, w)."""

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from model.losses.regression import regression_loss
-from model.warp import warp
+from mcjepa.model.losses.regression import regression_loss
+from mcjepa.model.warp import warp
 
 
 def cycle_loss(

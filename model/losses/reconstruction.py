@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.config import LossConfig
-from model.reduction import masked_mean
+from mcjepa.model.config import LossConfig
+from mcjepa.model.reduction import masked_mean
 
 
 def _mean_3x3(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from model.reduction import masked_means
+from mcjepa.model.reduction import masked_means
 
 
 def regression_loss(maps: Sequence[Tensor], predicted: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:

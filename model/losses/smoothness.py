@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.reduction import masked_means
+from mcjepa.model.reduction import masked_means
 
 
 def smoothness_loss(flow_B2hw: Tensor, image_B3hw: Tensor, edge: float, order: int) -> Tensor:

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.losses.vicreg import off_diagonal_squares
-from model.reduction import gather_rows, global_sum, world_size
+from mcjepa.model.losses.vicreg import off_diagonal_squares
+from mcjepa.model.reduction import gather_rows, global_sum, world_size
 
 Level = tuple[Tensor, float, float]  # a map (B, C, h, w), its v and its c
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.reduction import gather_rows
+from mcjepa.model.reduction import gather_rows
 
 
 def variance_part(z_ND: Tensor) -> Tensor:

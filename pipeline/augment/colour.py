@@ -14,9 +14,9 @@ from functools import partial
 import cv2
 import numpy as np
 
-from pipeline.augment.filters import Filter
-from pipeline.augment.geometry import draw_below, draw_between
-from pipeline.stream_config import ColourJitterConfig
+from mcjepa.pipeline.augment.filters import Filter
+from mcjepa.pipeline.augment.geometry import draw_below, draw_between
+from mcjepa.pipeline.stream_config import ColourJitterConfig
 
 JitterSteps = tuple[tuple[str, float], ...]
 """Names of adjustments with their factors, in the order in which they are applied."""

@@ -7,8 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from pipeline.augment.geometry import CropBox
-from pipeline.augment.jpeg import REDUCTIONS
+from mcjepa.pipeline.augment.geometry import CropBox
+from mcjepa.pipeline.augment.jpeg import REDUCTIONS
 
 
 class Frame(Protocol):

@@ -8,11 +8,11 @@ from functools import partial
 
 import numpy as np
 
-from pipeline.augment.colour import draw_jitter, jitter_filters
-from pipeline.augment.filters import Filter, apply_filters
-from pipeline.augment.frames import Frame, choose_reduction, reduce_box
-from pipeline.augment.geometry import cut_and_resize, draw_below, draw_scaled_crop, mirror
-from pipeline.stream_config import PairAugmentConfig
+from mcjepa.pipeline.augment.colour import draw_jitter, jitter_filters
+from mcjepa.pipeline.augment.filters import Filter, apply_filters
+from mcjepa.pipeline.augment.frames import Frame, choose_reduction, reduce_box
+from mcjepa.pipeline.augment.geometry import cut_and_resize, draw_below, draw_scaled_crop, mirror
+from mcjepa.pipeline.stream_config import PairAugmentConfig
 
 
 def choose_frames(frame_count: int, rng: random.Random, config: PairAugmentConfig) -> tuple[int, int]:

@@ -14,11 +14,11 @@ from functools import partial
 
 import numpy as np
 
-from pipeline.augment.colour import JitterSteps, blur, draw_jitter, jitter_filters, solarize, to_grey
-from pipeline.augment.filters import Filter, apply_filters
-from pipeline.augment.frames import Frame, choose_reduction, reduce_box
-from pipeline.augment.geometry import CropBox, cut_and_resize, draw_between, draw_resized_crop, mirror
-from pipeline.stream_config import ViewAugmentConfig
+from mcjepa.pipeline.augment.colour import JitterSteps, blur, draw_jitter, jitter_filters, solarize, to_grey
+from mcjepa.pipeline.augment.filters import Filter, apply_filters
+from mcjepa.pipeline.augment.frames import Frame, choose_reduction, reduce_box
+from mcjepa.pipeline.augment.geometry import CropBox, cut_and_resize, draw_between, draw_resized_crop, mirror
+from mcjepa.pipeline.stream_config import ViewAugmentConfig
 
 
 @dataclass(frozen=True)

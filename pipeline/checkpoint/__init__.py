@@ -9,9 +9,9 @@ the manifest holds of them. A checkpoint whose manifest is absent or whose files
 before is used.
 """
 
-from pipeline.checkpoint.keeper import CheckpointKeeper
-from pipeline.checkpoint.manifest import Checkpoint, complete_checkpoints, newest_checkpoint, step_name
-from pipeline.checkpoint.weights import newest_weights, read_parameters
+from mcjepa.pipeline.checkpoint.keeper import CheckpointKeeper
+from mcjepa.pipeline.checkpoint.manifest import Checkpoint, complete_checkpoints, newest_checkpoint, step_name
+from mcjepa.pipeline.checkpoint.weights import newest_weights, read_parameters
 
 __all__ = [
     "Checkpoint",

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from pipeline.world import World
+from mcjepa.pipeline.world import World
 
 Fact = TypeVar("Fact")
 

@@ -17,19 +17,19 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from data_prep.errors import DataError
-from data_prep.storage import atomic_write
-from pipeline.checkpoint.agreement import from_first_rank, of_all_ranks
-from pipeline.checkpoint.manifest import MANIFEST, VERSION, Checkpoint, remove_old, step_name
-from pipeline.checkpoint.resume import check_continuation, restore
-from pipeline.checkpoint.state_file import state_name, write_state
-from pipeline.checkpoint.upload import Upload, Uploader
-from pipeline.checkpoint.weights import save_weights
-from pipeline.engine_state import loss_scale_state, own_pieces, parameter_shapes, updates_done
-from pipeline.errors import RunError
-from pipeline.run_folder import CHECKPOINTS, WEIGHTS, RunFolder
-from pipeline.train_config import CheckpointConfig
-from pipeline.world import World
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import atomic_write
+from mcjepa.pipeline.checkpoint.agreement import from_first_rank, of_all_ranks
+from mcjepa.pipeline.checkpoint.manifest import MANIFEST, VERSION, Checkpoint, remove_old, step_name
+from mcjepa.pipeline.checkpoint.resume import check_continuation, restore
+from mcjepa.pipeline.checkpoint.state_file import state_name, write_state
+from mcjepa.pipeline.checkpoint.upload import Upload, Uploader
+from mcjepa.pipeline.checkpoint.weights import save_weights
+from mcjepa.pipeline.engine_state import loss_scale_state, own_pieces, parameter_shapes, updates_done
+from mcjepa.pipeline.errors import RunError
+from mcjepa.pipeline.run_folder import CHECKPOINTS, WEIGHTS, RunFolder
+from mcjepa.pipeline.train_config import CheckpointConfig
+from mcjepa.pipeline.world import World
 
 log = logging.getLogger(__name__)
 MOST_WAITING = 2

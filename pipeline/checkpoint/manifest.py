@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import AbsentKey
-from data_prep.storage import FolderStore, Store, open_store
-from pipeline.run_folder import CHECKPOINTS, WEIGHTS
-from pipeline.train_config import CheckpointConfig
+from mcjepa.data_prep.errors import AbsentKey
+from mcjepa.data_prep.storage import FolderStore, Store, open_store
+from mcjepa.pipeline.run_folder import CHECKPOINTS, WEIGHTS
+from mcjepa.pipeline.train_config import CheckpointConfig
 
 log = logging.getLogger(__name__)
 VERSION = 2

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from data_prep.errors import DataError
-from data_prep.storage import Store
-from pipeline.checkpoint.agreement import from_first_rank, of_all_ranks
-from pipeline.checkpoint.manifest import MANIFEST, Checkpoint, find_damage, list_checkpoints
-from pipeline.checkpoint.state_file import fill_pieces, read_index
-from pipeline.engine_state import (
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import Store
+from mcjepa.pipeline.checkpoint.agreement import from_first_rank, of_all_ranks
+from mcjepa.pipeline.checkpoint.manifest import MANIFEST, Checkpoint, find_damage, list_checkpoints
+from mcjepa.pipeline.checkpoint.state_file import fill_pieces, read_index
+from mcjepa.pipeline.engine_state import (
     buffer_pieces,
     held_pieces,
     parameter_shapes,
@@ -19,9 +19,9 @@ from pipeline.engine_state import (
     set_loss_scale_state,
     set_updates_done,
 )
-from pipeline.errors import UsageError
-from pipeline.run_folder import CHECKPOINTS
-from pipeline.world import World
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.run_folder import CHECKPOINTS
+from mcjepa.pipeline.world import World
 
 log = logging.getLogger(__name__)
 

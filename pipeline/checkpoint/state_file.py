@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_prep.errors import DataError
-from data_prep.storage import Store
-from pipeline.engine_state import Piece
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import Store
+from mcjepa.pipeline.engine_state import Piece
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

@@ -17,10 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.errors import DataError
-from data_prep.storage import Store
-from pipeline.checkpoint.manifest import MANIFEST
-from pipeline.errors import RunError
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import Store
+from mcjepa.pipeline.checkpoint.manifest import MANIFEST
+from mcjepa.pipeline.errors import RunError
 
 log = logging.getLogger(__name__)
 MARKS = "uploaded"

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.storage import Store
-from model import pretrained
-from pipeline.checkpoint.manifest import Checkpoint, step_name
-from pipeline.checkpoint.state_file import DTYPES, fill_pieces, read_index
-from pipeline.engine import gathered_parameters
-from pipeline.engine_state import BUFFER, WEIGHT, Piece
-from pipeline.run_folder import WEIGHTS
-from pipeline.world import World
+from mcjepa.data_prep.storage import Store
+from mcjepa.model import pretrained
+from mcjepa.pipeline.checkpoint.manifest import Checkpoint, step_name
+from mcjepa.pipeline.checkpoint.state_file import DTYPES, fill_pieces, read_index
+from mcjepa.pipeline.engine import gathered_parameters
+from mcjepa.pipeline.engine_state import BUFFER, WEIGHT, Piece
+from mcjepa.pipeline.run_folder import WEIGHTS
+from mcjepa.pipeline.world import World
 
 
 def save_weights(run: Path, engine: Any, world: World, step: int, lineage: Mapping[str, Any]) -> str:

@@ -1,5 +1,5 @@
-"""`python -m pipeline.cli`: the same as the console script `mcjepa`, for launchers that start Python."""
+"""`python -m mcjepa.pipeline.cli`: the same as the console script `mcjepa`, for launchers that start Python."""
 
-from pipeline.cli.main import main
+from mcjepa.pipeline.cli.main import main
 
 raise SystemExit(main())

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.drill import Disturbance, Kind, Rehearsal, disturb, train_whole
-from cluster.local import INTERRUPTED
-from cluster.preflight.findings import errors_of
-from data_prep.errors import DataError
-from pipeline.cli.launch_site import launch_errors
-from pipeline.cli.recipe import load_recipe, required
-from pipeline.cli.short_run import write_short_recipe
-from pipeline.errors import UsageError
-from pipeline.train_config import TrainConfig
+from mcjepa.cluster.drill import Disturbance, Kind, Rehearsal, disturb, train_whole
+from mcjepa.cluster.local import INTERRUPTED
+from mcjepa.cluster.preflight.findings import errors_of
+from mcjepa.data_prep.errors import DataError
+from mcjepa.pipeline.cli.launch_site import launch_errors
+from mcjepa.pipeline.cli.recipe import load_recipe, required
+from mcjepa.pipeline.cli.short_run import write_short_recipe
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.train_config import TrainConfig
 
 REJECTED = 3
 EVERY_STEPS = 2
@@ -68,7 +68,7 @@ def _ranks(config: TrainConfig, kind: str) -> int:
     Raises:
         UsageError: a node is to be lost and the lanes allow one rank only.
     """
-    from pipeline.stream import check_world_size
+    from mcjepa.pipeline.stream import check_world_size
 
     batches = [batch for batch in (config.stream.pair_batch, config.stream.view_batch) if batch]
     try:
@@ -81,7 +81,7 @@ def _ranks(config: TrainConfig, kind: str) -> int:
 
 
 def _check_datasets(config: TrainConfig) -> None:
-    from pipeline.cli.plan_facts import read_streams
+    from mcjepa.pipeline.cli.plan_facts import read_streams
 
     problems = errors_of(read_streams(config.stream, config.seed)[1])
     if problems:
@@ -114,11 +114,11 @@ def _rehearse(
 
 
 def _rehearsal(plain: Mapping[str, Any], folder: Path, steps: int, ranks: int, grace_s: float) -> Rehearsal:
-    from pipeline.meters import read_records
-    from pipeline.tracking import quiet_environment
+    from mcjepa.pipeline.meters import read_records
+    from mcjepa.pipeline.tracking import quiet_environment
 
     recipe = write_short_recipe(plain, folder, steps, EVERY_STEPS)
-    words = [sys.executable, "-m", "pipeline.cli", "train", str(recipe), "--ranks", str(ranks), "--json"]
+    words = [sys.executable, "-m", "mcjepa.pipeline.cli", "train", str(recipe), "--ranks", str(ranks), "--json"]
     metrics = folder / "run" / "logs" / "metrics.jsonl"
     return Rehearsal(
         words, quiet_environment(), folder / "train.log", lambda: len(read_records(metrics)), grace_s, ranks
@@ -127,7 +127,7 @@ def _rehearsal(plain: Mapping[str, Any], folder: Path, steps: int, ranks: int, g
 
 def read_outcome(run: Path) -> Outcome:
     """What a run's log and its newest checkpoint whose files are whole say."""
-    from pipeline.checkpoint.manifest import complete_checkpoints
+    from mcjepa.pipeline.checkpoint.manifest import complete_checkpoints
 
     losses: dict[int, str] = {}
     log = run / "logs" / "metrics.jsonl"

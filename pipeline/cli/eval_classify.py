@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.cli.evaluate import evaluate_one
+from mcjepa.pipeline.cli.evaluate import evaluate_one
 
 
 def evaluate_classify(arguments: argparse.Namespace) -> int:
     """Scores one set of weights on the folders of classes that the command line names."""
-    from evals.classification.config import ClassifyConfig
-    from evals.config import EvalConfig
-    from pipeline.config import apply_overrides, validate
+    from mcjepa.evals.classification.config import ClassifyConfig
+    from mcjepa.evals.config import EvalConfig
+    from mcjepa.pipeline.config import apply_overrides, validate
 
     content = apply_overrides({}, arguments.overrides)
     content |= {"set": arguments.set, "root": arguments.data}

@@ -8,17 +8,17 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import UsageError
+from mcjepa.pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from evals.comparison import ComparedScore, Evaluated
+    from mcjepa.evals.comparison import ComparedScore, Evaluated
 
 
 def compare_evaluations(arguments: argparse.Namespace) -> int:
     """Reads evaluations, writes the page and prints the table."""
-    from evals.comparison import compare
-    from evals.report import write_report
-    from evals.report_content import ReportContent
+    from mcjepa.evals.comparison import compare
+    from mcjepa.evals.report import write_report
+    from mcjepa.evals.report_content import ReportContent
 
     evaluations = [found for word in arguments.folders for found in read_evaluations(word)]
     labels = [evaluated.label for evaluated in evaluations]
@@ -44,8 +44,8 @@ def read_evaluations(word: str) -> list[Evaluated]:
         UsageError: there is no such folder.
         DataError: there are no scores in it, or they are damaged.
     """
-    from evals.comparison import Evaluated
-    from evals.score_file import SCORES_NAME, read_scores
+    from mcjepa.evals.comparison import Evaluated
+    from mcjepa.evals.score_file import SCORES_NAME, read_scores
 
     label, separator, place = word.partition("=")
     folder = Path(place if separator else word)

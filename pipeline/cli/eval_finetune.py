@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli.evaluate import evaluate_one
-from pipeline.errors import UsageError
+from mcjepa.pipeline.cli.evaluate import evaluate_one
+from mcjepa.pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from evals.segmentation.finetune_config import FinetuneConfig
+    from mcjepa.evals.segmentation.finetune_config import FinetuneConfig
 
 ALIASES = {"voc": "voc2012"}
 """Short names of sets."""
@@ -22,10 +22,10 @@ ALIASES = {"voc": "voc2012"}
 
 def evaluate_finetune(arguments: argparse.Namespace) -> int:
     """Fine-tunes one set of weights on the set that the command line names, and scores it; one rank or all."""
-    from evals.config import EvalConfig
-    from evals.segmentation.finetune_config import FinetuneConfig
-    from pipeline.config import apply_overrides, validate
-    from pipeline.world import adopt_world, slurm_variables
+    from mcjepa.evals.config import EvalConfig
+    from mcjepa.evals.segmentation.finetune_config import FinetuneConfig
+    from mcjepa.pipeline.config import apply_overrides, validate
+    from mcjepa.pipeline.world import adopt_world, slurm_variables
 
     content = apply_overrides({}, arguments.overrides)
     content |= {"set": ALIASES.get(arguments.set, arguments.set), "root": arguments.data}
@@ -42,7 +42,7 @@ def evaluate_finetune(arguments: argparse.Namespace) -> int:
     with _joined_ranks() as rank:
         if rank == 0:
             return evaluate_one(arguments, settings)
-        from evals.run import train_along
+        from mcjepa.evals.run import train_along
 
         train_along(Path(arguments.weights), settings, Path(arguments.out))
     return 0
@@ -58,14 +58,14 @@ def _check_ranks(config: FinetuneConfig, ranks: int) -> None:
 
 def _start_ranks(arguments: argparse.Namespace) -> int:
     """Runs this very command as several ranks on this machine."""
-    from cluster.local import run_ranks
+    from mcjepa.cluster.local import run_ranks
 
     options = ["-v"] if arguments.verbose else []
     words = [arguments.weights, "--data", arguments.data, "--set", arguments.set, "--out", arguments.out]
     words += ["--tracking", arguments.tracking] if arguments.tracking else []
     words += ["--experiment", arguments.experiment]
     words += ["--seed", str(arguments.seed), *(["--json"] if arguments.json else []), *arguments.overrides]
-    command = [sys.executable, "-m", "pipeline.cli", *options, "eval", "finetune", *words]
+    command = [sys.executable, "-m", "mcjepa.pipeline.cli", *options, "eval", "finetune", *words]
     return run_ranks(command, arguments.ranks)
 
 

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.eval_records import publish
-from pipeline.cli.evaluate import OK, PARTIAL, require_weights, shown_events, take_optional_weights
-from pipeline.errors import UsageError
+from mcjepa.pipeline.cli.eval_records import publish
+from mcjepa.pipeline.cli.evaluate import OK, PARTIAL, require_weights, shown_events, take_optional_weights
+from mcjepa.pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from evals.cards import Score
-    from evals.config import EvalConfig
-    from evals.flow.methods import Entrant
+    from mcjepa.evals.cards import Score
+    from mcjepa.evals.config import EvalConfig
+    from mcjepa.evals.flow.methods import Entrant
 
 GENERAL = ("device", "threads")
 """Settings of all evaluations that this command takes too."""
@@ -52,7 +52,7 @@ def _sort_words(arguments: argparse.Namespace) -> None:
 
 
 def _set_names(text: str, for_submission: bool) -> list[str]:
-    from data_prep.corpora import FLOW_SCANS, FLOW_TEST_SETS
+    from mcjepa.data_prep.corpora import FLOW_SCANS, FLOW_TEST_SETS
 
     known: Sequence[str] = sorted(FLOW_TEST_SETS if for_submission else FLOW_SCANS)
     names = [name.strip() for name in text.split(",") if name.strip()]
@@ -72,9 +72,9 @@ def _set_names(text: str, for_submission: bool) -> list[str]:
 
 
 def _settings(arguments: argparse.Namespace, names: Sequence[str]) -> EvalConfig:
-    from evals.config import EvalConfig
-    from evals.flow.config import BASELINES, FlowEvalConfig
-    from pipeline.config import apply_overrides, validate
+    from mcjepa.evals.config import EvalConfig
+    from mcjepa.evals.flow.config import BASELINES, FlowEvalConfig
+    from mcjepa.pipeline.config import apply_overrides, validate
 
     content = apply_overrides({}, arguments.overrides)
     general = {name: content.pop(name) for name in GENERAL if name in content}
@@ -100,22 +100,22 @@ def _require_source(arguments: argparse.Namespace) -> None:
 
 
 def _entrant(arguments: argparse.Namespace, config: EvalConfig) -> Entrant | None:
-    from evals.flow.methods import Entrant
+    from mcjepa.evals.flow.methods import Entrant
 
     if arguments.estimates:
         folder = Path(arguments.estimates)
         return Entrant(name=f"estimates in {folder.name}", estimates=folder)
     if not arguments.weights:
         return None
-    from evals.model_under_test import load_subject
+    from mcjepa.evals.model_under_test import load_subject
 
     return Entrant.of(load_subject(arguments.weights, config.device, config.seed))
 
 
 def _score(arguments: argparse.Namespace, config: EvalConfig) -> list[Score]:
-    from evals.flow.run import score_flow_sets
-    from evals.score_file import write_scores
-    from evals.threads import torch_threads
+    from mcjepa.evals.flow.run import score_flow_sets
+    from mcjepa.evals.score_file import write_scores
+    from mcjepa.evals.threads import torch_threads
 
     assert config.flow is not None
     with shown_events() as show, torch_threads(config.threads):
@@ -126,12 +126,12 @@ def _score(arguments: argparse.Namespace, config: EvalConfig) -> list[Score]:
 
 
 def _submit(arguments: argparse.Namespace, names: Sequence[str], config: EvalConfig) -> int:
-    from data_prep.corpora import FLOW_TEST_SETS
-    from data_prep.corpora.flow_places import find_set_folder
-    from evals.flow.estimates import EstimateFolder
-    from evals.flow.methods import flow_methods
-    from evals.flow.submission import check_submission, require_whole, write_submission
-    from evals.threads import torch_threads
+    from mcjepa.data_prep.corpora import FLOW_TEST_SETS
+    from mcjepa.data_prep.corpora.flow_places import find_set_folder
+    from mcjepa.evals.flow.estimates import EstimateFolder
+    from mcjepa.evals.flow.methods import flow_methods
+    from mcjepa.evals.flow.submission import check_submission, require_whole, write_submission
+    from mcjepa.evals.threads import torch_threads
 
     assert config.flow is not None
     name, path = names[0], Path(arguments.submission)
@@ -175,7 +175,7 @@ def _is_of(name: str, rival: str) -> bool:
 
 
 def _plain(score: Score) -> dict[str, Any]:
-    from evals.cards import finite_or_none
+    from mcjepa.evals.cards import finite_or_none
 
     metrics = {name: finite_or_none(value) for name, value in score.metrics.items()}
     failed = list(score.card.failed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.cli.parsing import Commands, add_recipe_arguments, command
+from mcjepa.pipeline.cli.parsing import Commands, add_recipe_arguments, command
 
 
 def add_eval(commands: Commands) -> None:
@@ -16,7 +16,7 @@ def add_eval(commands: Commands) -> None:
         "all",
         "run every benchmark of a recipe on its run's newest weights, and write the report",
         "mcjepa eval all quickstart",
-        "pipeline.cli.eval_all:evaluate_all",
+        "mcjepa.pipeline.cli.eval_all:evaluate_all",
     )
     add_recipe_arguments(parser)
     parser.add_argument("--weights", metavar="DIR", help="a weights folder instead of the run's newest")
@@ -50,7 +50,7 @@ def _add_flow(verbs: Commands) -> None:
         "optical flow against ground truth, or an archive for a benchmark's test server",
         "mcjepa eval flow RUN/weights/step-000001200 --data DATA --set sintel-clean,kitti2015 --baselines\n"
         "  mcjepa eval flow RUN/weights/step-000001200 --data DATA --set sintel-test --submission sintel.zip",
-        "pipeline.cli.eval_flow:evaluate_flow",
+        "mcjepa.pipeline.cli.eval_flow:evaluate_flow",
     )
     weights = "a weights folder: model.safetensors and config.json"
     parser.add_argument("weights", metavar="WEIGHTS", nargs="?", help=weights)
@@ -89,7 +89,7 @@ def _add_probe(verbs: Commands) -> None:
         "probe",
         "segmentation probe on frozen features: a linear head or nearest neighbours",
         "mcjepa eval probe RUN/weights/step-000001200 --data CamVid --set camvid 'seeds=[0,1,2]'",
-        "pipeline.cli.eval_probe:evaluate_probe",
+        "mcjepa.pipeline.cli.eval_probe:evaluate_probe",
     )
     _add_benchmark_arguments(parser, "probe")
     parser.add_argument(
@@ -109,7 +109,7 @@ def _add_vos(verbs: Commands) -> None:
         "video object segmentation by label propagation, or of masks that are there already",
         "mcjepa eval vos RUN/weights/step-000001200 --data DAVIS --set davis2017 --preset crw\n"
         "  mcjepa eval vos --estimates results/osvos --data DAVIS --set davis2016",
-        "pipeline.cli.eval_vos:evaluate_vos",
+        "mcjepa.pipeline.cli.eval_vos:evaluate_vos",
     )
     parser.add_argument("weights", metavar="WEIGHTS", nargs="?", help="a weights folder; none with --estimates")
     parser.add_argument("--data", metavar="ROOT", required=True, help="folder the data set's archive unpacks to")
@@ -132,7 +132,7 @@ def _add_compare(verbs: Commands) -> None:
         "compare",
         "set evaluations side by side, and beside the paper's table",
         "mcjepa eval compare outputs/a/eval/step-000001200 mine=outputs/b/eval/step-000001200 --out compared.html",
-        "pipeline.cli.eval_compare:compare_evaluations",
+        "mcjepa.pipeline.cli.eval_compare:compare_evaluations",
     )
     parser.add_argument("folders", metavar="[LABEL=]DIR", nargs="+", help="a folder with scores.json, or of such")
     parser.add_argument("--out", metavar="FILE", default="outputs/compared.html", help="page to write (%(default)s)")
@@ -145,7 +145,7 @@ def _add_finetune(verbs: Commands) -> None:
         "finetune",
         "semantic segmentation: train the whole encoder with UperNet; a rerun continues",
         "mcjepa eval finetune RUN/weights/step-000001200 --data CamVid --set camvid steps=2000 batch=8",
-        "pipeline.cli.eval_finetune:evaluate_finetune",
+        "mcjepa.pipeline.cli.eval_finetune:evaluate_finetune",
     )
     _add_benchmark_arguments(parser, "finetune")
     parser.add_argument("--seed", type=int, default=0, help="of the head, the batches and the augmentation")
@@ -158,7 +158,7 @@ def _add_classify(verbs: Commands) -> None:
         "classify",
         "image classification on frozen features: nearest neighbours and a linear head",
         "mcjepa eval classify RUN/weights/step-000001200 --data imagenet --set imagefolder",
-        "pipeline.cli.eval_classify:evaluate_classify",
+        "mcjepa.pipeline.cli.eval_classify:evaluate_classify",
     )
     _add_benchmark_arguments(parser, "classify")
     parser.add_argument("--seed", type=int, default=0, help="of the linear head")

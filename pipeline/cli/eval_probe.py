@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.cli.evaluate import evaluate_one
+from mcjepa.pipeline.cli.evaluate import evaluate_one
 
 SHORT_NAMES = {"voc": "voc2012"}
 
 
 def evaluate_probe(arguments: argparse.Namespace) -> int:
     """Scores one set of weights on the set that the command line names, by a named protocol and its overrides."""
-    from data_prep.errors import DataError
-    from evals.config import EvalConfig
-    from evals.segmentation.config import ProbeConfig
-    from evals.segmentation.protocols import PROTOCOL_OF_SET, PROTOCOLS, protocol_settings
-    from pipeline.config import apply_overrides, validate
-    from pipeline.errors import UsageError
+    from mcjepa.data_prep.errors import DataError
+    from mcjepa.evals.config import EvalConfig
+    from mcjepa.evals.segmentation.config import ProbeConfig
+    from mcjepa.evals.segmentation.protocols import PROTOCOL_OF_SET, PROTOCOLS, protocol_settings
+    from mcjepa.pipeline.config import apply_overrides, validate
+    from mcjepa.pipeline.errors import UsageError
 
     data_set = SHORT_NAMES.get(arguments.set, arguments.set)
     usual = "knn" if arguments.head == "knn" else PROTOCOL_OF_SET.get(data_set, "cached")

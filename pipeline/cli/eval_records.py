@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.evaluate import write_json
-from pipeline.train_config import TrackingConfig
+from mcjepa.pipeline.cli.evaluate import write_json
+from mcjepa.pipeline.train_config import TrackingConfig
 
 if TYPE_CHECKING:
-    from evals.cards import Score
+    from mcjepa.evals.cards import Score
 
 RECORD = "mlflow.json"
 
@@ -27,8 +27,8 @@ def record_scores(
     Raises:
         UsageError: the tracking location cannot be used.
     """
-    from evals.score_file import SCORES_NAME, stored_key
-    from model.pretrained import file_digest
+    from mcjepa.evals.score_file import SCORES_NAME, stored_key
+    from mcjepa.model.pretrained import file_digest
 
     digest = file_digest(out / SCORES_NAME)
     key = stored_key(out) or digest
@@ -36,7 +36,7 @@ def record_scores(
     logged = json.loads(path.read_bytes()) if path.is_file() else {}
     if logged.get("key") == key and logged.get("scores") == digest and logged.get("uri") == place.uri:
         return str(logged["run_id"])
-    from pipeline.tracking import Tracker, find_tagged
+    from mcjepa.pipeline.tracking import Tracker, find_tagged
 
     tracker = Tracker(
         place.uri,
@@ -61,7 +61,7 @@ def record_scores(
 
 
 def _tags(scores: Sequence[Score], key: str) -> dict[str, str]:
-    from pipeline.tracking import dataset_tag
+    from mcjepa.pipeline.tracking import dataset_tag
 
     card = scores[0].card if scores else None
     lineage = card.lineage if card else {}
@@ -78,9 +78,9 @@ def _tags(scores: Sequence[Score], key: str) -> dict[str, str]:
 
 def publish(arguments: argparse.Namespace, scores: Sequence[Score]) -> None:
     """The page OUT/report.html of a command that scored without a recipe and, with `--tracking`, its MLflow run."""
-    from evals.comparison import Evaluated
-    from evals.report import write_report
-    from evals.report_content import ReportContent, headline_tiles
+    from mcjepa.evals.comparison import Evaluated
+    from mcjepa.evals.report import write_report
+    from mcjepa.evals.report_content import ReportContent, headline_tiles
 
     out = Path(arguments.out)
     named = Path(arguments.weights).name if arguments.weights else "files"

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.storage import atomic_write
-from pipeline.cli.output import StageProgress
-from pipeline.errors import UsageError
+from mcjepa.data_prep.storage import atomic_write
+from mcjepa.pipeline.cli.output import StageProgress
+from mcjepa.pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from evals.cards import Score
-    from evals.config import EvalConfig
-    from evals.progress import OnEvent
+    from mcjepa.evals.cards import Score
+    from mcjepa.evals.config import EvalConfig
+    from mcjepa.evals.progress import OnEvent
 
 OK, PARTIAL = 0, 4
 MOST_NAMED = 5
@@ -28,7 +28,7 @@ MOST_NAMED = 5
 def evaluate_one(arguments: argparse.Namespace, config: EvalConfig) -> int:
     """One benchmark on the weights that the command line names, without a recipe."""
     scores = score(require_weights(arguments.weights), config, Path(arguments.out))
-    from pipeline.cli.eval_records import publish
+    from mcjepa.pipeline.cli.eval_records import publish
 
     publish(arguments, scores)
     print_scores(scores, arguments.json, {s.name: dict(s.metrics) for s in scores})
@@ -48,7 +48,7 @@ def exit_code(scores: Sequence[Score]) -> int:
 
 def score(weights: Path, config: EvalConfig, out: Path) -> list[Score]:
     """Scores weights and shows how far it is."""
-    from evals.run import run_evaluation
+    from mcjepa.evals.run import run_evaluation
 
     with shown_events() as show:
         return run_evaluation(weights, config, out, show)

@@ -6,17 +6,17 @@ import argparse
 import json
 from pathlib import Path
 
-from data_prep.storage import atomic_write
-from pipeline.errors import UsageError
+from mcjepa.data_prep.storage import atomic_write
+from mcjepa.pipeline.errors import UsageError
 
 CARD_NAME = "README.md"
 
 
 def run_export(arguments: argparse.Namespace) -> int:
     """Writes a checkpoint's weights as a folder that needs nothing of the run."""
-    from model import pretrained
-    from pipeline.export import find_weights
-    from pipeline.model_card import model_card
+    from mcjepa.model import pretrained
+    from mcjepa.pipeline.export import find_weights
+    from mcjepa.pipeline.model_card import model_card
 
     out = Path(arguments.out)
     _check_out(out, Path(arguments.checkpoint), {pretrained.WEIGHTS_NAME, pretrained.CONFIG_NAME, CARD_NAME})

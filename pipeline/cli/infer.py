@@ -8,21 +8,21 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.output import StageProgress
-from pipeline.errors import UsageError
+from mcjepa.pipeline.cli.output import StageProgress
+from mcjepa.pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from evals.infer.clip import Clip
-    from evals.infer.config import InferConfig
-    from evals.infer.run import ClipResult
-    from evals.model_under_test import McJepaUnderTest
+    from mcjepa.evals.infer.clip import Clip
+    from mcjepa.evals.infer.config import InferConfig
+    from mcjepa.evals.infer.run import ClipResult
+    from mcjepa.evals.model_under_test import McJepaUnderTest
 
 PARTIAL, REJECTED = 4, 3
 
 
 def run_infer(arguments: argparse.Namespace) -> int:
     """Writes the results of every input; one that fails is named and the others are done."""
-    from pipeline.cli.infer_inputs import open_clips
+    from mcjepa.pipeline.cli.infer_inputs import open_clips
 
     config = _settings(arguments)
     if arguments.max_frames < 0:
@@ -44,8 +44,8 @@ def run_infer(arguments: argparse.Namespace) -> int:
 def _settings(arguments: argparse.Namespace) -> InferConfig:
     import difflib
 
-    from evals.infer.config import PRODUCTS, InferConfig
-    from pipeline.config import validate
+    from mcjepa.evals.infer.config import PRODUCTS, InferConfig
+    from mcjepa.pipeline.config import validate
 
     names = [name.strip() for name in arguments.write.split(",") if name.strip()]
     for name in names:
@@ -65,7 +65,7 @@ def _settings(arguments: argparse.Namespace) -> InferConfig:
 
 
 def _load(weights: Path, device: str) -> tuple[McJepaUnderTest, str]:
-    from evals.model_under_test import choose_device, load_model, read_weights
+    from mcjepa.evals.model_under_test import choose_device, load_model, read_weights
 
     try:
         known = read_weights(weights)
@@ -79,8 +79,8 @@ def _load(weights: Path, device: str) -> tuple[McJepaUnderTest, str]:
 def _infer_all(
     model: McJepaUnderTest, digest: str, clips: list[Clip], config: InferConfig, arguments: argparse.Namespace
 ) -> tuple[list[tuple[Clip, ClipResult]], list[tuple[Clip, str]]]:
-    from data_prep.errors import DataError
-    from evals.infer.run import infer_clip
+    from mcjepa.data_prep.errors import DataError
+    from mcjepa.evals.infer.run import infer_clip
 
     done: list[tuple[Clip, ClipResult]] = []
     failed: list[tuple[Clip, str]] = []

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.corpora.inputs import in_frame_order
-from data_prep.corpora.trees import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from data_prep.decode.failures import DecodeFailure
-from data_prep.decode.images import read_image
-from data_prep.decode.videos import open_video
-from data_prep.errors import DataError
-from evals.infer.clip import Clip, Frame, are_distinct, distinct_names
-from pipeline.errors import UsageError
+from mcjepa.data_prep.corpora.inputs import in_frame_order
+from mcjepa.data_prep.corpora.trees import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from mcjepa.data_prep.decode.failures import DecodeFailure
+from mcjepa.data_prep.decode.images import read_image
+from mcjepa.data_prep.decode.videos import open_video
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.infer.clip import Clip, Frame, are_distinct, distinct_names
+from mcjepa.pipeline.errors import UsageError
 
 MAX_MEGAPIXELS = 200.0
 

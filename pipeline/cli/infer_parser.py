@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.cli.parsing import Commands, command
+from mcjepa.pipeline.cli.parsing import Commands, command
 
 PRODUCTS = "flo, kitti, colour, video, features"
 
@@ -15,7 +15,7 @@ def add_infer(commands: Commands) -> None:
         "flow and features of your own frames and videos",
         "mcjepa infer RUN/weights/step-000001200 first.png second.png --out results\n"
         "  mcjepa infer RUN/weights/step-000001200 holiday.mp4 frames/ --out results --write flo,video,features",
-        "pipeline.cli.infer:run_infer",
+        "mcjepa.pipeline.cli.infer:run_infer",
     )
     parser.add_argument("weights", metavar="WEIGHTS", help="a weights folder: model.safetensors and config.json")
     parser.add_argument(

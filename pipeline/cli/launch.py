@@ -13,19 +13,19 @@ from typing import Any
 
 import yaml
 
-from cluster.job import After, Element, Job, Record, read_record, write_record
-from cluster.site import Site, Stage, needed, variables
-from cluster.status import read_status
-from cluster.submit import job_script, submit
-from data_prep.errors import DataError
-from data_prep.storage import absolute_location, atomic_write
-from pipeline.cli.launch_site import jobs_folder, launch_errors, launched_folders, load_site
-from pipeline.cli.launch_sweep import sweep_runs
-from pipeline.cli.recipe import Recipe, load_recipe, required
-from pipeline.config import validate
-from pipeline.errors import UsageError
+from mcjepa.cluster.job import After, Element, Job, Record, read_record, write_record
+from mcjepa.cluster.site import Site, Stage, needed, variables
+from mcjepa.cluster.status import read_status
+from mcjepa.cluster.submit import job_script, submit
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import absolute_location, atomic_write
+from mcjepa.pipeline.cli.launch_site import jobs_folder, launch_errors, launched_folders, load_site
+from mcjepa.pipeline.cli.launch_sweep import sweep_runs
+from mcjepa.pipeline.cli.recipe import Recipe, load_recipe, required
+from mcjepa.pipeline.config import validate
+from mcjepa.pipeline.errors import UsageError
 
-MODULE = ("-m", "pipeline.cli")
+MODULE = ("-m", "mcjepa.pipeline.cli")
 RECIPE_NAME = "recipe.yaml"
 FOLLOW = ("--follow", "--patience-s", "86400")
 """An evaluation beside the training gives up after a day without new weights."""
@@ -100,7 +100,7 @@ def build_job(
 
 
 def _train_elements(recipe: Recipe, site: Site, folder: Path, ranks: int) -> tuple[Element, ...]:
-    from pipeline.stream import check_world_size
+    from mcjepa.pipeline.stream import check_world_size
 
     config = required(recipe.train, "train", recipe)
     check_world_size(ranks, [batch for batch in (config.stream.pair_batch, config.stream.view_batch) if batch])
@@ -155,7 +155,7 @@ def _preflight(job: Job, recipe: Recipe, *, refuse: bool) -> list[str]:
     """
     if job.stage != "train":
         return []
-    from pipeline.cli.preflight import launch_findings
+    from mcjepa.pipeline.cli.preflight import launch_findings
 
     findings = launch_findings(recipe, job.site, job.need)
     errors = [str(finding) for finding in findings if finding.severity == "error"]
@@ -178,7 +178,7 @@ def _submit(job: Job, recipe: Recipe, plain: Mapping[str, Any]) -> Record:
 
 def _parent_run(recipe: Recipe, plain: Mapping[str, Any]) -> str:
     """The MLflow run that a sweep's runs are children of."""
-    from pipeline.tracking import Tracker
+    from mcjepa.pipeline.tracking import Tracker
 
     where = recipe.tracking
     tracker = Tracker(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.cli.parsing import Commands, add_recipe_arguments, command
+from mcjepa.pipeline.cli.parsing import Commands, add_recipe_arguments, command
 
 PURPOSES = {
     "prep": ("build and publish the recipe's datasets; on several nodes by a Ray cluster made of them", "--nodes 4"),
@@ -34,7 +34,7 @@ def add_launch(commands: Commands) -> None:
 def _add_stage(verbs: Commands, stage: str) -> None:
     purpose, nodes = PURPOSES[stage]
     example = f"mcjepa launch {stage} paper --site my-cluster.yaml {nodes} --dry-run".replace("  ", " ")
-    parser = command(verbs, stage, purpose, example, "pipeline.cli.launch:launch_stage")
+    parser = command(verbs, stage, purpose, example, "mcjepa.pipeline.cli.launch:launch_stage")
     add_recipe_arguments(parser)
     parser.add_argument(
         "--site", metavar="SITE", required=True, help="a site file, or a shipped one: local, debug, slurm"
@@ -62,7 +62,7 @@ def _add_resume(verbs: Commands) -> None:
         "resume",
         "submit again what was launched before, as it was: a run goes on from its newest checkpoint",
         "mcjepa launch resume outputs/paper/run",
-        "pipeline.cli.launch:launch_resume",
+        "mcjepa.pipeline.cli.launch:launch_resume",
     )
     _add_target(parser)
 
@@ -73,7 +73,7 @@ def _add_watching(verbs: Commands) -> None:
         "status",
         "print the state of jobs, how often they were started, and how far the run is",
         "mcjepa launch status outputs/paper/run",
-        "pipeline.cli.launch_jobs:launch_status",
+        "mcjepa.pipeline.cli.launch_jobs:launch_status",
     )
     _add_target(parser)
     parser = command(
@@ -81,7 +81,7 @@ def _add_watching(verbs: Commands) -> None:
         "logs",
         "print what ranks wrote",
         "mcjepa launch logs outputs/paper/run --rank 3 --lines 50",
-        "pipeline.cli.launch_jobs:launch_logs",
+        "mcjepa.pipeline.cli.launch_jobs:launch_logs",
     )
     _add_target(parser)
     parser.add_argument("--rank", type=int, metavar="N", help="of this rank only")
@@ -93,7 +93,7 @@ def _add_watching(verbs: Commands) -> None:
         "cancel",
         "end jobs and what waits for them; a run can be resumed",
         "mcjepa launch cancel outputs/paper/run",
-        "pipeline.cli.launch_jobs:launch_cancel",
+        "mcjepa.pipeline.cli.launch_jobs:launch_cancel",
     )
     _add_target(parser)
 
@@ -104,7 +104,7 @@ def _add_progress(verbs: Commands) -> None:
         "progress",
         "print the step of a run's newest complete checkpoint, -1 without one",
         "mcjepa launch progress outputs/paper/run",
-        "pipeline.cli.launch_jobs:launch_progress",
+        "mcjepa.pipeline.cli.launch_jobs:launch_progress",
     )
     parser.add_argument("run", metavar="RUN", help="a run folder or s3 prefix")
 

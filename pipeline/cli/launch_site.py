@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 
-from cluster.errors import LaunchError
-from cluster.job import RECORD
-from cluster.site import STAGES, Site, Stage
-from pipeline.cli.recipe import Recipe, load_recipe
-from pipeline.config import read_recipe, validate
-from pipeline.errors import UsageError
+from mcjepa.cluster.errors import LaunchError
+from mcjepa.cluster.job import RECORD
+from mcjepa.cluster.site import STAGES, Site, Stage
+from mcjepa.pipeline.cli.recipe import Recipe, load_recipe
+from mcjepa.pipeline.config import read_recipe, validate
+from mcjepa.pipeline.errors import UsageError
 
 JOBS = "jobs"
 IN_RUN = f"logs/{JOBS}"
@@ -34,7 +34,7 @@ def load_site(name: str) -> Site:
     Raises:
         UsageError: there is none, or something in it is wrong; the message names the key and the nearest valid one.
     """
-    shipped = Path(str(resources.files("configs"))) / "site"
+    shipped = Path(str(resources.files("mcjepa.configs"))) / "site"
     path = Path(name) if Path(name).is_file() else shipped / f"{name.removesuffix('.yaml')}.yaml"
     if not path.is_file() or not (Path(name).is_file() or re.fullmatch(r"[\w-]+(\.yaml)?", name)):
         names = ", ".join(sorted(p.stem for p in shipped.glob("*.yaml")))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import UsageError
+from mcjepa.pipeline.errors import UsageError
 
 MOST_RUNS = 1000
 

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pipeline.cli.parser import build_parser
+from mcjepa.pipeline.cli.parser import build_parser
 
 OK, USAGE, REJECTED, PARTIAL, INTERRUPTED = 0, 2, 3, 4, 130
 
@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from data_prep.errors import DataError
-    from pipeline.errors import RunError, UsageError
+    from mcjepa.data_prep.errors import DataError
+    from mcjepa.pipeline.errors import RunError, UsageError
 
     module, function = arguments.handler.split(":")
     try:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.cli.eval_parser import add_eval
-from pipeline.cli.infer_parser import add_infer
-from pipeline.cli.launch_parser import add_launch
-from pipeline.cli.parsing import Commands, add_recipe_arguments, command
-from pipeline.cli.plan_parser import add_drill, add_plan
+from mcjepa.pipeline.cli.eval_parser import add_eval
+from mcjepa.pipeline.cli.infer_parser import add_infer
+from mcjepa.pipeline.cli.launch_parser import add_launch
+from mcjepa.pipeline.cli.parsing import Commands, add_recipe_arguments, command
+from mcjepa.pipeline.cli.plan_parser import add_drill, add_plan
 
 DESCRIPTION = """\
 MC-JEPA, from raw video and images to scores: build shards, train the joint model of motion and content, evaluate.
@@ -63,7 +63,7 @@ def _add_quickstart(commands: Commands) -> None:
         "quickstart",
         "the whole way on this machine: shards, training, scores, a report",
         "mcjepa quickstart --out /tmp/first-run",
-        "pipeline.cli.quickstart:quickstart",
+        "mcjepa.pipeline.cli.quickstart:quickstart",
     )
     parser.add_argument(
         "--out", metavar="DIR", default="outputs/quickstart", help="folder of all results (%(default)s)"
@@ -89,7 +89,9 @@ def _add_prep(commands: Commands) -> None:
         "card": "write a page about each published dataset: samples, counts, histograms, quarantine",
     }
     for verb, purpose in purposes.items():
-        parser = command(verbs, verb, purpose, f"mcjepa prep {verb} quickstart", f"pipeline.cli.prep:prep_{verb}")
+        parser = command(
+            verbs, verb, purpose, f"mcjepa prep {verb} quickstart", f"mcjepa.pipeline.cli.prep:prep_{verb}"
+        )
         add_recipe_arguments(parser)
         parser.add_argument("--json", action="store_true", help="print the result as JSON")
         if verb == "plan":
@@ -110,7 +112,7 @@ def _add_train(commands: Commands) -> None:
         "train",
         "train the joint model, or continue the run in its folder",
         "mcjepa train quickstart --ranks 2 train.steps=200",
-        "pipeline.cli.train:run_training",
+        "mcjepa.pipeline.cli.train:run_training",
     )
     add_recipe_arguments(parser)
     parser.add_argument(
@@ -129,7 +131,7 @@ def _add_export(commands: Commands) -> None:
         "export",
         "write a checkpoint's weights as a folder: model.safetensors and config.json",
         "mcjepa export outputs/quickstart/run --out weights --layout hub",
-        "pipeline.cli.export:run_export",
+        "mcjepa.pipeline.cli.export:run_export",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run, one of its checkpoints, or a weights folder")
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to write")
@@ -152,7 +154,7 @@ def _add_recipe(commands: Commands) -> None:
         "recipe",
         "print a recipe with everything resolved, or every key with its meaning",
         "mcjepa recipe quickstart train.steps=200",
-        "pipeline.cli.recipe:print_recipe",
+        "mcjepa.pipeline.cli.recipe:print_recipe",
     )
     add_recipe_arguments(parser)
     parser.add_argument("--keys", action="store_true", help="print every key with its type, default and meaning")
@@ -166,7 +168,7 @@ def _add_tracking(commands: Commands) -> None:
         "sync",
         "deliver to MLflow what a run could not while it was away",
         "mcjepa tracking sync outputs/quickstart/run",
-        "pipeline.cli.tracking:tracking_sync",
+        "mcjepa.pipeline.cli.tracking:tracking_sync",
     )
     parser.add_argument("run", metavar="RUN|RECIPE", help="a run folder, or the recipe it was trained from")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="override of a recipe key, a.b=c")

@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.preflight.data import ClusterFacts
-from cluster.preflight.findings import errors_of, table
-from cluster.site import needed
-from pipeline.cli import plan_facts
-from pipeline.cli.launch_site import load_site
-from pipeline.cli.preflight import Setting, preflight, site_memory
-from pipeline.cli.recipe import load_recipe, required
-from pipeline.errors import RunError, UsageError
+from mcjepa.cluster.preflight.data import ClusterFacts
+from mcjepa.cluster.preflight.findings import errors_of, table
+from mcjepa.cluster.site import needed
+from mcjepa.pipeline.cli import plan_facts
+from mcjepa.pipeline.cli.launch_site import load_site
+from mcjepa.pipeline.cli.preflight import Setting, preflight, site_memory
+from mcjepa.pipeline.cli.recipe import load_recipe, required
+from mcjepa.pipeline.errors import RunError, UsageError
 
 REJECTED = 3
 
@@ -76,10 +76,10 @@ def _measure(plain: Mapping[str, Any], place: Setting, steps: int) -> float:
         UsageError: the run is not to be on one machine such as this.
         RunError: the steps failed.
     """
-    from cluster.local import run_ranks
-    from pipeline.cli.short_run import write_short_recipe
-    from pipeline.meters import read_records
-    from pipeline.tracking import quiet_environment
+    from mcjepa.cluster.local import run_ranks
+    from mcjepa.pipeline.cli.short_run import write_short_recipe
+    from mcjepa.pipeline.meters import read_records
+    from mcjepa.pipeline.tracking import quiet_environment
 
     if place.cluster.nodes > 1 or (place.site and place.site.kind == "slurm"):
         raise UsageError("--measure takes steps on this machine, and the run is for another; give --step-s S instead")
@@ -87,7 +87,7 @@ def _measure(plain: Mapping[str, Any], place: Setting, steps: int) -> float:
         raise UsageError(f"--measure {steps}, expected at least 2 steps: the first one is slower than the others")
     with tempfile.TemporaryDirectory(prefix="mcjepa-measure-") as folder:
         recipe = write_short_recipe(plain, Path(folder), steps, steps)
-        words = [sys.executable, "-m", "pipeline.cli", "train", str(recipe), "--json"]
+        words = [sys.executable, "-m", "mcjepa.pipeline.cli", "train", str(recipe), "--json"]
         log = Path(folder) / "train.log"
         code = run_ranks(words, place.cluster.ranks, environment=quiet_environment(), logs=lambda rank: log)
         if code:

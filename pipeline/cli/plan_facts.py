@@ -14,14 +14,14 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from cluster.preflight.data import StreamFacts
-from cluster.preflight.findings import Finding
-from cluster.preflight.run import Place
-from data_prep.errors import DataError
-from data_prep.manifest import shard_key
-from data_prep.storage import FolderStore, absolute_location, open_store
-from pipeline.errors import UsageError
-from pipeline.stream_config import StreamConfig
+from mcjepa.cluster.preflight.data import StreamFacts
+from mcjepa.cluster.preflight.findings import Finding
+from mcjepa.cluster.preflight.run import Place
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.manifest import shard_key
+from mcjepa.data_prep.storage import FolderStore, absolute_location, open_store
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.stream_config import StreamConfig
 
 READ_BYTES, READ_SHARDS = 4 << 20, 4
 WRITE_BYTES = 32 << 20
@@ -30,7 +30,7 @@ CONTACT_S = 3.0
 
 def read_streams(config: StreamConfig, seed: int) -> tuple[list[StreamFacts], list[Finding]]:
     """What the run's datasets hold, by their manifests; one that cannot be read is an error among the findings."""
-    from pipeline.sample_stream import pair_stream, view_stream
+    from mcjepa.pipeline.sample_stream import pair_stream, view_stream
 
     streams, findings = [], []
     for name, batch, build in (
@@ -70,7 +70,7 @@ def read_rate(config: StreamConfig) -> float | None:
 
     A shard that was read or written a moment ago comes from the machine's memory: then it is an upper bound.
     """
-    from pipeline.catalogue import open_catalogue
+    from mcjepa.pipeline.catalogue import open_catalogue
 
     total, spent = 0, 0.0
     with contextlib.suppress(DataError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.cli.parsing import Commands, add_recipe_arguments, command
+from mcjepa.pipeline.cli.parsing import Commands, add_recipe_arguments, command
 
 DRILLS = {
     "preempt": "a stop signal with a grace time, as at a time limit or a pre-emption",
@@ -18,7 +18,7 @@ def add_plan(commands: Commands) -> None:
         "plan",
         "what a training run needs and what is wrong with it, before it is queued",
         "mcjepa plan paper --nodes 2 --ranks 16 --step-s 0.4 --memory-gib 80",
-        "pipeline.cli.plan:run_plan",
+        "mcjepa.pipeline.cli.plan:run_plan",
     )
     add_recipe_arguments(parser)
     parser.add_argument("--site", metavar="SITE", help="a site file, or a shipped one; else this machine")
@@ -45,7 +45,11 @@ def add_drill(commands: Commands) -> None:
     kinds = drill.add_subparsers(dest="kind", metavar="KIND", required=True)
     for kind, purpose in DRILLS.items():
         parser = command(
-            kinds, kind, purpose, f"mcjepa drill {kind} quickstart --out /tmp/drill", "pipeline.cli.drill:run_drill"
+            kinds,
+            kind,
+            purpose,
+            f"mcjepa drill {kind} quickstart --out /tmp/drill",
+            "mcjepa.pipeline.cli.drill:run_drill",
         )
         add_recipe_arguments(parser)
         parser.add_argument("--out", metavar="DIR", default="", help="a new folder for its runs (else a temporary one)")

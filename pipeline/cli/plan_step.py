@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from cluster.preflight.memory import ModelSize, StepMemory
-from model.config import ModelConfig
-from model.mcjepa import MCJEPA, TERMS
-from pipeline.train_config import TrainConfig
+from mcjepa.cluster.preflight.memory import ModelSize, StepMemory
+from mcjepa.model.config import ModelConfig
+from mcjepa.model.mcjepa import MCJEPA, TERMS
+from mcjepa.pipeline.train_config import TrainConfig
 
 ANSWER = 1.0
 """What the model is told when it reads a value (its checks of images ask): finite, and at most 1."""

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cluster.preflight.data import (
+from mcjepa.cluster.preflight.data import (
     CacheFacts,
     ClusterFacts,
     StreamFacts,
@@ -17,9 +17,9 @@ from cluster.preflight.data import (
     stream_findings,
     world_findings,
 )
-from cluster.preflight.findings import Finding, errors_of
-from cluster.preflight.memory import EngineFacts, estimate_memory, memory_finding
-from cluster.preflight.run import (
+from mcjepa.cluster.preflight.findings import Finding, errors_of
+from mcjepa.cluster.preflight.memory import EngineFacts, estimate_memory, memory_finding
+from mcjepa.cluster.preflight.run import (
     RunFacts,
     checkpoint_bytes,
     checkpoint_finding,
@@ -28,12 +28,12 @@ from cluster.preflight.run import (
     place_finding,
     time_finding,
 )
-from cluster.site import Need, Site, variables
-from pipeline.cli import plan_facts
-from pipeline.cli.recipe import Recipe, required
-from pipeline.schedule import build_schedule
-from pipeline.stream import lanes_for
-from pipeline.train_config import TrainConfig
+from mcjepa.cluster.site import Need, Site, variables
+from mcjepa.pipeline.cli import plan_facts
+from mcjepa.pipeline.cli.recipe import Recipe, required
+from mcjepa.pipeline.schedule import build_schedule
+from mcjepa.pipeline.stream import lanes_for
+from mcjepa.pipeline.train_config import TrainConfig
 
 WAITING = 3
 """Checkpoints of a run on s3 that may lie in its scratch folder at a time."""
@@ -118,7 +118,7 @@ def _reading(config: TrainConfig, place: Setting, streams: list[StreamFacts]) ->
 
 def _run(recipe: Recipe, config: TrainConfig, place: Setting, streams: list[StreamFacts], fits: bool) -> list[Finding]:
     """Memory, places, time, checkpoints."""
-    from pipeline.cli.plan_step import model_size
+    from mcjepa.pipeline.cli.plan_step import model_size
 
     size, findings = model_size(recipe.model), []
     if fits and not (place.brief and place.device_bytes is None):
@@ -150,7 +150,7 @@ def _run(recipe: Recipe, config: TrainConfig, place: Setting, streams: list[Stre
 
 
 def _memory(recipe: Recipe, config: TrainConfig, place: Setting) -> Finding:
-    from pipeline.cli.plan_step import model_size, step_memory
+    from mcjepa.pipeline.cli.plan_step import model_size, step_memory
 
     engine, cluster, parts = config.engine, place.cluster, config.engine.accumulation_steps
     bucket, overlap = plan_facts.bucket_options(engine.options, engine.zero_stage)

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.local import run_command
-from data_prep.errors import DataError
-from pipeline.cli.evaluate import write_json
-from pipeline.cli.recipe import Recipe, load_recipe
-from pipeline.cli.report import tracking_command
-from pipeline.errors import UsageError
-from pipeline.tracking import quiet_environment
+from mcjepa.cluster.local import run_command
+from mcjepa.data_prep.errors import DataError
+from mcjepa.pipeline.cli.evaluate import write_json
+from mcjepa.pipeline.cli.recipe import Recipe, load_recipe
+from mcjepa.pipeline.cli.report import tracking_command
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.tracking import quiet_environment
 
 PARTIAL = 4
 NEEDED_BYTES = 300 << 20
@@ -48,7 +48,7 @@ def quickstart(arguments: argparse.Namespace) -> int:
             flush=True,
         )
         code = run_command(
-            [sys.executable, "-m", "pipeline.cli", *stage, arguments.recipe, *overrides],
+            [sys.executable, "-m", "mcjepa.pipeline.cli", *stage, arguments.recipe, *overrides],
             environment=quiet_environment(),
         )
         partial = partial or code == PARTIAL

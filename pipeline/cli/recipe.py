@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from data_prep.config import PrepConfig
-from evals.config import EvalConfig
-from model.config import ModelConfig
-from pipeline.config import (
+from mcjepa.data_prep.config import PrepConfig
+from mcjepa.evals.config import EvalConfig
+from mcjepa.model.config import ModelConfig
+from mcjepa.pipeline.config import (
     apply_overrides,
     find_recipe,
     json_schema,
@@ -22,8 +22,8 @@ from pipeline.config import (
     to_plain,
     validate,
 )
-from pipeline.errors import UsageError
-from pipeline.train_config import TrackingConfig, TrainConfig
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.train_config import TrackingConfig, TrainConfig
 
 TEXTS = ("name", "out", "data", "datasets")
 """Top-level texts that a recipe's strings may name."""

@@ -16,12 +16,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.recipe import Recipe
+from mcjepa.pipeline.cli.recipe import Recipe
 
 if TYPE_CHECKING:
-    from evals.cards import Score
-    from evals.comparison import Evaluated
-    from evals.model_under_test import Weights
+    from mcjepa.evals.cards import Score
+    from mcjepa.evals.comparison import Evaluated
+    from mcjepa.evals.model_under_test import Weights
 
 PACKAGES = (
     "mcjepa",
@@ -62,7 +62,7 @@ def write_results(
     Returns:
         The summary.
     """
-    from pipeline.cli.evaluate import write_json
+    from mcjepa.pipeline.cli.evaluate import write_json
 
     out = Path(recipe.out)
     prep = _read(Path(recipe.prep.root) / "prep_report.json") if recipe.prep else {}
@@ -120,8 +120,8 @@ def combined_id(dataset_ids: Any) -> str:
 
 
 def _write_report(recipe: Recipe, scores: Sequence[Score], summary: Mapping[str, Any], prep: Mapping[str, Any]) -> None:
-    from evals.report import write_report
-    from evals.report_content import DatasetSummary, QuarantinedInput, ReportContent, headline_tiles
+    from mcjepa.evals.report import write_report
+    from mcjepa.evals.report_content import DatasetSummary, QuarantinedInput, ReportContent, headline_tiles
 
     runs = summary["run_ids"]
     lineage = [("dataset id", summary["dataset_id"])]
@@ -161,8 +161,8 @@ def _write_report(recipe: Recipe, scores: Sequence[Score], summary: Mapping[str,
 
 def _evaluations(folder: Path) -> tuple[Evaluated, ...]:
     """All evaluations of the recipe's run, in the order of their steps."""
-    from evals.comparison import Evaluated
-    from evals.score_file import SCORES_NAME, read_scores
+    from mcjepa.evals.comparison import Evaluated
+    from mcjepa.evals.score_file import SCORES_NAME, read_scores
 
     places = sorted(path.parent for path in folder.glob(f"*/{SCORES_NAME}"))
     return tuple(Evaluated(label=place.name, scores=tuple(read_scores(place))) for place in places)
@@ -177,7 +177,7 @@ def tracking_command(recipe: Recipe) -> str:
 
 
 def _curves(path: Path) -> dict[str, list[tuple[float, float]]]:
-    from pipeline.meters import read_records
+    from mcjepa.pipeline.meters import read_records
 
     records = read_records(path)
     curves: dict[str, list[tuple[float, float]]] = {}

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.train_config import MOTION_TERMS
+from mcjepa.pipeline.train_config import MOTION_TERMS
 
 NAME = "recipe.yaml"
 

@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.cli.recipe import load_recipe, required
-from pipeline.errors import UsageError
+from mcjepa.pipeline.cli.recipe import load_recipe, required
+from mcjepa.pipeline.errors import UsageError
 
 PARTIAL = 4
 BUSY_WAIT_S = 60.0
@@ -17,8 +17,8 @@ BUSY_WAIT_S = 60.0
 
 def tracking_sync(arguments: argparse.Namespace) -> int:
     """Delivers the spool of a run folder or of a recipe's run; 0 when it is empty, 4 when something is left."""
-    from pipeline.tracking.courier import Courier
-    from pipeline.tracking.spool import FOLDER, Spool, SpoolBusy
+    from mcjepa.pipeline.tracking.courier import Courier
+    from mcjepa.pipeline.tracking.spool import FOLDER, Spool, SpoolBusy
 
     run = _run_folder(arguments)
     if not (run / FOLDER / "run.json").is_file():

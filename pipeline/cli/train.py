@@ -9,30 +9,30 @@ import os
 import sys
 import time
 
-from data_prep.storage import open_store
-from model.config import ModelConfig
-from pipeline.cli.output import StageProgress
-from pipeline.cli.recipe import load_recipe, required
-from pipeline.errors import UsageError
-from pipeline.train_config import TrainConfig
+from mcjepa.data_prep.storage import open_store
+from mcjepa.model.config import ModelConfig
+from mcjepa.pipeline.cli.output import StageProgress
+from mcjepa.pipeline.cli.recipe import load_recipe, required
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.train_config import TrainConfig
 
 INTERRUPTED = 130
 
 
 def _start_ranks(arguments: argparse.Namespace, ranks: int, grace_s: float) -> int:
     """Runs this very command as several ranks on this machine."""
-    from cluster.local import run_ranks
+    from mcjepa.cluster.local import run_ranks
 
     options = ["-v"] if arguments.verbose else []
     words = ["train", arguments.recipe, *(["--json"] if arguments.json else []), *arguments.overrides]
-    return run_ranks([sys.executable, "-m", "pipeline.cli", *options, *words], ranks, grace_s=grace_s)
+    return run_ranks([sys.executable, "-m", "mcjepa.pipeline.cli", *options, *words], ranks, grace_s=grace_s)
 
 
 def _fitting_ranks(config: TrainConfig) -> int:
     """One rank a GPU, else one a core of ours, rounded down to what the lanes of the streams allow."""
     import torch
 
-    from pipeline.stream import check_world_size
+    from mcjepa.pipeline.stream import check_world_size
 
     most = torch.cuda.device_count() or len(os.sched_getaffinity(0))
     batches = [batch for batch in (config.stream.pair_batch, config.stream.view_batch) if batch]
@@ -46,7 +46,7 @@ def _fitting_ranks(config: TrainConfig) -> int:
 
 
 def _replay(config: TrainConfig, model_config: ModelConfig, as_json: bool) -> int:
-    from pipeline.replay import explain, replay
+    from mcjepa.pipeline.replay import explain, replay
 
     report = replay(config, model_config)
     print(json.dumps(report) if as_json else "\n".join(explain(report)))
@@ -63,7 +63,7 @@ def run_training(arguments: argparse.Namespace) -> int:
             f"recipe {recipe.name} has a sweep over {', '.join(recipe.sweep)}, expected one run; train all "
             "with `mcjepa launch train`, or one with sweep=null"
         )
-    from pipeline.world import adopt_world, slurm_variables
+    from mcjepa.pipeline.world import adopt_world, slurm_variables
 
     world_started = "RANK" in os.environ or bool(slurm_variables(os.environ))
     if not world_started:
@@ -73,7 +73,7 @@ def run_training(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin at barriers starve each other
     if config.replay:
         return _replay(config, recipe.model, arguments.json)
-    from pipeline.train import TrainProgress, train
+    from mcjepa.pipeline.train import TrainProgress, train
 
     adopt_world(os.environ)
     first_rank = os.environ["RANK"] == "0"

@@ -1,5 +1,13 @@
 """Where a stage's records go: MLflow at once (`Tracker`), or through a spool that survives it (`run_tracker`)."""
 
-from pipeline.tracking.mlflow_run import Tracker, attach, dataset_tag, find_run, find_tagged, flatten, quiet_environment
+from mcjepa.pipeline.tracking.mlflow_run import (
+    Tracker,
+    attach,
+    dataset_tag,
+    find_run,
+    find_tagged,
+    flatten,
+    quiet_environment,
+)
 
 __all__ = ["Tracker", "attach", "dataset_tag", "find_run", "find_tagged", "flatten", "quiet_environment"]

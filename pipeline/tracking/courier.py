@@ -18,9 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.tracking import mlflow_run
-from pipeline.tracking.mlflow_run import POINT_LIMIT, Point
-from pipeline.tracking.spool import Spool, SpoolBusy
+from mcjepa.pipeline.tracking import mlflow_run
+from mcjepa.pipeline.tracking.mlflow_run import POINT_LIMIT, Point
+from mcjepa.pipeline.tracking.spool import Spool, SpoolBusy
 
 log = logging.getLogger(__name__)
 KEY_TAG = "mcjepa.run_key"

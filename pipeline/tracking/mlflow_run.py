@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UsageError
-from pipeline.tracking.job_tags import job_tags
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.tracking.job_tags import job_tags
 
 PARAM_LIMIT = 500
 BATCH_LIMIT = 100

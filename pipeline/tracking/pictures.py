@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.storage import atomic_write
+from mcjepa.data_prep.storage import atomic_write
 
 Image = NDArray[np.uint8]
 

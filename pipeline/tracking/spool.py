@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.storage import atomic_write
+from mcjepa.data_prep.storage import atomic_write
 
 RECORDS_A_FILE = 1000
 FOLDER = "spool"

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from model.mcjepa import MCJEPA
-from pipeline.batches import PairBatch, StepBatch, ViewBatch
-from pipeline.cli.plan_step import LiveBytes
-from pipeline.cli.recipe import load_recipe
-from pipeline.engine import build_engine, set_learning_rates, start_world, stop_world
-from pipeline.step import run_step
-from pipeline.train_config import TrainConfig
-from pipeline.world import World
+from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.pipeline.batches import PairBatch, StepBatch, ViewBatch
+from mcjepa.pipeline.cli.plan_step import LiveBytes
+from mcjepa.pipeline.cli.recipe import load_recipe
+from mcjepa.pipeline.engine import build_engine, set_learning_rates, start_world, stop_world
+from mcjepa.pipeline.step import run_step
+from mcjepa.pipeline.train_config import TrainConfig
+from mcjepa.pipeline.world import World
 
 STEPS = 3
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.cli.drill import Outcome, compare, read_outcome
-from pipeline.cli.main import main
+from mcjepa.pipeline.cli.drill import Outcome, compare, read_outcome
+from mcjepa.pipeline.cli.main import main
 from tests.pipeline.small_recipe import write_small_recipe
 
 ONE_RANK = ["train.stream.pair_batch=3", "train.stream.view_batch=5"]

@@ -10,17 +10,17 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
-from cluster.job import After, Element, Job
-from cluster.restarts import JobState
-from cluster.site import Resources, Site, needed
-from cluster.status import cancel, read_status
-from cluster.submit import submit
-from pipeline.cli.launch import build_job
-from pipeline.cli.launch_site import load_site
-from pipeline.cli.launch_sweep import sweep_runs
-from pipeline.cli.main import main
-from pipeline.cli.recipe import load_recipe
-from pipeline.errors import UsageError
+from mcjepa.cluster.job import After, Element, Job
+from mcjepa.cluster.restarts import JobState
+from mcjepa.cluster.site import Resources, Site, needed
+from mcjepa.cluster.status import cancel, read_status
+from mcjepa.cluster.submit import submit
+from mcjepa.pipeline.cli.launch import build_job
+from mcjepa.pipeline.cli.launch_site import load_site
+from mcjepa.pipeline.cli.launch_sweep import sweep_runs
+from mcjepa.pipeline.cli.main import main
+from mcjepa.pipeline.cli.recipe import load_recipe
+from mcjepa.pipeline.errors import UsageError
 from tests.cluster.launch_recipe import launch, losses
 from tests.cluster.stage_program import PROGRESS, write_program
 from tests.pipeline.small_recipe import write_small_recipe

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.local import Interrupted, run_command, run_ranks
+from mcjepa.cluster.local import Interrupted, run_command, run_ranks
 from tests.processes import wait_until_ended
 
 

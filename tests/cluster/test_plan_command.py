@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.cli.main import main
-from pipeline.cli.plan_facts import look_at_place, tracking_finding, write_rate
+from mcjepa.pipeline.cli.main import main
+from mcjepa.pipeline.cli.plan_facts import look_at_place, tracking_finding, write_rate
 from tests.cluster.launch_recipe import write_site
 from tests.pipeline.small_recipe import write_small_recipe
 from tests.servers.slurm import SlurmCluster
@@ -108,7 +108,7 @@ def test_places_are_tried_and_left_as_they_were(tmp_path: Path) -> None:
 
 
 def test_a_bucket_is_tried_by_an_object_that_is_removed_again(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from data_prep.storage import open_store
+    from mcjepa.data_prep.storage import open_store
 
     assert look_at_place("run", s3).problem == ""
     assert list(open_store(s3).list("")) == []
@@ -139,7 +139,7 @@ def test_a_sites_endpoint_is_used_for_the_looks_and_not_kept(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    monkeypatch.setattr("data_prep.storage.s3_client.PATIENCE_S", 0.2)
+    monkeypatch.setattr("mcjepa.data_prep.storage.s3_client.PATIENCE_S", 0.2)
     keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
     site = write_site(tmp_path, {**keys, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, default={"nodes": 1})
     code, findings = plan(capsys, str(recipe), "--site", str(site), "train.run=s3://bucket/run")

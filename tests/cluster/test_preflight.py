@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cluster.preflight.data import (
+from mcjepa.cluster.preflight.data import (
     CacheFacts,
     ClusterFacts,
     StreamFacts,
@@ -17,9 +17,9 @@ from cluster.preflight.data import (
     stream_findings,
     world_findings,
 )
-from cluster.preflight.findings import Finding, errors_of, table
-from cluster.preflight.memory import EngineFacts, ModelSize, StepMemory, estimate_memory, memory_finding
-from cluster.preflight.run import (
+from mcjepa.cluster.preflight.findings import Finding, errors_of, table
+from mcjepa.cluster.preflight.memory import EngineFacts, ModelSize, StepMemory, estimate_memory, memory_finding
+from mcjepa.cluster.preflight.run import (
     Place,
     RunFacts,
     checkpoint_finding,
@@ -28,7 +28,7 @@ from cluster.preflight.run import (
     place_finding,
     time_finding,
 )
-from pipeline.stream import SampleOrder, SourceCounts
+from mcjepa.pipeline.stream import SampleOrder, SourceCounts
 
 VIEWS = StreamFacts(
     name="views", datasets=1, samples=1000, shards=10, bytes=10 << 30, batch=32, lanes=32, steps_per_epoch=31,

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from cluster.local import run_ranks
-from cluster.preflight.memory import CPU_LIBRARIES_BYTES, EngineFacts, MemoryEstimate, estimate_memory
-from pipeline.cli.plan_step import model_size, step_memory
-from pipeline.cli.recipe import load_recipe
+from mcjepa.cluster.local import run_ranks
+from mcjepa.cluster.preflight.memory import CPU_LIBRARIES_BYTES, EngineFacts, MemoryEstimate, estimate_memory
+from mcjepa.pipeline.cli.plan_step import model_size, step_memory
+from mcjepa.pipeline.cli.recipe import load_recipe
 
 DRIVER = Path(__file__).with_name("memory_driver.py")
 REPOSITORY = DRIVER.parents[2]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.rendezvous import FIRST_PORT, PORTS, free_port, torch_variables
-from cluster.restarts import JobState, Outcome, judge
-from cluster.site import Stage
+from mcjepa.cluster.rendezvous import FIRST_PORT, PORTS, free_port, torch_variables
+from mcjepa.cluster.restarts import JobState, Outcome, judge
+from mcjepa.cluster.site import Stage
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STOPPED = Outcome(0, 130, stopped=True)
@@ -83,7 +83,7 @@ def test_a_task_whose_command_stopped_by_itself_does_not_end_the_others(
 ) -> None:
     begin(tmp_path, -1)
     program = (
-        "import pathlib, sys; from cluster.job import Element; from cluster.task import SlurmTask\n"
+        "import pathlib, sys; from mcjepa.cluster.job import Element; from mcjepa.cluster.task import SlurmTask\n"
         f"element = Element('one', ('-c', 'raise SystemExit({child})'))\n"
         f"SlurmTask('eval', element, pathlib.Path({str(tmp_path)!r}), 5.0)()"
     )

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.job import After, Element, Job
-from cluster.script import lines_before, slurm_parameters
-from cluster.site import STAGES, Resources, Site, needed, variables
-from cluster.submit import job_script
-from pipeline.cli.launch_site import load_site
-from pipeline.config import shipped_recipes
-from pipeline.errors import UsageError
+from mcjepa.cluster.job import After, Element, Job
+from mcjepa.cluster.script import lines_before, slurm_parameters
+from mcjepa.cluster.site import STAGES, Resources, Site, needed, variables
+from mcjepa.cluster.submit import job_script
+from mcjepa.pipeline.cli.launch_site import load_site
+from mcjepa.pipeline.config import shipped_recipes
+from mcjepa.pipeline.errors import UsageError
 
 ENVIRONMENT = {"HOME": "/home/a b", "PATH": "/bin", "AWS_SECRET_ACCESS_KEY": "canary", "RAY_AUTH_TOKEN": "canary"}
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.job import Element, Job, Record
-from cluster.restarts import JobState
-from cluster.site import Resources, RestartConfig, Site, needed
-from cluster.status import cancel, log_files, read_status
-from cluster.submit import job_script, submit
+from mcjepa.cluster.job import Element, Job, Record
+from mcjepa.cluster.restarts import JobState
+from mcjepa.cluster.site import Resources, RestartConfig, Site, needed
+from mcjepa.cluster.status import cancel, log_files, read_status
+from mcjepa.cluster.submit import job_script, submit
 from tests.cluster.stage_program import PROGRESS, write_program
 from tests.processes import wait_until_ended
 from tests.servers.slurm import SlurmCluster

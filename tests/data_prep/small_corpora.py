@@ -7,15 +7,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data_prep.config import CorpusConfig, DatasetConfig
-from data_prep.corpora.video_files import write_mp4
-from data_prep.listing import list_inputs
-from data_prep.manifest import DatasetManifest
-from data_prep.plan import split_into_shards
-from data_prep.plan_files import begin_plan, require_same_plan
-from data_prep.publish import publish_dataset
-from data_prep.shard_maker import ShardMaker, ShardResult, ShardWork
-from data_prep.storage import open_store
+from mcjepa.data_prep.config import CorpusConfig, DatasetConfig
+from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.listing import list_inputs
+from mcjepa.data_prep.manifest import DatasetManifest
+from mcjepa.data_prep.plan import split_into_shards
+from mcjepa.data_prep.plan_files import begin_plan, require_same_plan
+from mcjepa.data_prep.publish import publish_dataset
+from mcjepa.data_prep.shard_maker import ShardMaker, ShardResult, ShardWork
+from mcjepa.data_prep.storage import open_store
 
 
 def smooth_frames(seed: int, frames: int, height: int, width: int) -> np.ndarray:

@@ -11,16 +11,16 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep import card, card_samples
-from data_prep.card import write_card
-from data_prep.card_charts import histogram, shares
-from data_prep.card_samples import foreign_thumbnail
-from data_prep.config import CorpusConfig, DatasetConfig
-from data_prep.corpora.image_files import write_png
-from data_prep.errors import DataError
-from data_prep.filter_config import BorderFilter, CutFilter, DarkFilter, FiltersConfig, MotionFilter
-from data_prep.manifest import read_manifest
-from data_prep.storage import open_store
+from mcjepa.data_prep import card, card_samples
+from mcjepa.data_prep.card import write_card
+from mcjepa.data_prep.card_charts import histogram, shares
+from mcjepa.data_prep.card_samples import foreign_thumbnail
+from mcjepa.data_prep.config import CorpusConfig, DatasetConfig
+from mcjepa.data_prep.corpora.image_files import write_png
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.filter_config import BorderFilter, CutFilter, DarkFilter, FiltersConfig, MotionFilter
+from mcjepa.data_prep.manifest import read_manifest
+from mcjepa.data_prep.storage import open_store
 
 
 class Page(HTMLParser):

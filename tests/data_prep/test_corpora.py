@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.corpora import FLOW_SETS, INPUT_READERS, SEGMENTATION_CLASSES, SEGMENTATION_SETS, VOS_SETS
-from data_prep.corpora.flow_files import write_flo
-from data_prep.corpora.image_files import decode_rgb, read_ids, voc_palette, write_id_png, write_png
-from data_prep.corpora.items import FlowPair, LabelledImage, MaskedVideo
-from data_prep.errors import DataError
+from mcjepa.data_prep.corpora import FLOW_SETS, INPUT_READERS, SEGMENTATION_CLASSES, SEGMENTATION_SETS, VOS_SETS
+from mcjepa.data_prep.corpora.flow_files import write_flo
+from mcjepa.data_prep.corpora.image_files import decode_rgb, read_ids, voc_palette, write_id_png, write_png
+from mcjepa.data_prep.corpora.items import FlowPair, LabelledImage, MaskedVideo
+from mcjepa.data_prep.errors import DataError
 
 # Mean length of the true flow, px, over (all valid | non-occluded) pixels: the published bars of zero flow.
 ZERO_FLOW_EPE = {

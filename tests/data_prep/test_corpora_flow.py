@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.corpora import FLOW_SETS, INPUT_READERS
-from data_prep.corpora.image_files import read_ids
-from data_prep.corpora.items import FlowPair, Input
-from data_prep.errors import DataError
+from mcjepa.data_prep.corpora import FLOW_SETS, INPUT_READERS
+from mcjepa.data_prep.corpora.image_files import read_ids
+from mcjepa.data_prep.corpora.items import FlowPair, Input
+from mcjepa.data_prep.errors import DataError
 from tests.data_prep import layouts
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.corpora import INPUT_READERS, VOS_SETS
-from data_prep.errors import DataError
+from mcjepa.data_prep.corpora import INPUT_READERS, VOS_SETS
+from mcjepa.data_prep.errors import DataError
 from tests.data_prep import layouts
 
 

@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.corpora import INPUT_READERS, SEGMENTATION_CLASSES, SEGMENTATION_SETS
-from data_prep.corpora.camvid import CAMVID_CLASSES_OF
-from data_prep.corpora.image_files import read_ids
-from data_prep.corpora.items import LabelledImage
-from data_prep.corpora.segmentation_sets import (
+from mcjepa.data_prep.corpora import INPUT_READERS, SEGMENTATION_CLASSES, SEGMENTATION_SETS
+from mcjepa.data_prep.corpora.camvid import CAMVID_CLASSES_OF
+from mcjepa.data_prep.corpora.image_files import read_ids
+from mcjepa.data_prep.corpora.items import LabelledImage
+from mcjepa.data_prep.corpora.segmentation_sets import (
     ADE20K_CLASSES_OF,
     CITYSCAPES_CLASSES_OF,
     VOC_CLASSES_OF,
     coco_stuff_classes_of,
 )
-from data_prep.errors import DataError
+from mcjepa.data_prep.errors import DataError
 from tests.data_prep import layouts
 
 ROOTS = {

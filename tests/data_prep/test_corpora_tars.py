@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.corpora import INPUT_READERS
-from data_prep.corpora.items import Input
-from data_prep.errors import DataError
+from mcjepa.data_prep.corpora import INPUT_READERS
+from mcjepa.data_prep.corpora.items import Input
+from mcjepa.data_prep.errors import DataError
 
 PICTURE = b"\x89PNG" + bytes(range(200)) * 3
 

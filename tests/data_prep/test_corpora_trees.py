@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.corpora import FLOW_SETS, INPUT_READERS, SEGMENTATION_SETS, VOS_SETS
-from data_prep.corpora.inputs import in_frame_order
-from data_prep.corpora.items import Input
-from data_prep.corpora.trees import IMAGE_SUFFIXES, Tree, files_below
-from data_prep.errors import DataError
-from data_prep.storage import open_store
+from mcjepa.data_prep.corpora import FLOW_SETS, INPUT_READERS, SEGMENTATION_SETS, VOS_SETS
+from mcjepa.data_prep.corpora.inputs import in_frame_order
+from mcjepa.data_prep.corpora.items import Input
+from mcjepa.data_prep.corpora.trees import IMAGE_SUFFIXES, Tree, files_below
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import open_store
 from tests.data_prep import layouts
 
 # In byte order of whole names: '!' and '-' sort before '/', which sorts before digits and letters.

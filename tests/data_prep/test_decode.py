@@ -19,18 +19,18 @@ import numpy as np
 import psutil
 import pytest
 
-from data_prep.config import CorpusConfig, DatasetConfig, DecoderName
-from data_prep.corpora.image_files import decode_rgb, write_png
-from data_prep.corpora.items import Input
-from data_prep.corpora.video_files import write_mp4
-from data_prep.decode.child import decode_config, describe_error, encode_config
-from data_prep.decode.client import DecodeClient
-from data_prep.decode.cutter import CutSample, DroppedSample, cut_input
-from data_prep.decode.encoders import encode, shrink
-from data_prep.decode.failures import DecodeFailure, Unwanted
-from data_prep.decode.messages import Closed, MessageReader, Silence, write_message
-from data_prep.decode.selection import choose_starts, frames_at_rate, needed_frames
-from data_prep.filter_config import DarkFilter, FiltersConfig, MotionFilter
+from mcjepa.data_prep.config import CorpusConfig, DatasetConfig, DecoderName
+from mcjepa.data_prep.corpora.image_files import decode_rgb, write_png
+from mcjepa.data_prep.corpora.items import Input
+from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.decode.child import decode_config, describe_error, encode_config
+from mcjepa.data_prep.decode.client import DecodeClient
+from mcjepa.data_prep.decode.cutter import CutSample, DroppedSample, cut_input
+from mcjepa.data_prep.decode.encoders import encode, shrink
+from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
+from mcjepa.data_prep.decode.messages import Closed, MessageReader, Silence, write_message
+from mcjepa.data_prep.decode.selection import choose_starts, frames_at_rate, needed_frames
+from mcjepa.data_prep.filter_config import DarkFilter, FiltersConfig, MotionFilter
 from tests.data_prep.small_corpora import smooth_frames
 
 MIB = 1 << 20
@@ -183,7 +183,7 @@ def test_a_decoder_that_always_dies_costs_one_input(videos: Path, monkeypatch: p
         return subprocess.Popen([sys.executable, "-c", script], bufsize=0, **pipes)
 
     with DecodeClient(CLIPS) as client:
-        monkeypatch.setattr("data_prep.decode.client._start_child", start_dying)
+        monkeypatch.setattr("mcjepa.data_prep.decode.client._start_child", start_dying)
         with pytest.raises(DecodeFailure, match=r"died 3 times \(SIGSEGV\); memory_cap_mib=4096 was its limit"):
             list(client.cut(video(videos / "a.mp4")))
         assert len(starts) == 3

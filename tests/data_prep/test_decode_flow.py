@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.config import CorpusConfig, DatasetConfig
-from data_prep.corpora.flow_files import read_flo, write_flo, write_kitti_png
-from data_prep.corpora.image_files import decode_rgb, write_png
-from data_prep.corpora.items import Input
-from data_prep.decode.client import DecodeClient
-from data_prep.decode.cutter import CutSample, cut_input
-from data_prep.decode.failures import DecodeFailure, Unwanted
-from data_prep.errors import DataError
+from mcjepa.data_prep.config import CorpusConfig, DatasetConfig
+from mcjepa.data_prep.corpora.flow_files import read_flo, write_flo, write_kitti_png
+from mcjepa.data_prep.corpora.image_files import decode_rgb, write_png
+from mcjepa.data_prep.corpora.items import Input
+from mcjepa.data_prep.decode.client import DecodeClient
+from mcjepa.data_prep.decode.cutter import CutSample, cut_input
+from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
+from mcjepa.data_prep.errors import DataError
 from tests.data_prep.small_corpora import smooth_frames
 
 FLOW = DatasetConfig(kind="flow", corpora=(CorpusConfig(reader="x"),), short_side=16, timeout_s=60)

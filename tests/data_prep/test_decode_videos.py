@@ -12,15 +12,15 @@ import av
 import numpy as np
 import pytest
 
-from data_prep.config import CorpusConfig, DatasetConfig, DecoderName
-from data_prep.corpora.image_files import decode_rgb
-from data_prep.corpora.items import Input
-from data_prep.corpora.video_files import write_mp4
-from data_prep.decode.client import DecodeClient
-from data_prep.decode.cutter import CutSample
-from data_prep.decode.failures import DecodeFailure
-from data_prep.decode.videos import decode_by_decord, decode_by_pyav, decoder_version, open_video
-from data_prep.errors import DataError
+from mcjepa.data_prep.config import CorpusConfig, DatasetConfig, DecoderName
+from mcjepa.data_prep.corpora.image_files import decode_rgb
+from mcjepa.data_prep.corpora.items import Input
+from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.decode.client import DecodeClient
+from mcjepa.data_prep.decode.cutter import CutSample
+from mcjepa.data_prep.decode.failures import DecodeFailure
+from mcjepa.data_prep.decode.videos import decode_by_decord, decode_by_pyav, decoder_version, open_video
+from mcjepa.data_prep.errors import DataError
 from tests.data_prep.small_corpora import smooth_frames
 
 DECODERS: tuple[DecoderName, ...] = ("decord", "pyav", "torchcodec")

@@ -12,18 +12,18 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep.audit import audit_dataset
-from data_prep.config import CorpusConfig, DatasetConfig, PrepConfig
-from data_prep.corpora.image_files import write_png
-from data_prep.deduplicate import Thinning, thin_shard
-from data_prep.errors import PlanMismatch
-from data_prep.filter_config import DarkFilter, DuplicateFilter, FiltersConfig, LeakageFilter
-from data_prep.job import run_prep
-from data_prep.manifest import read_manifest
-from data_prep.quarantine import read_inputs
-from data_prep.ray_job import running_ray
-from data_prep.shards import ShardWriter
-from data_prep.storage import open_store
+from mcjepa.data_prep.audit import audit_dataset
+from mcjepa.data_prep.config import CorpusConfig, DatasetConfig, PrepConfig
+from mcjepa.data_prep.corpora.image_files import write_png
+from mcjepa.data_prep.deduplicate import Thinning, thin_shard
+from mcjepa.data_prep.errors import PlanMismatch
+from mcjepa.data_prep.filter_config import DarkFilter, DuplicateFilter, FiltersConfig, LeakageFilter
+from mcjepa.data_prep.job import run_prep
+from mcjepa.data_prep.manifest import read_manifest
+from mcjepa.data_prep.quarantine import read_inputs
+from mcjepa.data_prep.ray_job import running_ray
+from mcjepa.data_prep.shards import ShardWriter
+from mcjepa.data_prep.storage import open_store
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.corpora import INPUT_READERS
-from data_prep.corpora.items import FlowPair, Input
-from data_prep.decode.failures import DecodeFailure
-from data_prep.errors import DataError
-from data_prep.fetch import local_input
-from data_prep.storage import open_store
+from mcjepa.data_prep.corpora import INPUT_READERS
+from mcjepa.data_prep.corpora.items import FlowPair, Input
+from mcjepa.data_prep.decode.failures import DecodeFailure
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.fetch import local_input
+from mcjepa.data_prep.storage import open_store
 from tests.data_prep import layouts
 
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.filters import duplicates, hash_index
-from data_prep.filters.duplicates import Duplicate, resolve_duplicates
-from data_prep.filters.hash_index import HashIndex, compare_all, join_hits
-from data_prep.filters.phash import bit_distances
+from mcjepa.data_prep.filters import duplicates, hash_index
+from mcjepa.data_prep.filters.duplicates import Duplicate, resolve_duplicates
+from mcjepa.data_prep.filters.hash_index import HashIndex, compare_all, join_hits
+from mcjepa.data_prep.filters.phash import bit_distances
 
 Stream = list[tuple[str, str, list[int | None]]]
 

@@ -10,15 +10,15 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep.config import CorpusConfig, DatasetConfig
-from data_prep.corpora.image_files import decode_rgb, read_rgb, write_png
-from data_prep.corpora.items import Input
-from data_prep.corpora.video_files import write_mp4
-from data_prep.decode.encoders import encode, shrink
-from data_prep.errors import DataError
-from data_prep.filter_config import LeakageFilter
-from data_prep.filters.leakage import LeakageIndex, fingerprint_input
-from data_prep.filters.phash import bit_distances, frame_hash
+from mcjepa.data_prep.config import CorpusConfig, DatasetConfig
+from mcjepa.data_prep.corpora.image_files import decode_rgb, read_rgb, write_png
+from mcjepa.data_prep.corpora.items import Input
+from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.decode.encoders import encode, shrink
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.filter_config import LeakageFilter
+from mcjepa.data_prep.filters.leakage import LeakageIndex, fingerprint_input
+from mcjepa.data_prep.filters.phash import bit_distances, frame_hash
 
 MAX_BITS = LeakageFilter().max_bits
 CONFIG = DatasetConfig(kind="clip", corpora=(CorpusConfig(reader="videos", path="unused"),))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from data_prep.corpora.flow_files import (
+from mcjepa.data_prep.corpora.flow_files import (
     decode_flo,
     decode_kitti_png,
     encode_flo,
@@ -25,7 +25,7 @@ from data_prep.corpora.flow_files import (
     write_flo,
     write_kitti_png,
 )
-from data_prep.errors import DataError
+from mcjepa.data_prep.errors import DataError
 
 FLOW = np.array([[[1.5, -2.25], [0.0, 3.0]], [[-0.125, 8.0], [100.0, -100.0]], [[7, 8], [9, 10]]], np.float32)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.corpora import FLOW_SCANS, FLOW_SETS, FLOW_TEST_SETS, flow_expected
-from data_prep.corpora.flow_places import MARKS, find_set_folder
-from data_prep.errors import DataError
+from mcjepa.data_prep.corpora import FLOW_SCANS, FLOW_SETS, FLOW_TEST_SETS, flow_expected
+from mcjepa.data_prep.corpora.flow_places import MARKS, find_set_folder
+from mcjepa.data_prep.errors import DataError
 from tests.data_prep import layouts
 
 

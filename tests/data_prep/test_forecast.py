@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.config import PrepConfig
-from data_prep.estimate import InputSampler
-from data_prep.forecast import plan_prep
-from data_prep.listing import list_inputs
+from mcjepa.data_prep.config import PrepConfig
+from mcjepa.data_prep.estimate import InputSampler
+from mcjepa.data_prep.forecast import plan_prep
+from mcjepa.data_prep.listing import list_inputs
 
 
 def test_a_probe_of_all_inputs_knows_the_samples_and_writes_nothing(videos: Path, clips_of, tmp_path: Path) -> None:

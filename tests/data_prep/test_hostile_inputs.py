@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.config import CorpusConfig, DatasetConfig
-from data_prep.corpora.items import Input
-from data_prep.corpora.video_files import write_mp4
-from data_prep.decode.client import DecodeClient
-from data_prep.decode.failures import DecodeFailure
-from data_prep.quarantine import InputRecord, read_inputs
-from data_prep.storage import open_store
+from mcjepa.data_prep.config import CorpusConfig, DatasetConfig
+from mcjepa.data_prep.corpora.items import Input
+from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.decode.client import DecodeClient
+from mcjepa.data_prep.decode.failures import DecodeFailure
+from mcjepa.data_prep.quarantine import InputRecord, read_inputs
+from mcjepa.data_prep.storage import open_store
 from tests.data_prep.small_corpora import clip_settings, smooth_frames
 
 FRAMES = smooth_frames(1, 8, 64, 96)

@@ -18,14 +18,14 @@ import psutil
 import pytest
 import webdataset
 
-from data_prep.audit import audit_dataset
-from data_prep.config import CorpusConfig, DatasetConfig, MovingPhotosConfig, PrepConfig
-from data_prep.corpora.video_files import write_mp4
-from data_prep.errors import DataError
-from data_prep.forecast import plan_prep
-from data_prep.job import PrepReport, ProgressEvent, run_prep
-from data_prep.manifest import read_manifest
-from data_prep.ray_job import running_ray
+from mcjepa.data_prep.audit import audit_dataset
+from mcjepa.data_prep.config import CorpusConfig, DatasetConfig, MovingPhotosConfig, PrepConfig
+from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.forecast import plan_prep
+from mcjepa.data_prep.job import PrepReport, ProgressEvent, run_prep
+from mcjepa.data_prep.manifest import read_manifest
+from mcjepa.data_prep.ray_job import running_ray
 from tests.processes import wait_until_ended
 
 
@@ -165,7 +165,7 @@ def test_ctrl_c_leaves_no_process_and_a_rerun_completes(videos, images, tmp_path
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from pathlib import Path\n"
         "from test_job import recipe\n"
-        "from data_prep.job import run_prep\n"
+        "from mcjepa.data_prep.job import run_prep\n"
         "if __name__ == '__main__':\n"
         "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"    config = recipe(*map(Path, {[str(tmp_path), str(videos), str(images)]!r}), timeout_s=90.0)\n"

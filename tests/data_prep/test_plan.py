@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from data_prep.config import CorpusConfig, DatasetConfig
-from data_prep.corpora.items import Input
-from data_prep.filter_config import CutFilter, FiltersConfig
-from data_prep.plan import (
+from mcjepa.data_prep.config import CorpusConfig, DatasetConfig
+from mcjepa.data_prep.corpora.items import Input
+from mcjepa.data_prep.filter_config import CutFilter, FiltersConfig
+from mcjepa.data_prep.plan import (
     PlanDigest,
     PlannedInput,
     PlanSummary,

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.process import one_processor
-from data_prep.ray_job import run_tasks, running_ray
+from mcjepa.data_prep.process import one_processor
+from mcjepa.data_prep.ray_job import run_tasks, running_ray
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_no_two_hold_the_same_and_who_comes_late_is_left_free(apart: None) -> No
 
 def test_a_killed_holder_gives_its_processor_back(apart: None, tmp_path: Path) -> None:
     code = (
-        "import time\nfrom data_prep.process import one_processor\n"
+        "import time\nfrom mcjepa.data_prep.process import one_processor\n"
         "with one_processor() as n:\n    print(n, flush=True)\n    time.sleep(60)\n"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}

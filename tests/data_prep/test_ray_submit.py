@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep.audit import audit_dataset
-from data_prep.errors import DataError
-from data_prep.ray_job import PRIVATE, QUIET
-from data_prep.ray_submit import submit_prep
+from mcjepa.data_prep.audit import audit_dataset
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.ray_job import PRIVATE, QUIET
+from mcjepa.data_prep.ray_submit import submit_prep
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from data_prep.audit import audit_dataset
-from data_prep.config import DatasetConfig, PrepConfig
-from data_prep.errors import DataError
-from data_prep.job import run_prep
-from data_prep.manifest import read_manifest
-from data_prep.quarantine import read_inputs
-from data_prep.ray_job import running_ray
-from data_prep.requeue import requeue
-from data_prep.status import read_status
-from data_prep.storage import open_store
+from mcjepa.data_prep.audit import audit_dataset
+from mcjepa.data_prep.config import DatasetConfig, PrepConfig
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.job import run_prep
+from mcjepa.data_prep.manifest import read_manifest
+from mcjepa.data_prep.quarantine import read_inputs
+from mcjepa.data_prep.ray_job import running_ray
+from mcjepa.data_prep.requeue import requeue
+from mcjepa.data_prep.status import read_status
+from mcjepa.data_prep.storage import open_store
 
 
 @pytest.fixture(scope="module")

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from data_prep.audit import audit_dataset
-from data_prep.config import CorpusConfig, DatasetConfig
-from data_prep.corpora.image_files import decode_rgb
-from data_prep.errors import DataError, PlanMismatch
-from data_prep.listing import list_inputs
-from data_prep.manifest import read_manifest, read_sidecar
-from data_prep.plan import split_into_shards
-from data_prep.plan_files import begin_plan
-from data_prep.quarantine import read_inputs
-from data_prep.shard_maker import ShardMaker, ShardWork
-from data_prep.storage import open_store
+from mcjepa.data_prep.audit import audit_dataset
+from mcjepa.data_prep.config import CorpusConfig, DatasetConfig
+from mcjepa.data_prep.corpora.image_files import decode_rgb
+from mcjepa.data_prep.errors import DataError, PlanMismatch
+from mcjepa.data_prep.listing import list_inputs
+from mcjepa.data_prep.manifest import read_manifest, read_sidecar
+from mcjepa.data_prep.plan import split_into_shards
+from mcjepa.data_prep.plan_files import begin_plan
+from mcjepa.data_prep.quarantine import read_inputs
+from mcjepa.data_prep.shard_maker import ShardMaker, ShardWork
+from mcjepa.data_prep.storage import open_store
 
 
 def tree(root: Path) -> dict[str, bytes]:

@@ -12,8 +12,8 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.errors import DataError
-from data_prep.shards import ShardWriter, tar_header
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.shards import ShardWriter, tar_header
 
 SAMPLES = {
     "d3a1-000000": {"00.jpg": b"\xff\xd8first", "01.jpg": b"\xff\xd8" + bytes(700), "json": b'{"a":1}'},

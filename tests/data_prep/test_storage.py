@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.errors import AbsentKey, DataError
-from data_prep.storage import (
+from mcjepa.data_prep.errors import AbsentKey, DataError
+from mcjepa.data_prep.storage import (
     FolderStore,
     Store,
     absolute_location,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.errors import DataError
-from data_prep.storage import open_store
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import open_store
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:

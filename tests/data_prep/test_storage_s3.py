@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from data_prep.errors import AbsentKey, DataError
-from data_prep.storage import Store, open_store, s3_client, s3_upload
-from data_prep.storage.s3_list import list_objects
+from mcjepa.data_prep.errors import AbsentKey, DataError
+from mcjepa.data_prep.storage import Store, open_store, s3_client, s3_upload
+from mcjepa.data_prep.storage.s3_list import list_objects
 from tests.servers.seaweed import BUCKET, running_seaweed
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_prep.corpora.samples import packaged_photos, packaged_videos
+from mcjepa.data_prep.corpora.samples import packaged_photos, packaged_videos
 from tests.processes import wait_until_ended
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -41,7 +41,7 @@ EXPECTED_NUMBERS = (
 
 
 def _command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "pipeline.cli", *words]
+    return [sys.executable, "-m", "mcjepa.pipeline.cli", *words]
 
 
 def _environment() -> dict[str, str]:

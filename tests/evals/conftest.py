@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_prep.config import MovingPhotosConfig
-from data_prep.corpora.moving_photos import generate
-from evals.model_under_test import ModelUnderTest
-from model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
-from model.mcjepa import MCJEPA
-from model.pretrained import save
+from mcjepa.data_prep.config import MovingPhotosConfig
+from mcjepa.data_prep.corpora.moving_photos import generate
+from mcjepa.evals.model_under_test import ModelUnderTest
+from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
+from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.model.pretrained import save
 
 
 class LocalStatistics:

@@ -17,18 +17,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from data_prep.errors import DataError
-from evals.classification.config import ClassifyConfig
-from evals.classification.features import FeatureCache, PooledFeatures, pool
-from evals.classification.images import prepare, read_class_folders
-from evals.classification.knn import knn_predictions
-from evals.classification.linear import feature_statistics, hold_out, train_linear
-from evals.classification.outputs import confusion
-from evals.classification.score import score_classify
-from evals.config import EvalConfig
-from evals.model_under_test import ModelUnderTest, Subject
-from evals.progress import EvalEvent
-from evals.run import run_evaluation
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.classification.config import ClassifyConfig
+from mcjepa.evals.classification.features import FeatureCache, PooledFeatures, pool
+from mcjepa.evals.classification.images import prepare, read_class_folders
+from mcjepa.evals.classification.knn import knn_predictions
+from mcjepa.evals.classification.linear import feature_statistics, hold_out, train_linear
+from mcjepa.evals.classification.outputs import confusion
+from mcjepa.evals.classification.score import score_classify
+from mcjepa.evals.config import EvalConfig
+from mcjepa.evals.model_under_test import ModelUnderTest, Subject
+from mcjepa.evals.progress import EvalEvent
+from mcjepa.evals.run import run_evaluation
 
 CONFIG = ClassifyConfig(workers=0, encode_batch=5, linear_epochs=30, linear_batch=16, pictures=2)
 Foreign = Callable[..., ModelUnderTest]
@@ -48,8 +48,8 @@ def _features(count: int, classes: int, seed: int, channels: int = 12, spread: f
 
 @pytest.mark.parametrize("k", [1, 10, 20, 60])
 def test_votes_are_those_of_scikit_learns_neighbours(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evals.classification.knn.TRAIN_BLOCK", 7)  # merging blocks must not show
-    monkeypatch.setattr("evals.classification.knn.QUERY_BLOCK", 9)
+    monkeypatch.setattr("mcjepa.evals.classification.knn.TRAIN_BLOCK", 7)  # merging blocks must not show
+    monkeypatch.setattr("mcjepa.evals.classification.knn.QUERY_BLOCK", 9)
     train, val = _features(60, 8, 0), _features(40, 8, 1)
     found = knn_predictions(train, val, 8, [k], 0.07)[k]
     weights: Callable[[NDArray], NDArray] = lambda distance: np.exp((1 - distance) / 0.07)  # noqa: E731
@@ -117,7 +117,7 @@ def test_part_of_every_class_is_held_out_but_never_all_of_it() -> None:
 
 
 def test_statistics_are_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evals.classification.linear.BLOCK", 7)
+    monkeypatch.setattr("mcjepa.evals.classification.linear.BLOCK", 7)
     features = _features(40, 3, 0)
     features.table[:, 2] = 5.0
     mean, std = feature_statistics(features)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep.storage import open_store
-from evals.model_under_test import read_weights
-from pipeline.cli.main import main
-from pipeline.tracking.mlflow_run import open_client
+from mcjepa.data_prep.storage import open_store
+from mcjepa.evals.model_under_test import read_weights
+from mcjepa.pipeline.cli.main import main
+from mcjepa.pipeline.tracking.mlflow_run import open_client
 
 
 @pytest.fixture(scope="module")

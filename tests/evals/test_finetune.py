@@ -21,29 +21,29 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import nn
 
-from data_prep.corpora import CAMVID_CLASSES, SEGMENTATION_CLASSES, SEGMENTATION_SETS
-from data_prep.errors import DataError
-from evals.config import EvalConfig
-from evals.model_under_test import McJepaUnderTest, Subject, image_tensor
-from evals.progress import EvalEvent
-from evals.run import run_evaluation
-from evals.segmentation.finetune import FinetuneData, score_finetune
-from evals.segmentation.finetune_batches import Batch
-from evals.segmentation.finetune_config import FinetuneConfig
-from evals.segmentation.finetune_model import (
+from mcjepa.data_prep.corpora import CAMVID_CLASSES, SEGMENTATION_CLASSES, SEGMENTATION_SETS
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.config import EvalConfig
+from mcjepa.evals.model_under_test import McJepaUnderTest, Subject, image_tensor
+from mcjepa.evals.progress import EvalEvent
+from mcjepa.evals.run import run_evaluation
+from mcjepa.evals.segmentation.finetune import FinetuneData, score_finetune
+from mcjepa.evals.segmentation.finetune_batches import Batch
+from mcjepa.evals.segmentation.finetune_config import FinetuneConfig
+from mcjepa.evals.segmentation.finetune_model import (
     Segmenter,
     TrainableEncoder,
     convnext_layer,
     parameter_groups,
     trainable_of,
 )
-from evals.segmentation.finetune_predict import predict_labels
-from evals.segmentation.finetune_score import constant_prediction
-from evals.segmentation.finetune_train import make_optimizer, schedule_factor, train_step
-from model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
-from model.encoder import Encoder
-from model.mcjepa import MCJEPA
-from model.pretrained import load, save
+from mcjepa.evals.segmentation.finetune_predict import predict_labels
+from mcjepa.evals.segmentation.finetune_score import constant_prediction
+from mcjepa.evals.segmentation.finetune_train import make_optimizer, schedule_factor, train_step
+from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
+from mcjepa.model.encoder import Encoder
+from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.model.pretrained import load, save
 
 CONFIG = FinetuneConfig(
     set="moving-photos",
@@ -489,7 +489,7 @@ def test_killed_command_goes_on_and_ends_with_the_same_network(
 ) -> None:
     def command(out: str) -> list[str]:
         return [
-            *(sys.executable, "-m", "pipeline.cli", "eval", "finetune", str(nano_folder)),
+            *(sys.executable, "-m", "mcjepa.pipeline.cli", "eval", "finetune", str(nano_folder)),
             *("--data", str(sample_data / "camvid/CamVid"), "--set", "camvid", "--out", str(tmp_path / out), "--json"),
             *("channels=16", "steps=12", "warmup_steps=2", "batch=4", "crop_px=[64,64]", "image_scale=[160,120]"),
             *("checkpoint_every=2", "workers=2", "max_val=2", "pictures=0"),
@@ -513,7 +513,7 @@ def test_killed_command_goes_on_and_ends_with_the_same_network(
 @pytest.mark.e2e
 def test_command_trains_with_two_ranks_and_scores_once(sample_data: Path, nano_folder: Path, tmp_path: Path) -> None:
     command = [
-        *(sys.executable, "-m", "pipeline.cli", "eval", "finetune", str(nano_folder), "--ranks", "2", "--json"),
+        *(sys.executable, "-m", "mcjepa.pipeline.cli", "eval", "finetune", str(nano_folder), "--ranks", "2", "--json"),
         *("--data", str(sample_data / "camvid/CamVid"), "--set", "camvid", "--out", str(tmp_path)),
         *("channels=16", "steps=3", "warmup_steps=0", "batch=4", "crop_px=[64,64]", "image_scale=[160,120]"),
         *("checkpoint_every=2", "workers=0", "max_val=2", "pictures=0"),

@@ -12,11 +12,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from data_prep.corpora.items import LabelledImage
-from data_prep.errors import DataError
-from evals.segmentation.finetune_batches import TrainingSamples, training_batches
-from evals.segmentation.finetune_config import FinetuneConfig
-from evals.segmentation.finetune_predict import slide
+from mcjepa.data_prep.corpora.items import LabelledImage
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.segmentation.finetune_batches import TrainingSamples, training_batches
+from mcjepa.evals.segmentation.finetune_config import FinetuneConfig
+from mcjepa.evals.segmentation.finetune_predict import slide
 
 CONFIG = FinetuneConfig(
     set="camvid", image_scale=(120, 80), crop_px=(64, 96), steps=4, warmup_steps=0, batch=4, workers=0

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.corpora.flow_files import write_flo
-from pipeline.cli.main import main
+from mcjepa.data_prep.corpora.flow_files import write_flo
+from mcjepa.pipeline.cli.main import main
 from tests.data_prep import layouts
 from tests.evals.flow_layouts import kitti_test, write_all
 

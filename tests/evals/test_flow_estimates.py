@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.corpora import FLOW_SCANS, FLOW_TEST_SETS
-from data_prep.corpora.flow_files import encode_pfm, read_flo, read_flow, write_flo, write_kitti_png
-from data_prep.corpora.image_files import write_png
-from data_prep.errors import DataError
-from evals.cards import Score
-from evals.flow.config import FlowEvalConfig
-from evals.flow.estimates import EstimateFolder
-from evals.flow.methods import Entrant
-from evals.flow.run import score_flow_sets
+from mcjepa.data_prep.corpora import FLOW_SCANS, FLOW_TEST_SETS
+from mcjepa.data_prep.corpora.flow_files import encode_pfm, read_flo, read_flow, write_flo, write_kitti_png
+from mcjepa.data_prep.corpora.image_files import write_png
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.cards import Score
+from mcjepa.evals.flow.config import FlowEvalConfig
+from mcjepa.evals.flow.estimates import EstimateFolder
+from mcjepa.evals.flow.methods import Entrant
+from mcjepa.evals.flow.run import score_flow_sets
 from tests.data_prep import layouts
 
 

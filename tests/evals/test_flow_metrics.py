@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.corpora.flow_files import read_kitti_png
-from evals.flow.metrics import RegionSums, add_sums, endpoint_error, measure_pair, summarise
+from mcjepa.data_prep.corpora.flow_files import read_kitti_png
+from mcjepa.evals.flow.metrics import RegionSums, add_sums, endpoint_error, measure_pair, summarise
 
 
 def test_kitti_devkit_pair_gives_the_devkits_numbers_to_the_printed_digit(sample_data: Path) -> None:

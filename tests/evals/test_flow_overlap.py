@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep.errors import DataError
-from evals.flow.baselines import baseline_method
-from evals.flow.overlap import Failure, Stages, run_overlapped
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.flow.baselines import baseline_method
+from mcjepa.evals.flow.overlap import Failure, Stages, run_overlapped
 
 
 def _slow_square(value: int) -> int:

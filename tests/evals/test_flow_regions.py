@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
 
-from data_prep.corpora import FLOW_SETS
-from evals.flow.metrics import measure_regions, summarise
-from evals.flow.regions import BOUNDARY_BINS_PX, leaves_frame, split_regions
+from mcjepa.data_prep.corpora import FLOW_SETS
+from mcjepa.evals.flow.metrics import measure_regions, summarise
+from mcjepa.evals.flow.regions import BOUNDARY_BINS_PX, leaves_frame, split_regions
 
 
 def test_matched_pixels_are_neither_covered_nor_outside_of_the_second_frame() -> None:

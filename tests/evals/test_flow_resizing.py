@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep.corpora import FLOW_SETS
-from evals.flow import resizing
-from evals.flow.config import FlowEvalConfig
-from evals.flow.methods import Entrant, flow_methods
-from evals.flow.resizing import model_size, resize_flow, resize_frame
-from evals.flow.run import score_flow_sets
-from evals.model_under_test import ModelUnderTest
+from mcjepa.data_prep.corpora import FLOW_SETS
+from mcjepa.evals.flow import resizing
+from mcjepa.evals.flow.config import FlowEvalConfig
+from mcjepa.evals.flow.methods import Entrant, flow_methods
+from mcjepa.evals.flow.resizing import model_size, resize_flow, resize_frame
+from mcjepa.evals.flow.run import score_flow_sets
+from mcjepa.evals.model_under_test import ModelUnderTest
 
 
 class SizeSeen:

@@ -10,14 +10,14 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep.corpora import FLOW_SETS
-from data_prep.errors import DataError
-from evals.cards import Score
-from evals.flow.baselines import baseline_method
-from evals.flow.config import BASELINES, FlowEvalConfig
-from evals.flow.score import score_flow_set
-from evals.model_under_test import ModelUnderTest, Subject
-from evals.progress import EvalEvent
+from mcjepa.data_prep.corpora import FLOW_SETS
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.cards import Score
+from mcjepa.evals.flow.baselines import baseline_method
+from mcjepa.evals.flow.config import BASELINES, FlowEvalConfig
+from mcjepa.evals.flow.score import score_flow_set
+from mcjepa.evals.model_under_test import ModelUnderTest, Subject
+from mcjepa.evals.progress import EvalEvent
 
 KNOWN = {
     # pair: zero, DIS medium, fast, ultrafast, Farneback as (EPE, outliers %), data/README.md of the samples

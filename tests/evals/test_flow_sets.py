@@ -10,15 +10,15 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep.corpora import FLOW_SCANS
-from data_prep.corpora.flow_files import write_flo, write_kitti_png
-from data_prep.corpora.image_files import write_png
-from data_prep.errors import DataError
-from evals.cards import Score
-from evals.flow.config import FlowEvalConfig
-from evals.flow.methods import Entrant
-from evals.flow.run import score_flow_sets
-from evals.model_under_test import ModelUnderTest
+from mcjepa.data_prep.corpora import FLOW_SCANS
+from mcjepa.data_prep.corpora.flow_files import write_flo, write_kitti_png
+from mcjepa.data_prep.corpora.image_files import write_png
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.cards import Score
+from mcjepa.evals.flow.config import FlowEvalConfig
+from mcjepa.evals.flow.methods import Entrant
+from mcjepa.evals.flow.run import score_flow_sets
+from mcjepa.evals.model_under_test import ModelUnderTest
 from tests.data_prep import layouts
 from tests.evals.flow_layouts import write_all
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.corpora import FLOW_TEST_SETS
-from data_prep.corpora.flow_expected import SINTEL_TEST_SCENES
-from data_prep.corpora.flow_files import decode_flo, decode_kitti_png, encode_flo, encode_kitti_png
-from data_prep.errors import DataError
-from evals.flow.methods import Entrant, Methods, flow_methods
-from evals.flow.submission import check_submission, write_submission
-from evals.model_under_test import ModelUnderTest
-from evals.progress import EvalEvent
+from mcjepa.data_prep.corpora import FLOW_TEST_SETS
+from mcjepa.data_prep.corpora.flow_expected import SINTEL_TEST_SCENES
+from mcjepa.data_prep.corpora.flow_files import decode_flo, decode_kitti_png, encode_flo, encode_kitti_png
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.flow.methods import Entrant, Methods, flow_methods
+from mcjepa.evals.flow.submission import check_submission, write_submission
+from mcjepa.evals.model_under_test import ModelUnderTest
+from mcjepa.evals.progress import EvalEvent
 from tests.data_prep import layouts
 from tests.evals.flow_layouts import kitti_test, sintel_test
 

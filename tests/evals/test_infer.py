@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_prep.corpora.flow_files import read_flo, read_kitti_png
-from data_prep.corpora.image_files import read_rgb
-from data_prep.errors import DataError
-from evals.infer.clip import Clip, Frame
-from evals.infer.config import InferConfig
-from evals.infer.run import infer_clip
-from evals.pictures import flow_picture
+from mcjepa.data_prep.corpora.flow_files import read_flo, read_kitti_png
+from mcjepa.data_prep.corpora.image_files import read_rgb
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.infer.clip import Clip, Frame
+from mcjepa.evals.infer.config import InferConfig
+from mcjepa.evals.infer.run import infer_clip
+from mcjepa.evals.pictures import flow_picture
 
 EVERYTHING = InferConfig(write=("flo", "kitti", "colour", "video", "features"), tile_px=128, overlap_px=64)
 SIZE = (49, 65)

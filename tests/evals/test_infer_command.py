@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep.corpora.flow_files import read_flo
-from data_prep.corpora.video_files import write_mp4
-from pipeline.cli.infer_inputs import open_clips
-from pipeline.cli.main import main
+from mcjepa.data_prep.corpora.flow_files import read_flo
+from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.pipeline.cli.infer_inputs import open_clips
+from mcjepa.pipeline.cli.main import main
 
 SIZE = (64, 80)
 

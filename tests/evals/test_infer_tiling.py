@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_prep.corpora.image_files import read_rgb
-from evals.infer.tiling import blend_tiles, tile_starts, tiled_features, tiled_flow
-from evals.model_under_test import ModelUnderTest, image_tensor, load_model
+from mcjepa.data_prep.corpora.image_files import read_rgb
+from mcjepa.evals.infer.tiling import blend_tiles, tile_starts, tiled_features, tiled_flow
+from mcjepa.evals.model_under_test import ModelUnderTest, image_tensor, load_model
 
 CONTEXT_PX = 16
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_prep.errors import DataError
-from evals.model_under_test import (
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.model_under_test import (
     ModelUnderTest,
     choose_device,
     features_by_stride,
@@ -21,7 +21,7 @@ from evals.model_under_test import (
     random_twin,
     read_weights,
 )
-from model.pretrained import encoder_part, read_config, read_state, save
+from mcjepa.model.pretrained import encoder_part, read_config, read_state, save
 
 CPU = torch.device("cpu")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from data_prep.corpora import FLOW_SETS, SEGMENTATION_SETS, VOS_SETS
-from evals.paper_table import COLUMNS, PAPER
+from mcjepa.data_prep.corpora import FLOW_SETS, SEGMENTATION_SETS, VOS_SETS
+from mcjepa.evals.paper_table import COLUMNS, PAPER
 
 SETS = {"flow": FLOW_SETS, "probe": SEGMENTATION_SETS, "finetune": SEGMENTATION_SETS, "vos": VOS_SETS}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from evals.pictures import (
+from mcjepa.evals.pictures import (
     class_colours,
     colour_wheel,
     error_picture,

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_prep.errors import DataError
-from evals.segmentation.config import ProbeConfig
-from evals.segmentation.features import EncodedImage, EncodedTile, Statistics, measure_statistics, resize_map
-from evals.segmentation.head import LinearHead
-from evals.segmentation.head_checkpoint import HeadCheckpoint, training_key
-from evals.segmentation.probe import batch_loss, predict_labels, schedule_factor, train_head
-from evals.segmentation.windows import CachedWindows, SampleOrder, TrainingWindow, cut_window
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.segmentation.config import ProbeConfig
+from mcjepa.evals.segmentation.features import EncodedImage, EncodedTile, Statistics, measure_statistics, resize_map
+from mcjepa.evals.segmentation.head import LinearHead
+from mcjepa.evals.segmentation.head_checkpoint import HeadCheckpoint, training_key
+from mcjepa.evals.segmentation.probe import batch_loss, predict_labels, schedule_factor, train_head
+from mcjepa.evals.segmentation.windows import CachedWindows, SampleOrder, TrainingWindow, cut_window
 from tests.evals.labelled_sets import CHANNELS, STRIDES, encoded_image
 
 CPU = torch.device("cpu")
@@ -159,7 +159,7 @@ def test_loss_is_the_mean_over_counted_pixels_of_the_whole_batch_whatever_the_si
     assert batch_loss(head, windows, 1, backward=True) == pytest.approx(expected.item(), rel=1e-5)
     gradient = head.weights[0].grad.clone()  # type: ignore[union-attr]
     head.zero_grad()
-    monkeypatch.setattr("evals.segmentation.probe.MOST_LOGITS", 1)  # one window at a time
+    monkeypatch.setattr("mcjepa.evals.segmentation.probe.MOST_LOGITS", 1)  # one window at a time
     assert batch_loss(head, windows, 1, backward=True) == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(head.weights[0].grad, gradient)
 

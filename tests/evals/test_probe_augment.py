@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evals.model_under_test import ModelUnderTest
-from evals.segmentation.augment import augment_sample, choose_crop, distort_colours
-from evals.segmentation.config import ProbeConfig
-from evals.segmentation.tiles import fitted_size, resize_image, resize_labels, window_boxes
-from evals.segmentation.windows import AugmentedWindows
+from mcjepa.evals.model_under_test import ModelUnderTest
+from mcjepa.evals.segmentation.augment import augment_sample, choose_crop, distort_colours
+from mcjepa.evals.segmentation.config import ProbeConfig
+from mcjepa.evals.segmentation.tiles import fitted_size, resize_image, resize_labels, window_boxes
+from mcjepa.evals.segmentation.windows import AugmentedWindows
 from tests.evals.labelled_sets import STRIDES, write_items
 
 

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.corpora.items import LabelledImage
-from data_prep.errors import DataError
-from evals.model_under_test import ModelUnderTest, load_model
-from evals.segmentation.feature_cache import FeatureCache
-from evals.segmentation.feature_file import FeatureFile
-from evals.segmentation.feature_keys import features_key, images_digest, model_digest
-from evals.segmentation.features import encode_images
+from mcjepa.data_prep.corpora.items import LabelledImage
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.model_under_test import ModelUnderTest, load_model
+from mcjepa.evals.segmentation.feature_cache import FeatureCache
+from mcjepa.evals.segmentation.feature_file import FeatureFile
+from mcjepa.evals.segmentation.feature_keys import features_key, images_digest, model_digest
+from mcjepa.evals.segmentation.features import encode_images
 from tests.evals.labelled_sets import PLAN, cache_in, features_of, write_items
 
 SIZES = [(64, 80)] * 5 + [(70, 70)] * 3
@@ -92,7 +92,7 @@ def test_a_second_run_encodes_nothing(
 ) -> None:
     with cache_in(tmp_path) as cache:
         first = features_of(cache, model, items)
-    monkeypatch.setattr("evals.segmentation.feature_cache.encode_images", None)
+    monkeypatch.setattr("mcjepa.evals.segmentation.feature_cache.encode_images", None)
     with cache_in(tmp_path) as cache:
         second = features_of(cache, model, items)
         assert same(first, second)
@@ -174,8 +174,8 @@ ENCODE_SLOWLY = """
 import sys, time
 from pathlib import Path
 import torch
-from evals.model_under_test import load_model
-from data_prep.corpora.items import LabelledImage
+from mcjepa.evals.model_under_test import load_model
+from mcjepa.data_prep.corpora.items import LabelledImage
 from tests.evals.labelled_sets import cache_in, features_of
 
 model = load_model(Path(sys.argv[1]), torch.device("cpu"))
@@ -239,7 +239,7 @@ def test_too_small_a_limit_or_disk_is_an_error_before_much_is_written(
 ) -> None:
     with cache_in(tmp_path / "a", most_gib=1e-6) as cache, pytest.raises(DataError, match=r"take about .* GiB"):
         features_of(cache, model, items)
-    monkeypatch.setattr("evals.segmentation.feature_cache.RESERVE_BYTES", 2**62)
+    monkeypatch.setattr("mcjepa.evals.segmentation.feature_cache.RESERVE_BYTES", 2**62)
     with cache_in(tmp_path / "b") as cache, pytest.raises(DataError, match="a disk with 0 GiB to spare"):
         features_of(cache, model, items)
     assert all(len((path / "index.jsonl").read_text().splitlines()) == 1 for path in tmp_path.glob("?/*/"))

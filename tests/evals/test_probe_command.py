@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.corpora.image_files import write_id_png
-from pipeline.cli.main import main
+from mcjepa.data_prep.corpora.image_files import write_id_png
+from mcjepa.pipeline.cli.main import main
 from tests.evals.labelled_sets import write_items
 
 QUICK = ("steps=3", "warmup_steps=0", "loss_stride_px=8", "levels=[3,6]", "pictures=1", "knn_cells=64", "knn_k=3")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from data_prep.errors import DataError
-from evals.segmentation.features import Statistics, measure_statistics
-from evals.segmentation.knn import NearestCells, class_shares, collect_cells, normalised_cells
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.segmentation.features import Statistics, measure_statistics
+from mcjepa.evals.segmentation.knn import NearestCells, class_shares, collect_cells, normalised_cells
 from tests.evals.labelled_sets import STRIDES, encoded_image
 
 IMAGES = [encoded_image(seed, 64, 128) for seed in range(4)]
@@ -37,7 +37,7 @@ def test_votes_equal_scikit_learns_weighted_neighbours(monkeypatch: pytest.Monke
     flat = normalised_cells(maps, STATISTICS, STRIDES)[0].flatten(1).T.numpy()
     expected = theirs.predict_proba(flat)
     np.testing.assert_allclose(votes[0].flatten(1).T.numpy(), expected, atol=1e-4)
-    monkeypatch.setattr("evals.segmentation.knn.MOST_SIMILARITIES", 1)  # one cell at a time
+    monkeypatch.setattr("mcjepa.evals.segmentation.knn.MOST_SIMILARITIES", 1)  # one cell at a time
     torch.testing.assert_close(votes_of(maps), votes)
 
 

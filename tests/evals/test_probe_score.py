@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.corpora import SEGMENTATION_CLASSES, SEGMENTATION_SETS
-from data_prep.corpora.image_files import write_id_png
-from data_prep.corpora.items import LabelledImage
-from data_prep.errors import DataError
-from evals.model_under_test import ModelUnderTest, Subject, load_model, random_twin
-from evals.progress import EvalEvent
-from evals.segmentation.config import ProbeConfig
-from evals.segmentation.protocols import PROTOCOLS, describe_protocol, protocol_settings
-from evals.segmentation.score import ProbeData, score_probe
+from mcjepa.data_prep.corpora import SEGMENTATION_CLASSES, SEGMENTATION_SETS
+from mcjepa.data_prep.corpora.image_files import write_id_png
+from mcjepa.data_prep.corpora.items import LabelledImage
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.model_under_test import ModelUnderTest, Subject, load_model, random_twin
+from mcjepa.evals.progress import EvalEvent
+from mcjepa.evals.segmentation.config import ProbeConfig
+from mcjepa.evals.segmentation.protocols import PROTOCOLS, describe_protocol, protocol_settings
+from mcjepa.evals.segmentation.score import ProbeData, score_probe
 from tests.evals.labelled_sets import write_items
 
 CONFIG = ProbeConfig(

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evals.vos.config import PRESETS, VosConfig
-from evals.vos.label_grid import first_labels, labels_to_mask
-from evals.vos.propagation import label_frame, largest, propagate_labels
+from mcjepa.evals.vos.config import PRESETS, VosConfig
+from mcjepa.evals.vos.label_grid import first_labels, labels_to_mask
+from mcjepa.evals.vos.propagation import label_frame, largest, propagate_labels
 
 CONFIG = VosConfig(context_frames=2, top_k=5, radius_cells=3, temperature=0.1, stride=8, tile_cells=4)
 
@@ -114,7 +114,7 @@ def test_features_that_are_not_normalised_vote_by_their_products() -> None:
 def test_a_large_affinity_is_made_in_parts_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     *context, (query, _) = _random_context(4, 9, 11)
     whole = label_frame(query, context, CONFIG)
-    monkeypatch.setattr("evals.vos.propagation.AFFINITY_BYTES", 4 * 300 * 3)
+    monkeypatch.setattr("mcjepa.evals.vos.propagation.AFFINITY_BYTES", 4 * 300 * 3)
     torch.testing.assert_close(label_frame(query, context, CONFIG), whole)
 
 

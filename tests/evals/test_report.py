@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
-from evals.cards import Card, Picture, Score
-from evals.pictures import write_png
-from evals.report import (
+from mcjepa.evals.cards import Card, Picture, Score
+from mcjepa.evals.pictures import write_png
+from mcjepa.evals.report import (
     DatasetSummary,
     QuarantinedInput,
     ReportContent,
@@ -22,7 +22,7 @@ from evals.report import (
     render_report,
     write_report,
 )
-from evals.report_charts import format_number, line_chart
+from mcjepa.evals.report_charts import format_number, line_chart
 
 EVIL = "<script>alert(\"1\")</script> & 'quote'"
 VOID_TAGS = {"meta", "img"}

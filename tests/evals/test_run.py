@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep.errors import DataError
-from evals.cards import Card, Score
-from evals.config import EvalConfig
-from evals.flow.config import FlowEvalConfig
-from evals.run import run_evaluation
-from evals.score_file import write_scores
-from evals.segmentation.config import ProbeConfig
-from evals.threads import torch_threads
-from evals.vos.config import VosConfig
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.cards import Card, Score
+from mcjepa.evals.config import EvalConfig
+from mcjepa.evals.flow.config import FlowEvalConfig
+from mcjepa.evals.run import run_evaluation
+from mcjepa.evals.score_file import write_scores
+from mcjepa.evals.segmentation.config import ProbeConfig
+from mcjepa.evals.threads import torch_threads
+from mcjepa.evals.vos.config import VosConfig
 
 
 @pytest.fixture(scope="module")

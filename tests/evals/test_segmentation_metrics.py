@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
-from evals.segmentation.metrics import (
+from mcjepa.evals.segmentation.metrics import (
     accuracy_per_class,
     confusion_matrix,
     iou_per_class,

@@ -11,11 +11,11 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evals.segmentation.finetune_config import FinetuneConfig
-from evals.segmentation.finetune_model import Segmenter, TrainableEncoder
-from evals.segmentation.upernet import FcnHead, PyramidPooling, RankBatchNorm, UperNetHead, resize_to
-from model.config import EncoderConfig
-from model.encoder import Encoder
+from mcjepa.evals.segmentation.finetune_config import FinetuneConfig
+from mcjepa.evals.segmentation.finetune_model import Segmenter, TrainableEncoder
+from mcjepa.evals.segmentation.upernet import FcnHead, PyramidPooling, RankBatchNorm, UperNetHead, resize_to
+from mcjepa.model.config import EncoderConfig
+from mcjepa.model.encoder import Encoder
 
 
 def test_logits_lie_on_the_finest_grid_whatever_the_sizes() -> None:

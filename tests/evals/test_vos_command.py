@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep.corpora.image_files import write_id_png
-from pipeline.cli.main import main
+from mcjepa.data_prep.corpora.image_files import write_id_png
+from mcjepa.pipeline.cli.main import main
 
 SIZE = (64, 96)
 

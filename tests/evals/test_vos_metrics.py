@@ -9,15 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.errors import DataError
-from evals.vos.metrics import (
-    boundary_accuracy,
-    mask_boundary,
-    outline,
-    region_similarity,
-    summarise_sequence,
-)
-from evals.vos.sequence import SequenceScorer
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.vos.metrics import boundary_accuracy, mask_boundary, outline, region_similarity, summarise_sequence
+from mcjepa.evals.vos.sequence import SequenceScorer
 
 
 def _read_masks(folder: Path) -> np.ndarray:

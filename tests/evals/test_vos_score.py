@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.corpora import VOS_SETS
-from data_prep.corpora.items import MaskedVideo
-from data_prep.errors import DataError
-from evals.model_under_test import ModelUnderTest, Subject
-from evals.vos.config import VosConfig
-from evals.vos.label_grid import encoded_size
-from evals.vos.score import score_vos_estimates, score_vos_set
-from evals.vos.sequence import read_ids_of
-from evals.vos.tracking import encode_frame, track_masks
+from mcjepa.data_prep.corpora import VOS_SETS
+from mcjepa.data_prep.corpora.items import MaskedVideo
+from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.model_under_test import ModelUnderTest, Subject
+from mcjepa.evals.vos.config import VosConfig
+from mcjepa.evals.vos.label_grid import encoded_size
+from mcjepa.evals.vos.score import score_vos_estimates, score_vos_set
+from mcjepa.evals.vos.sequence import read_ids_of
+from mcjepa.evals.vos.tracking import encode_frame, track_masks
 
 CONFIG = VosConfig(set="test", stride=8, short_side=0, radius_cells=4, context_frames=3, pictures=1)
 COLOURS = {0: (30, 90, 40), 1: (220, 40, 30), 2: (40, 60, 230)}
@@ -254,12 +254,12 @@ def test_real_sequence_of_ninety_frames_stays_within_its_memory(sample_data: Pat
 import sys
 from pathlib import Path
 import torch
-from data_prep.corpora import VOS_SETS
-from evals.model_under_test import McJepaUnderTest, Subject
-from evals.vos.config import VosConfig
-from evals.vos.score import score_vos_set
-from model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
-from model.mcjepa import MCJEPA
+from mcjepa.data_prep.corpora import VOS_SETS
+from mcjepa.evals.model_under_test import McJepaUnderTest, Subject
+from mcjepa.evals.vos.config import VosConfig
+from mcjepa.evals.vos.score import score_vos_set
+from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
+from mcjepa.model.mcjepa import MCJEPA
 torch.set_num_threads(1)
 size = EncoderConfig(size="nano", init_std=0.0)
 model = MCJEPA(ModelConfig(encoder=size, flow=FlowConfig(width_factor=0.25), expander=ExpanderConfig(widths=(64, 64))))

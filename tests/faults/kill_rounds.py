@@ -19,11 +19,11 @@ from typing import Any
 
 import psutil
 
-from data_prep.audit import audit_dataset
-from data_prep.config import CorpusConfig, DatasetConfig
-from data_prep.corpora.video_files import write_mp4
-from data_prep.manifest import read_manifest
-from data_prep.ray_job import PRIVATE, QUIET
+from mcjepa.data_prep.audit import audit_dataset
+from mcjepa.data_prep.config import CorpusConfig, DatasetConfig
+from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.manifest import read_manifest
+from mcjepa.data_prep.ray_job import PRIVATE, QUIET
 
 VICTIMS = ("decoder", "worker", "raylet", "driver")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -170,7 +170,7 @@ def _kill(victim: str, job: subprocess.Popen[str], nodes: TwoNodes, rng: random.
     if victim == "raylet":
         os.kill(nodes.second_raylet, 9)
         return True
-    mark = "data_prep.decode.child" if victim == "decoder" else "ray::make_shard"
+    mark = "mcjepa.data_prep.decode.child" if victim == "decoder" else "ray::make_shard"
     chosen = [p for p in nodes.processes() if mark in _command_line(p)]
     if not chosen:
         return False

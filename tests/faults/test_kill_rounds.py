@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.config import PrepConfig
-from data_prep.job import run_prep
+from mcjepa.data_prep.config import PrepConfig
+from mcjepa.data_prep.job import run_prep
 from tests.faults.kill_rounds import VICTIMS, TwoNodes, dataset, make_corpus, run_round
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.meters import append_record
-from pipeline.tracking.courier import Courier
-from pipeline.tracking.run_tracker import RunTracker
-from pipeline.tracking.spool import Spool
-from pipeline.train_config import TrackingConfig
+from mcjepa.pipeline.meters import append_record
+from mcjepa.pipeline.tracking.courier import Courier
+from mcjepa.pipeline.tracking.run_tracker import RunTracker
+from mcjepa.pipeline.tracking.spool import Spool
+from mcjepa.pipeline.train_config import TrackingConfig
 from tests.servers.mlflow_server import MlflowServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -84,7 +84,7 @@ def test_a_batch_whose_answer_was_lost_is_not_sent_again(
     """The server stores the batch, then the answer is lost; part of it is removed, as if half had been stored."""
     import sqlite3
 
-    from pipeline.tracking import mlflow_run
+    from mcjepa.pipeline.tracking import mlflow_run
 
     server.start()
     run = tmp_path / "run"
@@ -131,7 +131,7 @@ def test_a_run_started_without_its_server_is_delivered_by_sync_into_one_run(
         for step in range(5 * part, 5 * part + 7):  # steps 5 and 6 are trained twice
             tracker.metrics({"loss": float(step)}, step)
         tracker.end("KILLED")
-    words = [sys.executable, "-m", "pipeline.cli", "tracking", "sync", str(run), "--json"]
+    words = [sys.executable, "-m", "mcjepa.pipeline.cli", "tracking", "sync", str(run), "--json"]
     away = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
     assert away.returncode == 4 and "does not take them" in away.stderr, away.stderr
     server.start()

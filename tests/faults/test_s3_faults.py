@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.audit import audit_dataset
-from data_prep.config import PrepConfig
-from data_prep.corpora.video_files import write_mp4
-from data_prep.job import PrepReport, ProgressEvent, run_prep
-from data_prep.storage import open_store
+from mcjepa.data_prep.audit import audit_dataset
+from mcjepa.data_prep.config import PrepConfig
+from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.job import PrepReport, ProgressEvent, run_prep
+from mcjepa.data_prep.storage import open_store
 from tests.data_prep.conftest import clip_settings, smooth_frames
 from tests.faults.proxy import FaultProxy
 from tests.servers.seaweed import SeaweedServer

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.errors import DataError
-from data_prep.storage import Store, open_store, s3_client, s3_upload
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import Store, open_store, s3_client, s3_upload
 from tests.faults.proxy import FAULT_KINDS, Fault, FaultProxy
 from tests.servers.seaweed import SeaweedServer
 

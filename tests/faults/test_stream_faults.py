@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.errors import DataError
-from data_prep.manifest import read_manifest
-from data_prep.storage import open_store, s3_client
-from pipeline.shard_cache import ShardCache
-from pipeline.stream_config import (
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.manifest import read_manifest
+from mcjepa.data_prep.storage import open_store, s3_client
+from mcjepa.pipeline.shard_cache import ShardCache
+from mcjepa.pipeline.stream_config import (
     AugmentConfig,
     PairAugmentConfig,
     ShardStoreConfig,

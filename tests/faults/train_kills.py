@@ -20,9 +20,9 @@ from typing import Any
 
 import psutil
 
-from data_prep.errors import DataError
-from data_prep.storage import open_store
-from pipeline.meters import read_records
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import open_store
+from mcjepa.pipeline.meters import read_records
 from tests.pipeline.small_recipe import write_small_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -80,7 +80,7 @@ class TrainingRun:
         self.starts += 1
         scratch = [f"train.checkpoint.scratch={self.path}"] if "://" in self.location else []
         settings = [f"train.run={self.location}", f"tracking.uri=sqlite:///{self._folder}/mlflow.db", *scratch]
-        words = [sys.executable, "-m", "pipeline.cli", "train", "--ranks", str(ranks), str(self.recipe)]
+        words = [sys.executable, "-m", "mcjepa.pipeline.cli", "train", "--ranks", str(ranks), str(self.recipe)]
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | self._variables
         self.log = self._folder / f"start-{self.starts}.log"
         with self.log.open("w") as log:

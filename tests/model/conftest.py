@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
+from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
 
 
 @pytest.fixture(autouse=True)

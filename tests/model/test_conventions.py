@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_prep.corpora.samples import packaged_photos
-from data_prep.decode.images import read_image
-from evals.flow.metrics import endpoint_error
-from model.config import EncoderConfig, LossConfig
-from model.encoder import Encoder
-from model.losses.cycle import cycle_loss
-from model.losses.reconstruction import reconstruction_loss
-from model.losses.regression import regression_loss
-from model.warp import upsample_flow, visible, warp
+from mcjepa.data_prep.corpora.samples import packaged_photos
+from mcjepa.data_prep.decode.images import read_image
+from mcjepa.evals.flow.metrics import endpoint_error
+from mcjepa.model.config import EncoderConfig, LossConfig
+from mcjepa.model.encoder import Encoder
+from mcjepa.model.losses.cycle import cycle_loss
+from mcjepa.model.losses.reconstruction import reconstruction_loss
+from mcjepa.model.losses.regression import regression_loss
+from mcjepa.model.warp import upsample_flow, visible, warp
 
 SIZE = 160
 WRONG = ("zero", "negated", "swapped")

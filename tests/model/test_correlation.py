@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.correlation import correlate, correlate_loop
+from mcjepa.model.correlation import correlate, correlate_loop
 
 SIZES = [(2, 3, 5, 7, 2), (1, 4, 9, 3, 4), (2, 2, 3, 9, 4), (1, 1, 1, 1, 1), (1, 5, 2, 2, 3), (3, 8, 16, 12, 4)]
 # Longer rows are cut into stretches: 104 into fours of 26, 67 (a prime) with surplus cells, 70 with a wide window.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.losses.cycle import cycle_loss
+from mcjepa.model.losses.cycle import cycle_loss
 
 
 def constant_flow(u: float, v: float, size: tuple[int, int]) -> Tensor:

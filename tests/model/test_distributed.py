@@ -12,10 +12,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from model.config import LossConfig, ModelConfig
-from model.expander import GlobalBatchNorm
-from model.mcjepa import MCJEPA, TERMS
-from model.reduction import gather_rows, global_sum, masked_mean
+from mcjepa.model.config import LossConfig, ModelConfig
+from mcjepa.model.expander import GlobalBatchNorm
+from mcjepa.model.mcjepa import MCJEPA, TERMS
+from mcjepa.model.reduction import gather_rows, global_sum, masked_mean
 
 RANKS = 2
 PAIRS, VIEWS = 4, 6

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from model.config import EncoderConfig, ModelConfig
-from model.encoder import IMAGENET_MEAN, STRIDES, Block, DropPath, Encoder, _convolve_depthwise
+from mcjepa.model.config import EncoderConfig, ModelConfig
+from mcjepa.model.encoder import IMAGENET_MEAN, STRIDES, Block, DropPath, Encoder, _convolve_depthwise
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from model.config import ExpanderConfig
-from model.expander import Expander, GlobalBatchNorm
+from mcjepa.model.config import ExpanderConfig
+from mcjepa.model.expander import Expander, GlobalBatchNorm
 
 
 def paired_norms(width: int) -> tuple[GlobalBatchNorm, nn.BatchNorm1d]:

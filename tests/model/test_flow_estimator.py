@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import FlowConfig, ModelConfig
-from model.encoder import STRIDES
-from model.flow_estimator import DenseConvolutions, FlowEstimator, ResidualFlow
-from model.mcjepa import MCJEPA
+from mcjepa.model.config import FlowConfig, ModelConfig
+from mcjepa.model.encoder import STRIDES
+from mcjepa.model.flow_estimator import DenseConvolutions, FlowEstimator, ResidualFlow
+from mcjepa.model.mcjepa import MCJEPA
 
 CHANNELS = (2, 3, 4, 5, 6, 7)
 MakeEstimator = Callable[..., FlowEstimator]

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 import hubconf
-from model.config import ENCODER_SIZES, ModelConfig
-from model.mcjepa import MCJEPA
-from model.pretrained import load, save
+from mcjepa.model.config import ENCODER_SIZES, ModelConfig
+from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.model.pretrained import load, save
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.initialize import initialize
-from model.mcjepa import MCJEPA
-from model.pretrained import WeightsError, encoder_part, save
+from mcjepa.model.config import ModelConfig
+from mcjepa.model.initialize import initialize
+from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.model.pretrained import WeightsError, encoder_part, save
 from tests.model.published_convnext import (
     DEPTHS,
     WIDTHS,

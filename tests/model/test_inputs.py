@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.inputs import InputError, all_finite, require_images
-from model.mcjepa import MCJEPA
+from mcjepa.model.config import ModelConfig
+from mcjepa.model.inputs import InputError, all_finite, require_images
+from mcjepa.model.mcjepa import MCJEPA
 
 WEIGHTS = {"reconstruction": 1.0, "content": 1.0}
 

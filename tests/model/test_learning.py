@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.config import EncoderConfig, ExpanderConfig, FlowConfig, LossConfig, ModelConfig
-from model.mcjepa import MCJEPA
+from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, LossConfig, ModelConfig
+from mcjepa.model.mcjepa import MCJEPA
 
 CONFIG = ModelConfig(
     encoder=EncoderConfig(

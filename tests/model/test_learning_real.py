@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_prep.corpora.flow_files import read_flow
-from data_prep.decode.images import read_image
-from model.config import EncoderConfig, ExpanderConfig, FlowConfig, LossConfig, ModelConfig
-from model.mcjepa import MCJEPA
+from mcjepa.data_prep.corpora.flow_files import read_flow
+from mcjepa.data_prep.decode.images import read_image
+from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, LossConfig, ModelConfig
+from mcjepa.model.mcjepa import MCJEPA
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.config import LossConfig, ModelConfig
-from model.losses.reconstruction import reconstruction_loss
-from model.losses.smoothness import smoothness_loss
-from model.losses.variance_covariance import variance_covariance_loss
-from model.mcjepa import MCJEPA, PAIR_TERMS, TERMS, JointLoss, _pool, swap_halves, trust_if_mostly_visible
-from model.reduction import masked_mean
-from model.warp import upsample_flow, visible, warp
+from mcjepa.model.config import LossConfig, ModelConfig
+from mcjepa.model.losses.reconstruction import reconstruction_loss
+from mcjepa.model.losses.smoothness import smoothness_loss
+from mcjepa.model.losses.variance_covariance import variance_covariance_loss
+from mcjepa.model.mcjepa import MCJEPA, PAIR_TERMS, TERMS, JointLoss, _pool, swap_halves, trust_if_mostly_visible
+from mcjepa.model.reduction import masked_mean
+from mcjepa.model.warp import upsample_flow, visible, warp
 
 WEIGHTS = {"regression": 1.0, "reconstruction": 2.0, "smoothness": 3.0, "cycle": 0.2, "vc": 5.0, "content": 0.1}
 Batch = tuple[Tensor, Tensor]

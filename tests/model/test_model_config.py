@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from model.config import ENCODER_SIZES, EncoderConfig, FlowConfig, LossConfig, ModelConfig
-from pipeline.cli.recipe import load_recipe
-from pipeline.errors import UsageError
+from mcjepa.model.config import ENCODER_SIZES, EncoderConfig, FlowConfig, LossConfig, ModelConfig
+from mcjepa.pipeline.cli.recipe import load_recipe
+from mcjepa.pipeline.errors import UsageError
 
 
 def test_the_defaults_are_the_paper_s() -> None:

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from model.config import ModelConfig
-from model.mcjepa import MCJEPA
-from model.pretrained import (
+from mcjepa.model.config import ModelConfig
+from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.model.pretrained import (
     CONFIG_NAME,
     WEIGHTS_NAME,
     WeightsError,
@@ -228,10 +228,10 @@ def test_weights_load_where_only_torch_numpy_and_safetensors_are(saved: tuple[MC
         sys.meta_path.insert(0, Blocker())
         sys.path.insert(0, {str(tmp_path / "alone")!r})
         import torch
-        from model.pretrained import load
+        from mcjepa.model.pretrained import load
         model = load({str(saved[1])!r})
-        assert model.__class__.__module__ == "model.mcjepa"
-        assert sys.modules["model"].__file__.startswith({str(tmp_path)!r})
+        assert model.__class__.__module__ == "mcjepa.model.mcjepa"
+        assert sys.modules["mcjepa.model"].__file__.startswith({str(tmp_path)!r})
         flow = model.estimate_flow(torch.zeros(1, 3, 32, 48), torch.zeros(1, 3, 32, 48))
         print(tuple(flow.shape))
     """

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.config import LossConfig
-from model.losses.reconstruction import census_distance, reconstruction_loss, ssim
+from mcjepa.model.config import LossConfig
+from mcjepa.model.losses.reconstruction import census_distance, reconstruction_loss, ssim
 
 NOTHING = LossConfig(photometric_l1=0.0, photometric_l2=0.0, photometric_ssim=0.0, photometric_census=0.0)
 PARTS = ("photometric_l1", "photometric_l2", "photometric_ssim", "photometric_census")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from model.reduction import gather_rows, global_sum, masked_mean, world_size
+from mcjepa.model.reduction import gather_rows, global_sum, masked_mean, world_size
 
 
 def test_the_mean_is_over_visible_elements_of_all_channels() -> None:

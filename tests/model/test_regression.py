@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.losses.regression import regression_loss
+from mcjepa.model.losses.regression import regression_loss
 
 
 def test_two_levels_by_hand() -> None:

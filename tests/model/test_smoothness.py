@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.losses.smoothness import smoothness_loss
+from mcjepa.model.losses.smoothness import smoothness_loss
 
 
 def affine_flow(height: int, width: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.losses.variance_covariance import channel_covariances, variance_covariance_loss
+from mcjepa.model.losses.variance_covariance import channel_covariances, variance_covariance_loss
 
 
 def test_covariance_equals_torch_cov_over_positions() -> None:

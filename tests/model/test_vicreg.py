@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.losses.vicreg import covariance_part, variance_part, vicreg_terms
+from mcjepa.model.losses.vicreg import covariance_part, variance_part, vicreg_terms
 
 
 def published_terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import model
-from model.warp import inside, upsample_flow, visible, warp
+import mcjepa.model
+from mcjepa.model.warp import inside, upsample_flow, visible, warp
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -70,7 +70,7 @@ def test_a_flow_that_is_not_a_number_gives_no_number_and_lets_the_process_live()
     """grid_sample's own border padding crashed here: its backward writes outside of memory on CPUs (torch 2.13)."""
     code = """if True:
         import torch
-        from model.warp import warp
+        from mcjepa.model.warp import warp
         flow = torch.zeros(2, 2, 16, 16)
         flow[:, :, 3] = float("nan")
         flow.requires_grad_()
@@ -135,7 +135,10 @@ def test_no_gradient_passes_the_two_way_test() -> None:
 
 
 def test_examples_in_the_docstrings_of_the_model_hold() -> None:
-    names = [module.name for module in pkgutil.walk_packages(model.__path__, "model.")]
+    names = [module.name for module in pkgutil.walk_packages(mcjepa.model.__path__, "mcjepa.model.")]
     results = {name: doctest.testmod(importlib.import_module(name)) for name in names}
     assert {name for name, result in results.items() if result.failed} == set()
-    assert {name for name, result in results.items() if result.attempted} >= {"model.warp", "model.mcjepa"}
+    assert {name for name, result in results.items() if result.attempted} >= {
+        "mcjepa.model.warp",
+        "mcjepa.model.mcjepa",
+    }

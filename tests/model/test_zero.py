@@ -12,10 +12,10 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.mcjepa import MCJEPA
-from pipeline.engine import build_engine, parameter_groups, start_world, stop_world
-from pipeline.train_config import EngineConfig, OptimizerConfig, TrainConfig
+from mcjepa.model.config import ModelConfig
+from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.pipeline.engine import build_engine, parameter_groups, start_world, stop_world
+from mcjepa.pipeline.train_config import EngineConfig, OptimizerConfig, TrainConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from small_steps import WEIGHTS, made_up_batch, small_engine
 
-from pipeline.engine import start_world
-from pipeline.gradients import branch_gradient_norms
-from pipeline.step import run_step
-from pipeline.train_config import EngineConfig
+from mcjepa.pipeline.engine import start_world
+from mcjepa.pipeline.gradients import branch_gradient_norms
+from mcjepa.pipeline.step import run_step
+from mcjepa.pipeline.train_config import EngineConfig
 
 
 def held_state(engine: Any) -> list[torch.Tensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_datasets import publish
 
-from pipeline.stream_config import (
+from mcjepa.pipeline.stream_config import (
     AugmentConfig,
     PairAugmentConfig,
     SourceConfig,

@@ -21,16 +21,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from model.config import EncoderConfig, ExpanderConfig, FlowConfig, LossConfig, ModelConfig
-from model.mcjepa import MCJEPA
-from pipeline.batches import PairBatch, StepBatch, ViewBatch
-from pipeline.checkpoint import CheckpointKeeper
-from pipeline.checkpoint.resume import find_start
-from pipeline.engine import World, build_engine, gradient_norm, seed_step, set_learning_rates, start_world, stop_world
-from pipeline.engine_state import held_pieces, updates_done
-from pipeline.run_folder import RunFolder
-from pipeline.step import run_step
-from pipeline.train_config import CheckpointConfig, EngineConfig, OptimizerConfig, TrainConfig
+from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, LossConfig, ModelConfig
+from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.pipeline.batches import PairBatch, StepBatch, ViewBatch
+from mcjepa.pipeline.checkpoint import CheckpointKeeper
+from mcjepa.pipeline.checkpoint.resume import find_start
+from mcjepa.pipeline.engine import (
+    World,
+    build_engine,
+    gradient_norm,
+    seed_step,
+    set_learning_rates,
+    start_world,
+    stop_world,
+)
+from mcjepa.pipeline.engine_state import held_pieces, updates_done
+from mcjepa.pipeline.run_folder import RunFolder
+from mcjepa.pipeline.step import run_step
+from mcjepa.pipeline.train_config import CheckpointConfig, EngineConfig, OptimizerConfig, TrainConfig
 
 STEPS, SAVED, FEW = 30, 10, 5
 WEIGHTS = {"regression": 1.0, "reconstruction": 1.0, "smoothness": 1.0, "cycle": 0.2, "vc": 1.0, "content": 1.0}

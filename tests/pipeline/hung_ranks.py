@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from pipeline.engine import start_world
-from pipeline.meters_config import GuardConfig
-from pipeline.step_clock import CLOSING, StepClock
-from pipeline.train_config import EngineConfig
-from pipeline.watchdog import Watchdog
+from mcjepa.pipeline.engine import start_world
+from mcjepa.pipeline.meters_config import GuardConfig
+from mcjepa.pipeline.step_clock import CLOSING, StepClock
+from mcjepa.pipeline.train_config import EngineConfig
+from mcjepa.pipeline.watchdog import Watchdog
 
 
 def main(run: str, how: str, exit_s: str) -> None:

@@ -7,12 +7,12 @@ import json
 import numpy as np
 from small_steps import WEIGHTS, made_up_batch, small_engine
 
-from pipeline.costly_meters import CostlyMeters
-from pipeline.engine import start_world
-from pipeline.meters_config import MeterConfig
-from pipeline.run_pictures import _look
-from pipeline.step import run_step
-from pipeline.train_config import EngineConfig
+from mcjepa.pipeline.costly_meters import CostlyMeters
+from mcjepa.pipeline.engine import start_world
+from mcjepa.pipeline.meters_config import MeterConfig
+from mcjepa.pipeline.run_pictures import _look
+from mcjepa.pipeline.step import run_step
+from mcjepa.pipeline.train_config import EngineConfig
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import simplejpeg
 import torch
 
-from data_prep.manifest import (
+from mcjepa.data_prep.manifest import (
     DatasetManifest,
     Member,
     SampleEntry,
@@ -23,10 +23,10 @@ from data_prep.manifest import (
     write_manifest,
     write_sidecar,
 )
-from data_prep.storage import open_store
-from pipeline.batches import StepBatch
-from pipeline.loader import StepLoader, build_loader
-from pipeline.stream_config import StreamConfig
+from mcjepa.data_prep.storage import open_store
+from mcjepa.pipeline.batches import StepBatch
+from mcjepa.pipeline.loader import StepLoader, build_loader
+from mcjepa.pipeline.stream_config import StreamConfig
 
 HEIGHT, WIDTH = 40, 56
 

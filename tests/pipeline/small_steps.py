@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
-from model.mcjepa import MCJEPA
-from pipeline.batches import PairBatch, StepBatch, ViewBatch
-from pipeline.engine import build_engine
-from pipeline.train_config import EngineConfig, OptimizerConfig, TrainConfig
-from pipeline.world import World
+from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
+from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.pipeline.batches import PairBatch, StepBatch, ViewBatch
+from mcjepa.pipeline.engine import build_engine
+from mcjepa.pipeline.train_config import EngineConfig, OptimizerConfig, TrainConfig
+from mcjepa.pipeline.world import World
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WEIGHTS = {

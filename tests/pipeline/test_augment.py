@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from pipeline.augment import colour, jpeg
-from pipeline.augment.frames import DecodedFrame, choose_reduction, reduce_box
-from pipeline.augment.geometry import CropBox, cut_and_resize, draw_resized_crop, draw_scaled_crop
-from pipeline.augment.pairs import choose_frames, make_pair
-from pipeline.augment.views import make_views
-from pipeline.seeding import seeded_random
-from pipeline.stream_config import ColourJitterConfig, PairAugmentConfig, StreamConfig, ViewAugmentConfig
+from mcjepa.pipeline.augment import colour, jpeg
+from mcjepa.pipeline.augment.frames import DecodedFrame, choose_reduction, reduce_box
+from mcjepa.pipeline.augment.geometry import CropBox, cut_and_resize, draw_resized_crop, draw_scaled_crop
+from mcjepa.pipeline.augment.pairs import choose_frames, make_pair
+from mcjepa.pipeline.augment.views import make_views
+from mcjepa.pipeline.seeding import seeded_random
+from mcjepa.pipeline.stream_config import ColourJitterConfig, PairAugmentConfig, StreamConfig, ViewAugmentConfig
 
 NO_JITTER = ColourJitterConfig(probability=0.0)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep.errors import DataError
-from data_prep.storage import open_store
-from pipeline.checkpoint.manifest import VERSION, complete_checkpoints, list_checkpoints, remove_old, step_name
-from pipeline.checkpoint.resume import find_start
-from pipeline.train_config import CheckpointConfig
-from pipeline.world import World
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import open_store
+from mcjepa.pipeline.checkpoint.manifest import VERSION, complete_checkpoints, list_checkpoints, remove_old, step_name
+from mcjepa.pipeline.checkpoint.resume import find_start
+from mcjepa.pipeline.train_config import CheckpointConfig
+from mcjepa.pipeline.world import World
 
 
 def put(run: Path, step: int, loss: float = 0.0, *, manifest: bool = True) -> Path:

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from data_prep.errors import DataError
-from data_prep.storage import open_store
-from pipeline.checkpoint import state_file
-from pipeline.checkpoint.state_file import fill_pieces, read_index, state_name, write_state
-from pipeline.engine_state import BUFFER, MOMENT_1, WEIGHT, Piece
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import open_store
+from mcjepa.pipeline.checkpoint import state_file
+from mcjepa.pipeline.checkpoint.state_file import fill_pieces, read_index, state_name, write_state
+from mcjepa.pipeline.engine_state import BUFFER, MOMENT_1, WEIGHT, Piece
 
 LENGTHS = {"encoder.a": 7, "encoder.b": 64, "expander.c": 1}
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.storage import open_store
-from pipeline.checkpoint import upload
-from pipeline.checkpoint.upload import Upload, Uploader
-from pipeline.errors import RunError
+from mcjepa.data_prep.storage import open_store
+from mcjepa.pipeline.checkpoint import upload
+from mcjepa.pipeline.checkpoint.upload import Upload, Uploader
+from mcjepa.pipeline.errors import RunError
 
 KEY = "checkpoints/step-000000007"
 

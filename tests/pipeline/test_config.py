@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli.recipe import load_recipe
-from pipeline.config import apply_overrides, find_recipe, merge, read_recipe, substitute
-from pipeline.errors import UsageError
+from mcjepa.pipeline.cli.recipe import load_recipe
+from mcjepa.pipeline.config import apply_overrides, find_recipe, merge, read_recipe, substitute
+from mcjepa.pipeline.errors import UsageError
 
 
 def write(path: Path, text: str) -> Path:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from small_datasets import open_loader, publish, take
 
-from data_prep.errors import DataError
-from data_prep.manifest import read_sidecar
-from pipeline.batches import CorruptRecord, StepBatch
-from pipeline.stream_config import SourceConfig, StreamConfig
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.manifest import read_sidecar
+from mcjepa.pipeline.batches import CorruptRecord, StepBatch
+from mcjepa.pipeline.stream_config import SourceConfig, StreamConfig
 
 
 def damage(root: Path, shard: str, places: Sequence[int]) -> list[str]:
@@ -66,7 +66,7 @@ def test_ranks_and_workers_replace_alike(damaged: StreamConfig, workers: int) ->
 def test_each_is_logged_once_and_one_above_the_limit_stops_the_run(
     damaged: StreamConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING, "pipeline.corrupt_limit"):
+    with caplog.at_level(logging.WARNING, "mcjepa.pipeline.corrupt_limit"):
         take(open_loader(replace(damaged, max_corrupt=2)), 8)
     assert sorted(record.getMessage().split("sample ")[1].split(" ")[0] for record in caplog.records) == [
         "image00004",

@@ -10,9 +10,9 @@ import pytest
 import torch
 from small_steps import WEIGHTS, finish_ranks, made_up_batch, small_model, start_ranks
 
-from pipeline.collapse import Alerts, effective_rank, global_covariances, spread_of
-from pipeline.costly_meters import CostlyMeters
-from pipeline.meters_config import AlertConfig, MeterConfig
+from mcjepa.pipeline.collapse import Alerts, effective_rank, global_covariances, spread_of
+from mcjepa.pipeline.costly_meters import CostlyMeters
+from mcjepa.pipeline.meters_config import AlertConfig, MeterConfig
 
 
 class BareEngine:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from small_datasets import assert_equal_steps, take
 
-from pipeline.batches import StepBatch
-from pipeline.loader import build_loader
-from pipeline.stream_config import StreamConfig
+from mcjepa.pipeline.batches import StepBatch
+from mcjepa.pipeline.loader import build_loader
+from mcjepa.pipeline.stream_config import StreamConfig
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster.local import run_ranks
+from mcjepa.cluster.local import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TASKS = {

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.engine_options import check_options, engine_options
-from pipeline.errors import UsageError
-from pipeline.stream_config import StreamConfig
-from pipeline.train_config import EngineConfig, OptimizerConfig, TermConfig, TermsConfig, TrainConfig
+from mcjepa.pipeline.engine_options import check_options, engine_options
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.stream_config import StreamConfig
+from mcjepa.pipeline.train_config import EngineConfig, OptimizerConfig, TermConfig, TermsConfig, TrainConfig
 
 
 def recipe(**engine: Any) -> TrainConfig:

@@ -15,12 +15,12 @@ import torch
 import yaml
 from small_datasets import publish
 
-from model import pretrained
-from model.config import ModelConfig
-from model.mcjepa import MCJEPA
-from pipeline.cli.main import main
-from pipeline.config import to_plain, validate
-from pipeline.train_config import TrainConfig
+from mcjepa.model import pretrained
+from mcjepa.model.config import ModelConfig
+from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.pipeline.cli.main import main
+from mcjepa.pipeline.config import to_plain, validate
+from mcjepa.pipeline.train_config import TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL: dict[str, Any] = {
@@ -106,7 +106,7 @@ def train(root: Path, name: str, *overrides: str, ranks: int = 1) -> subprocess.
     settings = {"steps": 2, "log_every": 1, "checkpoint": {"every_steps": 1}, "stream": stream}
     content = {"base": "quickstart", "out": str(root), "model": SMALL, "train": settings}
     (root / "recipe.yaml").write_text(yaml.safe_dump(content))
-    words = [sys.executable, "-m", "pipeline.cli", "train", "--ranks", str(ranks), str(root / "recipe.yaml")]
+    words = [sys.executable, "-m", "mcjepa.pipeline.cli", "train", "--ranks", str(ranks), str(root / "recipe.yaml")]
     return subprocess.run(
         [*words, f"train.run={root / name}", f"tracking.uri=sqlite:///{root / name}.db", *overrides],
         cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True,

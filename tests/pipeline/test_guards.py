@@ -11,13 +11,13 @@ import pytest
 import torch
 from small_steps import made_up_batch
 
-from model.mcjepa import JointLoss
-from pipeline.errors import RunError, UsageError
-from pipeline.flight_record import random_state, read_record, restore_random_state, state_of
-from pipeline.guards import StepGuard, StepSetting
-from pipeline.meters_config import GuardConfig, SpikeConfig
-from pipeline.spikes import SpikeDetector
-from pipeline.step import StepResult
+from mcjepa.model.mcjepa import JointLoss
+from mcjepa.pipeline.errors import RunError, UsageError
+from mcjepa.pipeline.flight_record import random_state, read_record, restore_random_state, state_of
+from mcjepa.pipeline.guards import StepGuard, StepSetting
+from mcjepa.pipeline.meters_config import GuardConfig, SpikeConfig
+from mcjepa.pipeline.spikes import SpikeDetector
+from mcjepa.pipeline.step import StepResult
 
 SETTING = StepSetting({"cycle": 0.2}, {"encoder": 1e-3}, {"seed": 7, "world_size": 1})
 

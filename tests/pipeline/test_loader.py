@@ -15,13 +15,13 @@ import pytest
 import torch
 from small_datasets import HEIGHT, WIDTH, assert_equal_steps, frame_of, open_loader, publish, take
 
-from data_prep.errors import DataError
-from pipeline import sample_stream
-from pipeline.catalogue import open_catalogue
-from pipeline.errors import UsageError
-from pipeline.frame_cache import FrameCache
-from pipeline.shard_reader import ShardReader
-from pipeline.stream_config import (
+from mcjepa.data_prep.errors import DataError
+from mcjepa.pipeline import sample_stream
+from mcjepa.pipeline.catalogue import open_catalogue
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.frame_cache import FrameCache
+from mcjepa.pipeline.shard_reader import ShardReader
+from mcjepa.pipeline.stream_config import (
     AugmentConfig,
     ColourJitterConfig,
     PairAugmentConfig,

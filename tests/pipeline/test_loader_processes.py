@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from small_datasets import assert_equal_steps, open_loader, publish, take
 
-from pipeline.loader import StepLoader
-from pipeline.stream_config import SourceConfig, StreamConfig, ViewAugmentConfig
+from mcjepa.pipeline.loader import StepLoader
+from mcjepa.pipeline.stream_config import SourceConfig, StreamConfig, ViewAugmentConfig
 
 
 def worker_processes(loader: StepLoader) -> list[int]:
@@ -85,8 +85,8 @@ def test_workers_die_with_a_killed_parent(small_stream: StreamConfig, tmp_path: 
     location = small_stream.views[0].location
     script.write_text(
         "import time\n"
-        "from pipeline.loader import build_loader\n"
-        "from pipeline.stream_config import *\n"
+        "from mcjepa.pipeline.loader import build_loader\n"
+        "from mcjepa.pipeline.stream_config import *\n"
         f"views = (SourceConfig(location={location!r}),)\n"
         "config = StreamConfig(views=views, pair_batch=0, view_batch=8, workers=2)\n"
         "loader = iter(build_loader(config, rank=0, world_size=1, start_step=0, seed=0))\n"
@@ -111,8 +111,8 @@ def test_workers_die_with_a_killed_parent(small_stream: StreamConfig, tmp_path: 
 
 RANK_SCRIPT = """
 import json, sys
-from pipeline.loader import build_loader
-from pipeline.stream_config import *
+from mcjepa.pipeline.loader import build_loader
+from mcjepa.pipeline.stream_config import *
 clips, images, rank, world, start, count = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 config = StreamConfig(
     pairs=(SourceConfig(location=clips),), views=(SourceConfig(location=images),), pair_batch=4, view_batch=8,

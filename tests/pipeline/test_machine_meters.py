@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.engine import World
-from pipeline.flops import FlopCounter, peak_tflops
-from pipeline.machine_meters import NODE_METERS, RANK_METERS, MachineMeters, summarise
-from pipeline.meters_config import ProfileConfig
-from pipeline.profiling import ProfileWindow
+from mcjepa.pipeline.engine import World
+from mcjepa.pipeline.flops import FlopCounter, peak_tflops
+from mcjepa.pipeline.machine_meters import NODE_METERS, RANK_METERS, MachineMeters, summarise
+from mcjepa.pipeline.meters_config import ProfileConfig
+from mcjepa.pipeline.profiling import ProfileWindow
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 

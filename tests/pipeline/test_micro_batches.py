@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.mcjepa import JointLoss
-from pipeline.batches import PairBatch, StepBatch, ViewBatch
-from pipeline.errors import UsageError
-from pipeline.micro_batches import check_micro_batches, mean_output, split_batch
-from pipeline.stream_config import StreamConfig
+from mcjepa.model.mcjepa import JointLoss
+from mcjepa.pipeline.batches import PairBatch, StepBatch, ViewBatch
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.micro_batches import check_micro_batches, mean_output, split_batch
+from mcjepa.pipeline.stream_config import StreamConfig
 
 
 def make_batch(pairs: int, views: int) -> StepBatch:

@@ -12,11 +12,11 @@ from unittest import mock
 import pytest
 from small_recipe import train_small, write_small_recipe
 
-import pipeline.train
-from pipeline.batches import StepBatch
-from pipeline.cli.recipe import load_recipe
-from pipeline.loader import StepLoader
-from pipeline.meters import read_records
+import mcjepa.pipeline.train
+from mcjepa.pipeline.batches import StepBatch
+from mcjepa.pipeline.cli.recipe import load_recipe
+from mcjepa.pipeline.loader import StepLoader
+from mcjepa.pipeline.meters import read_records
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -60,13 +60,13 @@ def test_a_nan_image_is_skipped_recorded_and_the_run_goes_on(
                     batch.views.view0[2, 1, 5, 5] = math.nan
                 yield batch
 
-    real = pipeline.train.build_loader
-    monkeypatch.setattr(pipeline.train, "build_loader", lambda *a, **k: Spoiled(real(*a, **k)))
+    real = mcjepa.pipeline.train.build_loader
+    monkeypatch.setattr(mcjepa.pipeline.train, "build_loader", lambda *a, **k: Spoiled(real(*a, **k)))
     run = tmp_path / "run"
     loaded, plain = load_recipe(str(recipe), [f"train.run={run}"])
     assert loaded.train
     with mock.patch.dict(os.environ):  # the world's variables are this run's only
-        report = pipeline.train.train(loaded.train, loaded.model, loaded.tracking, plain, lambda event: None)
+        report = mcjepa.pipeline.train.train(loaded.train, loaded.model, loaded.tracking, plain, lambda event: None)
     assert (report.steps, report.finished, report.bad_steps) == (4, True, 1)
     (record,) = [json.loads(path.read_text()) for path in (run / "bad_steps").glob("*.json")]
     assert (record["step"], record["reason"]) == (1, "batch")

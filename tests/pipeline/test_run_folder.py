@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_prep.storage import open_store
-from pipeline.run_folder import RunFolder
+from mcjepa.data_prep.storage import open_store
+from mcjepa.pipeline.run_folder import RunFolder
 
 
 def test_a_local_run_is_its_own_folder_and_nothing_is_copied(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
-from model.mcjepa import MCJEPA
-from pipeline.guards import StopRequest
-from pipeline.meters import Meters, append_record, read_records
-from pipeline.parameter_groups import parameter_groups
-from pipeline.train_config import OptimizerConfig
+from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
+from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.pipeline.guards import StopRequest
+from mcjepa.pipeline.meters import Meters, append_record, read_records
+from mcjepa.pipeline.parameter_groups import parameter_groups
+from mcjepa.pipeline.train_config import OptimizerConfig
 
 
 def small_model() -> MCJEPA:

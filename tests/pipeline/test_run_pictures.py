@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from small_steps import small_model
 
-from pipeline.engine import World
-from pipeline.run_pictures import RunPictures, strips
-from pipeline.stream_config import StreamConfig
+from mcjepa.pipeline.engine import World
+from mcjepa.pipeline.run_pictures import RunPictures, strips
+from mcjepa.pipeline.stream_config import StreamConfig
 
 
 class BareEngine:

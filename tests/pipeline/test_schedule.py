@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from pipeline.schedule import build_schedule, rate_factor, term_factor
-from pipeline.train_config import OptimizerConfig, TermConfig, TermsConfig, TrainConfig
+from mcjepa.pipeline.schedule import build_schedule, rate_factor, term_factor
+from mcjepa.pipeline.train_config import OptimizerConfig, TermConfig, TermsConfig, TrainConfig
 
 SILENT = TermConfig(weight=0.0)
 

@@ -17,9 +17,9 @@ from typing import BinaryIO
 
 import pytest
 
-from data_prep.errors import DataError
-from pipeline import shard_cache
-from pipeline.shard_cache import ShardCache
+from mcjepa.data_prep.errors import DataError
+from mcjepa.pipeline import shard_cache
+from mcjepa.pipeline.shard_cache import ShardCache
 
 MEBI = 1 << 20
 

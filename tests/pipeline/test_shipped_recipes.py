@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.cli.recipe import Recipe, describe_keys, load_recipe
-from pipeline.config import find_recipe, json_schema, read_recipe, shipped_recipes, to_plain
-from pipeline.errors import UsageError
-from pipeline.tracking import flatten
+from mcjepa.pipeline.cli.recipe import Recipe, describe_keys, load_recipe
+from mcjepa.pipeline.config import find_recipe, json_schema, read_recipe, shipped_recipes, to_plain
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.tracking import flatten
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLACES = {"name", "out", "train.run", "tracking.uri", "tracking.artifacts"}
@@ -126,7 +126,7 @@ def test_every_dataset_that_a_recipe_trains_on_is_one_that_it_makes(name: str) -
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_reader_and_set_that_a_recipe_names_exists(name: str) -> None:
-    from data_prep.corpora import FLOW_SETS, INPUT_READERS, SEGMENTATION_SETS, VOS_SETS
+    from mcjepa.data_prep.corpora import FLOW_SETS, INPUT_READERS, SEGMENTATION_SETS, VOS_SETS
 
     recipe, _ = load_recipe(name, [])
     assert recipe.prep is not None and recipe.eval is not None

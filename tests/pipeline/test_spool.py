@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import UsageError
-from pipeline.tracking.courier import POINT_LIMIT, Courier, next_batch
-from pipeline.tracking.lineage import dataset_records, git_state
-from pipeline.tracking.run_tracker import RunTracker
-from pipeline.tracking.spool import Spool, SpoolBusy
-from pipeline.train_config import TrackingConfig
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.tracking.courier import POINT_LIMIT, Courier, next_batch
+from mcjepa.pipeline.tracking.lineage import dataset_records, git_state
+from mcjepa.pipeline.tracking.run_tracker import RunTracker
+from mcjepa.pipeline.tracking.spool import Spool, SpoolBusy
+from mcjepa.pipeline.train_config import TrackingConfig
 
 
 def test_records_are_numbered_across_starts_and_a_torn_line_is_dropped(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_records_are_numbered_across_starts_and_a_torn_line_is_dropped(tmp_path:
 def test_delivered_files_are_removed_and_the_last_step_is_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.tracking.spool.RECORDS_A_FILE", 3)
+    monkeypatch.setattr("mcjepa.pipeline.tracking.spool.RECORDS_A_FILE", 3)
     spool = Spool(tmp_path)
     for step in range(10):
         spool.append("metrics", step=step, values={})

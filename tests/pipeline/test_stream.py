@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import UsageError
-from pipeline.seeding import mix64, seeded_permutation, seeded_random, splitmix64
-from pipeline.stream import SampleOrder, SourceCounts, check_world_size, epoch_shares, lanes_for
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.seeding import mix64, seeded_permutation, seeded_random, splitmix64
+from mcjepa.pipeline.stream import SampleOrder, SourceCounts, check_world_size, epoch_shares, lanes_for
 
 sources = st.lists(
     st.builds(SourceCounts, st.lists(st.integers(1, 30), min_size=1, max_size=5).map(tuple), st.integers(1, 4)),

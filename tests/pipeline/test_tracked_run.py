@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from small_recipe import train_small, write_small_recipe
 
-from pipeline.meters import read_records
+from mcjepa.pipeline.meters import read_records
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 EVERY_RECORD = (

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from small_recipe import train_small, write_small_recipe
 
-from pipeline.checkpoint import complete_checkpoints, newest_weights
-from pipeline.meters import read_records
+from mcjepa.pipeline.checkpoint import complete_checkpoints, newest_weights
+from mcjepa.pipeline.meters import read_records
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -70,7 +70,7 @@ def test_two_ranks_see_the_same_losses_as_one(recipe: Path, stage: int) -> None:
 def test_zero_3_in_bf16_trains_and_writes_whole_weights(recipe: Path) -> None:
     done = run(recipe, "zero3", "train.engine.zero_stage=3", "train.engine.precision=bf16", ranks=2)
     assert done.returncode == 0, done.stderr
-    from model import pretrained
+    from mcjepa.model import pretrained
 
     weights = newest_weights(recipe.parent / "zero3")
     assert weights is not None
@@ -111,7 +111,7 @@ def test_slurms_variables_start_two_ranks_of_one_world(recipe: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     environment |= {"SLURM_JOB_ID": str(random.randrange(10**6)), "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"}
     environment["SLURM_NODELIST"] = "localhost"
-    words = [sys.executable, "-m", "pipeline.cli", "train", str(recipe), "train.steps=2"]
+    words = [sys.executable, "-m", "mcjepa.pipeline.cli", "train", str(recipe), "train.steps=2"]
     words += [f"train.run={recipe.parent / 'slurm'}", f"tracking.uri=sqlite:///{recipe.parent}/slurm.db"]
     ranks = [
         subprocess.Popen(words, cwd=REPOSITORY, env={**environment, "SLURM_PROCID": rank, "SLURM_LOCALID": rank})
@@ -130,7 +130,14 @@ def test_a_port_in_use_is_one_line(recipe: Path) -> None:
         listener.listen()
         environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
         environment["MASTER_PORT"] = str(listener.getsockname()[1])
-        words = [sys.executable, "-m", "pipeline.cli", "train", str(recipe), f"train.run={recipe.parent / 'port'}"]
+        words = [
+            sys.executable,
+            "-m",
+            "mcjepa.pipeline.cli",
+            "train",
+            str(recipe),
+            f"train.run={recipe.parent / 'port'}",
+        ]
         done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert "is in use" in done.stderr and "Traceback" not in done.stderr

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from small_recipe import train_small, write_small_recipe
 
-from pipeline.checkpoint import complete_checkpoints
-from pipeline.meters import read_records
+from mcjepa.pipeline.checkpoint import complete_checkpoints
+from mcjepa.pipeline.meters import read_records
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 OVERRIDES = ("train.stream.sampling=alternate-batch", "train.steps=6", "train.checkpoint.every_steps=3")

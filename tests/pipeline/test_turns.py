@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.stream_config import SourceConfig, StreamConfig
-from pipeline.turns import Sampling, Turns
+from mcjepa.pipeline.stream_config import SourceConfig, StreamConfig
+from mcjepa.pipeline.turns import Sampling, Turns
 
 modes = st.sampled_from(["combined", "alternate-batch", "alternate-epoch"])
 epochs = st.fixed_dictionaries({"pairs": st.integers(1, 9), "views": st.integers(1, 9)})

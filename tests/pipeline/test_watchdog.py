@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from small_steps import finish_ranks, start_ranks
 
-from pipeline.meters_config import GuardConfig
-from pipeline.watchdog import waiting_for, who_is_waited_for
+from mcjepa.pipeline.meters_config import GuardConfig
+from mcjepa.pipeline.watchdog import waiting_for, who_is_waited_for
 
 PROGRAM = Path(__file__).with_name("hung_ranks.py")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.errors import UsageError
-from pipeline.world import adopt_world, first_host, slurm_variables
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.world import adopt_world, first_host, slurm_variables
 
 SRUN = {
     "SLURM_JOB_ID": "4711",
