@@ -31,7 +31,7 @@ format: $(VENV)/.dev ## let ruff format and sort
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 bench: $(VENV)/.dev ## every measurement in benchmarks/, shortly
-	@for file in $$(grep -l '"benchmark":' benchmarks/*.py); do \
+	@for file in $$(grep -l '"benchmark":' benchmarks/*/*.py); do \
 		$(BIN)/python -m "benchmarks.$$(basename "$$file" .py)" | tail -n 1; done
 
 clean: ## remove .venv and caches; results stay

@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-from mcjepa.data_prep.config import DatasetConfig, MovingPhotosConfig, PrepConfig
-from mcjepa.data_prep.corpora.moving_photos import generate
-from mcjepa.data_prep.corpora.moving_photos_index import MovingPhotosIndex
-from mcjepa.data_prep.leakage_index import list_guarded, make_leakage_index
-from mcjepa.data_prep.lease import Progress, Writer, sole_writer
-from mcjepa.data_prep.listing import list_inputs
-from mcjepa.data_prep.manifest import MANIFEST_NAME, DatasetManifest, Totals, read_manifest
-from mcjepa.data_prep.plan import PlannedInput, PlanSummary, split_into_shards
-from mcjepa.data_prep.plan_files import begin_plan, read_plan_inputs, require_same_plan
-from mcjepa.data_prep.publish import publish_dataset
-from mcjepa.data_prep.quarantine import InputRecord, Outcome, read_inputs
-from mcjepa.data_prep.ray_job import cluster_address, count_workers, run_tasks, running_ray
-from mcjepa.data_prep.shard_maker import ShardResult, ShardWork
-from mcjepa.data_prep.shard_tasks import make_shard
+from mcjepa.data_prep.corpora.moving_photos.generate import generate
+from mcjepa.data_prep.corpora.moving_photos.index import MovingPhotosIndex
+from mcjepa.data_prep.dataset.inputs import InputRecord, Outcome, read_inputs
+from mcjepa.data_prep.dataset.lease import Progress, Writer, sole_writer
+from mcjepa.data_prep.dataset.manifest import MANIFEST_NAME, DatasetManifest, Totals, read_manifest
+from mcjepa.data_prep.dataset.publish import publish_dataset
+from mcjepa.data_prep.filters.leakage_index import list_guarded, make_leakage_index
+from mcjepa.data_prep.plan.files import begin_plan, read_plan_inputs, require_same_plan
+from mcjepa.data_prep.plan.listing import list_inputs
+from mcjepa.data_prep.plan.plan import PlannedInput, PlanSummary, split_into_shards
+from mcjepa.data_prep.settings import DatasetConfig, MovingPhotosConfig, PrepConfig
 from mcjepa.data_prep.storage import Store, absolute_location, join_location, open_store
+from mcjepa.data_prep.workers.ray_job import cluster_address, count_workers, run_tasks, running_ray
+from mcjepa.data_prep.workers.shard_maker import ShardResult, ShardWork
+from mcjepa.data_prep.workers.shard_tasks import make_shard
 
 MOST_LISTED = 1000
 INPUTS_BETWEEN_EVENTS = 20_000
@@ -193,7 +193,7 @@ def _index_leakage(dataset: _Dataset, workers: int) -> None:
 
 
 def _deduplicate(dataset: _Dataset, workers: int) -> bool:
-    from mcjepa.data_prep.deduplicate import deduplicate
+    from mcjepa.data_prep.dataset.deduplicate import deduplicate
 
     dataset.event("duplicates", 0, 1)
     return deduplicate(

@@ -1,6 +1,6 @@
 """Pictures of scores: error maps, label overlays, sparse truth.
 
-Flow colours, feature PCA and panels are those of `pipeline.tracking.pictures`, which training draws with too.
+Flow colours, feature PCA and panels are those of `pipeline.pictures`, which training draws with too.
 
 Pictures are (H, W, 3) uint8 RGB; flow is (H, W, 2) px, (right, down).
 """
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mcjepa.pipeline.tracking.pictures import (
+from mcjepa.pipeline.pictures import (
     PANEL_PX,
     Image,
     colour_wheel,

@@ -20,7 +20,7 @@ from typing import Any
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write
 from mcjepa.evals.cards import Card, Picture, Score
-from mcjepa.evals.config import EvalConfig
+from mcjepa.evals.settings import EvalConfig
 
 SCORES_VERSION = 1
 SCORES_NAME = "scores.json"

@@ -7,7 +7,7 @@ it can reach of the padded `right`, 2r + 1 rows of T + 2r cells: the wanted valu
 a strided view. The backward pass writes the gradient into the same bands and multiplies again. Of T + 2r products in a
 row 2r + 1 are wanted: long rows are cut into stretches, short ones stay whole, because small products cost more a
 number. Maps are worked on in blocks of rows that fit a cache, and nothing but the inputs is kept.
-Measured in `benchmarks/model_correlation.py` against the loop over displacements.
+Measured in `benchmarks/model/model_correlation.py` against the loop over displacements.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ from mcjepa.model import pretrained
 from mcjepa.model.config import ModelConfig
 from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.pipeline.checkpoint import Checkpoint, complete_checkpoints, newest_weights, read_parameters, step_name
-from mcjepa.pipeline.config import validate
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.first_weights import read_run
+from mcjepa.pipeline.recipe.files import validate
+from mcjepa.pipeline.run.first_weights import read_run
 
 log = logging.getLogger(__name__)
 

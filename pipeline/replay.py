@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from mcjepa.data_prep.storage import atomic_write
 from mcjepa.model.config import ModelConfig
 from mcjepa.model.mcjepa import MCJEPA, JointLoss
-from mcjepa.pipeline.batches import StepBatch
 from mcjepa.pipeline.checkpoint.resume import check_continuation, find_start, restore
-from mcjepa.pipeline.engine import build_engine, seed_step, set_learning_rates, start_world, stop_world
+from mcjepa.pipeline.engine.engine import build_engine, seed_step, set_learning_rates, start_world, stop_world
+from mcjepa.pipeline.engine.gradients import branch_gradient_norms
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.flight_record import (
+from mcjepa.pipeline.monitor.flight_record import (
     finite_samples,
     numbers,
     read_record,
@@ -36,13 +36,13 @@ from mcjepa.pipeline.flight_record import (
     samples_of,
     state_of,
 )
-from mcjepa.pipeline.gradients import branch_gradient_norms
-from mcjepa.pipeline.loader import StepLoader, build_loader
-from mcjepa.pipeline.run_folder import RunFolder
-from mcjepa.pipeline.schedule import build_schedule
-from mcjepa.pipeline.step import run_step
+from mcjepa.pipeline.run.folder import RunFolder
+from mcjepa.pipeline.settings.train import TrainConfig
+from mcjepa.pipeline.step.schedule import build_schedule
+from mcjepa.pipeline.step.step import run_step
+from mcjepa.pipeline.stream.batches import StepBatch
+from mcjepa.pipeline.stream.loader import StepLoader, build_loader
 from mcjepa.pipeline.train import run_facts
-from mcjepa.pipeline.train_config import TrainConfig
 from mcjepa.pipeline.world import World
 
 log = logging.getLogger(__name__)

@@ -27,20 +27,20 @@ from mcjepa.model.config import ModelConfig
 from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.pipeline.checkpoint import CheckpointKeeper, newest_weights
 from mcjepa.pipeline.checkpoint.resume import find_start
-from mcjepa.pipeline.engine import build_engine, seed_step, set_learning_rates, start_world, stop_world
-from mcjepa.pipeline.first_weights import first_weights
-from mcjepa.pipeline.guards import StepSetting, StopRequest
-from mcjepa.pipeline.instruments import Instruments
-from mcjepa.pipeline.loader import StepLoader, build_loader
-from mcjepa.pipeline.micro_batches import check_micro_batches
-from mcjepa.pipeline.run_folder import RunFolder
-from mcjepa.pipeline.run_pictures import RunPictures
-from mcjepa.pipeline.run_records import RunRecords
-from mcjepa.pipeline.schedule import build_schedule
-from mcjepa.pipeline.step import run_step
-from mcjepa.pipeline.step_clock import CLOSING
-from mcjepa.pipeline.train_config import TrackingConfig, TrainConfig
-from mcjepa.pipeline.watchdog import Watchdog
+from mcjepa.pipeline.engine.engine import build_engine, seed_step, set_learning_rates, start_world, stop_world
+from mcjepa.pipeline.monitor.guards import StepSetting, StopRequest
+from mcjepa.pipeline.monitor.instruments import Instruments
+from mcjepa.pipeline.monitor.watchdog import Watchdog
+from mcjepa.pipeline.run.first_weights import first_weights
+from mcjepa.pipeline.run.folder import RunFolder
+from mcjepa.pipeline.run.pictures import RunPictures
+from mcjepa.pipeline.run.records import RunRecords
+from mcjepa.pipeline.settings.train import TrackingConfig, TrainConfig
+from mcjepa.pipeline.step.clock import CLOSING
+from mcjepa.pipeline.step.micro_batches import check_micro_batches
+from mcjepa.pipeline.step.schedule import build_schedule
+from mcjepa.pipeline.step.step import run_step
+from mcjepa.pipeline.stream.loader import StepLoader, build_loader
 from mcjepa.pipeline.world import World
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
-from mcjepa.data_prep.corpora.flow_pairs import list_pairs_as_inputs
-from mcjepa.data_prep.corpora.flow_sets import moving_photos
+from mcjepa.data_prep.corpora.flow.pairs import list_pairs_as_inputs
+from mcjepa.data_prep.corpora.flow.sets import moving_photos
 from mcjepa.data_prep.corpora.items import Input, InputKind
 from mcjepa.data_prep.corpora.samples import packaged_photos, packaged_videos
 from mcjepa.data_prep.corpora.trees import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FoundFile, Tree, part_of

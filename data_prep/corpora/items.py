@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from mcjepa.data_prep.corpora.flow_files import read_flow
+from mcjepa.data_prep.corpora.flow.files import read_flow
 from mcjepa.data_prep.corpora.image_files import read_ids, read_mask, read_rgb
 from mcjepa.data_prep.corpora.places import Location
 from mcjepa.data_prep.errors import DataError

@@ -22,14 +22,14 @@ import cv2
 from PIL import Image
 from pydantic import TypeAdapter
 
-from mcjepa.data_prep.config import DatasetConfig
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.decode.cutter import CutSample, cut_input
 from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.messages import Closed, MessageReader, write_message
 from mcjepa.data_prep.decode.videos import import_decoder
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.process import end_with_parent
+from mcjepa.data_prep.settings import DatasetConfig
+from mcjepa.data_prep.workers.process import end_with_parent
 
 if TYPE_CHECKING:
     from mcjepa.data_prep.filters.judge import SampleJudge

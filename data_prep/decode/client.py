@@ -16,13 +16,13 @@ import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from mcjepa.data_prep.config import DatasetConfig
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.decode.child import encode_config
 from mcjepa.data_prep.decode.cutter import CutSample, DroppedSample
 from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.messages import Closed, MessageReader, Silence, write_message
 from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.settings import DatasetConfig
 
 START_TIMEOUT_S = 120.0  # importing the decoder on a loaded machine
 STOP_TIMEOUT_S = 2.0

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mcjepa.data_prep.config import DatasetConfig
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.decode.encoders import SUFFIXES, encode, shrink
 from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
@@ -19,6 +18,7 @@ from mcjepa.data_prep.decode.flow_samples import encode_flow_sample, pair_frames
 from mcjepa.data_prep.decode.images import read_image
 from mcjepa.data_prep.decode.selection import IntArray, choose_starts, frames_at_rate, needed_frames
 from mcjepa.data_prep.decode.videos import ByteArray, Frame, open_video
+from mcjepa.data_prep.settings import DatasetConfig
 
 if TYPE_CHECKING:
     from mcjepa.data_prep.filters.judge import SampleJudge

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from mcjepa.data_prep.config import EncodingName
+from mcjepa.data_prep.settings import EncodingName
 
 try:
     import simplejpeg

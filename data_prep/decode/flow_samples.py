@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mcjepa.data_prep.corpora.flow_files import encode_flo
+from mcjepa.data_prep.corpora.flow.files import encode_flo
 from mcjepa.data_prep.corpora.items import FlowPair, Input
 from mcjepa.data_prep.decode.encoders import encode_png
 from mcjepa.data_prep.decode.failures import DecodeFailure

@@ -29,10 +29,10 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from mcjepa.data_prep.config import DecoderName
 from mcjepa.data_prep.decode.containers import VideoTable, read_table
 from mcjepa.data_prep.decode.failures import DecodeFailure
 from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.settings import DecoderName
 
 ByteArray = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mcjepa.data_prep.config import DatasetConfig
 from mcjepa.data_prep.corpora.items import Input
+from mcjepa.data_prep.dataset.inputs import read_lines, write_lines
 from mcjepa.data_prep.decode.encoders import shrink
 from mcjepa.data_prep.decode.images import read_image
 from mcjepa.data_prep.decode.videos import open_video
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.filters.phash import ByteArray, HashArray, bit_distances, frame_hash, hash_to_hex
-from mcjepa.data_prep.quarantine import read_lines, write_lines
+from mcjepa.data_prep.settings import DatasetConfig
 from mcjepa.data_prep.storage import FolderStore
 
 FRAME_ROLES = ("frame0", "frame1")

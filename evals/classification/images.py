@@ -19,7 +19,7 @@ from PIL import Image as PillowImage
 from mcjepa.data_prep.corpora.image_files import read_rgb
 from mcjepa.data_prep.corpora.inputs import list_image_classes
 from mcjepa.data_prep.errors import DataError
-from mcjepa.evals.classification.config import ClassifyConfig
+from mcjepa.evals.classification.settings import ClassifyConfig
 from mcjepa.evals.progress import evenly_spaced
 
 FILTERS = {

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mcjepa.data_prep.errors import DataError
-from mcjepa.evals.classification.config import ClassifyConfig
 from mcjepa.evals.classification.features import PooledFeatures
 from mcjepa.evals.classification.knn import TOP
+from mcjepa.evals.classification.settings import ClassifyConfig
 
 MOMENTUM = 0.9
 WEIGHT_STD = 0.01

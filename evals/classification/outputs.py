@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from mcjepa.data_prep.storage import atomic_write
 from mcjepa.evals.cards import Picture
-from mcjepa.evals.classification.config import ClassifyConfig
 from mcjepa.evals.classification.features import PooledFeatures
 from mcjepa.evals.classification.images import ClassifyData
+from mcjepa.evals.classification.settings import ClassifyConfig
 from mcjepa.evals.pictures import side_by_side, write_png
 from mcjepa.evals.progress import evenly_spaced
 

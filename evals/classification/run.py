@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from mcjepa.evals.cards import Score
-from mcjepa.evals.classification.config import ClassifyConfig
 from mcjepa.evals.classification.images import read_class_folders
 from mcjepa.evals.classification.score import score_classify
-from mcjepa.evals.model_under_test import Subject
+from mcjepa.evals.classification.settings import ClassifyConfig
 from mcjepa.evals.progress import OnEvent
 from mcjepa.evals.sets import set_folder
+from mcjepa.evals.subject import Subject
 
 
 def run_classify(subject: Subject, config: ClassifyConfig, seed: int, out: Path, on_event: OnEvent) -> Score:

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from mcjepa.evals.cards import Card, Score, package_versions
-from mcjepa.evals.classification.config import ClassifyConfig
 from mcjepa.evals.classification.features import FeatureCache, PooledFeatures
 from mcjepa.evals.classification.images import ClassifyData
 from mcjepa.evals.classification.knn import TOP, knn_predictions
 from mcjepa.evals.classification.linear import LinearResult, train_linear
 from mcjepa.evals.classification.outputs import draw_pictures, write_tables
-from mcjepa.evals.model_under_test import ModelUnderTest, Subject
+from mcjepa.evals.classification.settings import ClassifyConfig
 from mcjepa.evals.progress import EvalEvent, OnEvent, silent
+from mcjepa.evals.subject import ModelUnderTest, Subject
 
 MAIN_K = 20
 EVENTS = 200

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mcjepa.evals.flow.config import BASELINES
+from mcjepa.evals.flow.settings import BASELINES
 
 FlowMethod = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]
 """Two RGB frames (H, W, 3) uint8 to the flow (H, W, 2) float32 from the first to the second, px, (right,

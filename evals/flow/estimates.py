@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from mcjepa.data_prep.corpora.flow_files import read_flow
+from mcjepa.data_prep.corpora.flow.files import read_flow
 from mcjepa.data_prep.corpora.items import FlowPair
 from mcjepa.data_prep.errors import DataError
 

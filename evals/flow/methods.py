@@ -16,7 +16,7 @@ from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.flow.baselines import FlowMethod, baseline_method
 from mcjepa.evals.flow.estimates import EstimateFolder
 from mcjepa.evals.flow.resizing import model_size, resize_flow, resize_frame
-from mcjepa.evals.model_under_test import ModelUnderTest, Subject, image_tensor
+from mcjepa.evals.subject import ModelUnderTest, Subject, image_tensor
 
 Frame = NDArray[np.uint8]
 Flow = NDArray[np.float32]

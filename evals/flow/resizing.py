@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcjepa.evals.flow.config import RESIZE_FORMS
+from mcjepa.evals.flow.settings import RESIZE_FORMS
 
 
 def model_size(resize: str, size: tuple[int, int]) -> tuple[int, int]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from mcjepa.data_prep.corpora import FLOW_SCANS
-from mcjepa.data_prep.corpora.flow_places import find_set_folder
+from mcjepa.data_prep.corpora.flow.places import find_set_folder
 from mcjepa.evals.cards import Score
-from mcjepa.evals.flow.config import FlowEvalConfig
 from mcjepa.evals.flow.methods import Entrant
 from mcjepa.evals.flow.score import FlowSet, score_flow
+from mcjepa.evals.flow.settings import FlowEvalConfig
 from mcjepa.evals.progress import OnEvent, silent
 from mcjepa.evals.sets import set_reader
 

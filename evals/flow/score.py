@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mcjepa.data_prep.corpora.flow_scans import FlowScan
+from mcjepa.data_prep.corpora.flow.scans import FlowScan
 from mcjepa.data_prep.corpora.items import FlowPair
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import Card, Score, package_versions
-from mcjepa.evals.flow.config import FlowEvalConfig
 from mcjepa.evals.flow.estimates import EstimateFolder
 from mcjepa.evals.flow.gallery import draw_gallery
 from mcjepa.evals.flow.methods import MODEL, Entrant, Methods, flow_methods
@@ -22,8 +21,9 @@ from mcjepa.evals.flow.metrics import FlowSums, add_sums, summarise
 from mcjepa.evals.flow.overlap import Failure
 from mcjepa.evals.flow.pairs import MeasuredPair, measure_pairs
 from mcjepa.evals.flow.resizing import describe
-from mcjepa.evals.model_under_test import Subject
+from mcjepa.evals.flow.settings import FlowEvalConfig
 from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, silent
+from mcjepa.evals.subject import Subject
 
 MOST_MISSING_NAMED = 20
 _MASKS = (

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from mcjepa.data_prep.corpora.flow_files import FloatArray, encode_flo, write_kitti_png
+from mcjepa.data_prep.corpora.flow.files import FloatArray, encode_flo, write_kitti_png
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write, explained_disk_errors
 from mcjepa.evals.infer.clip import Clip
-from mcjepa.evals.infer.config import InferConfig
 from mcjepa.evals.infer.palette import Palette
+from mcjepa.evals.infer.settings import InferConfig
 from mcjepa.evals.pictures import write_png
 
 SUFFIXES = {"flo": "flo", "kitti": "png", "colour": "png", "features": "png"}

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mcjepa.data_prep.corpora.flow_files import FloatArray, read_flo
+from mcjepa.data_prep.corpora.flow.files import FloatArray, read_flo
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.infer.clip import Clip, Frame, read_alike
-from mcjepa.evals.infer.config import InferConfig
 from mcjepa.evals.infer.palette import Palette, feature_basis, longest_flow
 from mcjepa.evals.infer.products import ClipFolder
+from mcjepa.evals.infer.settings import InferConfig
 from mcjepa.evals.infer.tiling import tiled_features, tiled_flow
-from mcjepa.evals.model_under_test import ModelUnderTest, image_tensor
 from mcjepa.evals.progress import evenly_spaced
+from mcjepa.evals.subject import ModelUnderTest, image_tensor
 from mcjepa.evals.video_writer import VideoWriter
 
 SAMPLED = 4

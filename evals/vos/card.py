@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mcjepa.evals.cards import Card, package_versions
-from mcjepa.evals.model_under_test import Subject
-from mcjepa.evals.vos.config import VosConfig
+from mcjepa.evals.subject import Subject
 from mcjepa.evals.vos.sequence import SequenceScorer
+from mcjepa.evals.vos.settings import VosConfig
 
 OFFICIAL_SEQUENCES = {"davis": 30, "davis2017": 30, "davis2016": 20, "davis2017-test-dev": 30}
 """Sequences of the official lists."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mcjepa.evals.vos.config import VosConfig
+from mcjepa.evals.vos.settings import VosConfig
 
 
 def encoded_size(size: tuple[int, int], config: VosConfig) -> tuple[int, int]:

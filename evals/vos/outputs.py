@@ -10,8 +10,8 @@ from mcjepa.data_prep.corpora.image_files import write_id_png
 from mcjepa.data_prep.corpora.items import MaskedVideo
 from mcjepa.evals.pictures import overlay_labels
 from mcjepa.evals.video_writer import VideoWriter
-from mcjepa.evals.vos.config import VosConfig
 from mcjepa.evals.vos.sequence import Ids
+from mcjepa.evals.vos.settings import VosConfig
 
 
 class MaskSink:

@@ -2,7 +2,7 @@
 
 For a frame t the context is the first frame and the last n frames. A cell's features q are compared with the
 context's cells k within a radius of its own place; the best `top_k` of all context frames together vote with weights
-softmax(q.k / temperature). Labels stay soft. Sources: DINO, CRW and VFS, see `evals.vos.config`.
+softmax(q.k / temperature). Labels stay soft. Sources: DINO, CRW and VFS, see `evals.vos.settings`.
 
 Only the context's features are held, never a video's. The affinity is computed for one square tile of queries at a
 time against the part of the context that the tile can reach, and for part of the tile where that is still large.
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcjepa.evals.vos.config import Neighbourhood, VosConfig
+from mcjepa.evals.vos.settings import Neighbourhood, VosConfig
 
 AFFINITY_BYTES = 48 << 20
 GROUP_KEYS = 64

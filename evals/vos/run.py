@@ -6,11 +6,11 @@ from pathlib import Path
 
 from mcjepa.data_prep.corpora import VOS_SETS
 from mcjepa.evals.cards import Score
-from mcjepa.evals.model_under_test import Subject
 from mcjepa.evals.progress import OnEvent, silent
 from mcjepa.evals.sets import set_folder, set_reader
-from mcjepa.evals.vos.config import VosConfig
+from mcjepa.evals.subject import Subject
 from mcjepa.evals.vos.score import score_vos_estimates, score_vos_set
+from mcjepa.evals.vos.settings import VosConfig
 
 
 def run_vos(subject: Subject, config: VosConfig, out: Path, on_event: OnEvent) -> Score:

@@ -15,14 +15,14 @@ from torch import Tensor
 from mcjepa.data_prep.corpora.items import MaskedVideo
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import Card, Picture, Score
-from mcjepa.evals.model_under_test import Subject
 from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, silent
+from mcjepa.evals.subject import Subject
 from mcjepa.evals.vos.card import SetFacts, vos_card
-from mcjepa.evals.vos.config import VosConfig
 from mcjepa.evals.vos.drawing import SequenceViews, draw_sequence
 from mcjepa.evals.vos.estimates import read_estimates, require_estimates
 from mcjepa.evals.vos.outputs import MaskSink
 from mcjepa.evals.vos.sequence import COPY_FIRST, Ids, SequenceScorer, frame_place, read_ids_of
+from mcjepa.evals.vos.settings import VosConfig
 from mcjepa.evals.vos.tracking import track_masks
 
 PCA_FRAMES = 5

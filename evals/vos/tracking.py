@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcjepa.data_prep.corpora.items import MaskedVideo
-from mcjepa.evals.model_under_test import ModelUnderTest, features_by_stride, image_tensor, map_of_stride
-from mcjepa.evals.vos.config import VosConfig
+from mcjepa.evals.subject import ModelUnderTest, features_by_stride, image_tensor, map_of_stride
 from mcjepa.evals.vos.label_grid import encoded_size, first_labels, labels_to_mask
 from mcjepa.evals.vos.propagation import propagate_labels
 from mcjepa.evals.vos.sequence import Ids
+from mcjepa.evals.vos.settings import VosConfig
 
 OnFeatures = Callable[[int, Tensor], None]
 """Called with every frame's number and features (C, h, w)."""

@@ -19,16 +19,16 @@ from safetensors import SafetensorError
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write
-from mcjepa.pipeline.checkpoint.agreement import from_first_rank, of_all_ranks
+from mcjepa.pipeline.agreement import from_first_rank, of_all_ranks
 from mcjepa.pipeline.checkpoint.manifest import MANIFEST, VERSION, Checkpoint, remove_old, step_name
 from mcjepa.pipeline.checkpoint.resume import check_continuation, restore
 from mcjepa.pipeline.checkpoint.state_file import state_name, write_state
 from mcjepa.pipeline.checkpoint.upload import Upload, Uploader
 from mcjepa.pipeline.checkpoint.weights import save_weights
-from mcjepa.pipeline.engine_state import loss_scale_state, own_pieces, parameter_shapes, updates_done
+from mcjepa.pipeline.engine.state import loss_scale_state, own_pieces, parameter_shapes, updates_done
 from mcjepa.pipeline.errors import RunError
-from mcjepa.pipeline.run_folder import CHECKPOINTS, WEIGHTS, RunFolder
-from mcjepa.pipeline.train_config import CheckpointConfig
+from mcjepa.pipeline.run.folder import CHECKPOINTS, WEIGHTS, RunFolder
+from mcjepa.pipeline.settings.train import CheckpointConfig
 from mcjepa.pipeline.world import World
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from typing import Any
 
 from mcjepa.data_prep.errors import AbsentKey
 from mcjepa.data_prep.storage import FolderStore, Store, open_store
-from mcjepa.pipeline.run_folder import CHECKPOINTS, WEIGHTS
-from mcjepa.pipeline.train_config import CheckpointConfig
+from mcjepa.pipeline.run.folder import CHECKPOINTS, WEIGHTS
+from mcjepa.pipeline.settings.train import CheckpointConfig
 
 log = logging.getLogger(__name__)
 VERSION = 2

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import Store
-from mcjepa.pipeline.engine_state import Piece
+from mcjepa.pipeline.engine.state import Piece
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

@@ -10,9 +10,9 @@ from mcjepa.data_prep.storage import Store
 from mcjepa.model import pretrained
 from mcjepa.pipeline.checkpoint.manifest import Checkpoint, step_name
 from mcjepa.pipeline.checkpoint.state_file import DTYPES, fill_pieces, read_index
-from mcjepa.pipeline.engine import gathered_parameters
-from mcjepa.pipeline.engine_state import BUFFER, WEIGHT, Piece
-from mcjepa.pipeline.run_folder import WEIGHTS
+from mcjepa.pipeline.engine.engine import gathered_parameters
+from mcjepa.pipeline.engine.state import BUFFER, WEIGHT, Piece
+from mcjepa.pipeline.run.folder import WEIGHTS
 from mcjepa.pipeline.world import World
 
 

@@ -16,11 +16,11 @@ from mcjepa.cluster.drill import Disturbance, Kind, Rehearsal, disturb, train_wh
 from mcjepa.cluster.local import INTERRUPTED
 from mcjepa.cluster.preflight.findings import errors_of
 from mcjepa.data_prep.errors import DataError
-from mcjepa.pipeline.cli.launch_site import launch_errors
-from mcjepa.pipeline.cli.recipe import load_recipe, required
-from mcjepa.pipeline.cli.short_run import write_short_recipe
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.train_config import TrainConfig
+from mcjepa.pipeline.launch.sites import launch_errors
+from mcjepa.pipeline.recipe.recipe import load_recipe, required
+from mcjepa.pipeline.recipe.short import write_short_recipe
+from mcjepa.pipeline.settings.train import TrainConfig
 
 REJECTED = 3
 EVERY_STEPS = 2
@@ -68,7 +68,7 @@ def _ranks(config: TrainConfig, kind: str) -> int:
     Raises:
         UsageError: a node is to be lost and the lanes allow one rank only.
     """
-    from mcjepa.pipeline.stream import check_world_size
+    from mcjepa.pipeline.stream.order import check_world_size
 
     batches = [batch for batch in (config.stream.pair_batch, config.stream.view_batch) if batch]
     try:
@@ -81,7 +81,7 @@ def _ranks(config: TrainConfig, kind: str) -> int:
 
 
 def _check_datasets(config: TrainConfig) -> None:
-    from mcjepa.pipeline.cli.plan_facts import read_streams
+    from mcjepa.pipeline.launch.facts import read_streams
 
     problems = errors_of(read_streams(config.stream, config.seed)[1])
     if problems:
@@ -114,7 +114,7 @@ def _rehearse(
 
 
 def _rehearsal(plain: Mapping[str, Any], folder: Path, steps: int, ranks: int, grace_s: float) -> Rehearsal:
-    from mcjepa.pipeline.meters import read_records
+    from mcjepa.pipeline.monitor.meters import read_records
     from mcjepa.pipeline.tracking import quiet_environment
 
     recipe = write_short_recipe(plain, folder, steps, EVERY_STEPS)

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcjepa.data_prep.errors import DataError
-from mcjepa.pipeline.cli.eval_records import record_scores
+from mcjepa.evals.record import record_scores
 from mcjepa.pipeline.cli.evaluate import PARTIAL, exit_code, print_scores, score
-from mcjepa.pipeline.cli.recipe import Recipe, load_recipe, required
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.run_weights import RunWeights
+from mcjepa.pipeline.recipe.recipe import Recipe, load_recipe, required
+from mcjepa.pipeline.run.weights import RunWeights
 
 if TYPE_CHECKING:
     from mcjepa.evals.cards import Score
-    from mcjepa.evals.model_under_test import Weights
+    from mcjepa.evals.subject import Weights
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +92,8 @@ def _follow(weights: RunWeights, recipe: Recipe, arguments: argparse.Namespace) 
 
 def _evaluate(recipe: Recipe, plain: dict[str, Any], folder: Path, again: bool) -> Evaluated:
     """Scores one weights folder, records it and renews the report; what is there already is not done again."""
-    from mcjepa.evals.model_under_test import read_weights
     from mcjepa.evals.score_file import evaluation_key, read_scores, stored_key
+    from mcjepa.evals.subject import read_weights
 
     started = time.perf_counter()
     config = required(recipe.eval, "eval", recipe)
@@ -106,7 +106,7 @@ def _evaluate(recipe: Recipe, plain: dict[str, Any], folder: Path, again: bool) 
         log.info("%s has been scored already; --again scores it again", folder.name)
         scores = read_scores(out)
     run_id = record_scores(recipe.tracking, f"{recipe.name} {folder.name}", plain["eval"], scores, out)
-    from mcjepa.pipeline.cli.report import write_results
+    from mcjepa.evals.report.chain import write_results
 
     seconds = round(time.perf_counter() - started, 1)
     write_results(recipe, scores, known, {"eval": run_id, "seconds": seconds})

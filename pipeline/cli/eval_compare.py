@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from mcjepa.pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from mcjepa.evals.comparison import ComparedScore, Evaluated
+    from mcjepa.evals.report.compare import ComparedScore, Evaluated
 
 
 def compare_evaluations(arguments: argparse.Namespace) -> int:
     """Reads evaluations, writes the page and prints the table."""
-    from mcjepa.evals.comparison import compare
-    from mcjepa.evals.report import write_report
-    from mcjepa.evals.report_content import ReportContent
+    from mcjepa.evals.report.compare import compare
+    from mcjepa.evals.report.content import ReportContent
+    from mcjepa.evals.report.page import write_report
 
     evaluations = [found for word in arguments.folders for found in read_evaluations(word)]
     labels = [evaluated.label for evaluated in evaluations]
@@ -44,7 +44,7 @@ def read_evaluations(word: str) -> list[Evaluated]:
         UsageError: there is no such folder.
         DataError: there are no scores in it, or they are damaged.
     """
-    from mcjepa.evals.comparison import Evaluated
+    from mcjepa.evals.report.compare import Evaluated
     from mcjepa.evals.score_file import SCORES_NAME, read_scores
 
     label, separator, place = word.partition("=")

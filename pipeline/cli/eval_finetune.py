@@ -14,7 +14,7 @@ from mcjepa.pipeline.cli.evaluate import evaluate_one
 from mcjepa.pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from mcjepa.evals.segmentation.finetune_config import FinetuneConfig
+    from mcjepa.evals.finetune.settings import FinetuneConfig
 
 ALIASES = {"voc": "voc2012"}
 """Short names of sets."""
@@ -22,9 +22,9 @@ ALIASES = {"voc": "voc2012"}
 
 def evaluate_finetune(arguments: argparse.Namespace) -> int:
     """Fine-tunes one set of weights on the set that the command line names, and scores it; one rank or all."""
-    from mcjepa.evals.config import EvalConfig
-    from mcjepa.evals.segmentation.finetune_config import FinetuneConfig
-    from mcjepa.pipeline.config import apply_overrides, validate
+    from mcjepa.evals.finetune.settings import FinetuneConfig
+    from mcjepa.evals.settings import EvalConfig
+    from mcjepa.pipeline.recipe.files import apply_overrides, validate
     from mcjepa.pipeline.world import adopt_world, slurm_variables
 
     content = apply_overrides({}, arguments.overrides)

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcjepa.pipeline.cli.eval_records import publish
+from mcjepa.evals.record import publish
 from mcjepa.pipeline.cli.evaluate import OK, PARTIAL, require_weights, shown_events, take_optional_weights
 from mcjepa.pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from mcjepa.evals.cards import Score
-    from mcjepa.evals.config import EvalConfig
     from mcjepa.evals.flow.methods import Entrant
+    from mcjepa.evals.settings import EvalConfig
 
 GENERAL = ("device", "threads")
 """Settings of all evaluations that this command takes too."""
@@ -72,9 +72,9 @@ def _set_names(text: str, for_submission: bool) -> list[str]:
 
 
 def _settings(arguments: argparse.Namespace, names: Sequence[str]) -> EvalConfig:
-    from mcjepa.evals.config import EvalConfig
-    from mcjepa.evals.flow.config import BASELINES, FlowEvalConfig
-    from mcjepa.pipeline.config import apply_overrides, validate
+    from mcjepa.evals.flow.settings import BASELINES, FlowEvalConfig
+    from mcjepa.evals.settings import EvalConfig
+    from mcjepa.pipeline.recipe.files import apply_overrides, validate
 
     content = apply_overrides({}, arguments.overrides)
     general = {name: content.pop(name) for name in GENERAL if name in content}
@@ -107,7 +107,7 @@ def _entrant(arguments: argparse.Namespace, config: EvalConfig) -> Entrant | Non
         return Entrant(name=f"estimates in {folder.name}", estimates=folder)
     if not arguments.weights:
         return None
-    from mcjepa.evals.model_under_test import load_subject
+    from mcjepa.evals.subject import load_subject
 
     return Entrant.of(load_subject(arguments.weights, config.device, config.seed))
 
@@ -127,7 +127,7 @@ def _score(arguments: argparse.Namespace, config: EvalConfig) -> list[Score]:
 
 def _submit(arguments: argparse.Namespace, names: Sequence[str], config: EvalConfig) -> int:
     from mcjepa.data_prep.corpora import FLOW_TEST_SETS
-    from mcjepa.data_prep.corpora.flow_places import find_set_folder
+    from mcjepa.data_prep.corpora.flow.places import find_set_folder
     from mcjepa.evals.flow.estimates import EstimateFolder
     from mcjepa.evals.flow.methods import flow_methods
     from mcjepa.evals.flow.submission import check_submission, require_whole, write_submission

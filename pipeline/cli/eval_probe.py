@@ -12,11 +12,11 @@ SHORT_NAMES = {"voc": "voc2012"}
 def evaluate_probe(arguments: argparse.Namespace) -> int:
     """Scores one set of weights on the set that the command line names, by a named protocol and its overrides."""
     from mcjepa.data_prep.errors import DataError
-    from mcjepa.evals.config import EvalConfig
-    from mcjepa.evals.segmentation.config import ProbeConfig
-    from mcjepa.evals.segmentation.protocols import PROTOCOL_OF_SET, PROTOCOLS, protocol_settings
-    from mcjepa.pipeline.config import apply_overrides, validate
+    from mcjepa.evals.probe.protocols import PROTOCOL_OF_SET, PROTOCOLS, protocol_settings
+    from mcjepa.evals.probe.settings import ProbeConfig
+    from mcjepa.evals.settings import EvalConfig
     from mcjepa.pipeline.errors import UsageError
+    from mcjepa.pipeline.recipe.files import apply_overrides, validate
 
     data_set = SHORT_NAMES.get(arguments.set, arguments.set)
     usual = "knn" if arguments.head == "knn" else PROTOCOL_OF_SET.get(data_set, "cached")

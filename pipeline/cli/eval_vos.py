@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mcjepa.pipeline.cli.eval_records import publish
+from mcjepa.evals.record import publish
 from mcjepa.pipeline.cli.evaluate import evaluate_one, exit_code, print_scores, shown_events, take_optional_weights
 from mcjepa.pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from mcjepa.evals.vos.config import VosConfig
+    from mcjepa.evals.vos.settings import VosConfig
 
 
 def evaluate_vos(arguments: argparse.Namespace) -> int:
@@ -24,7 +24,7 @@ def evaluate_vos(arguments: argparse.Namespace) -> int:
     config = _settings(arguments)
     if arguments.estimates:
         return _score_files(arguments, config)
-    from mcjepa.evals.config import EvalConfig
+    from mcjepa.evals.settings import EvalConfig
 
     code = evaluate_one(arguments, EvalConfig(vos=config))
     _say_where(arguments, config)
@@ -32,8 +32,8 @@ def evaluate_vos(arguments: argparse.Namespace) -> int:
 
 
 def _settings(arguments: argparse.Namespace) -> VosConfig:
-    from mcjepa.evals.vos.config import PRESETS, VosConfig
-    from mcjepa.pipeline.config import apply_overrides, validate
+    from mcjepa.evals.vos.settings import PRESETS, VosConfig
+    from mcjepa.pipeline.recipe.files import apply_overrides, validate
 
     if arguments.preset not in PRESETS:
         raise UsageError(f"--preset is {arguments.preset!r}, expected one of {', '.join(PRESETS)}")

@@ -17,8 +17,8 @@ from mcjepa.pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from mcjepa.evals.cards import Score
-    from mcjepa.evals.config import EvalConfig
     from mcjepa.evals.progress import OnEvent
+    from mcjepa.evals.settings import EvalConfig
 
 OK, PARTIAL = 0, 4
 MOST_NAMED = 5
@@ -28,7 +28,7 @@ MOST_NAMED = 5
 def evaluate_one(arguments: argparse.Namespace, config: EvalConfig) -> int:
     """One benchmark on the weights that the command line names, without a recipe."""
     scores = score(require_weights(arguments.weights), config, Path(arguments.out))
-    from mcjepa.pipeline.cli.eval_records import publish
+    from mcjepa.evals.record import publish
 
     publish(arguments, scores)
     print_scores(scores, arguments.json, {s.name: dict(s.metrics) for s in scores})

@@ -13,16 +13,16 @@ from mcjepa.pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from mcjepa.evals.infer.clip import Clip
-    from mcjepa.evals.infer.config import InferConfig
     from mcjepa.evals.infer.run import ClipResult
-    from mcjepa.evals.model_under_test import McJepaUnderTest
+    from mcjepa.evals.infer.settings import InferConfig
+    from mcjepa.evals.subject import McJepaUnderTest
 
 PARTIAL, REJECTED = 4, 3
 
 
 def run_infer(arguments: argparse.Namespace) -> int:
     """Writes the results of every input; one that fails is named and the others are done."""
-    from mcjepa.pipeline.cli.infer_inputs import open_clips
+    from mcjepa.evals.infer.inputs import open_clips
 
     config = _settings(arguments)
     if arguments.max_frames < 0:
@@ -44,8 +44,8 @@ def run_infer(arguments: argparse.Namespace) -> int:
 def _settings(arguments: argparse.Namespace) -> InferConfig:
     import difflib
 
-    from mcjepa.evals.infer.config import PRODUCTS, InferConfig
-    from mcjepa.pipeline.config import validate
+    from mcjepa.evals.infer.settings import PRODUCTS, InferConfig
+    from mcjepa.pipeline.recipe.files import validate
 
     names = [name.strip() for name in arguments.write.split(",") if name.strip()]
     for name in names:
@@ -65,7 +65,7 @@ def _settings(arguments: argparse.Namespace) -> InferConfig:
 
 
 def _load(weights: Path, device: str) -> tuple[McJepaUnderTest, str]:
-    from mcjepa.evals.model_under_test import choose_device, load_model, read_weights
+    from mcjepa.evals.subject import choose_device, load_model, read_weights
 
     try:
         known = read_weights(weights)

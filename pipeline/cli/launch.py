@@ -19,11 +19,11 @@ from mcjepa.cluster.status import read_status
 from mcjepa.cluster.submit import job_script, submit
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import absolute_location, atomic_write
-from mcjepa.pipeline.cli.launch_site import jobs_folder, launch_errors, launched_folders, load_site
-from mcjepa.pipeline.cli.launch_sweep import sweep_runs
-from mcjepa.pipeline.cli.recipe import Recipe, load_recipe, required
-from mcjepa.pipeline.config import validate
 from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.launch.sites import jobs_folder, launch_errors, launched_folders, load_site
+from mcjepa.pipeline.recipe.files import validate
+from mcjepa.pipeline.recipe.recipe import Recipe, load_recipe, required
+from mcjepa.pipeline.recipe.sweep import sweep_runs
 
 MODULE = ("-m", "mcjepa.pipeline.cli")
 RECIPE_NAME = "recipe.yaml"
@@ -100,7 +100,7 @@ def build_job(
 
 
 def _train_elements(recipe: Recipe, site: Site, folder: Path, ranks: int) -> tuple[Element, ...]:
-    from mcjepa.pipeline.stream import check_world_size
+    from mcjepa.pipeline.stream.order import check_world_size
 
     config = required(recipe.train, "train", recipe)
     check_world_size(ranks, [batch for batch in (config.stream.pair_batch, config.stream.view_batch) if batch])
@@ -155,7 +155,7 @@ def _preflight(job: Job, recipe: Recipe, *, refuse: bool) -> list[str]:
     """
     if job.stage != "train":
         return []
-    from mcjepa.pipeline.cli.preflight import launch_findings
+    from mcjepa.pipeline.launch.preflight import launch_findings
 
     findings = launch_findings(recipe, job.site, job.need)
     errors = [str(finding) for finding in findings if finding.severity == "error"]

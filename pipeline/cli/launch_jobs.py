@@ -12,7 +12,7 @@ from pathlib import Path
 from mcjepa.cluster.job import Element, read_record
 from mcjepa.cluster.status import cancel, log_files, read_status
 from mcjepa.data_prep.storage import open_store
-from mcjepa.pipeline.cli.launch_site import launch_errors, launched_folders
+from mcjepa.pipeline.launch.sites import launch_errors, launched_folders
 
 
 def launch_status(arguments: argparse.Namespace) -> int:

@@ -154,7 +154,7 @@ def _add_recipe(commands: Commands) -> None:
         "recipe",
         "print a recipe with everything resolved, or every key with its meaning",
         "mcjepa recipe quickstart train.steps=200",
-        "mcjepa.pipeline.cli.recipe:print_recipe",
+        "mcjepa.pipeline.recipe.recipe:print_recipe",
     )
     add_recipe_arguments(parser)
     parser.add_argument("--keys", action="store_true", help="print every key with its type, default and meaning")

@@ -15,11 +15,11 @@ from typing import Any
 from mcjepa.cluster.preflight.data import ClusterFacts
 from mcjepa.cluster.preflight.findings import errors_of, table
 from mcjepa.cluster.site import needed
-from mcjepa.pipeline.cli import plan_facts
-from mcjepa.pipeline.cli.launch_site import load_site
-from mcjepa.pipeline.cli.preflight import Setting, preflight, site_memory
-from mcjepa.pipeline.cli.recipe import load_recipe, required
 from mcjepa.pipeline.errors import RunError, UsageError
+from mcjepa.pipeline.launch import facts as plan_facts
+from mcjepa.pipeline.launch.preflight import Setting, preflight, site_memory
+from mcjepa.pipeline.launch.sites import load_site
+from mcjepa.pipeline.recipe.recipe import load_recipe, required
 
 REJECTED = 3
 
@@ -77,8 +77,8 @@ def _measure(plain: Mapping[str, Any], place: Setting, steps: int) -> float:
         RunError: the steps failed.
     """
     from mcjepa.cluster.local import run_ranks
-    from mcjepa.pipeline.cli.short_run import write_short_recipe
-    from mcjepa.pipeline.meters import read_records
+    from mcjepa.pipeline.monitor.meters import read_records
+    from mcjepa.pipeline.recipe.short import write_short_recipe
     from mcjepa.pipeline.tracking import quiet_environment
 
     if place.cluster.nodes > 1 or (place.site and place.site.kind == "slurm"):

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from mcjepa.pipeline.cli.evaluate import write_json
 from mcjepa.pipeline.cli.output import StageProgress
 from mcjepa.pipeline.cli.prep_output import Speed, describe, describe_requeue, print_plan, print_report, print_status
-from mcjepa.pipeline.cli.recipe import Recipe, load_recipe, required
+from mcjepa.pipeline.recipe.recipe import Recipe, load_recipe, required
 
 if TYPE_CHECKING:
-    from mcjepa.data_prep.config import PrepConfig
     from mcjepa.data_prep.job import ProgressEvent
+    from mcjepa.data_prep.settings import PrepConfig
 
 OK, REJECTED, PARTIAL = 0, 3, 4
 
@@ -25,7 +25,7 @@ def prep_plan(arguments: argparse.Namespace) -> int:
     """`mcjepa prep plan`: nothing is written."""
     recipe, _ = load_recipe(arguments.recipe, arguments.overrides)
     config: PrepConfig = required(recipe.prep, "prep", recipe)
-    from mcjepa.data_prep.forecast import plan_prep
+    from mcjepa.data_prep.plan.forecast import plan_prep
 
     if config.moving_photos and not Path(config.moving_photos.out).is_dir():
         made = config.moving_photos
@@ -71,7 +71,7 @@ def prep_status(arguments: argparse.Namespace) -> int:
     """`mcjepa prep status`: reads the datasets' folders only."""
     recipe, _ = load_recipe(arguments.recipe, arguments.overrides)
     config: PrepConfig = required(recipe.prep, "prep", recipe)
-    from mcjepa.data_prep.status import read_status
+    from mcjepa.data_prep.dataset.status import read_status
 
     found = {name: read_status(location) for name, location in _locations(config).items()}
     if arguments.json:
@@ -86,7 +86,7 @@ def prep_audit(arguments: argparse.Namespace) -> int:
     """`mcjepa prep audit`: 0 where everything agrees, else 3."""
     recipe, _ = load_recipe(arguments.recipe, arguments.overrides)
     config: PrepConfig = required(recipe.prep, "prep", recipe)
-    from mcjepa.data_prep.audit import audit_dataset
+    from mcjepa.data_prep.dataset.audit import audit_dataset
 
     reports = {name: audit_dataset(location) for name, location in _locations(config).items()}
     if arguments.json:
@@ -104,7 +104,7 @@ def prep_requeue(arguments: argparse.Namespace) -> int:
     """`mcjepa prep requeue`: 4 where inputs are still quarantined."""
     recipe, _ = load_recipe(arguments.recipe, arguments.overrides)
     config: PrepConfig = required(recipe.prep, "prep", recipe)
-    from mcjepa.data_prep.requeue import requeue
+    from mcjepa.data_prep.dataset.requeue import requeue
 
     with StageProgress("prep") as progress:
 
@@ -128,7 +128,7 @@ def prep_card(arguments: argparse.Namespace) -> int:
     """`mcjepa prep card`: one page a dataset, in its own folder."""
     recipe, _ = load_recipe(arguments.recipe, arguments.overrides)
     config: PrepConfig = required(recipe.prep, "prep", recipe)
-    from mcjepa.data_prep.card import write_card
+    from mcjepa.data_prep.card.content import write_card
 
     pages = {name: write_card(location) for name, location in _locations(config).items()}
     print(json.dumps(pages) if arguments.json else "\n".join(f"{name:<14} {page}" for name, page in pages.items()))
@@ -146,7 +146,7 @@ def _submit(address: str, plain: dict[str, Any]) -> int:
     """Runs the job on a cluster; the recipe is sent resolved."""
     import yaml
 
-    from mcjepa.data_prep.ray_submit import submit_prep
+    from mcjepa.data_prep.workers.ray_submit import submit_prep
 
     succeeded = submit_prep(address, yaml.safe_dump(plain, sort_keys=False), lambda text: print(text, flush=True))
     return OK if succeeded else REJECTED

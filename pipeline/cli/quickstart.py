@@ -19,10 +19,10 @@ from typing import Any
 
 from mcjepa.cluster.local import run_command
 from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.report.chain import tracking_command
 from mcjepa.pipeline.cli.evaluate import write_json
-from mcjepa.pipeline.cli.recipe import Recipe, load_recipe
-from mcjepa.pipeline.cli.report import tracking_command
 from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.recipe.recipe import Recipe, load_recipe
 from mcjepa.pipeline.tracking import quiet_environment
 
 PARTIAL = 4

@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from mcjepa.pipeline.cli.recipe import load_recipe, required
 from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.recipe.recipe import load_recipe, required
 
 PARTIAL = 4
 BUSY_WAIT_S = 60.0

@@ -12,9 +12,9 @@ import time
 from mcjepa.data_prep.storage import open_store
 from mcjepa.model.config import ModelConfig
 from mcjepa.pipeline.cli.output import StageProgress
-from mcjepa.pipeline.cli.recipe import load_recipe, required
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.train_config import TrainConfig
+from mcjepa.pipeline.recipe.recipe import load_recipe, required
+from mcjepa.pipeline.settings.train import TrainConfig
 
 INTERRUPTED = 130
 
@@ -32,7 +32,7 @@ def _fitting_ranks(config: TrainConfig) -> int:
     """One rank a GPU, else one a core of ours, rounded down to what the lanes of the streams allow."""
     import torch
 
-    from mcjepa.pipeline.stream import check_world_size
+    from mcjepa.pipeline.stream.order import check_world_size
 
     most = torch.cuda.device_count() or len(os.sched_getaffinity(0))
     batches = [batch for batch in (config.stream.pair_batch, config.stream.view_batch) if batch]

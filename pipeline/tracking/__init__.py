@@ -1,6 +1,6 @@
 """Where a stage's records go: MLflow at once (`Tracker`), or through a spool that survives it (`run_tracker`)."""
 
-from mcjepa.pipeline.tracking.mlflow_run import (
+from mcjepa.pipeline.tracking.mlflow import (
     Tracker,
     attach,
     dataset_tag,

@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mcjepa.pipeline.tracking import mlflow_run
-from mcjepa.pipeline.tracking.mlflow_run import POINT_LIMIT, Point
+from mcjepa.pipeline.tracking import mlflow as mlflow_run
+from mcjepa.pipeline.tracking.mlflow import POINT_LIMIT, Point
 from mcjepa.pipeline.tracking.spool import Spool, SpoolBusy
 
 log = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.settings.train import TrackingConfig
 from mcjepa.pipeline.tracking.courier import Courier, CourierThread
 from mcjepa.pipeline.tracking.job_tags import job_tags
 from mcjepa.pipeline.tracking.spool import Spool
-from mcjepa.pipeline.train_config import TrackingConfig
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class RunTracker:
         try:
             self._courier.contact()
         except Exception as error:  # whatever the client raises for a server that is away
-            from mcjepa.pipeline.tracking.mlflow_run import refuses_us
+            from mcjepa.pipeline.tracking.mlflow import refuses_us
 
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
             if refuses_us(error) or not self._config.uri.startswith(("http://", "https://")):

@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 
 from mcjepa.model.mcjepa import MCJEPA
-from mcjepa.pipeline.batches import PairBatch, StepBatch, ViewBatch
-from mcjepa.pipeline.cli.plan_step import LiveBytes
-from mcjepa.pipeline.cli.recipe import load_recipe
-from mcjepa.pipeline.engine import build_engine, set_learning_rates, start_world, stop_world
-from mcjepa.pipeline.step import run_step
-from mcjepa.pipeline.train_config import TrainConfig
+from mcjepa.pipeline.engine.engine import build_engine, set_learning_rates, start_world, stop_world
+from mcjepa.pipeline.launch.step_memory import LiveBytes
+from mcjepa.pipeline.recipe.recipe import load_recipe
+from mcjepa.pipeline.settings.train import TrainConfig
+from mcjepa.pipeline.step.step import run_step
+from mcjepa.pipeline.stream.batches import PairBatch, StepBatch, ViewBatch
 from mcjepa.pipeline.world import World
 
 STEPS = 3

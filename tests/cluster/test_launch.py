@@ -16,11 +16,11 @@ from mcjepa.cluster.site import Resources, Site, needed
 from mcjepa.cluster.status import cancel, read_status
 from mcjepa.cluster.submit import submit
 from mcjepa.pipeline.cli.launch import build_job
-from mcjepa.pipeline.cli.launch_site import load_site
-from mcjepa.pipeline.cli.launch_sweep import sweep_runs
 from mcjepa.pipeline.cli.main import main
-from mcjepa.pipeline.cli.recipe import load_recipe
 from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.launch.sites import load_site
+from mcjepa.pipeline.recipe.recipe import load_recipe
+from mcjepa.pipeline.recipe.sweep import sweep_runs
 from tests.cluster.launch_recipe import launch, losses
 from tests.cluster.stage_program import PROGRESS, write_program
 from tests.pipeline.small_recipe import write_small_recipe

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mcjepa.pipeline.cli.main import main
-from mcjepa.pipeline.cli.plan_facts import look_at_place, tracking_finding, write_rate
+from mcjepa.pipeline.launch.facts import look_at_place, tracking_finding, write_rate
 from tests.cluster.launch_recipe import write_site
 from tests.pipeline.small_recipe import write_small_recipe
 from tests.servers.slurm import SlurmCluster

@@ -28,7 +28,7 @@ from mcjepa.cluster.preflight.run import (
     place_finding,
     time_finding,
 )
-from mcjepa.pipeline.stream import SampleOrder, SourceCounts
+from mcjepa.pipeline.stream.order import SampleOrder, SourceCounts
 
 VIEWS = StreamFacts(
     name="views", datasets=1, samples=1000, shards=10, bytes=10 << 30, batch=32, lanes=32, steps_per_epoch=31,

@@ -13,8 +13,8 @@ import pytest
 
 from mcjepa.cluster.local import run_ranks
 from mcjepa.cluster.preflight.memory import CPU_LIBRARIES_BYTES, EngineFacts, MemoryEstimate, estimate_memory
-from mcjepa.pipeline.cli.plan_step import model_size, step_memory
-from mcjepa.pipeline.cli.recipe import load_recipe
+from mcjepa.pipeline.launch.step_memory import model_size, step_memory
+from mcjepa.pipeline.recipe.recipe import load_recipe
 
 DRIVER = Path(__file__).with_name("memory_driver.py")
 REPOSITORY = DRIVER.parents[2]

@@ -12,9 +12,9 @@ from mcjepa.cluster.job import After, Element, Job
 from mcjepa.cluster.script import lines_before, slurm_parameters
 from mcjepa.cluster.site import STAGES, Resources, Site, needed, variables
 from mcjepa.cluster.submit import job_script
-from mcjepa.pipeline.cli.launch_site import load_site
-from mcjepa.pipeline.config import shipped_recipes
 from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.launch.sites import load_site
+from mcjepa.pipeline.recipe.files import shipped_recipes
 
 ENVIRONMENT = {"HOME": "/home/a b", "PATH": "/bin", "AWS_SECRET_ACCESS_KEY": "canary", "RAY_AUTH_TOKEN": "canary"}
 

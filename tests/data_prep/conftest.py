@@ -8,11 +8,11 @@ from pathlib import Path
 import cv2
 import pytest
 
-from mcjepa.data_prep.config import DatasetConfig
 from mcjepa.data_prep.corpora.image_files import write_png
-from mcjepa.data_prep.manifest import DatasetManifest
-from mcjepa.data_prep.shard_maker import ShardResult
+from mcjepa.data_prep.dataset.manifest import DatasetManifest
+from mcjepa.data_prep.settings import DatasetConfig
 from mcjepa.data_prep.storage import Store, open_store
+from mcjepa.data_prep.workers.shard_maker import ShardResult
 from tests.data_prep.small_corpora import build_dataset, clip_settings, make_videos, smooth_frames
 
 

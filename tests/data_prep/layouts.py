@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mcjepa.data_prep.corpora.flow_files import write_flo, write_kitti_png
+from mcjepa.data_prep.corpora.flow.files import write_flo, write_kitti_png
 from mcjepa.data_prep.corpora.image_files import write_id_png, write_png
 
 SIZE = (6, 8)

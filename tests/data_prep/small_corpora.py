@@ -7,15 +7,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mcjepa.data_prep.config import CorpusConfig, DatasetConfig
 from mcjepa.data_prep.corpora.video_files import write_mp4
-from mcjepa.data_prep.listing import list_inputs
-from mcjepa.data_prep.manifest import DatasetManifest
-from mcjepa.data_prep.plan import split_into_shards
-from mcjepa.data_prep.plan_files import begin_plan, require_same_plan
-from mcjepa.data_prep.publish import publish_dataset
-from mcjepa.data_prep.shard_maker import ShardMaker, ShardResult, ShardWork
+from mcjepa.data_prep.dataset.manifest import DatasetManifest
+from mcjepa.data_prep.dataset.publish import publish_dataset
+from mcjepa.data_prep.plan.files import begin_plan, require_same_plan
+from mcjepa.data_prep.plan.listing import list_inputs
+from mcjepa.data_prep.plan.plan import split_into_shards
+from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig
 from mcjepa.data_prep.storage import open_store
+from mcjepa.data_prep.workers.shard_maker import ShardMaker, ShardResult, ShardWork
 
 
 def smooth_frames(seed: int, frames: int, height: int, width: int) -> np.ndarray:

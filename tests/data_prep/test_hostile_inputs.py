@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mcjepa.data_prep.config import CorpusConfig, DatasetConfig
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.dataset.inputs import InputRecord, read_inputs
 from mcjepa.data_prep.decode.client import DecodeClient
 from mcjepa.data_prep.decode.failures import DecodeFailure
-from mcjepa.data_prep.quarantine import InputRecord, read_inputs
+from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig
 from mcjepa.data_prep.storage import open_store
 from tests.data_prep.small_corpora import clip_settings, smooth_frames
 

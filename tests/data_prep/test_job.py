@@ -18,14 +18,14 @@ import psutil
 import pytest
 import webdataset
 
-from mcjepa.data_prep.audit import audit_dataset
-from mcjepa.data_prep.config import CorpusConfig, DatasetConfig, MovingPhotosConfig, PrepConfig
 from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.dataset.audit import audit_dataset
+from mcjepa.data_prep.dataset.manifest import read_manifest
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.forecast import plan_prep
 from mcjepa.data_prep.job import PrepReport, ProgressEvent, run_prep
-from mcjepa.data_prep.manifest import read_manifest
-from mcjepa.data_prep.ray_job import running_ray
+from mcjepa.data_prep.plan.forecast import plan_prep
+from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig, MovingPhotosConfig, PrepConfig
+from mcjepa.data_prep.workers.ray_job import running_ray
 from tests.processes import wait_until_ended
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from mcjepa.data_prep.audit import audit_dataset
-from mcjepa.data_prep.config import PrepConfig
-from mcjepa.data_prep.forecast import plan_prep
+from mcjepa.data_prep.dataset.audit import audit_dataset
 from mcjepa.data_prep.job import run_prep
+from mcjepa.data_prep.plan.forecast import plan_prep
+from mcjepa.data_prep.settings import PrepConfig
 
 
 @pytest.mark.slow

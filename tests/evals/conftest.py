@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcjepa.data_prep.config import MovingPhotosConfig
-from mcjepa.data_prep.corpora.moving_photos import generate
-from mcjepa.evals.model_under_test import ModelUnderTest
+from mcjepa.data_prep.corpora.moving_photos.generate import generate
+from mcjepa.data_prep.settings import MovingPhotosConfig
+from mcjepa.evals.subject import ModelUnderTest
 from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
 from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.model.pretrained import save

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from mcjepa.data_prep.storage import open_store
-from mcjepa.evals.model_under_test import read_weights
+from mcjepa.evals.subject import read_weights
 from mcjepa.pipeline.cli.main import main
-from mcjepa.pipeline.tracking.mlflow_run import open_client
+from mcjepa.pipeline.tracking.mlflow import open_client
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,13 @@ import torch
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import Card, Score
-from mcjepa.evals.config import EvalConfig
-from mcjepa.evals.flow.config import FlowEvalConfig
+from mcjepa.evals.flow.settings import FlowEvalConfig
+from mcjepa.evals.probe.settings import ProbeConfig
 from mcjepa.evals.run import run_evaluation
 from mcjepa.evals.score_file import write_scores
-from mcjepa.evals.segmentation.config import ProbeConfig
+from mcjepa.evals.settings import EvalConfig
 from mcjepa.evals.threads import torch_threads
-from mcjepa.evals.vos.config import VosConfig
+from mcjepa.evals.vos.settings import VosConfig
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,11 @@ from typing import Any
 
 import psutil
 
-from mcjepa.data_prep.audit import audit_dataset
-from mcjepa.data_prep.config import CorpusConfig, DatasetConfig
 from mcjepa.data_prep.corpora.video_files import write_mp4
-from mcjepa.data_prep.manifest import read_manifest
-from mcjepa.data_prep.ray_job import PRIVATE, QUIET
+from mcjepa.data_prep.dataset.audit import audit_dataset
+from mcjepa.data_prep.dataset.manifest import read_manifest
+from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig
+from mcjepa.data_prep.workers.ray_job import PRIVATE, QUIET
 
 VICTIMS = ("decoder", "worker", "raylet", "driver")
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mcjepa.data_prep.config import PrepConfig
 from mcjepa.data_prep.job import ProgressEvent, run_prep
+from mcjepa.data_prep.settings import PrepConfig
 from tests.faults.kill_rounds import dataset
 
 

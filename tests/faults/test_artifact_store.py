@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mcjepa.pipeline.settings.train import TrackingConfig
 from mcjepa.pipeline.tracking.run_tracker import RunTracker
 from mcjepa.pipeline.tracking.spool import Spool
-from mcjepa.pipeline.train_config import TrackingConfig
 from tests.servers.seaweed import SeaweedServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

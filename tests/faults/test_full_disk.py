@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mcjepa.pipeline.meters import read_records
+from mcjepa.pipeline.monitor.meters import read_records
 from tests.faults.train_kills import REPOSITORY, STEPS, TrainingRun, make_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -1,6 +1,6 @@
 """Kill -9 of every kind of process of a job: the finished dataset is the undisturbed one.
 
-One round a kind here; `benchmarks/prep_kill_rounds.py --full` runs twenty.
+One round a kind here; `benchmarks/data_prep/prep_kill_rounds.py --full` runs twenty.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mcjepa.data_prep.config import PrepConfig
 from mcjepa.data_prep.job import run_prep
+from mcjepa.data_prep.settings import PrepConfig
 from tests.faults.kill_rounds import VICTIMS, TwoNodes, dataset, make_corpus, run_round
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from mcjepa.pipeline.meters import append_record
+from mcjepa.pipeline.monitor.meters import append_record
+from mcjepa.pipeline.settings.train import TrackingConfig
 from mcjepa.pipeline.tracking.courier import Courier
 from mcjepa.pipeline.tracking.run_tracker import RunTracker
 from mcjepa.pipeline.tracking.spool import Spool
-from mcjepa.pipeline.train_config import TrackingConfig
 from tests.servers.mlflow_server import MlflowServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -84,7 +84,7 @@ def test_a_batch_whose_answer_was_lost_is_not_sent_again(
     """The server stores the batch, then the answer is lost; part of it is removed, as if half had been stored."""
     import sqlite3
 
-    from mcjepa.pipeline.tracking import mlflow_run
+    from mcjepa.pipeline.tracking import mlflow as mlflow_run
 
     server.start()
     run = tmp_path / "run"

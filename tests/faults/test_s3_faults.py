@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mcjepa.data_prep.audit import audit_dataset
-from mcjepa.data_prep.config import PrepConfig
 from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.dataset.audit import audit_dataset
 from mcjepa.data_prep.job import PrepReport, ProgressEvent, run_prep
+from mcjepa.data_prep.settings import PrepConfig
 from mcjepa.data_prep.storage import open_store
 from tests.data_prep.conftest import clip_settings, smooth_frames
 from tests.faults.proxy import FaultProxy

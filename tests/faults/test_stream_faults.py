@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mcjepa.data_prep.dataset.manifest import read_manifest
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.manifest import read_manifest
 from mcjepa.data_prep.storage import open_store, s3_client
-from mcjepa.pipeline.shard_cache import ShardCache
-from mcjepa.pipeline.stream_config import (
+from mcjepa.pipeline.settings.stream import (
     AugmentConfig,
     PairAugmentConfig,
     ShardStoreConfig,
@@ -20,6 +19,7 @@ from mcjepa.pipeline.stream_config import (
     StreamConfig,
     ViewAugmentConfig,
 )
+from mcjepa.pipeline.stream.shard_cache import ShardCache
 from tests.faults.proxy import FaultProxy
 from tests.pipeline.small_datasets import assert_equal_steps, open_loader, publish, take
 from tests.servers.seaweed import SeaweedServer

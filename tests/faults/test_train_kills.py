@@ -1,6 +1,6 @@
 """Kill -9 of a rank during a step and during an upload; a stop signal, then another world size.
 
-`benchmarks/train_kill_rounds.py --full` runs ten rounds.
+`benchmarks/pipeline/train_kill_rounds.py --full` runs ten rounds.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import psutil
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import open_store
-from mcjepa.pipeline.meters import read_records
+from mcjepa.pipeline.monitor.meters import read_records
 from tests.pipeline.small_recipe import write_small_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]

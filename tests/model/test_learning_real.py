@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcjepa.data_prep.corpora.flow_files import read_flow
+from mcjepa.data_prep.corpora.flow.files import read_flow
 from mcjepa.data_prep.decode.images import read_image
 from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, LossConfig, ModelConfig
 from mcjepa.model.mcjepa import MCJEPA

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from mcjepa.model.config import ENCODER_SIZES, EncoderConfig, FlowConfig, LossConfig, ModelConfig
-from mcjepa.pipeline.cli.recipe import load_recipe
 from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.recipe.recipe import load_recipe
 
 
 def test_the_defaults_are_the_paper_s() -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mcjepa.model.config import ModelConfig
 from mcjepa.model.mcjepa import MCJEPA
-from mcjepa.pipeline.engine import build_engine, parameter_groups, start_world, stop_world
-from mcjepa.pipeline.train_config import EngineConfig, OptimizerConfig, TrainConfig
+from mcjepa.pipeline.engine.engine import build_engine, parameter_groups, start_world, stop_world
+from mcjepa.pipeline.settings.train import EngineConfig, OptimizerConfig, TrainConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

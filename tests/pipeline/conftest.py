@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_datasets import publish
 
-from mcjepa.pipeline.stream_config import (
+from mcjepa.pipeline.settings.stream import (
     AugmentConfig,
     PairAugmentConfig,
     SourceConfig,

@@ -23,10 +23,9 @@ import torch.nn.functional as F
 
 from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, LossConfig, ModelConfig
 from mcjepa.model.mcjepa import MCJEPA
-from mcjepa.pipeline.batches import PairBatch, StepBatch, ViewBatch
 from mcjepa.pipeline.checkpoint import CheckpointKeeper
 from mcjepa.pipeline.checkpoint.resume import find_start
-from mcjepa.pipeline.engine import (
+from mcjepa.pipeline.engine.engine import (
     World,
     build_engine,
     gradient_norm,
@@ -35,10 +34,11 @@ from mcjepa.pipeline.engine import (
     start_world,
     stop_world,
 )
-from mcjepa.pipeline.engine_state import held_pieces, updates_done
-from mcjepa.pipeline.run_folder import RunFolder
-from mcjepa.pipeline.step import run_step
-from mcjepa.pipeline.train_config import CheckpointConfig, EngineConfig, OptimizerConfig, TrainConfig
+from mcjepa.pipeline.engine.state import held_pieces, updates_done
+from mcjepa.pipeline.run.folder import RunFolder
+from mcjepa.pipeline.settings.train import CheckpointConfig, EngineConfig, OptimizerConfig, TrainConfig
+from mcjepa.pipeline.step.step import run_step
+from mcjepa.pipeline.stream.batches import PairBatch, StepBatch, ViewBatch
 
 STEPS, SAVED, FEW = 30, 10, 5
 WEIGHTS = {"regression": 1.0, "reconstruction": 1.0, "smoothness": 1.0, "cycle": 0.2, "vc": 1.0, "content": 1.0}
@@ -146,7 +146,7 @@ def storage_bytes(tensors: list[torch.Tensor]) -> int:
 
 
 def run_parts(engine: Any, world: World) -> dict[str, Any]:
-    """Steps of a term that is a mean over samples, by `pipeline.step`; the weights before and after a bad step."""
+    """Steps of a term that is a mean over samples, by `pipeline.step.step`; the weights before and after a bad step."""
     losses = []
     engine.train()
     for step in range(FEW):

@@ -11,7 +11,7 @@ import numpy as np
 import simplejpeg
 import torch
 
-from mcjepa.data_prep.manifest import (
+from mcjepa.data_prep.dataset.manifest import (
     DatasetManifest,
     Member,
     SampleEntry,
@@ -24,9 +24,9 @@ from mcjepa.data_prep.manifest import (
     write_sidecar,
 )
 from mcjepa.data_prep.storage import open_store
-from mcjepa.pipeline.batches import StepBatch
-from mcjepa.pipeline.loader import StepLoader, build_loader
-from mcjepa.pipeline.stream_config import StreamConfig
+from mcjepa.pipeline.settings.stream import StreamConfig
+from mcjepa.pipeline.stream.batches import StepBatch
+from mcjepa.pipeline.stream.loader import StepLoader, build_loader
 
 HEIGHT, WIDTH = 40, 56
 

@@ -13,9 +13,9 @@ import torch
 
 from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
 from mcjepa.model.mcjepa import MCJEPA
-from mcjepa.pipeline.batches import PairBatch, StepBatch, ViewBatch
-from mcjepa.pipeline.engine import build_engine
-from mcjepa.pipeline.train_config import EngineConfig, OptimizerConfig, TrainConfig
+from mcjepa.pipeline.engine.engine import build_engine
+from mcjepa.pipeline.settings.train import EngineConfig, OptimizerConfig, TrainConfig
+from mcjepa.pipeline.stream.batches import PairBatch, StepBatch, ViewBatch
 from mcjepa.pipeline.world import World
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -19,8 +19,8 @@ from mcjepa.model import pretrained
 from mcjepa.model.config import ModelConfig
 from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.pipeline.cli.main import main
-from mcjepa.pipeline.config import to_plain, validate
-from mcjepa.pipeline.train_config import TrainConfig
+from mcjepa.pipeline.recipe.files import to_plain, validate
+from mcjepa.pipeline.settings.train import TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL: dict[str, Any] = {

@@ -12,7 +12,7 @@ import pytest
 from small_recipe import train_small, write_small_recipe
 
 from mcjepa.pipeline.checkpoint import complete_checkpoints, newest_weights
-from mcjepa.pipeline.meters import read_records
+from mcjepa.pipeline.monitor.meters import read_records
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

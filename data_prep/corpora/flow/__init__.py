@@ -1,0 +1,1 @@
+"""Optical flow sets: file formats, and readers of pairs with ground truth."""

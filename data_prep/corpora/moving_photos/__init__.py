@@ -1,0 +1,1 @@
+"""The moving-photos corpus: sequences with exact flow, made from real photos."""

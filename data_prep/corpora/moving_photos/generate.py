@@ -1,0 +1,240 @@
+"""The moving-photos corpus: sequences with exact flow, occlusion and objects, made from real photos.
+
+    ROOT/moving_photos.json              settings, photos, digests; the folder appears with it, complete
+    ROOT/train/videos/00012.mp4          training sequences: h264, yuv420p
+    ROOT/train/images/00012.png          squares of the training photos, for the content branch
+    ROOT/heldout/00003/frame_0000.png    held-out sequences, from other photos, RGB
+                      /flow_0000.flo     frame 0 to 1, px
+                      /occluded_0000.png 255: the point is covered in frame 1 or has left it
+                      /objects_0000.png  palette: 0 background, 1.. objects from back to front
+                      /classes_0000.png  palette: index of the held-out photo, 255 at mixed edges
+
+Everything follows from the settings and the photos: same seed, same bytes, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from mcjepa.data_prep.corpora.flow.files import write_flo
+from mcjepa.data_prep.corpora.image_files import read_bytes, read_rgb, write_id_png, write_png
+from mcjepa.data_prep.corpora.moving_photos.index import INDEX_NAME, VERSION, MovingPhotosIndex, read_index
+from mcjepa.data_prep.corpora.moving_photos.layered_motion import (
+    ByteArray,
+    RenderedSequence,
+    cut_square,
+    render_sequence,
+)
+from mcjepa.data_prep.corpora.samples import packaged_photos
+from mcjepa.data_prep.corpora.trees import IMAGE_SUFFIXES, files_below
+from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.settings import MovingPhotosConfig
+from mcjepa.data_prep.workers.process import end_with_parent, usable_cores
+
+PHOTO_SHORT_SIDE_PX = 512
+PARTS = ("train", "heldout", "tile")
+LEAST_PHOTOS = 4
+
+Task = tuple[str, int]
+
+
+def generate(
+    config: MovingPhotosConfig,
+    *,
+    workers: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> MovingPhotosIndex:
+    """Make the folder `config.out`, or keep it when it is already complete with these settings.
+
+    The folder is filled under another name and renamed at the end: an interrupted run leaves nothing
+    that a rerun trips over.
+
+    Args:
+        config: Settings; `config.photos` empty means the photos that ship in packages.
+        workers: Processes; 0: one a core; 1: in this process.
+        on_progress: Called with (sequences and tiles done, all of them).
+
+    Raises:
+        DataError: too few photos, or the folder holds something else.
+    """
+    photos, skipped = _readable_photos(config)
+    train, heldout = split_photos([name for name, _ in photos], config)
+    index = _describe(config, dict(photos), train, heldout, skipped)
+    out = Path(config.out)
+    if out.exists() and any(out.iterdir()):
+        return _check_existing(out, index)
+    partial = out.parent / f".{out.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    for folder in ("train/videos", "train/images", "heldout"):
+        (partial / folder).mkdir(parents=True)
+    paths = {name: str(path) for name, path in photos}
+    maker = _Maker(config, str(partial), tuple(paths[n] for n in train), tuple(paths[n] for n in heldout))
+    tasks = list(_tasks(config))
+    for done, _ in enumerate(_run(maker, tasks, workers or usable_cores()), 1):
+        if on_progress:
+            on_progress(done, len(tasks))
+    (partial / INDEX_NAME).write_text(json.dumps(dataclasses.asdict(index), indent=1, sort_keys=True) + "\n")
+    if out.exists():
+        out.rmdir()
+    partial.rename(out)
+    return index
+
+
+def split_photos(names: list[str], config: MovingPhotosConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Split photo names into training and held-out ones by the seed, each part sorted.
+
+    Raises:
+        DataError: fewer photos than both parts need.
+    """
+    if len(names) < LEAST_PHOTOS:
+        raise DataError(
+            f"{len(names)} readable photos; expected at least {LEAST_PHOTOS} (to train on and to hold out); "
+            "add photos, or leave `photos` empty to use those that ship in packages"
+        )
+    count = max(2, min(config.heldout_photos, -(-len(names) // 3)))
+    order = np.random.default_rng([config.seed, len(names)]).permutation(len(names))
+    heldout = {names[i] for i in order[:count]}
+    return tuple(n for n in names if n not in heldout), tuple(n for n in names if n in heldout)
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes one sequence or tile by its number; sent to the worker processes."""
+
+    config: MovingPhotosConfig
+    folder: str
+    train_paths: tuple[str, ...]
+    heldout_paths: tuple[str, ...]
+
+    def __call__(self, task: Task) -> None:
+        part, number = task
+        state = np.random.SeedSequence([self.config.seed, PARTS.index(part), number]).generate_state(2)
+        seed = int(state[0]) << 32 | int(state[1])
+        folder = Path(self.folder)
+        photos = load_photos(self.heldout_paths if part == "heldout" else self.train_paths)
+        if part == "tile":
+            rng = np.random.default_rng(seed)
+            tile = cut_square(rng, photos[number % len(photos)], self.config.tile_px)
+            write_png(folder / "train" / "images" / f"{number:05d}.png", tile)
+            return
+        sequence = render_sequence(photos, self.config, seed)
+        if part == "train":
+            path = folder / "train" / "videos" / f"{number:05d}.mp4"
+            write_mp4(path, sequence.frames, self.config.fps_hz, self.config.crf)
+        else:
+            _write_heldout(folder / "heldout" / f"{number:05d}", sequence)
+
+
+def _write_heldout(folder: Path, sequence: RenderedSequence) -> None:
+    folder.mkdir()
+    for t, frame in enumerate(sequence.frames):
+        write_png(folder / f"frame_{t:04d}.png", frame)
+        write_id_png(folder / f"objects_{t:04d}.png", sequence.objects[t])
+        write_id_png(folder / f"classes_{t:04d}.png", sequence.classes[t])
+    for t, flow in enumerate(sequence.flow):
+        write_flo(folder / f"flow_{t:04d}.flo", flow)
+        write_png(folder / f"occluded_{t:04d}.png", sequence.occluded[t].astype(np.uint8) * np.uint8(255))
+
+
+@lru_cache(maxsize=2)
+def load_photos(paths: tuple[str, ...]) -> tuple[ByteArray, ...]:
+    """Read photos as RGB (H, W, 3), the short side at most 512 px."""
+    photos = []
+    for path in paths:
+        photo = read_rgb(Path(path))
+        scale = PHOTO_SHORT_SIDE_PX / min(photo.shape[:2])
+        if scale < 1:
+            size = (round(photo.shape[1] * scale), round(photo.shape[0] * scale))
+            photo = np.asarray(cv2.resize(photo, size, interpolation=cv2.INTER_AREA), np.uint8)
+        photos.append(photo)
+    return tuple(photos)
+
+
+def _tasks(config: MovingPhotosConfig) -> Iterator[Task]:
+    for part, count in zip(PARTS, (config.sequences, config.heldout_sequences, config.tiles), strict=True):
+        yield from ((part, number) for number in range(count))
+
+
+def _run(maker: _Maker, tasks: list[Task], workers: int) -> Iterator[None]:
+    """Make all tasks; nothing of it is left running when the caller stops."""
+    if workers == 1:
+        yield from map(maker, tasks)
+        return
+    # spawn: forking a process in which OpenCV or torch threads run can hang
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
+    try:
+        yield from pool.map(maker, tasks, chunksize=4)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(parent_pid: int) -> None:
+    end_with_parent(parent_pid)
+    cv2.setNumThreads(1)
+
+
+def _readable_photos(
+    config: MovingPhotosConfig,
+) -> tuple[list[tuple[str, Path]], tuple[tuple[str, str], ...]]:
+    """Names and paths of at most `max_photos` photos, and those that cannot be read with the reason."""
+    if config.photos:
+        found = [(n, Path(root) / n) for root in config.photos for n in files_below(root, IMAGE_SUFFIXES)]
+    else:
+        found = [(path.name, path) for path in packaged_photos()]
+    if len({name for name, _ in found}) < len(found):  # the same name in several folders
+        found = [(f"{number:04d}/{name}", path) for number, (name, path) in enumerate(found)]
+    if len(found) > config.max_photos:
+        chosen = np.random.default_rng([config.seed, len(found)]).permutation(len(found))[: config.max_photos]
+        found = [found[i] for i in sorted(chosen)]
+    readable, skipped = [], []
+    for name, path in found:
+        try:
+            read_rgb(path)
+            readable.append((name, path))
+        except DataError as error:
+            skipped.append((name, str(error)))
+    return readable, tuple(skipped)
+
+
+def _describe(
+    config: MovingPhotosConfig,
+    photos: dict[str, Path],
+    train: tuple[str, ...],
+    heldout: tuple[str, ...],
+    skipped: tuple[tuple[str, str], ...],
+) -> MovingPhotosIndex:
+    settings: dict[str, object] = {
+        k: v for k, v in sorted(dataclasses.asdict(config).items()) if k not in ("out", "photos")
+    }
+    digests = {n: hashlib.sha256(read_bytes(photos[n])).hexdigest() for n in train + heldout}
+    text = json.dumps([VERSION, settings, train, heldout, digests], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return MovingPhotosIndex(VERSION, digest, settings, train, heldout, digests, skipped)
+
+
+def _check_existing(out: Path, wanted: MovingPhotosIndex) -> MovingPhotosIndex:
+    existing = read_index(out)
+    if existing.config_digest == wanted.config_digest:
+        return existing
+    differing = [k for k, v in wanted.settings.items() if existing.settings.get(k) != v]
+    if existing.photo_sha256 != wanted.photo_sha256:
+        differing.append("photos")
+    raise DataError(
+        f"{out} holds moving photos made with other settings ({', '.join(differing)} differ); "
+        "expected an empty folder or the same settings; remove it or name another `out`"
+    )

@@ -1,0 +1,1 @@
+"""Segmentation sets: readers of labelled images and their tables of classes."""

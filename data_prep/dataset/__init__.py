@@ -1,0 +1,1 @@
+"""A dataset in its store: manifest, shards, inputs; published, audited, revised."""

@@ -1,0 +1,101 @@
+"""What became of every input: inputs.jsonl.gz of a dataset, and the inputs that failed, with reasons.
+
+One JSON object a line, in the plan's order:
+
+    {"bytes":1055736,"name":"0-videos/bikes.mp4","outcome":"ok","reason":"","samples":120,
+     "sha256":"…","shard":"clip-000000","uri":"/data/videos/bikes.mp4","dropped":0}
+
+Outcome `ok`: it gave samples; `filtered`: readable, but nothing in it is wanted; `quarantined`: it failed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Literal
+
+from mcjepa.data_prep.dataset.manifest import inputs_key
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import Store
+
+Outcome = Literal["ok", "filtered", "quarantined"]
+OUTCOMES: tuple[Outcome, ...] = ("ok", "filtered", "quarantined")
+
+
+@dataclass(frozen=True)
+class InputRecord:
+    """One line of inputs.jsonl.gz."""
+
+    name: str
+    """Name in the dataset: number and reader of its corpus, its name below the corpus's root."""
+    uri: str
+    bytes: int
+    sha256: str
+    """Of the content; of a sequence of frames: of its files' digests, in order. Empty when unreadable."""
+    outcome: Outcome
+    reason: str
+    shard: str
+    samples: int
+    dropped: int = 0
+    """Samples that filters refused."""
+
+
+def record_from(content: dict[str, Any], where: str) -> InputRecord:
+    """Build a record from its JSON object.
+
+    Raises:
+        DataError: a field is missing, unknown, or the outcome is none of the three.
+    """
+    fields = {f.name for f in dataclasses.fields(InputRecord)}
+    if set(content) != fields or content["outcome"] not in OUTCOMES:
+        raise DataError(f"{where} has a malformed input line {content}; expected {sorted(fields)}; prepare again")
+    return InputRecord(**content)
+
+
+def write_lines(file: BinaryIO, lines: Iterable[object]) -> None:
+    """Write objects as gzipped JSON lines: the same objects give the same bytes."""
+    with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
+        for line in lines:
+            packed.write(json.dumps(line, sort_keys=True, separators=(",", ":")).encode() + b"\n")
+
+
+def read_lines(store: Store, key: str) -> Iterator[Any]:
+    """Objects of gzipped JSON lines, one at a time; memory holds a line, never the file.
+
+    Raises:
+        DataError: the file is absent or damaged.
+    """
+    where = f"{store.location}/{key}"
+    try:
+        with store.open(key) as file, gzip.GzipFile(fileobj=file) as packed:
+            for line in packed:
+                yield json.loads(line)
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{where} is damaged ({error}); expected gzipped JSON lines; prepare again") from error
+
+
+def read_inputs(store: Store, revision: int = 1) -> Iterator[InputRecord]:
+    """Records of a published revision's list of inputs."""
+    key = inputs_key(revision)
+    for content in read_lines(store, key):
+        yield record_from(content, f"{store.location}/{key}")
+
+
+class InputsDigest:
+    """sha256 over the names and content digests of inputs, in order: what the dataset was made from."""
+
+    def __init__(self) -> None:
+        """Start with no input."""
+        self._digest = hashlib.sha256()
+
+    def add(self, record: InputRecord) -> None:
+        """Take in the next input."""
+        self._digest.update(f"{record.name}\n{record.sha256}\n".encode(errors="surrogateescape"))
+
+    def hexdigest(self) -> str:
+        """The digest of all inputs so far."""
+        return self._digest.hexdigest()

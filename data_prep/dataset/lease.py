@@ -1,0 +1,200 @@
+"""One writer a dataset: a numbered lease under `writers/`, with signs of life and the job's progress.
+
+    ROOT/writers/000003.json     machine, pid, time of the last sign of life, progress; absent when nobody writes
+
+A lease is taken by a conditional put of the next number, so of two writers one loses, on a folder as on S3. A
+writer on this machine is dead when its process is; one elsewhere when it gave no sign for `STALE_S`. A writer
+that finds a higher number than its own has been given up for dead and stops. Shards are the same bytes whoever
+writes them, so nothing is damaged by the one that did not notice yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mcjepa.data_prep.dataset.records import encode_json
+from mcjepa.data_prep.errors import AbsentKey, DataError
+from mcjepa.data_prep.storage import Store
+
+LOG = logging.getLogger(__name__)
+
+FOLDER = "writers/"
+BEAT_S = 5.0
+STALE_S = 90.0
+_OURS: set[str] = set()
+"""Tokens of leases that this process holds."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a writer is."""
+
+    stage: str = "start"
+    done: int = 0
+    total: int = 0
+    samples: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The content of a lease's file."""
+
+    number: int
+    token: str
+    host: str
+    machine: str
+    """Identity of the running system and its process numbers: only there does `pid` mean anything."""
+    pid: int
+    process_started: float
+    """Unix time, s; with the pid it names one process for ever."""
+    started: float
+    """When the job began, Unix time, s."""
+    beat: float
+    """Last sign of life, Unix time, s."""
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the writer is believed to be at work."""
+        if self.machine != _machine():
+            return time.time() - self.beat < STALE_S
+        if self.pid == os.getpid():
+            return self.token in _OURS
+        try:
+            return abs(psutil.Process(self.pid).create_time() - self.process_started) < 1.0
+        except psutil.Error:
+            return False
+
+
+def newest_lease(store: Store) -> Lease | None:
+    """The lease of who writes, or wrote when it was killed; None when no file is there."""
+    keys = [entry.key for entry in store.files(FOLDER)]
+    if not keys:
+        return None
+    try:
+        content: dict[str, Any] = json.loads(store.read(keys[-1]))
+        return Lease(**{**content, "progress": Progress(**content["progress"])})
+    except AbsentKey:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        where = f"{store.location}/{keys[-1]}"
+        raise DataError(f"{where} is no writer's lease ({error}); expected one; remove that file") from error
+
+
+class Writer:
+    """The holder of a lease; tells its progress with every sign of life."""
+
+    def __init__(self, store: Store, lease: Lease) -> None:
+        """Start giving signs of life in a thread."""
+        self._store, self._lease = store, lease
+        self.progress = lease.progress
+        self._over = threading.Event()
+        self._lost = ""
+        self._thread = threading.Thread(target=self._beat, name="writer-lease", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Stop when another writer has taken over.
+
+        Raises:
+            DataError: it has.
+        """
+        if self._lost:
+            raise DataError(f"{self._store.location}: {self._lost}; expected one writer; leave the work to that one")
+
+    def end(self) -> None:
+        """Give the lease back."""
+        self._over.set()
+        self._thread.join()
+        _OURS.discard(self._lease.token)
+        with contextlib.suppress(DataError, OSError):  # the lease ends with this process in any case
+            self._store.remove(_key(self._lease.number))
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT_S):
+            try:
+                newest = newest_lease(self._store)
+                if newest and newest.number > self._lease.number:
+                    self._lost = f"{describe(newest)} took over after {STALE_S:.0f} s without a sign of life from here"
+                    return
+                _write(self._store, dataclasses.replace(self._lease, beat=time.time(), progress=self.progress))
+            except DataError as error:
+                LOG.warning("no sign of life could be given: %s", error)
+
+
+@contextlib.contextmanager
+def sole_writer(store: Store) -> Iterator[Writer]:
+    """Hold the lease of a dataset.
+
+    Raises:
+        DataError: another writer is at work there.
+    """
+    before = newest_lease(store)
+    if before and before.alive:
+        raise _occupied(store, before)
+    lease = _new_lease(before.number + 1 if before else 1)
+    _OURS.add(lease.token)
+    if not store.write_if_absent(_key(lease.number), encode_json(lease)):
+        winner = newest_lease(store)
+        if not winner or winner.token != lease.token:  # else our own put, whose answer was lost
+            _OURS.discard(lease.token)
+            raise _occupied(store, winner or lease)
+    for entry in list(store.files(FOLDER)):
+        if entry.key < _key(lease.number):
+            store.remove(entry.key)
+    writer = Writer(store, lease)
+    try:
+        yield writer
+    finally:
+        writer.end()
+
+
+def describe(lease: Lease) -> str:
+    """A writer in words."""
+    return f"process {lease.pid} on {lease.host}"
+
+
+def _occupied(store: Store, lease: Lease) -> DataError:
+    age = max(0.0, time.time() - lease.beat)
+    return DataError(
+        f"{store.location} is being written by {describe(lease)} (last sign of life {age:.0f} s ago); "
+        f"expected one writer; wait for it, stop it, or wait until it has been silent for {STALE_S:.0f} s"
+    )
+
+
+def _new_lease(number: int) -> Lease:
+    now = time.time()
+    started = psutil.Process().create_time()
+    return Lease(number, secrets.token_hex(8), socket.gethostname(), _machine(), os.getpid(), started, now, now)
+
+
+def _write(store: Store, lease: Lease) -> None:
+    store.write(_key(lease.number), encode_json(lease))
+
+
+def _key(number: int) -> str:
+    return f"{FOLDER}{number:06d}.json"
+
+
+def _machine() -> str:
+    """Boot and process namespace; the host's name where the system does not tell them."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()

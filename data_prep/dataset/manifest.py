@@ -1,0 +1,238 @@
+"""The files that describe a published dataset: its manifest and one sidecar a shard.
+
+    ROOT/manifest.json                written last, once: its presence publishes the dataset
+    ROOT/manifest-000002.json         a later revision: more shards, from inputs that failed before
+    ROOT/shards/clip-000123.tar       samples
+    ROOT/shards/clip-000123.json      sidecar: digest and size of the shard, place of every sample's members
+
+Readers are strict: another version, a missing or an unknown field is a DataError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from mcjepa.data_prep.dataset.records import build_record, encode_json, list_field, malformed_record, parse_record
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import Store, open_store
+
+MANIFEST_VERSION = 2
+SIDECAR_VERSION = 2
+MANIFEST_NAME = "manifest.json"
+INPUTS_NAME = "inputs.jsonl.gz"
+SHARD_FOLDER = "shards"
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard as the manifest lists it."""
+
+    name: str
+    """File name in `shards/` without its ending, e.g. `clip-000123`."""
+    sha256: str
+    bytes: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over a dataset; inputs = ok + filtered + quarantined, `dropped` samples are in no shard."""
+
+    shards: int
+    samples: int
+    bytes: int
+    inputs: int
+    ok: int
+    filtered: int
+    quarantined: int
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class DatasetManifest:
+    """The content of manifest.json."""
+
+    kind: str
+    """`clip`, `image` or `flow`."""
+    dataset_id: str
+    """sha256 over the shards' digests, in order."""
+    plan_digest: str
+    """sha256 of what the dataset was planned from: inputs' names and sizes, and parameters."""
+    inputs_digest: str
+    """sha256 over the inputs' names and content digests, in order."""
+    decoder: str
+    """Name and version."""
+    encoder: str
+    """Name and version."""
+    parameters: dict[str, Any]
+    shards: tuple[ShardEntry, ...]
+    totals: Totals
+    revision: int = 1
+    """1 for the first; every requeue that saved an input adds one."""
+    parent: str = ""
+    """Dataset id of the revision before; empty for the first."""
+    requeue_digests: tuple[str, ...] = ()
+    """Plan digests of the shards that requeues added, in order."""
+    version: int = MANIFEST_VERSION
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of a sample inside a shard."""
+
+    suffix: str
+    """What follows `KEY.`, e.g. `00.jpg`."""
+    offset: int
+    """Of the content (not of its tar header) in the shard, bytes."""
+    bytes: int
+
+
+@dataclass(frozen=True)
+class SampleEntry:
+    """One sample inside a shard."""
+
+    key: str
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """The content of a shard's sidecar; its presence means that the shard is complete."""
+
+    name: str
+    sha256: str
+    bytes: int
+    plan_digest: str
+    samples: tuple[SampleEntry, ...]
+    inputs: tuple[dict[str, Any], ...] = ()
+    """The shard's lines of inputs.jsonl.gz: uri, bytes, sha256, outcome, reason, samples, dropped."""
+    dropped: tuple[dict[str, Any], ...] = ()
+    """Samples that a filter refused: input, frame_index, filter, reason."""
+    hashes: tuple[str, ...] = ()
+    """Perceptual hash of every sample's first frame, hex; empty where none is; () when nobody asked for them."""
+    version: int = SIDECAR_VERSION
+
+
+def shard_key(name: str) -> str:
+    """Key of a shard's tar in its dataset's store.
+
+    >>> shard_key("clip-000001")
+    'shards/clip-000001.tar'
+    """
+    return f"{SHARD_FOLDER}/{name}.tar"
+
+
+def sidecar_key(name: str) -> str:
+    """Key of a shard's sidecar in its dataset's store."""
+    return f"{SHARD_FOLDER}/{name}.json"
+
+
+def compute_dataset_id(shards: Iterable[ShardEntry]) -> str:
+    """sha256 (hex) over the hex digests of the shards, in order, one a line."""
+    digest = hashlib.sha256()
+    for shard in shards:
+        digest.update(shard.sha256.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def manifest_key(revision: int) -> str:
+    """Key of a revision's manifest.
+
+    >>> manifest_key(1), manifest_key(2)
+    ('manifest.json', 'manifest-000002.json')
+    """
+    return MANIFEST_NAME if revision == 1 else f"manifest-{revision:06d}.json"
+
+
+def inputs_key(revision: int) -> str:
+    """Key of a revision's list of inputs."""
+    return INPUTS_NAME if revision == 1 else f"inputs-{revision:06d}.jsonl.gz"
+
+
+def dropped_key(revision: int) -> str:
+    """Key of a revision's list of dropped samples; absent when there are none."""
+    return "dropped.jsonl.gz" if revision == 1 else f"dropped-{revision:06d}.jsonl.gz"
+
+
+def newest_revision(store: Store) -> int:
+    """Number of the newest manifest, found without listing; 1 also when there is none."""
+    revision = 1
+    while store.exists(manifest_key(revision + 1)):
+        revision += 1
+    return revision
+
+
+def read_manifest(location: str | Store, revision: int = 0) -> DatasetManifest:
+    """Read and check a manifest of a dataset.
+
+    Args:
+        location: The dataset.
+        revision: Which one; 0: the newest.
+
+    Raises:
+        DataError: it is absent, of another version, lacks or has too many fields, or its id does not fit.
+    """
+    store = _as_store(location)
+    key = manifest_key(revision or newest_revision(store))
+    where = f"{store.location}/{key}"
+    if not store.exists(key):
+        raise DataError(
+            f"{where} is not there; expected a published dataset; run `mcjepa prep run` or correct the path"
+        )
+    content = parse_record(store.read(key), where, MANIFEST_VERSION)
+    content["requeue_digests"] = tuple(list_field(content, "requeue_digests", where))
+    content["shards"] = tuple(build_record(ShardEntry, s, where) for s in list_field(content, "shards", where))
+    content["totals"] = build_record(Totals, content.get("totals"), where)
+    manifest: DatasetManifest = build_record(DatasetManifest, content, where)
+    if compute_dataset_id(manifest.shards) != manifest.dataset_id:
+        raise DataError(
+            f"{where} names dataset {manifest.dataset_id[:12]} but lists shards of another; "
+            "expected them to agree; the file was edited or damaged: prepare the dataset again"
+        )
+    return manifest
+
+
+def write_manifest(location: str | Store, manifest: DatasetManifest) -> bool:
+    """Publish a revision by one conditional put; False when its manifest is already there."""
+    return _as_store(location).write_if_absent(manifest_key(manifest.revision), encode_json(manifest))
+
+
+def read_sidecar(location: str | Store, shard_name: str) -> Sidecar:
+    """Read and check a shard's sidecar.
+
+    Raises:
+        DataError: it is absent, of another version, or lacks or has too many fields.
+    """
+    store = _as_store(location)
+    key = sidecar_key(shard_name)
+    return decode_sidecar(store.read(key), f"{store.location}/{key}")
+
+
+def write_sidecar(location: str | Store, sidecar: Sidecar) -> None:
+    """Write a sidecar, after its shard: from then on the shard counts as done."""
+    _as_store(location).write(sidecar_key(sidecar.name), encode_json(sidecar))
+
+
+def decode_sidecar(data: bytes, where: str) -> Sidecar:
+    """Build a sidecar from its JSON; `where` names it in errors."""
+    content = parse_record(data, where, SIDECAR_VERSION)
+    content["samples"] = tuple(_sample(s, where) for s in list_field(content, "samples", where))
+    for name in ("inputs", "dropped", "hashes"):
+        content[name] = tuple(list_field(content, name, where))
+    sidecar: Sidecar = build_record(Sidecar, content, where)
+    return sidecar
+
+
+def _as_store(location: str | Store) -> Store:
+    return open_store(location) if isinstance(location, str) else location
+
+
+def _sample(content: Any, where: str) -> SampleEntry:
+    if not isinstance(content, dict):
+        raise malformed_record(where, "a sample that is no object")
+    members = tuple(build_record(Member, m, where) for m in list_field(content, "members", where))
+    sample: SampleEntry = build_record(SampleEntry, {**content, "members": members}, where)
+    return sample

@@ -1,0 +1,125 @@
+"""Tries quarantined inputs again and publishes what they give as additional shards: a new revision.
+
+Nothing that is published is touched: old shards, sidecars and manifests stay, and a reader of an old revision
+goes on. The new manifest lists the old shards and then the new ones, and names its parent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mcjepa.data_prep.dataset.inputs import read_inputs
+from mcjepa.data_prep.dataset.lease import sole_writer
+from mcjepa.data_prep.dataset.manifest import DatasetManifest, read_manifest
+from mcjepa.data_prep.dataset.publish import publish_revision
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.plan.files import read_plan
+from mcjepa.data_prep.plan.listing import list_inputs
+from mcjepa.data_prep.plan.plan import PlanDigest, split_into_shards
+from mcjepa.data_prep.settings import DatasetConfig, PrepConfig
+from mcjepa.data_prep.storage import Store, absolute_location, join_location, open_store
+from mcjepa.data_prep.workers.ray_job import cluster_address, count_workers, run_tasks, running_ray
+from mcjepa.data_prep.workers.shard_maker import ShardResult, ShardWork
+from mcjepa.data_prep.workers.shard_tasks import make_shard
+
+
+@dataclass(frozen=True)
+class RequeueReport:
+    """What trying again has given."""
+
+    name: str
+    location: str
+    retried: int
+    saved: int
+    """Inputs that are no longer quarantined."""
+    samples: int
+    """Samples gained."""
+    manifest: DatasetManifest
+    """The newest: the old one when nothing was saved."""
+
+
+def requeue(
+    config: PrepConfig, *, reason: str = "", on_shard: Callable[[str, int, int], None] | None = None
+) -> tuple[RequeueReport, ...]:
+    """Try the quarantined inputs of every dataset of a recipe again.
+
+    Args:
+        config: The job that published the datasets.
+        reason: Only inputs whose reason contains these words (any case); empty: all.
+        on_shard: Called with the dataset's name, shards made and shards in all.
+
+    Raises:
+        DataError: a dataset is not published, was published with other settings, or another writer is at work.
+    """
+    tell = on_shard or (lambda name, done, total: None)
+    address = cluster_address(config.ray_address)
+    jobs = [
+        _Requeue(name, dataset, open_store(absolute_location(join_location(config.root, name))), reason)
+        for name, dataset in config.datasets.items()
+    ]
+    if not any(job.inputs for job in jobs):
+        return tuple(job.unchanged() for job in jobs)
+    with running_ray(address, count_workers(config.workers, "") if not address else 0):
+        workers = count_workers(config.workers, address)
+        return tuple(job.run(workers, tell) if job.inputs else job.unchanged() for job in jobs)
+
+
+class _Requeue:
+    """The quarantined inputs of one dataset."""
+
+    def __init__(self, name: str, config: DatasetConfig, store: Store, reason: str) -> None:
+        self._name, self._config, self._store = name, config, store
+        self._manifest = read_manifest(store)
+        plan = read_plan(store)
+        if PlanDigest(config, plan.decoder, plan.encoder).summary().parameters != {
+            key: value for key, value in plan.parameters.items() if key != "guarded_inputs"
+        }:
+            raise DataError(
+                f"{store.location} was published with other settings than the recipe's; expected the same; "
+                "requeue with the recipe that made it (its settings are in manifest.json under `parameters`)"
+            )
+        wanted = {
+            record.name
+            for record in read_inputs(store, self._manifest.revision)
+            if record.outcome == "quarantined" and reason.lower() in record.reason.lower()
+        }
+        self.inputs = tuple(p for p in list_inputs(config) if p.name in wanted) if wanted else ()
+        digest = PlanDigest(config, plan.decoder, plan.encoder, guarded=self._manifest.dataset_id)
+        for planned in self.inputs:
+            digest.add(planned)
+        self._digest = digest.summary().plan_digest
+        self._first = _first_free(plan.shards, self._manifest)
+
+    def unchanged(self) -> RequeueReport:
+        return RequeueReport(self._name, self._store.location, 0, 0, 0, self._manifest)
+
+    def run(self, workers: int, tell: Callable[[str, int, int], None]) -> RequeueReport:
+        shards = list(split_into_shards(self.inputs, self._config, first=self._first))
+        done = 0
+
+        def count(_: ShardResult) -> None:
+            nonlocal done
+            done += 1
+            writer.check()
+            tell(self._name, done, len(shards))
+
+        with sole_writer(self._store) as writer:
+            work = ShardWork(self._store.location, self._config, self._digest)
+            run_tasks(make_shard, work, shards, workers=min(workers, len(shards)), on_result=count)
+            manifest = publish_revision(self._store, self._manifest, [s.name for s in shards], self._digest)
+        before, after = self._manifest.totals, manifest.totals
+        return RequeueReport(
+            name=self._name,
+            location=self._store.location,
+            retried=len(self.inputs),
+            saved=before.quarantined - after.quarantined,
+            samples=after.samples - before.samples,
+            manifest=manifest,
+        )
+
+
+def _first_free(planned: int, manifest: DatasetManifest) -> int:
+    """Number of the first additional shard: after the plan's and after every one that is listed."""
+    listed = [int(shard.name.rpartition("-")[2]) for shard in manifest.shards]
+    return max(planned, max(listed, default=-1) + 1)

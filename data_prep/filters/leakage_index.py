@@ -1,0 +1,139 @@
+"""The index of evaluation frames that the leakage filter compares with, made once a dataset before its shards.
+
+ROOT/leakage/000000.jsonl.gz    hashes of some evaluation inputs' frames, one task's work
+ROOT/leakage.jsonl.gz           all of them in order: the index that the workers load
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
+from mcjepa.data_prep.decode.fetch import local_input
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.plan.listing import list_inputs
+from mcjepa.data_prep.plan.plan import PlannedInput
+from mcjepa.data_prep.settings import DatasetConfig
+from mcjepa.data_prep.storage import FolderStore, Store, open_store
+from mcjepa.data_prep.workers.ray_job import run_tasks
+
+INDEX_NAME = "leakage.jsonl.gz"
+INPUTS_A_PART = 32
+
+
+@dataclass(frozen=True)
+class LeakagePart:
+    """Some evaluation inputs, fingerprinted by one task."""
+
+    name: str
+    inputs: tuple[PlannedInput, ...]
+
+
+@dataclass(frozen=True)
+class LeakageWork:
+    """What all parts have in common."""
+
+    location: str
+    config: DatasetConfig
+
+
+def list_guarded(config: DatasetConfig) -> Iterator[PlannedInput]:
+    """Inputs of the evaluation sets that the leakage filter guards, in order; none when it is off."""
+    leakage = config.filters.leakage
+    if leakage.mode != "off":
+        yield from list_inputs(replace(config, corpora=leakage.sets))
+
+
+def make_leakage_index(
+    location: str,
+    config: DatasetConfig,
+    guarded: Iterable[PlannedInput],
+    *,
+    workers: int,
+    on_part: Callable[[int], None],
+) -> None:
+    """Fingerprint every frame of the evaluation sets on Ray, unless the index is there.
+
+    Args:
+        location: The dataset.
+        config: Its settings.
+        guarded: Inputs of the evaluation sets, in order.
+        workers: Most tasks at a time.
+        on_part: Called with the number of finished parts.
+    """
+    from mcjepa.data_prep.filters.leakage import LeakageIndex
+
+    store = open_store(location)
+    if store.exists(INDEX_NAME):
+        return
+    names: list[str] = []
+    done = 0
+
+    def parts() -> Iterator[LeakagePart]:
+        stream = iter(guarded)
+        while group := tuple(islice(stream, INPUTS_A_PART)):
+            names.append(f"{len(names):06d}")
+            yield LeakagePart(names[-1], group)
+
+    def count(_: str) -> None:
+        nonlocal done
+        done += 1
+        on_part(done)
+
+    run_tasks(fingerprint_part, LeakageWork(location, config), parts(), workers=workers, on_result=count)
+    path = store.scratch() / f"{INDEX_NAME}.{os.getpid()}.partial"
+    lines: list[tuple[str, int]] = []
+    for name in names:
+        lines += LeakageIndex.load(_fetch(store, _part_key(name))).lines()
+    LeakageIndex.build(lines).save(path)
+    store.write_file(INDEX_NAME, path)
+
+
+def fingerprint_part(work: LeakageWork, part: LeakagePart) -> str:
+    """Write the hashes of a part's frames, unless they are there; returns the part's name.
+
+    Raises:
+        DataError: an evaluation input cannot be read: a guard with a hole is none.
+    """
+    from mcjepa.data_prep.filters.leakage import LeakageIndex, fingerprint_input
+
+    store = open_store(work.location)
+    if store.exists(_part_key(part.name)):
+        return part.name
+    lines: list[tuple[str, int]] = []
+    for planned in part.inputs:
+        try:
+            if planned.item.refusal:
+                raise DecodeFailure(planned.item.refusal)
+            with local_input(planned.item, store.scratch()) as item:
+                lines += fingerprint_input(item, work.config)
+        except (DecodeFailure, Unwanted) as failure:
+            raise DataError(
+                f"evaluation input {planned.item.uri} cannot be guarded ({failure}); expected to read every frame of "
+                "filters.leakage.sets; repair the set, or leave it out"
+            ) from failure
+    path = store.scratch() / f"leakage-{part.name}.{os.getpid()}.partial"
+    LeakageIndex.build(lines).save(path)
+    store.write_file(_part_key(part.name), path)
+    return part.name
+
+
+def fetch_leakage_index(store: Store) -> str:
+    """Path of the index as a local file."""
+    return str(_fetch(store, INDEX_NAME))
+
+
+def _fetch(store: Store, key: str) -> Path:
+    if isinstance(store, FolderStore):
+        return store.path(key)
+    path = store.scratch() / f"{key.replace('/', '-')}.{os.getpid()}.fetched"
+    store.download(key, path)
+    return path
+
+
+def _part_key(name: str) -> str:
+    return f"leakage/{name}.jsonl.gz"

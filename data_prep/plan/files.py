@@ -1,0 +1,133 @@
+"""The plan of a dataset as files in its store: plan.json and plan.jsonl.gz, written before the first shard.
+
+They make a resumed run refuse other inputs or parameters, and say what differs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+
+from mcjepa.data_prep.dataset.inputs import read_lines, write_lines
+from mcjepa.data_prep.dataset.manifest import MANIFEST_NAME
+from mcjepa.data_prep.dataset.records import encode_json
+from mcjepa.data_prep.decode.encoders import encoder_version
+from mcjepa.data_prep.decode.videos import decoder_version
+from mcjepa.data_prep.errors import DataError, PlanMismatch
+from mcjepa.data_prep.plan.plan import (
+    PLAN_VERSION,
+    PlanDigest,
+    PlannedInput,
+    PlanSummary,
+    differing_inputs,
+    differing_parameters,
+    input_from_line,
+    input_to_line,
+)
+from mcjepa.data_prep.settings import DatasetConfig
+from mcjepa.data_prep.storage import Store, explained_disk_errors
+
+PLAN_NAME = "plan.json"
+PLAN_INPUTS_NAME = "plan.jsonl.gz"
+
+
+def summarise_plan(
+    config: DatasetConfig, inputs: Iterable[PlannedInput], *, guarded: Iterable[PlannedInput] = ()
+) -> PlanSummary:
+    """The plan of a list of inputs; nothing is written."""
+    digest = _new_digest(config, guarded)
+    for planned in inputs:
+        digest.add(planned)
+    return digest.summary()
+
+
+def begin_plan(
+    store: Store, config: DatasetConfig, inputs: Iterable[PlannedInput], *, guarded: Iterable[PlannedInput] = ()
+) -> PlanSummary:
+    """Plan a dataset and write its plan, unless one is there: `require_same_plan` compares them.
+
+    Args:
+        store: Where the dataset is made.
+        config: Its settings.
+        inputs: All its inputs, in order.
+        guarded: Inputs of the evaluation sets that the leakage filter guards.
+
+    Raises:
+        DataError: the inputs cannot be listed or the plan cannot be written.
+    """
+    if store.exists(PLAN_NAME):
+        return summarise_plan(config, inputs, guarded=guarded)
+    digest = _new_digest(config, guarded)
+    path = store.scratch() / f"{PLAN_INPUTS_NAME}.{os.getpid()}.partial"
+    try:
+        with explained_disk_errors(str(path)), path.open("wb") as file:
+            write_lines(file, _lines(inputs, digest))
+        store.write_file(PLAN_INPUTS_NAME, path)
+    finally:
+        path.unlink(missing_ok=True)
+    summary = digest.summary()
+    store.write_if_absent(PLAN_NAME, encode_json(summary))  # another run's plan is compared by the caller
+    return summary
+
+
+def read_plan(store: Store) -> PlanSummary:
+    """Read plan.json.
+
+    Raises:
+        DataError: it is absent, of another version or malformed.
+    """
+    where = f"{store.location}/{PLAN_NAME}"
+    fields = {f.name for f in dataclasses.fields(PlanSummary)}
+    try:
+        content = json.loads(store.read(PLAN_NAME))
+    except ValueError as error:
+        raise DataError(f"{where} is no JSON ({error}); expected a plan; remove {store.location}") from error
+    if not isinstance(content, dict) or set(content) != fields or content["version"] != PLAN_VERSION:
+        raise DataError(f"{where} is no plan of version {PLAN_VERSION}; expected one; remove {store.location}")
+    return PlanSummary(**content)
+
+
+def read_plan_inputs(store: Store) -> Iterator[PlannedInput]:
+    """The inputs of plan.jsonl.gz, in order."""
+    yield from map(input_from_line, read_lines(store, PLAN_INPUTS_NAME))
+
+
+def require_same_plan(store: Store, plan: PlanSummary, inputs: Iterable[PlannedInput]) -> None:
+    """Refuse to go on with a dataset of another plan, saying what differs.
+
+    Raises:
+        PlanMismatch: the stored plan is another one.
+    """
+    stored = read_plan(store)
+    if stored.plan_digest == plan.plan_digest:
+        return
+    differences = differing_parameters(stored, plan)
+    if stored.inputs != plan.inputs:
+        differences.append(f"number of inputs: {stored.inputs} -> {plan.inputs}")
+    if first := differing_inputs(read_plan_inputs(store), inputs):
+        differences.append(first)
+    state = "published" if store.exists(MANIFEST_NAME) else "begun"
+    raise PlanMismatch(
+        f"{store.location} was {state} with another plan ({'; '.join(differences) or 'its digest differs'}); "
+        "expected the same inputs and parameters; prepare into another root, or remove this folder first"
+        + (" (repaired inputs: mcjepa prep requeue)" if state == "published" else "")
+    )
+
+
+def _new_digest(config: DatasetConfig, guarded: Iterable[PlannedInput]) -> PlanDigest:
+    listing = hashlib.sha256()
+    lines = 0
+    for planned in guarded:
+        listing.update(json.dumps([planned.name, planned.bytes, planned.item.members]).encode())
+        lines += 1
+    codecs = decoder_version(config.decoder), encoder_version("png" if config.kind == "flow" else config.encoding)
+    return PlanDigest(config, *codecs, guarded=listing.hexdigest() if lines else "")
+
+
+def _lines(inputs: Iterable[PlannedInput], digest: PlanDigest) -> Iterator[object]:
+    for planned in inputs:
+        digest.add(planned)
+        yield input_to_line(planned)

@@ -1,0 +1,170 @@
+"""Settings of data preparation: corpora, datasets, the moving-photos generator and the whole job.
+
+A recipe (YAML) is validated into these frozen classes by `pipeline.recipe.files`; nothing heavy is imported here.
+Origin of a value: "paper" (MC-JEPA), "parent" (a method it builds on), "ours".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mcjepa.data_prep.filter_config import CorpusConfig, FiltersConfig, require
+
+SampleKind = Literal["clip", "image", "flow"]
+DecoderName = Literal["decord", "pyav", "torchcodec"]
+EncodingName = Literal["jpeg", "webp", "png"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """How corpora become the shards of one dataset."""
+
+    kind: SampleKind
+    """`clip`: some consecutive frames of a video or a frame sequence; `image`: one image or video frame;
+    `flow`: the two frames of a pair with its true flow, unscaled and lossless."""
+    corpora: tuple[CorpusConfig, ...]
+    """Raw material, in order."""
+    short_side: int = 256
+    """Short side of stored frames, px; smaller frames keep their size. Ours."""
+    frames: int = 2
+    """Frames a clip; without meaning for images. Paper: flow is learned on pairs."""
+    frame_step: int = 1
+    """Distance between the frames of a clip, in frames of the video. Paper: consecutive frames."""
+    clip_stride: int = 2
+    """Distance between the starts of consecutive clips, in frames (for images: between frames). Ours."""
+    rate_hz: float = 0.0
+    """Frames a second that are taken from a video, each the one shown at its time; 0: every frame. Ours."""
+    max_samples_per_input: int = 0
+    """Most samples cut from one input, spread evenly over it; 0: no limit. Ours."""
+    min_size: int = 32
+    """Inputs whose short side is below this, px, are filtered. Ours."""
+    max_megapixels: float = 64.0
+    """Inputs whose frames have more pixels, 10^6, are refused before anything is decoded. Ours."""
+    encoding: EncodingName = "jpeg"
+    """Format of stored frames: JPEG (4:2:0 chroma), WebP, or lossless PNG. Ours."""
+    quality: int = 95
+    """Quality of JPEG and WebP, 1-100. Ours."""
+    inputs_per_shard: int = 8
+    """Consecutive inputs whose samples make one shard. Ours."""
+    decoder: DecoderName = "decord"
+    """Video decoder. Ours."""
+    timeout_s: float = 120.0
+    """Longest silence of the decoder on one input, s; then it is killed, the input quarantined. Ours."""
+    memory_cap_mib: int = 4096
+    """Memory the decoder's process may add to its start, MiB; beyond it the input is quarantined. Ours."""
+    filters: FiltersConfig = field(default_factory=FiltersConfig)
+    """What is scored, and what is dropped for its scores."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(bool(self.corpora), "a dataset without corpora", "at least one corpus")
+        for name in ("frames", "frame_step", "clip_stride", "inputs_per_shard", "min_size"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}", "at least 1")
+        require(self.short_side >= 16, f"short_side={self.short_side}", "at least 16 px")
+        require(1 <= self.quality <= 100, f"quality={self.quality}", "1 to 100")
+        cap = self.max_samples_per_input
+        require(cap >= 0, f"max_samples_per_input={cap}", "0 or more")
+        require(self.timeout_s > 0, f"timeout_s={self.timeout_s}", "a positive number of seconds")
+        require(self.rate_hz >= 0, f"rate_hz={self.rate_hz}", "0 or a number of frames a second")
+        require(self.max_megapixels > 0, f"max_megapixels={self.max_megapixels}", "a positive number")
+        require(self.memory_cap_mib >= 64, f"memory_cap_mib={self.memory_cap_mib}", "at least 64 MiB")
+
+    @property
+    def frames_per_sample(self) -> int:
+        """Frames stored a sample: 1 for images, 2 for flow, `frames` for clips."""
+        return {"image": 1, "flow": 2}.get(self.kind, self.frames)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovingPhotosConfig:
+    """Synthetic sequences with exact flow from real photos (`data_prep.corpora.moving_photos.generate`)."""
+
+    out: str
+    """Folder that is made; a complete one with the same settings is kept as it is."""
+    photos: tuple[str, ...] = ()
+    """Folders of photos; empty: the photos that ship in scikit-image and scikit-learn."""
+    sequences: int = 160
+    """Training sequences. Ours."""
+    heldout_sequences: int = 24
+    """Sequences with ground truth, from other photos than the training ones. Ours."""
+    heldout_photos: int = 6
+    """Photos held out for them (at most a third of all, at least 2). Ours."""
+    max_photos: int = 64
+    """Most photos used, a seeded choice when there are more. Ours."""
+    frames: int = 8
+    """Frames a sequence. Ours."""
+    size: int = 128
+    """Side of the square frames, px, even. Ours."""
+    tiles: int = 256
+    """Images cut from the training photos for the content branch. Ours."""
+    tile_px: int = 160
+    """Side of these images, px. Ours."""
+    background_shift_px: float = 4.0
+    """Greatest shift of the background, px a frame. Parent: FlyingChairs' small background motion."""
+    max_shift_px: float = 9.0
+    """Greatest shift of an object, px a frame. Ours: within reach of a 5-level pyramid at 128 px."""
+    max_turn_deg: float = 3.0
+    """Greatest rotation of a layer, degrees a frame. Ours."""
+    max_zoom: float = 0.02
+    """Greatest relative change of size of a layer a frame. Ours."""
+    min_objects: int = 2
+    """Fewest objects a sequence. Ours."""
+    max_objects: int = 4
+    """Most objects a sequence. Ours."""
+    min_object_px: float = 18.0
+    """Smallest mean radius of an object, px. Ours."""
+    max_object_px: float = 40.0
+    """Greatest mean radius of an object, px. Ours."""
+    texture_candidates: int = 6
+    """Windows of a photo that are looked at for a layer; the most textured is cut. In plain sky the flow is known
+    exactly but cannot be seen, and a score over it tests nothing. 1 takes the first. Ours."""
+    fps_hz: int = 8
+    """Frame rate written into the training videos, Hz. Ours."""
+    crf: int = 10
+    """x264 quality of the training videos, 0 (lossless) to 51. Ours."""
+    seed: int = 0
+    """Seed of everything random here."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(bool(self.out), "moving_photos.out is empty", "a folder to make")
+        require(self.size >= 32 and self.size % 2 == 0, f"size={self.size}", "even, at least 32 px")
+        require(self.frames >= 2, f"frames={self.frames}", "at least 2")
+        require(self.sequences >= 1, f"sequences={self.sequences}", "at least 1")
+        require(self.heldout_sequences >= 0, f"heldout_sequences={self.heldout_sequences}", "0 or more")
+        require(self.heldout_photos >= 2, f"heldout_photos={self.heldout_photos}", "at least 2")
+        require(self.max_photos >= 4, f"max_photos={self.max_photos}", "at least 4")
+        require(self.tiles >= 0, f"tiles={self.tiles}", "0 or more")
+        require(self.tile_px >= 16, f"tile_px={self.tile_px}", "at least 16")
+        counts = f"min_objects={self.min_objects}, max_objects={self.max_objects}"
+        require(0 <= self.min_objects <= self.max_objects <= 200, counts, "0 <= min <= max <= 200")
+        radii = f"min_object_px={self.min_object_px}, max_object_px={self.max_object_px}"
+        require(self.texture_candidates >= 1, f"texture_candidates={self.texture_candidates}", "at least 1")
+        require(4 <= self.min_object_px <= self.max_object_px, radii, "4 <= min <= max")
+        require(0 <= self.max_zoom < 0.2, f"max_zoom={self.max_zoom}", "0 to 0.2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepConfig:
+    """The whole data preparation job: a generator, if wanted, and the datasets made after it."""
+
+    root: str
+    """Location under which each dataset is published as `ROOT/NAME` (a path, `file://` or `s3://bucket/prefix`)."""
+    datasets: dict[str, DatasetConfig] = field(default_factory=dict)
+    """Dataset name to its settings."""
+    moving_photos: MovingPhotosConfig | None = None
+    """Sequences generated first; corpora may then read its folders. None: nothing is generated."""
+    workers: int = 0
+    """Processes that decode; 0: one a core. Ours."""
+    ray_address: str = ""
+    """Address of a running Ray cluster; empty: that of RAY_ADDRESS (a submitted Ray job has it), else a Ray of our
+    own on this machine, ended with the job."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(bool(self.root), "prep.root is empty", "a path, file:// or s3://bucket/prefix")
+        require(self.workers >= 0, f"workers={self.workers}", "0 or more")
+        for name in self.datasets:
+            usable = bool(name) and all(c.isalnum() or c in "-_" for c in name)
+            require(usable, f"dataset name {name!r}", "letters, digits, '-' and '_'")

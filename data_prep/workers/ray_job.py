@@ -1,0 +1,242 @@
+"""Runs work on Ray (the only user of Ray here): tasks, a bounded number of them in flight.
+
+Only names and numbers pass through the driver and Ray's object store; samples go from the decode children
+straight to the store. A task reserves one processor and its worker keeps to one, decode child included. Tasks are
+what Ray moves by itself when a worker or a node is lost, and what waits for room by itself when a node is gone for
+good. Without an address a private Ray is started on the loopback interface, with a token of its own and no
+dashboard or usage report, and ended whatever happens; workers and decode children end with it. It is never stopped
+by `ray stop`, which would end every Ray on the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, Protocol, TypeVar
+
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.workers.process import one_processor, usable_cores
+
+LOG = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES = 200 << 20
+WAIT_S = 1.0
+QUIET_WARNING_S = 180.0
+TASK_RETRIES = 5
+PRIVATE = {
+    "RAY_AUTH_MODE": "token",
+    # The one switch that makes every process of a Ray listen on 127.0.0.1 alone, on Linux too.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def cluster_address(configured: str) -> str:
+    """The cluster to join: the configured one, else that of RAY_ADDRESS, which a submitted job has; else none."""
+    return configured or os.environ.get("RAY_ADDRESS", "")
+
+
+@contextlib.contextmanager
+def running_ray(address: str, workers: int) -> Iterator[None]:
+    """Connect to Ray at `address`, or run a private one with `workers` processors; ended on the way out."""
+    if not address:
+        _prepare_private()
+    import ray
+
+    if ray.is_initialized():  # the caller's own: used and left alone
+        yield
+        return
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    folder = None if address else tempfile.mkdtemp(prefix="mcjepa-", dir=_short_temporary_folder())
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            _start_private(str(folder), workers)
+        yield
+    finally:
+        ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # ray.init put its own in place
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class Named(Protocol):
+    """Work of one task: all that is asked of it is a name for messages."""
+
+    @property
+    def name(self) -> str:
+        """Name of the shard or part that the task makes."""
+
+
+Item = TypeVar("Item", bound=Named)
+Result = TypeVar("Result")
+
+
+def run_tasks(
+    function: Callable[[Any, Item], Result],
+    work: object,
+    items: Iterable[Item],
+    *,
+    workers: int,
+    on_result: Callable[[Result], None],
+) -> None:
+    """Call `function(work, item)` for every item inside `running_ray`, and `on_result` as each returns.
+
+    Args:
+        function: A function of a module, which the workers import.
+        work: What is the same for all items; small, sent with each.
+        items: Taken one by one as there is room: never all in memory.
+        workers: Most tasks at work, each on a processor of its own.
+        on_result: Called here, in the order of completion.
+
+    Raises:
+        DataError: one that a task raised.
+        RuntimeError: a task's worker or node died again and again.
+    """
+    import ray
+
+    remote: Any = ray.remote(_call_on_one_processor).options(
+        num_cpus=1, max_retries=TASK_RETRIES, name=getattr(function, "__name__", "task")
+    )
+    stream = iter(items)
+    in_flight: dict[Any, str] = {}
+    quiet_since = time.monotonic()
+    try:
+        for item in islice(stream, workers + _ahead(workers)):
+            in_flight[remote.remote(function, work, item)] = item.name
+        while in_flight:
+            ready, _ = ray.wait(list(in_flight), num_returns=1, timeout=WAIT_S)
+            quiet_since = _warn_when_quiet(quiet_since, bool(ready), list(in_flight.values()))
+            for reference in ready:
+                name = in_flight.pop(reference)
+                if (following := next(stream, None)) is not None:
+                    in_flight[remote.remote(function, work, following)] = following.name
+                on_result(_result_of(reference, name))
+    finally:
+        for reference in in_flight:
+            ray.cancel(reference, force=True)
+
+
+_PROCESSOR = contextlib.ExitStack()
+
+
+def _call_on_one_processor(function: Callable[[Any, Any], Any], work: object, item: object) -> Any:
+    """What Ray's workers run."""
+    _keep_to_one_processor()
+    return function(work, item)
+
+
+@functools.cache
+def _keep_to_one_processor() -> None:
+    """Once a worker; it ends with its process."""
+    _PROCESSOR.enter_context(one_processor())
+
+
+def _ahead(workers: int) -> int:
+    """Tasks to hand in before a processor is free for them, where the cluster has no more than the workers' number."""
+    import ray
+
+    return workers if ray.cluster_resources().get("CPU", 0) <= workers else 0
+
+
+def count_workers(wanted: int, address: str) -> int:
+    """Tasks in flight: as wanted, or one a core of this machine or of the cluster."""
+    if wanted:
+        return wanted
+    if not address:
+        return usable_cores()
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _warn_when_quiet(since: float, ready: bool, waiting: list[str]) -> float:
+    """Say every few minutes that nothing is finished: the work is long or the cluster has no free core."""
+    now = time.monotonic()
+    if ready:
+        return now
+    if now - since < QUIET_WARNING_S:
+        return since
+    LOG.warning("no shard finished for %.0f s; in flight: %s", now - since, ", ".join(waiting))
+    return now
+
+
+def _result_of(reference: Any, name: str) -> Any:
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, DataError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(
+            f"{name}: its worker died {TASK_RETRIES + 1} times ({error}); expected it to live; "
+            "look for lack of memory on the node, lower `workers`, then run again: finished shards are kept"
+        ) from error
+
+
+def _prepare_private() -> None:
+    """Settings that Ray reads when imported; a token that another cluster left in ~/.ray must not matter."""
+    os.environ.update(QUIET)
+    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        os.environ.update(PRIVATE, RAY_AUTH_TOKEN=secrets.token_hex(32))
+
+
+def _start_private(folder: str, workers: int) -> None:
+    import ray
+
+    with _without_spare_processes():
+        ray.init(
+            address="local",
+            num_cpus=workers,
+            num_gpus=0,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=folder,
+        )
+
+
+@contextlib.contextmanager
+def _without_spare_processes() -> Iterator[None]:
+    """Start no autoscaler, log monitor and dashboard, for which a private Ray of one machine has no use.
+
+    `ray start` has switches for some of them, `ray.init` has none; they cost 3 s of processor time a start.
+    """
+    parameter: Any = importlib.import_module("ray._private.parameter")
+    node: Any = importlib.import_module("ray._private.node").Node
+    params, start_dashboard = parameter.RayParams, node.start_api_server
+    parameter.RayParams = functools.partial(params, no_monitor=True, include_log_monitor=False)
+    node.start_api_server = lambda self, **options: None
+    try:
+        yield
+    finally:
+        parameter.RayParams, node.start_api_server = params, start_dashboard
+
+
+def _short_temporary_folder() -> str:
+    """Ray puts sockets below it, whose paths may have 107 characters: a long TMPDIR is passed over."""
+    folder = tempfile.gettempdir()
+    return folder if len(folder) <= 24 else "/tmp"

@@ -1,0 +1,197 @@
+"""Makes one shard: its inputs are cut in the decode child, the tar is written, and then its sidecar."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mcjepa.data_prep.dataset.inputs import InputRecord, Outcome
+from mcjepa.data_prep.dataset.manifest import Sidecar, read_sidecar, shard_key, sidecar_key, write_sidecar
+from mcjepa.data_prep.dataset.shards import ShardWriter
+from mcjepa.data_prep.decode.client import DecodeClient
+from mcjepa.data_prep.decode.cutter import CutSample, DroppedSample
+from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
+from mcjepa.data_prep.decode.fetch import local_input
+from mcjepa.data_prep.filters.leakage_index import fetch_leakage_index
+from mcjepa.data_prep.plan.plan import PlannedInput, ShardPlan, sample_key
+from mcjepa.data_prep.settings import DatasetConfig
+from mcjepa.data_prep.storage import GrowingFile, Store, explained_disk_errors, open_store
+
+READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What the driver learns of a finished shard: numbers only."""
+
+    name: str
+    samples: int
+    bytes: int
+    reused: bool
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """What all shards of a dataset have in common; sent to the workers."""
+
+    location: str
+    config: DatasetConfig
+    plan_digest: str
+
+
+class ShardMaker:
+    """Makes shards of one dataset after another in one process, with one decode child."""
+
+    def __init__(self, work: ShardWork) -> None:
+        """Prepare for the shards of a dataset; nothing is started yet but the leakage index is fetched."""
+        self._store: Store = open_store(work.location)
+        self._config = work.config
+        self._plan_digest = work.plan_digest
+        index = fetch_leakage_index(self._store) if work.config.filters.leakage.mode != "off" else ""
+        self._client = DecodeClient(work.config, leakage_index=index)
+
+    def make(self, plan: ShardPlan) -> ShardResult:
+        """Make a shard, or keep it when it is finished.
+
+        Raises:
+            DataError: it cannot be stored.
+        """
+        finished = finished_sidecar(self._store, plan.name, self._plan_digest)
+        if finished:
+            return ShardResult(plan.name, len(finished.samples), finished.bytes, reused=True)
+        path = self._store.scratch() / f"{plan.name}.{os.getpid()}.partial"
+        try:
+            with self._store.growing_file(shard_key(plan.name), path) as growing:
+                with explained_disk_errors(str(path)):
+                    sidecar = self._write(path, plan, growing)
+                growing.finish()
+            write_sidecar(self._store, sidecar)
+        finally:
+            path.unlink(missing_ok=True)
+        return ShardResult(plan.name, len(sidecar.samples), sidecar.bytes, reused=False)
+
+    def close(self) -> None:
+        """End the decode child."""
+        self._client.close()
+
+    def _write(self, path: Path, plan: ShardPlan, growing: GrowingFile) -> Sidecar:
+        """Write the tar; what is whole of it may be uploaded meanwhile."""
+        cuts = []
+        with path.open("w+b") as file:
+            writer = ShardWriter(file)
+            for planned in plan.inputs:
+                cuts.append(self._add_input(writer, plan.name, planned))
+                file.flush()
+                growing.settle(writer.mark().offset)
+            digest, size, samples = writer.finish()
+        return Sidecar(
+            name=plan.name,
+            sha256=digest,
+            bytes=size,
+            plan_digest=self._plan_digest,
+            samples=samples,
+            inputs=tuple(dataclasses.asdict(cut.record) for cut in cuts),
+            dropped=tuple(line for cut in cuts for line in cut.dropped),
+            hashes=tuple(h for cut in cuts for h in cut.hashes) if self._wants_hashes else (),
+        )
+
+    @property
+    def _wants_hashes(self) -> bool:
+        return self._config.filters.duplicates.mode != "off"
+
+    def _add_input(self, writer: ShardWriter, shard: str, planned: PlannedInput) -> _CutInput:
+        """Add all samples of an input, or none of them."""
+        mark = writer.mark()
+        outcome: Outcome = "ok"
+        digest = reason = ""
+        hashes: list[str] = []
+        dropped: list[DroppedSample] = []
+        try:
+            if planned.item.refusal:
+                raise DecodeFailure(planned.item.refusal)
+            with local_input(planned.item, self._store.scratch()) as item:
+                digest = content_digest(item.files)
+                for piece in self._client.cut(item):
+                    if isinstance(piece, DroppedSample):
+                        dropped.append(piece)
+                        continue
+                    writer.add(sample_key(planned.name, len(hashes)), sample_members(piece, planned.name))
+                    hashes.append(piece.meta.get("scores", {}).get("phash", ""))
+            if not hashes:
+                counts = Counter(piece.filter for piece in dropped)
+                found = ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
+                raise Unwanted(f"all {len(dropped)} samples dropped: {found}")
+        except DecodeFailure as failure:
+            outcome, reason = "quarantined", str(failure)
+        except Unwanted as refusal:
+            outcome, reason = "filtered", str(refusal)
+        if outcome != "ok":
+            writer.go_back(mark)
+            hashes = []
+        if outcome == "quarantined":
+            dropped = []
+        record = InputRecord(
+            name=planned.name,
+            uri=planned.item.uri,
+            bytes=planned.bytes,
+            sha256=digest,
+            outcome=outcome,
+            reason=reason,
+            shard=shard,
+            samples=len(hashes),
+            dropped=len(dropped),
+        )
+        lines = tuple({"input": planned.name, **dataclasses.asdict(piece)} for piece in dropped)
+        return _CutInput(record, lines, tuple(hashes))
+
+
+@dataclass(frozen=True)
+class _CutInput:
+    """What became of one input."""
+
+    record: InputRecord
+    dropped: tuple[dict[str, Any], ...]
+    hashes: tuple[str, ...]
+
+
+def sample_members(sample: CutSample, input_name: str) -> dict[str, bytes]:
+    """The files of a sample by their suffixes: its frames (and flow) and `json`."""
+    meta = json.dumps({**sample.meta, "input": input_name}, sort_keys=True, separators=(",", ":"))
+    return {**sample.members, "json": meta.encode()}
+
+
+def content_digest(files: tuple[str, ...]) -> str:
+    """sha256 (hex) of a file's bytes; of several files, of their digests one a line.
+
+    Raises:
+        DecodeFailure: a file cannot be read.
+    """
+    digests = []
+    for path in files:
+        digest = hashlib.sha256()
+        try:
+            with open(path, "rb") as file:
+                while piece := file.read(READ_BYTES):
+                    digest.update(piece)
+        except OSError as error:
+            raise DecodeFailure(f"{path} cannot be read ({error.strerror})") from error
+        digests.append(digest.hexdigest())
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(f"{d}\n" for d in digests).encode()).hexdigest()
+
+
+def finished_sidecar(store: Store, name: str, plan_digest: str) -> Sidecar | None:
+    """The sidecar of a shard that is complete and of this plan, else None."""
+    if not store.exists(sidecar_key(name)):
+        return None
+    sidecar = read_sidecar(store, name)
+    if sidecar.plan_digest != plan_digest or not store.exists(shard_key(name)):
+        return None
+    return sidecar if store.size(shard_key(name)) == sidecar.bytes else None

@@ -1,0 +1,1 @@
+"""Fine-tuning with UperNet: settings, data, training, score."""

@@ -1,0 +1,98 @@
+"""What becomes of scores: a run of MLflow below the training's, made once, and a page beside one command's scores."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcjepa.pipeline.cli.evaluate import write_json
+from mcjepa.pipeline.settings.train import TrackingConfig
+
+if TYPE_CHECKING:
+    from mcjepa.evals.cards import Score
+
+RECORD = "mlflow.json"
+
+
+def record_scores(
+    place: TrackingConfig, name: str, settings: Mapping[str, Any], scores: Sequence[Score], out: Path
+) -> str:
+    """Logs the scores of a folder to MLflow, unless OUT/mlflow.json says that it has these; returns the run's id.
+
+    Weights, training run and datasets are those of the first score's card.
+
+    Raises:
+        UsageError: the tracking location cannot be used.
+    """
+    from mcjepa.evals.score_file import SCORES_NAME, stored_key
+    from mcjepa.model.pretrained import file_digest
+
+    digest = file_digest(out / SCORES_NAME)
+    key = stored_key(out) or digest
+    path = out / RECORD
+    logged = json.loads(path.read_bytes()) if path.is_file() else {}
+    if logged.get("key") == key and logged.get("scores") == digest and logged.get("uri") == place.uri:
+        return str(logged["run_id"])
+    from mcjepa.pipeline.tracking import Tracker, find_tagged
+
+    tracker = Tracker(
+        place.uri,
+        place.experiment,
+        place.artifacts,
+        run_name=f"eval {name}",
+        run_id=find_tagged(place.uri, place.experiment, "mcjepa.eval_key", key),
+        tags=_tags(scores, key),
+    )
+    status = "FAILED"
+    try:
+        tracker.params(settings, "eval.")
+        for score in scores:
+            values = {f"{score.name}/{metric}": value for metric, value in score.metrics.items()}
+            tracker.metrics(values, int(score.card.lineage.get("step", 0)))
+        tracker.artifact(out, "eval")
+        status = "FINISHED"
+    finally:
+        tracker.end(status)
+    write_json(path, {"key": key, "scores": digest, "uri": place.uri, "run_id": tracker.run_id})
+    return tracker.run_id
+
+
+def _tags(scores: Sequence[Score], key: str) -> dict[str, str]:
+    from mcjepa.pipeline.tracking import dataset_tag
+
+    card = scores[0].card if scores else None
+    lineage = card.lineage if card else {}
+    train_run = str(lineage.get("run_id", ""))
+    tags = {
+        "mcjepa.stage": "eval",
+        "mcjepa.weights_digest": card.weights_digest if card else "",
+        "mcjepa.eval_key": key,
+        "mcjepa.train_run": train_run,
+        "mcjepa.dataset_ids": dataset_tag(lineage.get("dataset_ids", [])),
+    }
+    return tags | ({"mlflow.parentRunId": train_run} if train_run else {})
+
+
+def publish(arguments: argparse.Namespace, scores: Sequence[Score]) -> None:
+    """The page OUT/report.html of a command that scored without a recipe and, with `--tracking`, its MLflow run."""
+    from mcjepa.evals.report.compare import Evaluated
+    from mcjepa.evals.report.content import ReportContent, headline_tiles
+    from mcjepa.evals.report.page import write_report
+
+    out = Path(arguments.out)
+    named = Path(arguments.weights).name if arguments.weights else "files"
+    content = ReportContent(
+        title=f"mcjepa: {', '.join(score.name for score in scores)}",
+        summary=f"Scores of {named}.",
+        tiles=headline_tiles(scores),
+        scores=tuple(scores),
+        evaluations=(Evaluated(label=named, scores=tuple(scores)),),
+    )
+    write_report(out / "report.html", content)
+    if arguments.tracking:
+        place = TrackingConfig(uri=arguments.tracking, experiment=arguments.experiment)
+        settings = {score.name: dict(score.card.config) for score in scores}
+        record_scores(place, f"{arguments.verb} {named}", settings, scores, out)

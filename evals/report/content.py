@@ -1,0 +1,179 @@
+"""What a report shows, as plain data; `report.py` turns it into one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mcjepa.evals.cards import Score
+from mcjepa.evals.report.compare import Evaluated
+
+Curve = Sequence[tuple[float, float]]
+"""Points (step, value), steps ascending; values may be NaN or infinite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """One headline number beside what it has to beat."""
+
+    title: str
+    """What is measured, such as "Optical flow, EPE"."""
+
+    value: float
+    """The model's number."""
+
+    unit: str
+    """px, %, or nothing."""
+
+    rivals: tuple[tuple[str, float], ...]
+    """Baseline name and its number."""
+
+    lower_is_better: bool
+    """True for errors."""
+
+    source: str
+    """The score it comes from, such as flow/moving-photos."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSummary:
+    """One dataset that the weights were trained on."""
+
+    name: str
+    """Its name in the recipe."""
+
+    dataset_id: str
+    """sha256 over its shards."""
+
+    counts: Mapping[str, int | str]
+    """Such as ok, filtered, quarantined, samples, shards, bytes; in the order to show."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuarantinedInput:
+    """An input that could not be used."""
+
+    dataset: str
+    """Dataset that it was meant for."""
+
+    uri: str
+    """The input."""
+
+    reason: str
+    """Why it was left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportContent:
+    """Everything on the page."""
+
+    title: str
+    """Heading and window title."""
+
+    summary: str = ""
+    """One or two sentences below the heading."""
+
+    tiles: tuple[Tile, ...] = ()
+    """Headline numbers; `headline_tiles` makes them from scores."""
+
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    """`GROUP/NAME` to points; curves of one group stand together."""
+
+    scores: tuple[Score, ...] = ()
+    """Scores with cards, tables and pictures."""
+
+    evaluations: tuple[Evaluated, ...] = ()
+    """Evaluations to set side by side, such as all checkpoints of the run; with fewer than two only the paper's
+    table is shown."""
+
+    datasets: tuple[DatasetSummary, ...] = ()
+    """Datasets of the training."""
+
+    quarantined: tuple[QuarantinedInput, ...] = ()
+    """Inputs that were left out, with reasons."""
+
+    lineage: tuple[tuple[str, str], ...] = ()
+    """(what, identity) from input to score: dataset ids, run ids, weights digest, …"""
+
+    versions: tuple[tuple[str, str], ...] = ()
+    """(package, version)."""
+
+    commands: tuple[tuple[str, str], ...] = ()
+    """(what it does, command line) to reproduce the page."""
+
+
+@dataclass(frozen=True)
+class _Headline:
+    kind: str
+    metric: str
+    title: str
+    unit: str
+    lower_is_better: bool
+
+
+_HEADLINES = (
+    _Headline("flow", "epe", "Optical flow: end-point error", "px", True),
+    _Headline("probe", "miou", "Linear probe: mean IoU", "%", False),
+    _Headline("vos", "jf", "Mask propagation: J&F", "", False),
+    _Headline("finetune", "miou", "Fine-tuned with UperNet: mean IoU", "%", False),
+    _Headline("classify", "linear_top1", "Classification, linear: top-1", "%", False),
+)
+_RIVAL_NAMES = {
+    "zero": "zero flow",
+    "random": "random encoder",
+    "copy_first": "first mask copied",
+    "majority": "most frequent class",
+}
+
+
+def rival_name(suffix: str) -> str:
+    """A baseline's metric suffix as people read it.
+
+    >>> rival_name("dis_medium")
+    'DIS medium'
+    """
+    return _RIVAL_NAMES.get(suffix, suffix.replace("_", " ").replace("dis ", "DIS "))
+
+
+_UNITS = {
+    "epe": "px",
+    "fl_": "%",
+    "over_": "%",
+    "miou": "%",
+    "iou_": "%",
+    "pixel_accuracy": "%",
+    "mean_accuracy": "%",
+    "knn": "%",
+    "linear_": "%",
+}
+
+
+def metric_unit(name: str) -> str:
+    """The unit of a metric; empty for parts of 1 such as J and F.
+
+    >>> metric_unit("epe_matched"), metric_unit("fl_all"), metric_unit("j_mean")
+    ('px', '%', '')
+    """
+    return next((unit for start, unit in _UNITS.items() if name.startswith(start)), "")
+
+
+def headline_tiles(scores: Sequence[Score]) -> tuple[Tile, ...]:
+    """One tile a score: its main metric beside the same metric of every baseline."""
+    tiles = []
+    for score in scores:
+        for headline in _HEADLINES:
+            if score.name.split("/")[0] == headline.kind and headline.metric in score.metrics:
+                rivals = tuple(
+                    (rival_name(suffix), score.metrics[f"{headline.metric}_{suffix}"]) for suffix in score.rivals
+                )
+                tiles.append(
+                    Tile(
+                        title=headline.title,
+                        value=score.metrics[headline.metric],
+                        unit=headline.unit,
+                        rivals=rivals,
+                        lower_is_better=headline.lower_is_better,
+                        source=score.name,
+                    )
+                )
+    return tuple(tiles)

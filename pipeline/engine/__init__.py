@@ -1,0 +1,1 @@
+"""The engine: the only word that is spoken to DeepSpeed."""

@@ -1,0 +1,195 @@
+"""Facts of a preflight: reads manifests, a little of the shards, disks and addresses; nothing stays written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from mcjepa.cluster.preflight.data import StreamFacts
+from mcjepa.cluster.preflight.findings import Finding
+from mcjepa.cluster.preflight.run import Place
+from mcjepa.data_prep.dataset.manifest import shard_key
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import FolderStore, absolute_location, open_store
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.settings.stream import StreamConfig
+
+READ_BYTES, READ_SHARDS = 4 << 20, 4
+WRITE_BYTES = 32 << 20
+CONTACT_S = 3.0
+
+
+def read_streams(config: StreamConfig, seed: int) -> tuple[list[StreamFacts], list[Finding]]:
+    """What the run's datasets hold, by their manifests; one that cannot be read is an error among the findings."""
+    from mcjepa.pipeline.stream.samples import pair_stream, view_stream
+
+    streams, findings = [], []
+    for name, batch, build in (
+        ("pairs", config.pair_batch, pair_stream), ("views", config.view_batch, view_stream),
+    ):  # fmt: skip
+        if not batch:
+            continue
+        try:
+            stream = build(config, seed)
+        except (DataError, UsageError) as error:
+            findings.append(Finding("dataset", "error", f"{name}: {error}"))
+            continue
+        datasets, summary = stream.catalogue.datasets, stream.order.describe()
+        ids = ", ".join(f"{each.dataset_id[:12]} ({each.location})" for each in datasets[:3])
+        more = f" and {len(datasets) - 3} more" if len(datasets) > 3 else ""
+        findings.append(Finding("dataset", "ok", f"{name}: {ids}{more}"))
+        streams.append(
+            StreamFacts(
+                name=name,
+                datasets=len(datasets),
+                samples=sum(sum(each.samples) for each in datasets),
+                shards=sum(len(each.shards) for each in datasets),
+                bytes=sum(sum(each.bytes) for each in datasets),
+                batch=batch,
+                lanes=summary.lanes,
+                steps_per_epoch=summary.steps_per_epoch,
+                tail=summary.tail,
+                passes=summary.passes,
+                remote=any(not isinstance(open_store(each.location), FolderStore) for each in datasets),
+            )
+        )
+    return streams, findings
+
+
+def read_rate(config: StreamConfig) -> float | None:
+    """Bytes a second at which the start of some shards was read here; None where nothing could be.
+
+    A shard that was read or written a moment ago comes from the machine's memory: then it is an upper bound.
+    """
+    from mcjepa.pipeline.stream.catalogue import open_catalogue
+
+    total, spent = 0, 0.0
+    with contextlib.suppress(DataError):
+        for dataset in open_catalogue([*config.pairs, *config.views]).datasets:
+            store = open_store(dataset.location)
+            for shard in dataset.shards[:READ_SHARDS]:
+                started = time.perf_counter()
+                total += len(store.read_range(shard_key(shard), 0, READ_BYTES))
+                spent += time.perf_counter() - started
+    return total / spent if total else None
+
+
+def look_at_place(name: str, location: str, needed_bytes: int = 0) -> Place:
+    """Writes an object there, reads it back and removes it; a folder that is not there yet is not made."""
+    key, content = f".mcjepa-probe-{secrets.token_hex(6)}", secrets.token_bytes(64)
+    try:
+        if isinstance(open_store(location), FolderStore):
+            folder = _nearest_folder(absolute_location(location).removeprefix("file://"))
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=key) as file:
+                file.write(content)
+                file.flush()
+            return Place(name, location, shutil.disk_usage(folder).free, "", needed_bytes)
+        store = open_store(location)
+        key = key.removeprefix(".")  # hidden names are not listed by stores
+        store.write(key, content)
+        same = store.read(key) == content
+        store.remove(key)
+    except (DataError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return Place(name, location, None, f"cannot be written: {reason}", needed_bytes)
+    return Place(name, location, None, "" if same else "gave back other bytes than were written", needed_bytes)
+
+
+def _nearest_folder(path: str) -> Path:
+    """The folder, or the nearest above it that is there."""
+    folder = Path(path)
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(20, f"{folder} is a file, where a folder is needed")
+    return folder
+
+
+def write_rate(location: str) -> float | None:
+    """Bytes a second at which a file of 32 MiB was written and synchronised; None in a bucket."""
+    try:
+        if not isinstance(open_store(location), FolderStore):
+            return None
+        block = secrets.token_bytes(1 << 20)
+        with tempfile.NamedTemporaryFile(dir=_nearest_folder(absolute_location(location))) as file:
+            started = time.perf_counter()
+            for _ in range(WRITE_BYTES // len(block)):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            return WRITE_BYTES / (time.perf_counter() - started)
+    except (DataError, OSError):
+        return None
+
+
+def tracking_finding(uri: str) -> Finding:
+    """Whether MLflow can be reached; it may be away, a run's records then wait in its spool."""
+    if uri.startswith(("http://", "https://")):
+        try:
+            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=CONTACT_S):
+                return Finding("tracking", "ok", f"MLflow answers at {uri}")
+        except (urllib.error.URLError, OSError, ValueError) as error:
+            return Finding(
+                "tracking", "warning", f"MLflow at {uri} does not answer: {error}",
+                "a server; the run goes on without it, its records wait in RUN/spool",
+                "start it or correct tracking.uri; later `mcjepa tracking sync RUN`",
+            )  # fmt: skip
+    if uri.startswith("sqlite:///"):
+        place = look_at_place("tracking", str(Path(uri.removeprefix("sqlite:///")).parent))
+        if place.problem:
+            return Finding(
+                "tracking", "error", f"{uri}: {place.problem}", "a folder that can be written", "correct tracking.uri"
+            )
+    return Finding("tracking", "ok", f"MLflow in {uri}")
+
+
+def known_partitions() -> dict[str, str] | None:
+    """Slurm's partitions with their time limits and nodes; None where Slurm cannot be asked."""
+    if not shutil.which("sinfo"):
+        return None
+    words = ["sinfo", "-h", "-o", "%R|%l|%D"]
+    try:
+        answer = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    except subprocess.TimeoutExpired:
+        return None
+    if answer.returncode:
+        return None
+    rows = [line.split("|") for line in answer.stdout.splitlines() if line.count("|") == 2]
+    return {name: f"time limit {limit}, {nodes} nodes" for name, limit, nodes in rows}
+
+
+def device_memory(on_gpu: bool) -> int | None:
+    """Memory of a GPU of this machine, or of the machine as far as this process may use it."""
+    if on_gpu:
+        import torch
+
+        return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
+    import psutil
+
+    limits = [int(psutil.virtual_memory().total)]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int(Path(path).read_text(encoding="utf-8")))
+    return min(limits)
+
+
+def gpus_here() -> int:
+    """GPUs of this machine."""
+    import torch
+
+    return int(torch.cuda.device_count())
+
+
+def bucket_options(options: dict[str, Any], stage: int) -> tuple[int, bool]:
+    """DeepSpeed's bucket in elements and whether reductions overlap, as the recipe's options set them."""
+    zero: dict[str, Any] = options.get("zero_optimization") or {}
+    return int(zero.get("reduce_bucket_size", 500_000_000)), bool(zero.get("overlap_comm", stage == 3))

@@ -1,0 +1,183 @@
+"""The preflight of a training run: facts of recipe and site are gathered here and judged by `cluster.preflight`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mcjepa.cluster.preflight.data import (
+    CacheFacts,
+    ClusterFacts,
+    StreamFacts,
+    cache_finding,
+    read_finding,
+    stream_findings,
+    world_findings,
+)
+from mcjepa.cluster.preflight.findings import Finding, errors_of
+from mcjepa.cluster.preflight.memory import EngineFacts, estimate_memory, memory_finding
+from mcjepa.cluster.preflight.run import (
+    RunFacts,
+    checkpoint_bytes,
+    checkpoint_finding,
+    interruption_finding,
+    partition_finding,
+    place_finding,
+    time_finding,
+)
+from mcjepa.cluster.site import Need, Site, variables
+from mcjepa.pipeline.launch import facts as plan_facts
+from mcjepa.pipeline.recipe.recipe import Recipe, required
+from mcjepa.pipeline.settings.train import TrainConfig
+from mcjepa.pipeline.step.schedule import build_schedule
+from mcjepa.pipeline.stream.order import lanes_for
+
+WAITING = 3
+"""Checkpoints of a run on s3 that may lie in its scratch folder at a time."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how the run is to be, as the command line and the site say."""
+
+    cluster: ClusterFacts
+    device_bytes: int | None
+    """Of a GPU, or of a node without GPUs."""
+    step_s: float | None = None
+    site: Site | None = None
+    need: Need | None = None
+    brief: bool = False
+    """Whether memory is left out where that of the device is not known: counting takes seconds."""
+
+
+def site_memory(need: Need | None) -> int | None:
+    """Memory of a node where ranks compute on CPUs; a site file does not say that of a GPU."""
+    return int(need.memory_gb * 1e9) if need and need.memory_gb and not need.gpus_per_node else None
+
+
+def launch_findings(recipe: Recipe, site: Site, need: Need) -> list[Finding]:
+    """The preflight of a training job; what a rank's step holds is counted only where the memory is known."""
+    here = site.kind != "slurm"
+    memory = plan_facts.device_memory(need.gpus_per_node > 0) if here else site_memory(need)
+    cluster = ClusterFacts(need.nodes, need.tasks, need.gpus_per_node)
+    return preflight(recipe, Setting(cluster, memory, None, site, need, brief=True))
+
+
+def preflight(recipe: Recipe, place: Setting) -> list[Finding]:
+    """Everything that can be said of a training run before it starts.
+
+    Args:
+        recipe: with a `train` part.
+        place: where it is to be.
+    """
+    with _site_storage(place.site):
+        return _preflight(recipe, required(recipe.train, "train", recipe), place)
+
+
+@contextlib.contextmanager
+def _site_storage(site: Site | None) -> Iterator[None]:
+    """While it is held, the site's S3 endpoint and profile are ours where we have none of our own."""
+    ours = {name: value for name, value in (variables(site) if site else {}).items() if name.startswith("AWS_")}
+    added = {name: value for name, value in ours.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+def _preflight(recipe: Recipe, config: TrainConfig, place: Setting) -> list[Finding]:
+    batches = {"pairs": config.stream.pair_batch, "views": config.stream.view_batch}
+    lanes = {name: (batch, lanes_for(batch)) for name, batch in batches.items() if batch}
+    findings = world_findings(place.cluster, lanes, config.engine.accumulation_steps)
+    fits = not errors_of(findings)
+    if place.need and place.site and place.site.kind == "slurm":
+        known = plan_facts.known_partitions()
+        findings.append(partition_finding(place.need.partition, known, place.need.time_min, place.need.nodes))
+    streams, datasets = plan_facts.read_streams(config.stream, config.seed)
+    findings += datasets
+    findings += [found for stream in streams for found in stream_findings(stream, place.cluster)]
+    if streams:
+        findings += _reading(config, place, streams)
+    return findings + _run(recipe, config, place, streams, fits)
+
+
+def _reading(config: TrainConfig, place: Setting, streams: list[StreamFacts]) -> list[Finding]:
+    folder = (place.site.shard_cache if place.site else "") or config.stream.store.cache_dir
+    cache = CacheFacts(folder, config.stream.store.cache_bytes)
+    rate = plan_facts.read_rate(config.stream)
+    return [
+        cache_finding(streams, place.cluster, cache),
+        read_finding(streams, place.cluster, place.step_s, rate),
+    ]
+
+
+def _run(recipe: Recipe, config: TrainConfig, place: Setting, streams: list[StreamFacts], fits: bool) -> list[Finding]:
+    """Memory, places, time, checkpoints."""
+    from mcjepa.pipeline.launch.step_memory import model_size
+
+    size, findings = model_size(recipe.model), []
+    if fits and not (place.brief and place.device_bytes is None):
+        findings.append(_memory(recipe, config, place))
+    findings += _places(config, place, checkpoint_bytes(size.elements))
+    findings.append(plan_facts.tracking_finding(recipe.tracking.uri))
+    epoch = {stream.name: stream.steps_per_epoch for stream in streams}
+    steps_per_epoch = epoch.get("views") or epoch.get("pairs")
+    if not config.steps and not steps_per_epoch:
+        return findings  # the length is in epochs of a dataset that is not there
+    keep = config.checkpoint
+    steps = build_schedule(config, steps_per_epoch or 1).steps
+    for_good = steps // keep.keep_every_steps if keep.keep_every_steps else 0
+    run = RunFacts(
+        steps=steps,
+        every_steps=keep.every_steps,
+        kept=keep.keep_last + for_good + bool(keep.best_metric),
+        grace_s=place.site.save_s if place.site and place.site.kind == "slurm" else keep.grace_s,
+        elements=size.elements,
+        ranks=place.cluster.ranks,
+        nodes=place.cluster.nodes,
+        accelerators=place.cluster.nodes * place.cluster.gpus_per_node,
+        step_s=place.step_s,
+        time_limit_s=60.0 * place.need.time_min if place.need else None,
+    )
+    findings += [time_finding(run), interruption_finding(run)]
+    findings.append(checkpoint_finding(run, plan_facts.write_rate(config.run)))
+    return findings
+
+
+def _memory(recipe: Recipe, config: TrainConfig, place: Setting) -> Finding:
+    from mcjepa.pipeline.launch.step_memory import model_size, step_memory
+
+    engine, cluster, parts = config.engine, place.cluster, config.engine.accumulation_steps
+    bucket, overlap = plan_facts.bucket_options(engine.options, engine.zero_stage)
+    facts = EngineFacts(
+        engine.zero_stage, engine.precision, cluster.ranks, cluster.gpus_per_node > 0, engine.offload, bucket, overlap
+    )
+    estimate = estimate_memory(model_size(recipe.model), step_memory(config, recipe.model, cluster.ranks), facts)
+    stream = config.stream
+    words = [
+        f"{batch // cluster.ranks // parts} {name}"
+        for name, batch in (("pairs", stream.pair_batch), ("views", stream.view_batch))
+        if batch
+    ]
+    kept = "activation checkpointing" if recipe.model.encoder.activation_checkpointing else "all activations kept"
+    alone = 1 if cluster.gpus_per_node else cluster.ranks_per_node
+    return memory_finding(estimate, facts, f"{' + '.join(words)} at a time, {kept}", place.device_bytes, alone)
+
+
+def _places(config: TrainConfig, place: Setting, checkpoint: int) -> list[Finding]:
+    """The places that the run writes to."""
+    keep, remote = config.checkpoint, "://" in config.run and not config.run.startswith("file://")
+    most = (keep.keep_last + 1 + bool(keep.best_metric)) * checkpoint
+    looks = [plan_facts.look_at_place("run", config.run, 0 if remote else most)]
+    if remote:
+        scratch = keep.scratch or tempfile.gettempdir()
+        looks.append(plan_facts.look_at_place("scratch", scratch, WAITING * checkpoint))
+    cache = config.stream.store.cache_dir
+    if cache and (place.site is None or place.site.kind != "slurm"):  # of a cluster, it is on the nodes
+        looks.append(plan_facts.look_at_place("cache", cache, config.stream.store.cache_bytes))
+    return [place_finding(look) for look in looks]

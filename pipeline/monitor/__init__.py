@@ -1,0 +1,1 @@
+"""Watches a step and never changes it: meters, guards, watchdog, profiler."""

@@ -1,0 +1,120 @@
+"""Everything that watches the loop, behind four calls: begin a step, end it, record a window, close.
+
+tap = instruments.begin(batch, weights)          what looks into this step, if anything does
+result = run_step(..., tap=tap)
+instruments.end(batch, result, setting, waited_s)
+values = instruments.record(setting)             every `log_every` steps, on all ranks; the values on rank 0
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mcjepa.pipeline.monitor.collapse import Alerts
+from mcjepa.pipeline.monitor.guards import StepGuard, StepSetting
+from mcjepa.pipeline.monitor.machine_meters import MachineMeters
+from mcjepa.pipeline.monitor.meters import Meters
+from mcjepa.pipeline.monitor.profiling import ProfileWindow
+from mcjepa.pipeline.monitor.representation import CostlyMeters
+from mcjepa.pipeline.monitor.throughput import FlopCounter, device_name, peak_tflops
+from mcjepa.pipeline.settings.train import TrainConfig
+from mcjepa.pipeline.step.clock import StepClock
+from mcjepa.pipeline.step.step import StepResult
+from mcjepa.pipeline.stream.batches import StepBatch
+from mcjepa.pipeline.world import World
+
+log = logging.getLogger(__name__)
+
+
+class Instruments:
+    """Guard, meters, alerts and profiler of one rank; all ranks make one.
+
+    Args:
+        config: the run's settings.
+        world: this process among all.
+        engine: the DeepSpeed engine.
+        folder: the run folder.
+    """
+
+    def __init__(self, config: TrainConfig, world: World, engine: Any, folder: Path) -> None:
+        self._config, self._world, self._engine = config, world, engine
+        self.clock = StepClock()
+        self.guard = StepGuard(folder / "bad_steps", world.rank, config.max_bad_steps, config.guards)
+        self._meters, self._alerts = Meters(), Alerts(config.meters.alerts)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._machine = MachineMeters(world, folder)
+        self._profile = ProfileWindow(config.profile, folder, world.rank, world.device)
+        self._flops: FlopCounter | None = FlopCounter()
+        self._step_flops = 0
+        self._corrupt = 0
+        self._peak_tflops = peak_tflops(device_name(world.device), config.engine.precision, config.meters.peak_tflops)
+        self._tap: CostlyMeters | FlopCounter | None = None
+
+    def waits_for_data(self, step: int) -> None:
+        """Called before the step's batch is asked for."""
+        self._profile.begin(step)
+        self.clock.enter("data", step)
+
+    def begin(self, batch: StepBatch, weights: Mapping[str, float]) -> CostlyMeters | FlopCounter | None:
+        """What looks into this step: the counter of operations in the first, the costly meters every so often."""
+        every = self._config.meters.every
+        self._tap = None
+        if self._flops is not None:
+            self._tap = self._flops
+        elif every and (batch.step + 1) % every == 0:
+            self._tap = CostlyMeters(self._engine, batch, weights, self._config.meters)
+        return self._tap
+
+    def end(self, batch: StepBatch, result: StepResult, setting: StepSetting, waited_s: float) -> None:
+        """Takes in a step.
+
+        Raises:
+            RunError: a guard ends the run.
+        """
+        self.clock.enter("meters")
+        self.guard.check(batch, result, setting)
+        if result.finite:
+            self._meters.add(result.meters)
+            if isinstance(self._tap, CostlyMeters):
+                self._meters.add(self._tap.values)
+            elif self._flops is not None and self._flops.total:
+                parts = self._engine.gradient_accumulation_steps()  # the counter saw one of them
+                self._step_flops, self._flops = parts * self._flops.total, None
+        self._corrupt += len(batch.corrupt)
+        counts = {"pairs": batch.pairs, "images": batch.views}
+        samples = {name: len(part.keys) * self._world.size if part else 0 for name, part in counts.items()}
+        self._meters.step_done(waited_s, samples)
+
+    def record(self, setting: StepSetting) -> dict[str, float]:
+        """Means of the window since the last record; all ranks call it, rank 0 gets the values."""
+        self.clock.enter("record")
+        values = self._meters.record(self.clock.window())
+        values.update(self._machine.gather(values["data_wait_share"], self._corrupt))
+        if self._world.rank != 0:
+            return {}
+        values.update({f"lr_{name}": rate for name, rate in setting.rates.items()})
+        values.update({f"weight_{name}": weight for name, weight in setting.weights.items()})
+        values.update(self._speed(values["seconds_per_step"]))
+        values["bad_steps"], values["spikes"] = float(self.guard.total), float(self.guard.spikes)
+        if self.guard.scale_skips:
+            values["scale_skips"] = float(self.guard.scale_skips)
+        for line in self._alerts.look(values):
+            log.warning("alert: %s", line)
+        values["alerts"] = float(len(self._alerts.standing))
+        return values
+
+    def _speed(self, seconds_per_step: float) -> dict[str, float]:
+        if not self._step_flops:
+            return {}
+        reached = self._step_flops / seconds_per_step / 1e9
+        values = {"gflops_per_s": reached}
+        if self._peak_tflops:
+            values["mfu"] = reached / 1e3 / self._peak_tflops
+        return values
+
+    def close(self) -> None:
+        """Ends an open profile."""
+        self._profile.end()

@@ -1,0 +1,131 @@
+"""Meters that look into a step: spread of embeddings and levels, gradients of the branches and of the two tasks.
+
+The joint loss is (terms on pairs) + (content on views), and the encoder is called once for each. Its two outputs cut
+the graph, so the tasks' gradients on the encoder's parameters come from the step's own graph, without a second forward:
+
+    dL/dP = autograd(loss, P)         P the pyramid of the pairs, V that of the views
+    g_flow = autograd(P, encoder, dL/dP)          g_content = autograd(V, encoder, dL/dV)
+
+P and V are aliases of what the encoder gave: a level feeds the next one too, and the gradient of an alias is that of
+the losses' own use of it, so that nothing is counted twice. Each is averaged over ranks as the engine does, and
+g_flow + g_content is the encoder's gradient (a test checks it). It costs another backward pass. ZeRO-3 has only shares
+of the parameters at that time: there it is left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcjepa.model.mcjepa import PAIR_TERMS
+from mcjepa.pipeline.engine.gradients import branch_gradient_norms
+from mcjepa.pipeline.monitor.collapse import global_covariances, spread_of
+from mcjepa.pipeline.settings.monitor import MeterConfig
+from mcjepa.pipeline.stream.batches import StepBatch
+
+EPSILON = 1e-30
+
+
+class CostlyMeters:
+    """Looks into one step; hand it to `run_step` and read `values` afterwards. The same on all ranks.
+
+    Args:
+        engine: the DeepSpeed engine.
+        batch: this rank's share of the step.
+        weights: the terms' weights in it: which streams take part.
+        config: the recipe's meters.
+    """
+
+    def __init__(self, engine: Any, batch: StepBatch, weights: Mapping[str, float], config: MeterConfig) -> None:
+        self._engine, self._config = engine, config
+        used = {"pairs": any(weights.get(term, 0.0) for term in PAIR_TERMS), "views": weights.get("content", 0.0)}
+        self._calls = [name for name in ("pairs", "views") if used[name] and getattr(batch, name)]
+        self._pyramids: dict[str, list[Tensor]] = {}
+        self.values: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def forward(self) -> Iterator[None]:
+        """Keeps the encoder's outputs of the forward pass inside."""
+
+        def keep(_module: Any, _inputs: Any, levels: list[Tensor]) -> list[Tensor]:
+            aliases = [level.view_as(level) for level in levels]
+            self._pyramids[self._calls[len(self._pyramids)]] = aliases
+            return aliases
+
+        handle = self._engine.module.encoder.register_forward_hook(keep)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Spread of the features; the tasks' gradients where both take part."""
+        self._spreads()
+        if self._config.cosine and len(self._pyramids) == 2 and self._engine.zero_optimization_stage() < 3:
+            self.values.update(task_gradients(self._engine, loss, self._pyramids["pairs"], self._pyramids["views"]))
+        self._pyramids = {}
+
+    def after_backward(self) -> None:
+        """Norm of every branch's gradient."""
+        norms = branch_gradient_norms(self._engine) or {}
+        self.values.update({f"gradient_norm_{name}": norm for name, norm in norms.items()})
+
+    @torch.no_grad()
+    def _spreads(self) -> None:
+        sets: dict[str, Tensor] = {}
+        if "views" in self._pyramids:
+            sets["embedding"] = self._pyramids["views"][-1].mean((2, 3))
+        levels = next(iter(self._pyramids.values()), [])  # of the pairs where they take part
+        for stride, level in zip(self._engine.module.encoder.strides, levels, strict=False):
+            sets[f"stride{stride}"] = _cells(level, self._config.cells)
+        if not sets:
+            return
+        covariances, rows = global_covariances(list(sets.values()))
+        if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
+            return  # eigenvalues are needed once only
+        for name, covariance, count in zip(sets, covariances, rows, strict=True):
+            self.values.update({f"{name}_{k}": v for k, v in asdict(spread_of(covariance, count)).items()})
+
+
+def _cells(level_BChw: Tensor, most: int) -> Tensor:
+    """Up to `most` cells of a level, evenly spaced: (N, C)."""
+    cells = level_BChw.permute(0, 2, 3, 1).reshape(-1, level_BChw.shape[1])
+    return cells[:: max(1, -(-cells.shape[0] // most))]
+
+
+def task_gradients(engine: Any, loss: Tensor, pairs: list[Tensor], views: list[Tensor]) -> dict[str, float]:
+    """Cosine and norms of the two tasks' weighted gradients on the encoder; the graph stays.
+
+    Args:
+        engine: the engine, with whole parameters on every rank (ZeRO 0 to 2).
+        loss: the joint loss.
+        pairs: the encoder's outputs for the pairs.
+        views: those for the views.
+    """
+    parameters = [p for p in engine.module.encoder.parameters() if p.requires_grad]
+    flow, content = (_task_gradient(loss, levels, parameters) for levels in (pairs, views))
+    flow_norm, content_norm = flow.norm(), content.norm()
+    cosine = (flow @ content) / (flow_norm * content_norm).clamp_min(EPSILON)
+    numbers = torch.stack((cosine, flow_norm, content_norm)).tolist()
+    return dict(zip(("gradient_cosine", "encoder_gradient_flow", "encoder_gradient_content"), numbers, strict=True))
+
+
+def _task_gradient(loss: Tensor, levels: list[Tensor], parameters: list[Tensor]) -> Tensor:
+    """One task's gradient as a flat vector, averaged over ranks."""
+    upstream = torch.autograd.grad(loss, levels, retain_graph=True, allow_unused=True)
+    used = [(level, gradient) for level, gradient in zip(levels, upstream, strict=True) if gradient is not None]
+    found = torch.autograd.grad(
+        [level for level, _ in used], parameters, [g for _, g in used], retain_graph=True, allow_unused=True
+    )
+    flat = torch.cat(
+        [(torch.zeros_like(p) if g is None else g).float().reshape(-1) for p, g in zip(parameters, found, strict=True)]
+    )
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        torch.distributed.all_reduce(flat)
+        flat /= torch.distributed.get_world_size()
+    return flat

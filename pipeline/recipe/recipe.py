@@ -1,0 +1,123 @@
+"""The whole recipe of a chain of stages: one typed configuration out of the rooms' own."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mcjepa.data_prep.settings import PrepConfig
+from mcjepa.evals.settings import EvalConfig
+from mcjepa.model.config import ModelConfig
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.recipe.files import (
+    apply_overrides,
+    find_recipe,
+    json_schema,
+    read_recipe,
+    substitute,
+    to_plain,
+    validate,
+)
+from mcjepa.pipeline.settings.train import TrackingConfig, TrainConfig
+
+TEXTS = ("name", "out", "data", "datasets")
+"""Top-level texts that a recipe's strings may name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that a chain of stages needs; a stage reads its own part."""
+
+    name: str
+    """Name of the recipe; `${name}` in its strings."""
+    out: str
+    """Folder of all results; `${out}` in its strings."""
+    data: str = ""
+    """Root of your raw data; `${data}` in its strings."""
+    datasets: str = ""
+    """Folder or bucket of the shards, where several recipes share them; `${datasets}` in its strings."""
+    prep: PrepConfig | None = None
+    """Corpora to datasets."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The joint model."""
+    train: TrainConfig | None = None
+    """The training run."""
+    eval: EvalConfig | None = None
+    """The evaluation of the run's weights."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where MLflow keeps the runs."""
+    sweep: dict[str, list[Any]] | None = None
+    """Keys of this recipe and the values that they take in turn, e.g. {train.optimizer.encoder_lr: [1e-4, 3e-4]}:
+    `mcjepa launch train` trains every combination in a folder of its own below `train.run`."""
+
+
+def load_recipe(name: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str, Any]]:
+    """Reads, overrides, substitutes and validates a recipe.
+
+    Returns:
+        The typed recipe, and the same with every default spelled out as plain data.
+
+    Raises:
+        UsageError: anything in it is wrong; the message names the key and the nearest valid one.
+    """
+    path = find_recipe(name)
+    content = apply_overrides(read_recipe(path), overrides)
+    content.setdefault("name", path.stem)
+    content.setdefault("out", f"outputs/{content['name']}")
+    texts: dict[str, str] = {key: str(content[key]) for key in TEXTS if content.get(key)}
+    for key in TEXTS[1:]:
+        if key in texts:
+            texts[key] = substitute(texts[key], {k: v for k, v in texts.items() if k != key})
+            texts[key] = texts[key] if "://" in texts[key] else str(Path(texts[key]).expanduser().absolute())
+            content[key] = texts[key]
+    recipe = validate(Recipe, substitute(content, texts), f"recipe {path}")
+    return recipe, to_plain(recipe)
+
+
+def required(part: Any, name: str, recipe: Recipe) -> Any:
+    """A part of the recipe that a command needs.
+
+    Raises:
+        UsageError: the recipe has no such part.
+    """
+    if part is None:
+        raise UsageError(f"recipe {recipe.name} has no `{name}` part, expected one; add it, or name another recipe")
+    return part
+
+
+def print_recipe(arguments: argparse.Namespace) -> int:
+    """`mcjepa recipe`."""
+    _, plain = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.keys:
+        for line in describe_keys(json_schema(Recipe)):
+            print(line)
+    else:
+        print(yaml.safe_dump(plain, sort_keys=False), end="")
+    return 0
+
+
+def describe_keys(schema: dict[str, Any]) -> list[str]:
+    """One line a key of a configuration's JSON schema: dotted name, default, meaning."""
+    lines: list[str] = []
+
+    def walk(node: dict[str, Any], prefix: str) -> None:
+        for key, item in node.get("properties", {}).items():
+            inner = next((c for c in item.get("anyOf", [item]) if "$ref" in c), item)
+            meaning = " ".join(str(item.get("description", "")).split())
+            if "$ref" in inner:
+                lines.append(f"{prefix}{key}  {meaning}")
+                walk(schema["$defs"][inner["$ref"].rsplit("/", 1)[1]], f"{prefix}{key}.")
+                continue
+            default = f" = {item['default']}" if "default" in item else ""
+            lines.append(f"{prefix}{key}{default}  {meaning}")
+            for container, mark in ((item.get("items"), "[]"), (item.get("additionalProperties"), "NAME")):
+                if isinstance(container, dict) and "$ref" in container:
+                    walk(schema["$defs"][container["$ref"].rsplit("/", 1)[1]], f"{prefix}{key}.{mark}.")
+
+    walk(schema, "")
+    return lines

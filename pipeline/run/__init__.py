@@ -1,0 +1,1 @@
+"""A run's folder: the names and places of all its files."""

@@ -1,0 +1,1 @@
+"""Augmentations of frame pairs and of image views."""

@@ -1,0 +1,120 @@
+"""Which sample lies where: manifests and sidecars as plain data, the same in every process.
+
+Catalogue     the samples of a stream's datasets in a row: number -> dataset, shard, place; from manifests only
+ShardIndex    the members of one shard's samples: from its sidecar, read when the shard is first touched
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from mcjepa.data_prep.dataset.manifest import Sidecar, read_manifest
+from mcjepa.pipeline.settings.stream import SourceConfig
+from mcjepa.pipeline.stream.order import SourceCounts
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetShards:
+    """One published dataset: where it is and what its shards hold."""
+
+    location: str
+    """Folder or bucket prefix of the manifest."""
+    dataset_id: str
+    """Digest of the published content."""
+    kind: str
+    """`clip` or `image`."""
+    shards: tuple[str, ...]
+    """Names of the shards, in the manifest's order."""
+    samples: tuple[int, ...]
+    """Samples in each shard."""
+    sha256: tuple[str, ...]
+    """Digest of each shard."""
+    bytes: tuple[int, ...]
+    """Length of each shard."""
+
+
+class Address(NamedTuple):
+    """Where a sample lies: the dataset, the shard and the place within it, each counted from 0."""
+
+    dataset: int
+    shard: int
+    place: int
+
+
+class Catalogue:
+    """The samples of several datasets in a row, each once."""
+
+    def __init__(self, datasets: Sequence[DatasetShards], counts: Sequence[SourceCounts]) -> None:
+        """Number the samples of `datasets`; `counts` says how much of each an epoch takes."""
+        self.datasets, self.counts = tuple(datasets), tuple(counts)
+        self._owners = [(number, shard) for number, each in enumerate(datasets) for shard in range(len(each.shards))]
+        samples = [self.datasets[number].samples[shard] for number, shard in self._owners]
+        self._samples = np.array(samples, dtype=np.int64)
+        self._ends = np.cumsum(self._samples)
+
+    def locate(self, indexes: np.ndarray) -> list[Address]:
+        """Where samples lie; 0 <= index < the samples of all datasets."""
+        rows = np.searchsorted(self._ends, indexes, side="right")
+        places = indexes - self._ends[rows] + self._samples[rows]
+        owners = (self._owners[row] for row in rows.tolist())
+        return [Address(number, shard, place) for (number, shard), place in zip(owners, places.tolist(), strict=True)]
+
+
+def open_catalogue(sources: Sequence[SourceConfig]) -> Catalogue:
+    """Read the manifests of a stream's sources.
+
+    Raises:
+        DataError: a dataset is not published or its manifest is damaged.
+    """
+    datasets = []
+    for source in sources:
+        manifest = read_manifest(source.location, source.revision)
+        datasets.append(
+            DatasetShards(
+                location=source.location,
+                dataset_id=manifest.dataset_id,
+                kind=manifest.kind,
+                shards=tuple(shard.name for shard in manifest.shards),
+                samples=tuple(shard.samples for shard in manifest.shards),
+                sha256=tuple(shard.sha256 for shard in manifest.shards),
+                bytes=tuple(shard.bytes for shard in manifest.shards),
+            )
+        )
+    pairs = zip(datasets, sources, strict=True)
+    return Catalogue(datasets, [SourceCounts(found.samples, asked.repeat, asked.weight) for found, asked in pairs])
+
+
+class StoredSample(NamedTuple):
+    """A sample's entry in its shard's index."""
+
+    address: Address
+    key: str
+    members: dict[str, tuple[int, int]]
+    """Suffix (`jpg`, `00.jpg`, `json`) to offset in the shard and length, bytes."""
+
+
+class ShardIndex:
+    """A sidecar in flat arrays: a tenth of its objects' size."""
+
+    def __init__(self, sidecar: Sidecar) -> None:
+        """Take over the places of all members."""
+        members = [member for sample in sidecar.samples for member in sample.members]
+        suffixes = list(dict.fromkeys(member.suffix for member in members))
+        codes = {suffix: code for code, suffix in enumerate(suffixes)}
+        self._suffixes = suffixes
+        self._codes = np.array([codes[member.suffix] for member in members], dtype=np.int32)
+        self._spans = np.array([(member.offset, member.bytes) for member in members], dtype=np.int64)
+        self._ends = np.cumsum([len(sample.members) for sample in sidecar.samples], dtype=np.int64)
+        self._keys = [sample.key for sample in sidecar.samples]
+
+    def sample(self, address: Address) -> StoredSample:
+        """The entry of one sample of this shard."""
+        end = int(self._ends[address.place])
+        start = int(self._ends[address.place - 1]) if address.place else 0
+        codes, spans = self._codes[start:end].tolist(), self._spans[start:end].tolist()
+        members = {self._suffixes[code]: (offset, length) for code, (offset, length) in zip(codes, spans, strict=True)}
+        return StoredSample(address, self._keys[address.place], members)

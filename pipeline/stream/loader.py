@@ -1,0 +1,249 @@
+"""The endless steps of one rank: worker processes read, decode and augment ahead of the training loop.
+
+One item of the loader is a rank's whole step, so both streams advance at a fixed ratio and the position of both is one
+integer, the step. A step is the same whichever worker makes it, and steps are handed over in order: neither the number
+of workers nor a restart changes what is trained on. On an accelerator the next step is copied while this one trains.
+
+    loader = build_loader(config, rank=0, world_size=1, start_step=0, seed=0)
+    for batch in loader:          # StepBatch(step, pairs, views), endless
+        ...
+    loader.close()
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.synchronize import Event
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mcjepa.data_prep.errors import DataError
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.settings.stream import StreamConfig
+from mcjepa.pipeline.stream.batches import PairBatch, RawBatch, StepBatch, ViewBatch
+from mcjepa.pipeline.stream.corrupt_limit import CorruptLimit
+from mcjepa.pipeline.stream.device_feed import DeviceFeed
+from mcjepa.pipeline.stream.order import StreamSummary, check_world_size
+from mcjepa.pipeline.stream.samples import Cancelled, SampleStream, pair_stream, view_stream
+from mcjepa.pipeline.stream.turns import Turns
+from mcjepa.pipeline.stream.workers import end_workers, interrupts_held_back, start_worker
+
+_CLOSE_GRACE_S = 1.0
+"""How long workers may finish the sample in hand before they are ended."""
+
+
+@dataclass(frozen=True)
+class _RawStep:
+    """A step as it leaves a worker; `fault` is set instead of batches where data was rejected."""
+
+    step: int
+    pairs: RawBatch | None = None
+    views: RawBatch | None = None
+    fault: str = ""
+
+    def pin_memory(self) -> _RawStep:
+        pairs, views = (batch and batch.pin_memory() for batch in (self.pairs, self.views))
+        return _RawStep(self.step, pairs, views, self.fault)
+
+    def to_device(self, device: torch.device) -> StepBatch:
+        if self.fault:
+            raise DataError(self.fault)
+        pairs, views = self.pairs, self.views
+        return StepBatch(
+            self.step,
+            PairBatch(*pairs.to_floats(device, torch.contiguous_format), pairs.keys) if pairs else None,
+            ViewBatch(*views.to_floats(device, torch.channels_last), views.keys) if views else None,
+            tuple(record for batch in (pairs, views) if batch for record in batch.corrupt),
+        )
+
+
+class _Steps(Dataset[_RawStep]):
+    """Step number -> that step of the rank."""
+
+    def __init__(self, streams: dict[str, SampleStream], turns: Turns, rank: int, world_size: int, stop: Event) -> None:
+        self._streams, self._turns, self._stop = streams, turns, stop
+        self._rank, self._world_size = rank, world_size
+
+    def __getitem__(self, step: int) -> _RawStep:
+        try:
+            batches = {
+                name: self._streams[name].read(own_step, self._rank, self._world_size, self._stop.is_set)
+                for name, own_step in self._turns.at(step).items()
+            }
+        except (DataError, Cancelled) as error:
+            return _RawStep(step, fault=str(error))  # as a message: a worker's traceback helps no user
+        return _RawStep(step, batches.get("pairs"), batches.get("views"))
+
+
+class _EndlessSteps(Sampler[int]):
+    """start, start + 1, start + 2, ..."""
+
+    def __init__(self, start: int) -> None:
+        self._start = start
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self._start)
+
+
+class StepLoader:
+    """Iterator over the rank's steps; the workers start with the first `iter` or `next`."""
+
+    def __init__(
+        self,
+        streams: dict[str, SampleStream],
+        config: StreamConfig,
+        *,
+        rank: int,
+        world_size: int,
+        start_step: int,
+        device: torch.device,
+    ) -> None:
+        """See `build_loader`."""
+        self._streams, self._config, self._device = streams, config, device
+        self._stop = multiprocessing.Event()
+        self._turns = Turns(config.sampling, {name: each.order.steps_per_epoch for name, each in streams.items()})
+        self._dataset = _Steps(streams, self._turns, rank, world_size, self._stop)
+        self._next_step = start_step
+        self._steps: Any = None
+        self._feed: Iterator[StepBatch] = iter(())
+        self._corrupt = CorruptLimit(config.max_corrupt)
+
+    @property
+    def next_step(self) -> int:
+        """The step that `next` gives: the whole state of both streams."""
+        return self._next_step
+
+    @property
+    def dataset_ids(self) -> dict[str, tuple[str, ...]]:
+        """Ids of the datasets behind each stream."""
+        return {
+            name: tuple(dataset.dataset_id for dataset in stream.catalogue.datasets)
+            for name, stream in self._streams.items()
+        }
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the run in an epoch (`Turns.steps_per_epoch`)."""
+        return self._turns.steps_per_epoch
+
+    @property
+    def order(self) -> dict[str, Any]:
+        """What the order of samples hangs on beside seed and batches, as plain data that a checkpoint keeps."""
+        sources = {
+            name: [
+                {"dataset_id": dataset_id, "repeat": source.repeat, "weight": source.weight}
+                for dataset_id, source in zip(ids, getattr(self._config, name), strict=True)
+            ]
+            for name, ids in self.dataset_ids.items()
+        }
+        return {"sampling": self._config.sampling, "window": self._config.window, **sources}
+
+    def describe(self) -> dict[str, StreamSummary]:
+        """Counts of the streams that are there, by name: `pairs`, `views`."""
+        return {name: stream.order.describe() for name, stream in self._streams.items()}
+
+    def __iter__(self) -> StepLoader:
+        self._start()
+        return self
+
+    def __next__(self) -> StepBatch:
+        self._start()
+        batch = next(self._feed)
+        self._corrupt.count(batch)
+        self._next_step = batch.step + 1
+        return batch
+
+    def close(self) -> None:
+        """End the workers within two seconds and close the shards; closing twice is fine."""
+        self._stop.set()
+        if isinstance(self._feed, DeviceFeed):
+            self._feed.close()
+        steps, self._steps, self._feed = self._steps, None, iter(())
+        if steps is not None and self._config.workers:
+            ending = threading.Timer(_CLOSE_GRACE_S, end_workers, args=(steps,))
+            ending.start()
+            steps._shutdown_workers()  # joins each worker for five seconds at most, hence the timer
+            ending.cancel()
+        for stream in self._streams.values():
+            stream.close()
+
+    def __enter__(self) -> StepLoader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        if self._stop.is_set():
+            raise RuntimeError("the loader is closed, expected an open one; build another with build_loader")
+        if self._steps is not None:
+            return
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        loader = DataLoader(
+            self._dataset,
+            batch_size=None,
+            sampler=_EndlessSteps(self._next_step),
+            num_workers=self._config.workers,
+            prefetch_factor=self._config.prefetch if self._config.workers else None,
+            collate_fn=_as_it_is,
+            pin_memory=self._device.type == "cuda",
+            worker_init_fn=partial(start_worker, in_main_thread=in_main_thread),
+            generator=torch.Generator(),  # the loader draws a seed: not from the run's own generator
+        )
+        with interrupts_held_back():
+            self._steps = iter(loader)
+        if self._device.type == "cuda":
+            self._feed = DeviceFeed(self._steps, self._device)
+        else:
+            self._feed = (raw.to_device(self._device) for raw in self._steps)
+
+
+def build_loader(
+    config: StreamConfig,
+    *,
+    rank: int,
+    world_size: int,
+    start_step: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> StepLoader:
+    """Open the streams of a recipe for one rank.
+
+    Args:
+        config: the recipe's stream.
+        rank: this process among the run's.
+        world_size: processes of the run; divides the lanes of every stream.
+        start_step: the first step given, steps already trained on; nothing before it is read.
+        seed: the run's seed.
+        device: where batches are put.
+
+    Raises:
+        UsageError: the world size or the kind of a dataset does not fit.
+        DataError: a dataset is not published or damaged.
+    """
+    if not 0 <= rank < world_size or start_step < 0:
+        raise UsageError(
+            f"rank {rank} of {world_size} at step {start_step}, expected 0 <= rank < world size "
+            "and a step of at least 0; check RANK and WORLD_SIZE"
+        )
+    check_world_size(world_size, [batch for batch in (config.pair_batch, config.view_batch) if batch])
+    streams: dict[str, SampleStream] = {}
+    if config.pair_batch:
+        streams["pairs"] = pair_stream(config, seed)
+    if config.view_batch:
+        streams["views"] = view_stream(config, seed)
+    return StepLoader(
+        streams, config, rank=rank, world_size=world_size, start_step=start_step, device=torch.device(device)
+    )
+
+
+def _as_it_is(raw_step: Any) -> Any:
+    """No collation: a step is whole already."""
+    return raw_step

@@ -1,0 +1,261 @@
+"""The order of a stream: which sample is the k-th of an epoch, a pure function of counts, seed and epoch.
+
+    Every source passes over its samples without end, in the order of its shards. Epoch e takes the stretch
+    [e n, (e + 1) n) of that row, n samples; the sources' stretches one behind the other are the epoch's *ids* 0 .. E-1.
+    Without weights n is a whole number of passes, so every sample comes once a pass; with weights n is the source's
+    share of E, and over the epochs every sample of a source comes equally often, to within one.
+
+    The ids are cut into L *lanes* of equal length (to within one): lane l holds [l E // L, (l + 1) E // L), and a
+    boundary may fall inside a shard.
+    In an epoch a lane visits its stretches of shards in a seeded order, shuffling `window` samples at a time.
+    Global sample k of the epoch comes from lane k mod L; rank r of W reads the lanes l with l mod W = r.
+
+L divides the batch and W divides L, so the global order is the same for every W, and every rank has as many
+samples in every step. An epoch is as many whole batches as its ids fill; the tail that fills no batch is
+left out, other samples in every epoch. Samples fewer than a batch are passed over several times an epoch.
+
+The state of a stream is one integer, the samples consumed (batch x steps); to seek is to compute the windows
+around it, whatever the position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.stream.seeding import seeded_permutation
+
+MAX_LANES = 64
+
+
+def lanes_for(global_batch: int) -> int:
+    """The largest power of two up to 64 that divides `global_batch`.
+
+    >>> lanes_for(384), lanes_for(8), lanes_for(20), lanes_for(7)
+    (64, 8, 4, 1)
+    """
+    if global_batch < 1:
+        raise UsageError(f"global batch is {global_batch}, expected at least 1 sample a step")
+    return min(global_batch & -global_batch, MAX_LANES)
+
+
+def check_world_size(world_size: int, batches: Sequence[int]) -> None:
+    """Refuse a world size that does not divide the lanes of every stream.
+
+    Args:
+        world_size: ranks of the run.
+        batches: global batch of each stream of the run, samples.
+
+    Raises:
+        UsageError: with the world sizes that fit these batches.
+    """
+    lanes = min(lanes_for(batch) for batch in batches)  # powers of two: the least divides the others
+    if world_size < 1 or lanes % world_size:
+        fitting = [size for size in range(1, lanes + 1) if lanes % size == 0]
+        raise UsageError(
+            f"world size {world_size} does not divide the {lanes} lanes of global batch "
+            f"{' and '.join(map(str, batches))}; world sizes that fit: {', '.join(map(str, fitting))}; "
+            "start that many ranks or change stream.pair_batch / stream.view_batch"
+        )
+
+
+@dataclass(frozen=True)
+class SourceCounts:
+    """What the order needs to know of one source."""
+
+    shard_samples: tuple[int, ...]
+    """Samples of each shard, in the manifest's order."""
+    repeat: int = 1
+    """Passes an epoch; without weights only."""
+    weight: float = 0.0
+    """Share of the epoch relative to the other sources' weights; 0 where no source has one."""
+
+
+def epoch_shares(sources: Sequence[SourceCounts], batch: int) -> list[int]:
+    """Samples that an epoch takes of every source.
+
+    Without weights: its samples times `repeat`, and all of that again until a batch is filled. With weights: the
+    shares of as many samples as the sources hold together (again, at least a batch), rounded so that they add up.
+
+    >>> epoch_shares([SourceCounts((30,)), SourceCounts((5,), repeat=4)], 8)
+    [30, 20]
+    >>> epoch_shares([SourceCounts((90,), weight=1.0), SourceCounts((10,), weight=3.0)], 8)
+    [25, 75]
+    """
+    held = [sum(source.shard_samples) * source.repeat for source in sources]
+    passes = -(-batch // max(sum(held), 1))
+    weights = [source.weight for source in sources]
+    if not any(weights):
+        return [passes * samples for samples in held]
+    total = passes * sum(held)
+    exact = [total * weight / sum(weights) for weight in weights]
+    shares = [int(share) for share in exact]
+    by_rest = sorted(range(len(exact)), key=lambda number: (shares[number] - exact[number], number))
+    for number in by_rest[: total - sum(shares)]:
+        shares[number] += 1
+    return shares
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSummary:
+    """The counts of a stream, for logs and plans."""
+
+    samples: int
+    """Samples of the sources, repetitions included."""
+    batch: int
+    """Samples a step over all ranks."""
+    lanes: int
+    """Parallel lanes, the most ranks that can share the stream."""
+    passes: int
+    """How often an epoch takes as many samples as there are; above 1 only where they do not fill one batch."""
+    shares: tuple[int, ...]
+    """Samples that an epoch takes of every source."""
+    steps_per_epoch: int
+    """Whole batches of an epoch."""
+    tail: int
+    """Samples (of all passes) that an epoch leaves out because they fill no batch."""
+
+
+class SampleOrder:
+    """The endless order of one stream.
+
+    An epoch's sample ids run from 0 to E - 1; `sample_indexes` gives the samples behind ids. An id comes at most
+    once an epoch, so (epoch, id) seeds what is drawn for it.
+    """
+
+    def __init__(self, sources: Sequence[SourceCounts], *, batch: int, window: int, seed: int) -> None:
+        """Lay out the lanes.
+
+        Args:
+            sources: the datasets' counts; either all have a weight or none.
+            batch: samples a step over all ranks.
+            window: samples that a lane shuffles at a time.
+            seed: the stream's own seed.
+
+        Raises:
+            UsageError: there is no sample, a source has none, or the batch or the window is below 1.
+        """
+        self.lanes = lanes_for(batch)
+        sizes = [sum(source.shard_samples) for source in sources]
+        self.samples = sum(size * source.repeat for size, source in zip(sizes, sources, strict=True))
+        if not sizes or min(sizes) < 1 or window < 1:
+            raise UsageError(
+                f"a stream of sources with {sizes} samples and window {window}, expected at least 1 of each; "
+                "check that the datasets hold samples and set stream.window"
+            )
+        self.batch, self.window, self.seed = batch, window, seed
+        self._shares = np.array(epoch_shares(sources, batch), dtype=np.int64)
+        if self._shares.min() < 1:
+            raise UsageError(
+                f"source {int(self._shares.argmin())} (from 0) of a stream has so small a weight that an epoch of "
+                f"{int(self._shares.sum())} samples takes none of it; raise its weight or leave it out"
+            )
+        self._sizes = np.array(sizes, dtype=np.int64)
+        self._ends = np.cumsum(self._shares)  # of the sources among an epoch's ids
+        self._bases = np.cumsum(self._sizes) - self._sizes  # of the sources among the catalogue's samples
+        self._shard_ends = [np.cumsum(source.shard_samples, dtype=np.int64) for source in sources]
+        self._total = int(self._ends[-1])
+        self.steps_per_epoch = self._total // batch
+        self._stretches: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
+        self._windows: dict[int, tuple[int, int, np.ndarray]] = {}
+
+    @property
+    def epoch_samples(self) -> int:
+        """Samples of an epoch: its whole batches."""
+        return self.steps_per_epoch * self.batch
+
+    def describe(self) -> StreamSummary:
+        """The stream's counts."""
+        return StreamSummary(
+            samples=self.samples,
+            batch=self.batch,
+            lanes=self.lanes,
+            passes=self._total // self.samples,
+            shares=tuple(self._shares.tolist()),
+            steps_per_epoch=self.steps_per_epoch,
+            tail=self._total - self.epoch_samples,
+        )
+
+    def position(self, cursor: int) -> tuple[int, int]:
+        """Epoch of the sample consumed after `cursor` others, and its index within that epoch."""
+        return divmod(cursor, self.epoch_samples)
+
+    def step_samples(self, step: int, *, rank: int = 0, world_size: int = 1) -> tuple[int, np.ndarray]:
+        """What a rank reads in a step.
+
+        Args:
+            step: steps before this one since the stream began.
+            rank: which of the ranks.
+            world_size: ranks, a divisor of `lanes`.
+
+        Returns:
+            The epoch and the rank's sample ids, int64 of shape (batch / world_size,). The global batch is the
+            ranks' ids interleaved: its entry i is entry i // W of rank i mod W.
+        """
+        check_world_size(world_size, (self.batch,))
+        epoch, index = self.position(step * self.batch)
+        first, count = index // self.lanes, self.batch // self.lanes
+        lanes = range(rank, self.lanes, world_size)
+        columns = [self._lane_samples(lane, epoch, first, count) for lane in lanes]
+        return epoch, np.stack(columns, axis=1).reshape(-1)
+
+    def sample_indexes(self, epoch: int, ids: np.ndarray) -> np.ndarray:
+        """Which of the catalogue's samples are behind ids of an epoch, int64 of the same shape."""
+        source = np.searchsorted(self._ends, ids, side="right")
+        share = self._shares[source]
+        place = epoch * share + ids - (self._ends[source] - share)
+        return self._bases[source] + place % self._sizes[source]
+
+    def _lane_samples(self, lane: int, epoch: int, first: int, count: int) -> np.ndarray:
+        """Ids of slots first .. first + count - 1 of a lane's order in an epoch."""
+        parts = []
+        slot, end = first, first + count
+        while slot < end:
+            number = slot // self.window
+            start = number * self.window
+            part = self._lane_window(lane, epoch, number)[slot - start : end - start]
+            parts.append(part)
+            slot += len(part)
+        return np.concatenate(parts)
+
+    def _lane_window(self, lane: int, epoch: int, number: int) -> np.ndarray:
+        """One shuffled window of a lane; the last one asked for is kept."""
+        kept = self._windows.get(lane)
+        if kept is not None and kept[:2] == (epoch, number):
+            return kept[2]
+        starts, ends = self._lane_stretches(lane, epoch)
+        first = number * self.window
+        length = min(self.window, int(ends[-1]) - first)
+        slots = first + seeded_permutation(length, self.seed, "window", epoch, lane, number)
+        stretch = np.searchsorted(ends, slots, side="right")
+        ids = starts[stretch] + slots - np.concatenate(([0], ends[:-1]))[stretch]
+        self._windows[lane] = (epoch, number, ids)
+        return ids
+
+    def _lane_stretches(self, lane: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """A lane's stretches of shards in an epoch's order: first id of each, running total of lengths."""
+        kept = self._stretches.get(lane)
+        if kept is not None and kept[0] == epoch:
+            return kept[1:]
+        low, high = lane * self._total // self.lanes, (lane + 1) * self._total // self.lanes
+        bounds = np.unique(np.concatenate([[low], *self._shard_bounds(low, high, epoch), [high]]))
+        order = seeded_permutation(len(bounds) - 1, self.seed, "shards", epoch, lane)
+        starts, ends = bounds[:-1][order], np.cumsum(np.diff(bounds)[order])
+        self._stretches[lane] = (epoch, starts, ends)
+        return starts, ends
+
+    def _shard_bounds(self, low: int, high: int, epoch: int) -> Iterator[np.ndarray]:
+        """Ids within (low, high) at which a shard or a source begins in an epoch."""
+        for source, ends in enumerate(self._shard_ends):
+            size, share = int(self._sizes[source]), int(self._shares[source])
+            first = int(self._ends[source]) - share
+            begin, end = max(low, first), min(high, first + share)
+            if begin >= end:
+                continue
+            shift = epoch * share - first  # from an id to its place in the source's endless row
+            passes = np.arange((begin + shift) // size, (end - 1 + shift) // size + 1)
+            inner = (passes[:, None] * size + ends[None, :]).reshape(-1) - shift
+            yield np.append(inner[(inner > begin) & (inner < end)], begin)

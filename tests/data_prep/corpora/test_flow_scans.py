@@ -1,0 +1,125 @@
+"""What a flow set lacks is named, its folder is found, and test parts are read without ground truth."""
+
+from __future__ import annotations
+
+import doctest
+from pathlib import Path
+
+import pytest
+
+from mcjepa.data_prep.corpora import FLOW_SCANS, FLOW_SETS, FLOW_TEST_SETS
+from mcjepa.data_prep.corpora.flow import expected as flow_expected
+from mcjepa.data_prep.corpora.flow.places import MARKS, find_set_folder
+from mcjepa.data_prep.errors import DataError
+from tests.data_prep import layouts
+
+
+def names(scan) -> list[str]:
+    return [pair.name for pair in scan.pairs]
+
+
+def test_every_set_has_a_scan_and_marks_of_its_folder() -> None:
+    assert set(FLOW_SCANS) == set(FLOW_SETS)
+    assert set(MARKS) == set(FLOW_SCANS) | set(FLOW_TEST_SETS)
+
+
+def test_the_lists_of_whole_sets_have_the_known_lengths(sample_data: Path) -> None:
+    assert doctest.testmod(flow_expected).failed == 0
+    scan = FLOW_SCANS["sintel-final"](sample_data / "flow/MPI-Sintel-complete")
+    assert scan.expected == 1041 and len(scan.missing) == 1041 - 2
+    assert names(scan) == ["alley_1/frame_0002", "bandage_1/frame_0035"]
+    scan = FLOW_SCANS["chairs"](sample_data / "flow/FlyingChairs_release")
+    assert scan.expected == 22872 and len(scan.missing) == 22870
+    scan = FLOW_SCANS["kitti2012"](sample_data / "flow/kitti2012/data_stereo_flow")
+    assert scan.expected == 194 and list(scan.missing)[:3] == ["000000", "000001", "000002"]
+
+
+def test_a_part_of_a_set_on_purpose_lacks_only_what_is_there_in_part(tmp_path: Path) -> None:
+    layouts.chairs(tmp_path)
+    (tmp_path / "FlyingChairs_train_val.txt").write_text("1\n2\n1\n2\n")
+    (tmp_path / "data/00002_img2.ppm").unlink()
+    layouts.flow(tmp_path / "data/00005_flow.flo", 1)
+    with pytest.raises(DataError, match=r"00002_img2\.ppm is not there"):
+        FLOW_SCANS["chairs-val"](tmp_path)
+    scan = FLOW_SCANS["chairs-train"](tmp_path, subset=True)
+    assert names(scan) == ["00001", "00003"] and scan.missing == {} and scan.expected is None
+    scan = FLOW_SCANS["chairs"](tmp_path, subset=True)
+    assert list(scan.missing) == ["00002", "00005"]
+    assert list(FLOW_SCANS["chairs"](tmp_path).missing) == ["00002", "00004", "00005"]
+
+
+def test_a_missing_sintel_frame_spoils_the_pairs_it_belongs_to_in_its_pass_only(tmp_path: Path) -> None:
+    layouts.sintel(tmp_path)
+    (tmp_path / "training/clean/alley_1/frame_0001.png").unlink()
+    scan = FLOW_SCANS["sintel-clean"](tmp_path, subset=True)
+    assert names(scan) == ["alley_1/frame_0002"]
+    assert scan.missing == {"alley_1/frame_0001": "training/clean/alley_1/frame_0001.png is not there"}
+    assert FLOW_SCANS["sintel-final"](tmp_path, subset=True).missing == {}
+    assert [pair.name for pair in FLOW_SETS["sintel-clean"](tmp_path)] == ["alley_1/frame_0002"]
+
+
+def test_a_missing_frame_of_hd1k_is_not_bridged(tmp_path: Path) -> None:
+    layouts.hd1k(tmp_path)
+    (tmp_path / "hd1k_input/image_2/000000_0011.png").unlink()
+    scan = FLOW_SCANS["hd1k"](tmp_path)
+    assert names(scan) == ["000003_0005"] and list(scan.missing) == ["000000_0010", "000000_0011"]
+
+
+def test_frames_of_hd1k_may_be_numbered_in_steps(tmp_path: Path) -> None:
+    for number in (10, 20, 30, 50, 60):
+        layouts.picture(tmp_path / f"hd1k_input/image_2/000001_{number:04d}.png", number)
+        layouts.flow(tmp_path / f"hd1k_flow_gt/flow_occ/000001_{number:04d}.png", 1)
+    scan = FLOW_SCANS["hd1k"](tmp_path)
+    assert names(scan) == ["000001_0010", "000001_0020", "000001_0050"] and list(scan.missing) == ["000001_0030"]
+    assert scan.pairs[0].read_frames()[1][0, 0, 0] == 20
+
+
+def test_a_hole_in_a_scene_of_things3d_is_told_from_its_end(tmp_path: Path) -> None:
+    layouts.things3d(tmp_path)
+    layouts.picture(tmp_path / "frames_cleanpass/TRAIN/A/0000/left/0008.png")
+    (tmp_path / "frames_cleanpass/TRAIN/A/0000/left/0007.png").unlink()
+    scan = FLOW_SCANS["things3d-clean"](tmp_path)
+    scene = "TRAIN/A/0000/left"
+    assert set(scan.missing) == {f"{scene}/into_future/0006", f"{scene}/into_future/0007", f"{scene}/into_past/0007"}
+    assert all("/right/" in name for name in names(scan))
+
+
+def test_a_set_is_found_by_its_own_folder_or_one_that_holds_it(tmp_path: Path, sample_data: Path) -> None:
+    own = layouts.sintel(tmp_path / "data/MPI-Sintel-complete")
+    for root in (own, own.parent, tmp_path, str(tmp_path), f"file://{tmp_path}"):
+        assert find_set_folder(root, "sintel-clean") == own
+    assert find_set_folder(sample_data / "flow", "kitti2012") == sample_data / "flow/kitti2012/data_stereo_flow"
+    assert find_set_folder(sample_data / "flow", "chairs") == sample_data / "flow/FlyingChairs_release"
+    assert find_set_folder(sample_data / "flow", "chairs2") == sample_data / "flow/FlyingChairs2_crop50"
+    with pytest.raises(DataError, match=r"no folder of the set hd1k at .*hd1k_flow_gt and hd1k_input"):
+        find_set_folder(tmp_path, "hd1k")
+    with pytest.raises(DataError, match=r"no folder 'nowhere' for the set hd1k"):
+        find_set_folder("nowhere", "hd1k")
+    layouts.sintel(tmp_path / "data/copy")
+    with pytest.raises(DataError, match="more than once"):
+        find_set_folder(tmp_path, "sintel-clean")
+    assert find_set_folder(own, "sintel-clean") == own
+
+
+def test_kitti_of_both_years_side_by_side_is_told_apart(tmp_path: Path) -> None:
+    newer = layouts.kitti2015(tmp_path / "data_scene_flow")
+    assert find_set_folder(tmp_path, "kitti2015") == find_set_folder(tmp_path, "kitti2015-test") == newer
+    with pytest.raises(DataError, match="kitti2012"):
+        find_set_folder(tmp_path, "kitti2012")
+
+
+def test_test_parts_have_pairs_of_neighbours_without_truth(tmp_path: Path) -> None:
+    pairs = FLOW_TEST_SETS["sintel-test"](layouts.sintel(tmp_path / "s"))
+    assert [p.name for p in pairs] == [f"{p}/wall/frame_{n:04d}" for p in ("clean", "final") for n in (1, 2)]
+    assert all(pair.flow is None for pair in pairs) and pairs[0].read_frames()[1][0, 0, 0] == 2
+    (tmp_path / "s/test/final/wall/frame_0002.png").unlink()
+    with pytest.raises(DataError, match=r"frame_0001.png is followed by frame_0003"):
+        FLOW_TEST_SETS["sintel-test"](tmp_path / "s")
+    pairs = FLOW_TEST_SETS["kitti2015-test"](layouts.kitti2015(tmp_path / "k"))
+    assert [pair.name for pair in pairs] == ["000000", "000004"]
+    assert [int(frame[0, 0, 0]) for frame in pairs[1].read_frames()] == [10, 11]
+    (tmp_path / "k/testing/image_2/000004_11.png").unlink()
+    with pytest.raises(DataError, match=r"000004_11\.png is not there"):
+        FLOW_TEST_SETS["kitti2015-test"](tmp_path / "k")
+    with pytest.raises(DataError, match="no test frames"):
+        FLOW_TEST_SETS["kitti2012-test"](tmp_path / "k")

@@ -1,0 +1,125 @@
+"""One writer a dataset: refused while another lives, taken over from a dead one, lost to a successor."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from mcjepa.data_prep.dataset import lease as lease_module
+from mcjepa.data_prep.dataset.lease import STALE_S, Lease, Progress, newest_lease, sole_writer
+from mcjepa.data_prep.dataset.records import encode_json
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import Store, open_store
+
+REPOSITORY = Path(__file__).parents[3]
+HOLD = """
+import sys, time
+from mcjepa.data_prep.dataset.lease import sole_writer
+from mcjepa.data_prep.storage import open_store
+with sole_writer(open_store(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def hold_elsewhere(location: str) -> subprocess.Popen[str]:
+    """Another process that holds the lease."""
+    command = [sys.executable, "-c", HOLD, location]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def put_lease(store: Store, **changes: object) -> Lease:
+    """A lease as another machine would have written it."""
+    now = time.time()
+    lease = dataclasses.replace(Lease(1, "t", "node7", "another machine", 4, now, now, now), **changes)  # type: ignore[arg-type]
+    store.write(f"writers/{lease.number:06d}.json", encode_json(lease))
+    return lease
+
+
+def test_a_second_writer_is_refused_and_the_lease_is_gone_afterwards(store: Store) -> None:
+    with sole_writer(store):
+        with pytest.raises(DataError, match=rf"being written by process {os.getpid()} on .*; expected one writer"):
+            sole_writer(store).__enter__()
+        found = newest_lease(store)
+        assert found is not None and found.alive
+    assert newest_lease(store) is None
+    with sole_writer(store):
+        pass
+
+
+def test_a_process_that_was_killed_is_succeeded_at_once(tmp_path: Path) -> None:
+    location = str(tmp_path / "d")
+    holder = hold_elsewhere(location)
+    with pytest.raises(DataError, match=f"process {holder.pid}"):
+        sole_writer(open_store(location)).__enter__()
+    holder.kill()
+    holder.wait()
+    left = newest_lease(open_store(location))
+    assert left is not None and left.pid == holder.pid and not left.alive
+    with sole_writer(open_store(location)):
+        current = newest_lease(open_store(location))
+        assert current is not None and (current.number, current.pid) == (left.number + 1, os.getpid())
+    assert newest_lease(open_store(location)) is None
+
+
+def test_a_silent_writer_of_another_machine_is_succeeded_a_talking_one_is_not(store: Store) -> None:
+    put_lease(store, beat=time.time() - STALE_S / 2)
+    with pytest.raises(DataError, match=r"process 4 on node7 .last sign of life 4[0-9] s ago"):
+        sole_writer(store).__enter__()
+    put_lease(store, beat=time.time() - STALE_S - 1)
+    with sole_writer(store):
+        found = newest_lease(store)
+        assert found is not None and found.number == 2
+
+
+def test_of_many_writers_at_once_one_wins(store: Store) -> None:
+    barrier, entered, refused = threading.Barrier(8), [], []
+
+    def compete() -> None:
+        barrier.wait()
+        try:
+            with sole_writer(store):
+                entered.append(1)
+                time.sleep(1.0)
+        except DataError:
+            refused.append(1)
+
+    threads = [threading.Thread(target=compete) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(entered), len(refused)) == (1, 7)
+
+
+def test_a_writer_given_up_for_dead_stops_and_a_living_one_tells_its_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "BEAT_S", 0.05)
+    store = open_store(str(tmp_path))
+    with sole_writer(store) as writer:
+        writer.progress = Progress("shards", 3, 9, 100, 12345)
+        time.sleep(0.3)
+        told = newest_lease(store)
+        assert told is not None and told.progress == Progress("shards", 3, 9, 100, 12345)
+        writer.check()
+        put_lease(store, number=7)
+        time.sleep(0.3)
+        with pytest.raises(DataError, match="process 4 on node7 took over"):
+            writer.check()
+
+
+def test_a_damaged_lease_is_named(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.write("writers/000001.json", b"{")
+    with pytest.raises(DataError, match=r"000001\.json is no writer's lease"):
+        newest_lease(store)

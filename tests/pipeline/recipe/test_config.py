@@ -1,0 +1,108 @@
+"""Recipes: bases, overrides, substitution, and errors that name the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.recipe.files import apply_overrides, find_recipe, merge, read_recipe, substitute
+from mcjepa.pipeline.recipe.recipe import load_recipe
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_defaults_of_the_model_are_the_papers(tmp_path: Path) -> None:
+    recipe, _ = load_recipe(str(write(tmp_path / "r.yaml", "train: {run: r, steps: 1}\n")), [])
+    assert recipe.model.encoder.depths == (3, 3, 9, 3)
+    assert recipe.model.expander.widths == (8192, 8192, 8192)
+    assert recipe.train is not None and recipe.train.terms.video_balance == 0.1
+
+
+def test_a_recipe_is_laid_over_its_base(tmp_path: Path) -> None:
+    write(tmp_path / "below.yaml", "train: {run: r, steps: 5, seed: 3}\n")
+    path = write(tmp_path / "above.yaml", "base: below.yaml\ntrain: {steps: 7}\n")
+    assert read_recipe(path)["train"] == {"run": "r", "steps": 7, "seed": 3}
+
+
+def test_a_key_with_an_exclamation_mark_replaces_instead_of_merging() -> None:
+    below = {"sets": {"a": 1}, "more": {"a": 1}}
+    assert merge(below, {"sets!": {"b": 2}, "more": {"b": 2}}) == {"sets": {"b": 2}, "more": {"a": 1, "b": 2}}
+    assert merge({}, {"eval": {"sets!": {"b": 2}}}) == {"eval": {"sets": {"b": 2}}}
+
+
+def test_bases_that_go_in_a_circle_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", "base: b.yaml\n")
+    path = write(tmp_path / "b.yaml", "base: a.yaml\n")
+    with pytest.raises(UsageError, match="circle"):
+        read_recipe(path)
+
+
+def test_overrides_have_yaml_types() -> None:
+    content = apply_overrides({"a": {"b": 1}}, ["a.b=[1, 2]", "a.c=null", "d=1e-3", "e=text"])
+    assert content == {"a": {"b": [1, 2], "c": None}, "d": "1e-3", "e": "text"}
+
+
+def test_merging_does_not_touch_what_is_below() -> None:
+    below = {"a": {"b": 1}}
+    assert merge(below, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
+    assert below == {"a": {"b": 1}}
+
+
+@pytest.mark.parametrize(
+    ("override", "mark"),
+    [
+        ("train.stepps=3", "unknown key 'train.stepps': did you mean 'train.steps'"),
+        ("train.optimizer.encoder_rl=3", "did you mean 'train.optimizer.encoder_lr'"),
+        ("prep.datasets.clips.kinds=clip", "did you mean 'prep.datasets.clips.kind'"),
+        ("zzzz=3", "expected one of"),
+        ("train.steps=many", "train.steps is 'many'"),
+        ("train.steps=0", "one of them above 0"),
+        ("train.engine.zero_stage=4", "train.engine.zero_stage is 4"),
+        ("nonsense", "expected key=value"),
+        ("out=${home}/x", "expected one of"),
+    ],
+)
+def test_a_wrong_override_is_named(override: str, mark: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe("quickstart", [override])
+    assert mark in str(caught.value)
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", "train:\n  steps: 1\n  steps: 2\n")
+    with pytest.raises(UsageError, match="given twice"):
+        read_recipe(path)
+
+
+def test_yaml_s_own_merging_of_mappings_works(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", "a: {<<: &x {k: 1, m: 2}}\nb:\n  <<: *x\n  m: 3\n")
+    assert read_recipe(path) == {"a": {"k": 1, "m": 2}, "b": {"k": 1, "m": 3}}
+
+
+def test_recipes_may_name_the_place_of_their_datasets(tmp_path: Path) -> None:
+    text = (
+        "out: o\ndatasets: s3://b/${name}\ntrain: {run: r, steps: 1, stream: {views: [{location: '${datasets}/i'}]}}\n"
+    )
+    recipe, _ = load_recipe(str(write(tmp_path / "r.yaml", text)), [])
+    assert recipe.train is not None and recipe.train.stream.views[0].location == "s3://b/r/i"
+
+
+def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", "name: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(UsageError, match="not valid YAML"):
+        read_recipe(path)
+
+
+def test_only_named_texts_are_substituted() -> None:
+    assert substitute({"a": ["${out}/x", 3]}, {"out": "/o"}) == {"a": ["/o/x", 3]}
+
+
+def test_a_recipe_is_found_by_name_but_not_outside_the_package() -> None:
+    assert find_recipe("quickstart").name == "quickstart.yaml"
+    with pytest.raises(UsageError, match="shipped recipes"):
+        find_recipe("../quickstart")

@@ -1,0 +1,77 @@
+"""Rates, term weights and idle branches as pure functions of the step."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from mcjepa.pipeline.settings.train import OptimizerConfig, TermConfig, TermsConfig, TrainConfig
+from mcjepa.pipeline.step.schedule import build_schedule, rate_factor, term_factor
+
+SILENT = TermConfig(weight=0.0)
+
+
+def terms(**named: TermConfig) -> TermsConfig:
+    """Terms of weight 0 but for those named, no video balance."""
+    rest = {name: SILENT for name, _ in TermsConfig().items()}
+    return TermsConfig(video_balance=1.0, **(rest | named))
+
+
+def test_the_rate_rises_then_falls_to_nearly_nothing() -> None:
+    factors = [rate_factor(step, 100, 10) for step in range(100)]
+    assert factors[:10] == [pytest.approx((k + 1) / 10) for k in range(10)]
+    assert max(factors) == 1.0 and factors[-1] < 1e-3
+    assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
+
+
+def test_a_warm_up_longer_than_the_run_is_cut() -> None:
+    assert rate_factor(4, 5, 100) == 1.0
+
+
+def test_epochs_become_steps() -> None:
+    config = TrainConfig(
+        run="r",
+        epochs=3.0,
+        optimizer=OptimizerConfig(warmup_epochs=0.5),
+        terms=terms(vc=TermConfig(weight=2.0, start_epoch=1.0, warmup_epochs=0.4)),
+    )
+    schedule = build_schedule(config, steps_per_epoch=10)
+    assert (schedule.steps, schedule.warmup_steps) == (30, 5)
+    assert [schedule.weights_at(step)["vc"] for step in (9, 10, 11, 13, 14)] == [0.0, 0.5, 1.0, 2.0, 2.0]
+
+
+def test_the_later_of_start_step_and_start_epoch_holds() -> None:
+    config = TrainConfig(run="r", steps=99, terms=terms(cycle=TermConfig(weight=1.0, start_step=12, start_epoch=1.0)))
+    assert build_schedule(config, 10).term_starts["cycle"] == 12
+    assert build_schedule(config, 20).term_starts["cycle"] == 20
+
+
+def test_the_papers_defaults_are_content_alone_for_ten_epochs_and_one_of_warm_up_for_vc() -> None:
+    schedule = build_schedule(TrainConfig(run="r", epochs=100.0), steps_per_epoch=3336)
+    before, after = schedule.weights_at(33_359), schedule.weights_at(33_360)
+    assert [name for name, weight in before.items() if weight] == ["content"]
+    assert after["smoothness"] == pytest.approx(7.5) and after["vc"] == pytest.approx(0.1 / 3336)
+    assert schedule.weights_at(33_360 + 3335)["vc"] == pytest.approx(0.1)
+    assert (schedule.steps, schedule.warmup_steps) == (333_600, 33_360)
+
+
+def test_a_branch_is_idle_until_a_term_reaches_it() -> None:
+    config = TrainConfig(
+        run="r",
+        steps=9,
+        terms=terms(content=TermConfig(weight=1.0, start_step=2), cycle=TermConfig(weight=1.0, start_step=5)),
+    )
+    schedule = build_schedule(config, 1)
+    assert [schedule.idle_groups(step) for step in (1, 2, 5)] == [("estimator", "expander"), ("estimator",), ()]
+
+
+def test_a_terms_weight_jumps_to_its_full_value_without_a_warm_up() -> None:
+    assert [term_factor(step, 3, 0) for step in (2, 3)] == [0.0, 1.0]
+
+
+def test_steps_or_epochs_must_be_given_and_not_both() -> None:
+    with pytest.raises(ValueError, match="one of them above 0"):
+        TrainConfig(run="r")
+    with pytest.raises(ValueError, match="one of them above 0"):
+        TrainConfig(run="r", steps=1, epochs=1.0)
