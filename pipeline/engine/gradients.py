@@ -16,9 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BRANCHES = {"encoder": "encoder", "flow_estimator": "estimator", "expander": "expander"}
-"""First part of a parameter's name -> branch."""
-
+from mcjepa.pipeline.engine.parameters import branch_of
 
 def branch_gradient_norms(engine: Any) -> dict[str, float] | None:
     """Norm of the averaged gradient of every branch, before clipping; all ranks call it after the backward pass.
@@ -27,13 +25,13 @@ def branch_gradient_norms(engine: Any) -> dict[str, float] | None:
         Branch -> norm, the same on every rank and not finite where a gradient is not; None with an offloaded
         optimizer, whose gradients are elsewhere.
     """
-    branch_of = {id(p): BRANCHES.get(name.split(".")[0], "other") for name, p in engine.module.named_parameters()}
+    branches = {id(p): branch_of(name) for name, p in engine.module.named_parameters()}
     names = sorted(set(branch_of.values()))
     shares = list(_gradients(engine))
     sharded = engine.zero_optimization_stage() > 0
     squares = torch.zeros(len(names) + 1, device=engine.device)
     for parameter, gradient in shares:
-        squares[names.index(branch_of[id(parameter)])] += torch.linalg.vector_norm(gradient.detach().float()).square()
+        squares[names.index(branches[id(parameter)])] += torch.linalg.vector_norm(gradient.detach().float()).square()
     squares[-1] = float(bool(shares))
     if sharded and torch.distributed.get_world_size() > 1:
         torch.distributed.all_reduce(squares)
