@@ -26,7 +26,7 @@ def branch_gradient_norms(engine: Any) -> dict[str, float] | None:
         optimizer, whose gradients are elsewhere.
     """
     branches = {id(p): branch_of(name) for name, p in engine.module.named_parameters()}
-    names = sorted(set(branch_of.values()))
+    names = sorted(set(branches.values()))
     shares = list(_gradients(engine))
     sharded = engine.zero_optimization_stage() > 0
     squares = torch.zeros(len(names) + 1, device=engine.device)
