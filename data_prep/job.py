@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Literal
 
 from mcjepa.data_prep.corpora.moving_photos.generate import generate
-from mcjepa.data_prep.corpora.moving_photos.index import MovingPhotosIndex
+from mcjepa.data_prep.corpora.moving_photos.sets import MovingPhotosIndex
 from mcjepa.data_prep.dataset.inputs import InputRecord, Outcome, read_inputs
 from mcjepa.data_prep.dataset.lease import Progress, Writer, sole_writer
 from mcjepa.data_prep.dataset.manifest import MANIFEST_NAME, DatasetManifest, Totals, read_manifest
@@ -21,8 +21,7 @@ from mcjepa.data_prep.plan.plan import PlannedInput, PlanSummary, split_into_sha
 from mcjepa.data_prep.settings import DatasetConfig, MovingPhotosConfig, PrepConfig
 from mcjepa.data_prep.storage import Store, absolute_location, join_location, open_store
 from mcjepa.data_prep.workers.ray_job import cluster_address, count_workers, run_tasks, running_ray
-from mcjepa.data_prep.workers.shard_maker import ShardResult, ShardWork
-from mcjepa.data_prep.workers.shard_tasks import make_shard
+from mcjepa.data_prep.workers.shard_maker import ShardResult, ShardWork, make_shard
 
 MOST_LISTED = 1000
 INPUTS_BETWEEN_EVENTS = 20_000

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from mcjepa.data_prep.errors import DataError
 
 Item = TypeVar("Item")
 
@@ -43,3 +49,78 @@ def evenly_spaced(items: Sequence[Item], most: int) -> list[Item]:
     if most <= 0 or most >= len(items):
         return list(items)
     return [items[index * len(items) // most] for index in range(most)]
+
+
+# How many threads torch computes with while something is scored.
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch computes with `count` CPU threads inside (0: as before), and as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# Reading in processes of torch's DataLoader: what their loss means to a user.
+
+
+@contextmanager
+def explained_worker_loss(setting: str) -> Iterator[None]:
+    """Turns the end of a reading process (no memory, no room in /dev/shm) into a `DataError` that says what to do.
+
+    Args:
+        setting: name of the number of processes, such as finetune.workers.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a process that reads images ended ({' '.join(str(error).split())}); expected memory and room in /dev/shm "
+            f"for all of them; lower {setting}, or take 0"
+        ) from error
+
+
+# Where the sets of an evaluation are found: their readers by name, and their folders.
+
+
+def set_reader(readers: Mapping[str, Callable[..., Any]], name: str, field: str) -> Callable[..., Any]:
+    """The reader of a set.
+
+    Raises:
+        DataError: there is no such set; `field` is the setting that names it.
+    """
+    if name not in readers:
+        raise DataError(f"{field} names the set {name!r}; expected one of {sorted(readers)}; change the recipe")
+    return readers[name]
+
+
+def set_folder(root: str, name: str) -> Path:
+    """The folder of a set.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not root or not Path(root).is_dir():
+        raise DataError(
+            f"no folder {root!r} for the set {name}; expected the one its archive unpacks to; pass its path as root"
+        )
+    return Path(root)
+
+
+# How settings of evaluations are checked.
+
+
+MAX_LEVEL = 6
+"""Coarsest pyramid level; level l has stride 2**l."""
+
+
+def require(condition: bool, found: str, expected: str) -> None:
+    """Raises a `ValueError` that says what was found, what was expected and where to change it."""
+    if not condition:
+        raise ValueError(f"{found}; expected {expected}; change it in the recipe or on the command line")

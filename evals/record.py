@@ -27,7 +27,7 @@ def record_scores(
     Raises:
         UsageError: the tracking location cannot be used.
     """
-    from mcjepa.evals.score_file import SCORES_NAME, stored_key
+    from mcjepa.evals.cards import SCORES_NAME, stored_key
     from mcjepa.model.pretrained import file_digest
 
     digest = file_digest(out / SCORES_NAME)
@@ -78,7 +78,7 @@ def _tags(scores: Sequence[Score], key: str) -> dict[str, str]:
 
 def publish(arguments: argparse.Namespace, scores: Sequence[Score]) -> None:
     """The page OUT/report.html of a command that scored without a recipe and, with `--tracking`, its MLflow run."""
-    from mcjepa.evals.report.compare import Evaluated
+    from mcjepa.evals.report.comparison import Evaluated
     from mcjepa.evals.report.content import ReportContent, headline_tiles
     from mcjepa.evals.report.page import write_report
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mcjepa.evals.cards import Score
-from mcjepa.evals.classification.run import run_classify
+from mcjepa.evals.cards import Score, evaluation_key, write_scores
+from mcjepa.evals.classification.score import run_classify
 from mcjepa.evals.flow.methods import Entrant
-from mcjepa.evals.flow.run import score_flow_sets
+from mcjepa.evals.flow.score import score_flow_sets
 from mcjepa.evals.probe.run import join_finetune, run_finetune, run_probe
-from mcjepa.evals.progress import OnEvent, silent
-from mcjepa.evals.score_file import evaluation_key, write_scores
+from mcjepa.evals.progress import OnEvent, silent, torch_threads
 from mcjepa.evals.settings import EvalConfig
 from mcjepa.evals.subject import Subject, Weights, load_subject
-from mcjepa.evals.threads import torch_threads
-from mcjepa.evals.vos.run import run_vos
+from mcjepa.evals.vos.score import run_vos
 
 
 def run_evaluation(

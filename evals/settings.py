@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mcjepa.evals.checks import require
 from mcjepa.evals.classification.settings import ClassifyConfig
 from mcjepa.evals.finetune.settings import FinetuneConfig
 from mcjepa.evals.flow.settings import FlowEvalConfig
 from mcjepa.evals.probe.settings import ProbeConfig
+from mcjepa.evals.progress import require
 from mcjepa.evals.vos.settings import VosConfig
 
 

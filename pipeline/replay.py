@@ -26,7 +26,7 @@ from mcjepa.model.config import ModelConfig
 from mcjepa.model.mcjepa import MCJEPA, JointLoss
 from mcjepa.pipeline.checkpoint.resume import check_continuation, find_start, restore
 from mcjepa.pipeline.engine.engine import build_engine, seed_step, set_learning_rates, start_world, stop_world
-from mcjepa.pipeline.engine.gradients import branch_gradient_norms
+from mcjepa.pipeline.engine.parameters import branch_gradient_norms
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.monitor.flight_record import (
     finite_samples,

@@ -31,10 +31,10 @@ from mcjepa.pipeline.engine.engine import build_engine, seed_step, set_learning_
 from mcjepa.pipeline.monitor.guards import StepSetting, StopRequest
 from mcjepa.pipeline.monitor.instruments import Instruments
 from mcjepa.pipeline.monitor.watchdog import Watchdog
-from mcjepa.pipeline.run.first_weights import first_weights
 from mcjepa.pipeline.run.folder import RunFolder
 from mcjepa.pipeline.run.pictures import RunPictures
 from mcjepa.pipeline.run.records import RunRecords
+from mcjepa.pipeline.run.weights import first_weights
 from mcjepa.pipeline.settings.train import TrackingConfig, TrainConfig
 from mcjepa.pipeline.step.clock import CLOSING
 from mcjepa.pipeline.step.micro_batches import check_micro_batches

@@ -21,20 +21,20 @@ import cv2
 import numpy as np
 
 from mcjepa.data_prep.decode.cutter import cut_input
-from mcjepa.data_prep.filter_config import (
+from mcjepa.data_prep.filters.judge import SampleJudge
+from mcjepa.data_prep.filters.leakage import LeakageIndex
+from mcjepa.data_prep.plan.listing import list_inputs
+from mcjepa.data_prep.settings import (
     BorderFilter,
     CorpusConfig,
     CutFilter,
     DarkFilter,
+    DatasetConfig,
     DuplicateFilter,
     FiltersConfig,
     LeakageFilter,
     MotionFilter,
 )
-from mcjepa.data_prep.filters.judge import SampleJudge
-from mcjepa.data_prep.filters.leakage import LeakageIndex
-from mcjepa.data_prep.plan.listing import list_inputs
-from mcjepa.data_prep.settings import DatasetConfig
 
 GUARDED = 200_000
 VIDEOS = CorpusConfig(reader="packaged-videos")

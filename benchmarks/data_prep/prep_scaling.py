@@ -18,8 +18,7 @@ from pathlib import Path
 
 from benchmarks.prep_corpus import clip_dataset, plan_into
 from mcjepa.data_prep.workers.ray_job import run_tasks, running_ray
-from mcjepa.data_prep.workers.shard_maker import ShardResult
-from mcjepa.data_prep.workers.shard_tasks import make_shard
+from mcjepa.data_prep.workers.shard_maker import ShardResult, make_shard
 
 
 def samples_per_second(root: Path, shards: int, workers: int) -> float:

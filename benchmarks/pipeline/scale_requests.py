@@ -22,8 +22,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from mcjepa.data_prep.dataset.manifest import Member, SampleEntry, Sidecar
-from mcjepa.data_prep.dataset.records import encode_json
+from mcjepa.data_prep.dataset.manifest import Member, SampleEntry, Sidecar, encode_json
 from mcjepa.data_prep.storage import Store
 from mcjepa.pipeline.settings.stream import ShardStoreConfig
 from mcjepa.pipeline.stream.catalogue import Catalogue, DatasetShards

@@ -33,7 +33,7 @@ from mcjepa.data_prep.dataset.shards import ShardWriter
 from mcjepa.data_prep.storage import open_store
 from mcjepa.data_prep.workers.shard_maker import ShardMaker
 from mcjepa.pipeline.settings.stream import AugmentConfig, PairAugmentConfig, SourceConfig, StreamConfig
-from mcjepa.pipeline.stream.jpeg import decode_jpeg, jpeg_size
+from mcjepa.pipeline.stream.frames import decode_jpeg, jpeg_size
 
 Kind = Literal["clip", "image"]
 

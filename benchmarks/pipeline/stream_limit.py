@@ -23,13 +23,13 @@ import cv2
 import torch
 
 from benchmarks.stream_corpus import MemoryFrame, packaged_samples, publish_copies, stream_of
-from mcjepa.pipeline.freed_memory import keep_freed_memory
 from mcjepa.pipeline.settings.stream import StreamConfig
 from mcjepa.pipeline.stream.augment.pairs import choose_frames, make_pair
 from mcjepa.pipeline.stream.augment.views import make_views
 from mcjepa.pipeline.stream.samples import SampleStream, pair_stream, view_stream
 from mcjepa.pipeline.stream.seeding import mix64, seeded_random
 from mcjepa.pipeline.stream.shard_reader import ShardReader
+from mcjepa.pipeline.world import keep_freed_memory
 
 SEED = 7
 

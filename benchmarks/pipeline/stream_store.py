@@ -26,9 +26,9 @@ import cv2
 import torch
 
 from benchmarks.stream_corpus import packaged_samples, processor_seconds, publish_copies, stream_of
-from mcjepa.pipeline.freed_memory import keep_freed_memory
 from mcjepa.pipeline.settings.stream import ShardStoreConfig, StreamConfig
 from mcjepa.pipeline.stream.loader import build_loader
+from mcjepa.pipeline.world import keep_freed_memory
 from tests.servers.seaweed import BUCKET, running_seaweed
 
 BATCH, SHARDS, SAMPLES_PER_SHARD = 64, 4, 200

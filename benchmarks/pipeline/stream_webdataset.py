@@ -31,11 +31,11 @@ import torch
 import webdataset
 
 from benchmarks.stream_corpus import packaged_samples, processor_seconds, publish_copies, stream_of
-from mcjepa.pipeline.freed_memory import keep_freed_memory
 from mcjepa.pipeline.settings.stream import StreamConfig, ViewAugmentConfig
-from mcjepa.pipeline.stream.augment.reduction import DecodedFrame
+from mcjepa.pipeline.stream.augment.geometry import DecodedFrame
 from mcjepa.pipeline.stream.augment.views import make_views
 from mcjepa.pipeline.stream.loader import build_loader
+from mcjepa.pipeline.world import keep_freed_memory
 
 BATCH, WORKERS, RUN_IN_STEPS, TIMED_STEPS = 64, 2, 4, 10
 LIMIT_S, LEAST_ROUNDS = 30.0, 3

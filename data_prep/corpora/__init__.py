@@ -8,7 +8,7 @@ from typing import Protocol
 
 from mcjepa.data_prep.corpora import davis, frame_sets, inputs, tars
 from mcjepa.data_prep.corpora.flow import sets as flow_sets
-from mcjepa.data_prep.corpora.flow import test_sets as flow_test_sets
+from mcjepa.data_prep.corpora.flow import sets as flow_test_sets
 from mcjepa.data_prep.corpora.flow.pairs import PairLister, list_pairs_as_inputs, read_pairs
 from mcjepa.data_prep.corpora.flow.scans import FlowScan, scan_pairs, scan_test_pairs
 from mcjepa.data_prep.corpora.items import FlowPair, Input, LabelledImage, MaskedVideo
@@ -20,7 +20,7 @@ from mcjepa.data_prep.corpora.moving_photos.sets import (
 from mcjepa.data_prep.corpora.places import Location
 from mcjepa.data_prep.corpora.segmentation import classes as segmentation_classes
 from mcjepa.data_prep.corpora.segmentation import sets as segmentation_sets
-from mcjepa.data_prep.corpora.segmentation.camvid import CAMVID_CLASSES, camvid_images
+from mcjepa.data_prep.corpora.segmentation.sets import CAMVID_CLASSES, camvid_images
 
 _PAIRS: dict[str, tuple[PairLister, str]] = {
     "chairs": (flow_sets.chairs, ""),

@@ -26,7 +26,7 @@ from typing import Any
 
 import psutil
 
-from mcjepa.data_prep.dataset.records import encode_json
+from mcjepa.data_prep.dataset.manifest import encode_json
 from mcjepa.data_prep.errors import AbsentKey, DataError
 from mcjepa.data_prep.storage import Store
 

@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from mcjepa.data_prep.filter_config import FilterMode, FiltersConfig
 from mcjepa.data_prep.filters.borders import border_fraction
 from mcjepa.data_prep.filters.motion import flow_length_px
+from mcjepa.data_prep.settings import FilterMode, FiltersConfig
 
 if TYPE_CHECKING:
     from mcjepa.data_prep.filters.leakage import LeakageIndex

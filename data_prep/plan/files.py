@@ -12,8 +12,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 from mcjepa.data_prep.dataset.inputs import read_lines, write_lines
-from mcjepa.data_prep.dataset.manifest import MANIFEST_NAME
-from mcjepa.data_prep.dataset.records import encode_json
+from mcjepa.data_prep.dataset.manifest import MANIFEST_NAME, encode_json
 from mcjepa.data_prep.decode.encoders import encoder_version
 from mcjepa.data_prep.decode.videos import decoder_version
 from mcjepa.data_prep.errors import DataError, PlanMismatch

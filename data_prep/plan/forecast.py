@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import random
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from mcjepa.data_prep.dataset.manifest import MANIFEST_NAME, SHARD_FOLDER
+from mcjepa.data_prep.decode.client import DecodeClient
+from mcjepa.data_prep.decode.cutter import CutSample
+from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
+from mcjepa.data_prep.decode.fetch import local_input
 from mcjepa.data_prep.filters.leakage_index import list_guarded
-from mcjepa.data_prep.plan.estimate import Estimate, InputSampler, estimate
 from mcjepa.data_prep.plan.files import PLAN_NAME, read_plan, summarise_plan
 from mcjepa.data_prep.plan.listing import list_inputs
-from mcjepa.data_prep.plan.plan import PlanSummary
+from mcjepa.data_prep.plan.plan import PlannedInput, PlanSummary
 from mcjepa.data_prep.settings import DatasetConfig, PrepConfig
 from mcjepa.data_prep.storage import Store, absolute_location, join_location, open_store
-from mcjepa.data_prep.workers.process import usable_cores
+from mcjepa.data_prep.workers.process import one_processor, usable_cores
 
 PlanState = Literal["new", "begun", "published", "other plan"]
 
@@ -69,3 +77,91 @@ def _state(store: Store, summary: PlanSummary) -> PlanState:
 
 def _finished(store: Store) -> int:
     return sum(entry.key.endswith(".json") for entry in store.files(f"{SHARD_FOLDER}/"))
+
+
+# What a run will take: a timed probe of a few inputs, chosen while the plan is listed, scaled to all.
+
+
+PROBED_INPUTS = 8
+BUDGET_S = 20.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A forecast; all its figures are rough."""
+
+    probed: int
+    """Inputs that were decoded for it."""
+    samples: int
+    bytes: int
+    """Of the shards."""
+    seconds: float
+    """With the workers asked for, without what is reused."""
+
+
+class InputSampler:
+    """Passes a stream of inputs on and keeps a few of them, each with equal chance (seeded)."""
+
+    def __init__(self, wanted: int = PROBED_INPUTS) -> None:
+        """Keep `wanted` inputs."""
+        self.kept: list[PlannedInput] = []
+        self._wanted = wanted
+        self._random = random.Random(0)
+
+    def watch(self, inputs: Iterable[PlannedInput]) -> Iterator[PlannedInput]:
+        """The same inputs."""
+        for seen, planned in enumerate(inputs):
+            if seen < self._wanted:
+                self.kept.append(planned)
+            elif (place := self._random.randrange(seen + 1)) < self._wanted:
+                self.kept[place] = planned
+            yield planned
+
+
+def estimate(
+    config: DatasetConfig, probe: list[PlannedInput], inputs: int, size: int, workers: int, left: float = 1.0
+) -> Estimate:
+    """Cut some inputs as a worker would, at most for `BUDGET_S`, and scale to all.
+
+    Videos are scaled by their bytes; by their number where that decides: images, samples capped an input, no sizes.
+
+    Args:
+        config: The dataset's settings.
+        probe: Inputs to cut; nothing is stored.
+        inputs: Inputs of the dataset.
+        size: Their bytes.
+        workers: Processes that will work at a time.
+        left: Part of the work that is not done yet.
+    """
+    probed = samples = stored = probed_bytes = 0
+    started = time.monotonic()
+    with one_processor(), DecodeClient(config) as client, tempfile.TemporaryDirectory() as scratch:
+        _cut(client, probe[0], Path(scratch))  # starting the decoder is not part of the measure
+        begun = time.monotonic()
+        for planned in probe:
+            if time.monotonic() - started > BUDGET_S and probed:
+                break
+            found, took = _cut(client, planned, Path(scratch))
+            probed += 1
+            samples += found
+            stored += took
+            probed_bytes += max(0, planned.bytes)
+        seconds = time.monotonic() - begun
+    by_number = config.max_samples_per_input or all(planned.item.kind == "image" for planned in probe)
+    scale = size / probed_bytes if probed_bytes and not by_number else inputs / probed
+    return Estimate(probed, round(samples * scale), round(stored * scale), seconds * scale * left / workers)
+
+
+def _cut(client: DecodeClient, planned: PlannedInput, scratch: Path) -> tuple[int, int]:
+    """Samples of an input and their bytes; none when it cannot be used."""
+    samples = size = 0
+    try:
+        if not planned.item.refusal:
+            with local_input(planned.item, scratch) as item:
+                for piece in client.cut(item):
+                    if isinstance(piece, CutSample):
+                        samples += 1
+                        size += sum(len(member) for member in piece.members.values())
+    except (DecodeFailure, Unwanted):
+        return 0, 0
+    return samples, size

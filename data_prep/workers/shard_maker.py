@@ -195,3 +195,20 @@ def finished_sidecar(store: Store, name: str, plan_digest: str) -> Sidecar | Non
     if sidecar.plan_digest != plan_digest or not store.exists(shard_key(name)):
         return None
     return sidecar if store.size(shard_key(name)) == sidecar.bytes else None
+
+
+# The functions that Ray's workers call: each works on one shard or part, and keeps its tools for the next one.
+
+
+_MAKER: dict[ShardWork, ShardMaker] = {}
+"""The maker of this process, with its decode child: one, of the dataset that is being made."""
+
+
+def make_shard(work: ShardWork, plan: ShardPlan) -> ShardResult:
+    """Make a shard with the decode child of this process."""
+    if work not in _MAKER:
+        for maker in _MAKER.values():
+            maker.close()
+        _MAKER.clear()
+        _MAKER[work] = ShardMaker(work)
+    return _MAKER[work].make(plan)

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from mcjepa.evals.cards import Card, Score, package_versions
 from mcjepa.evals.classification.features import FeatureCache, PooledFeatures
-from mcjepa.evals.classification.images import ClassifyData
-from mcjepa.evals.classification.knn import TOP, knn_predictions
-from mcjepa.evals.classification.linear import LinearResult, train_linear
+from mcjepa.evals.classification.heads import TOP, LinearResult, knn_predictions, train_linear
+from mcjepa.evals.classification.images import ClassifyData, read_class_folders
 from mcjepa.evals.classification.outputs import draw_pictures, write_tables
 from mcjepa.evals.classification.settings import ClassifyConfig
-from mcjepa.evals.progress import EvalEvent, OnEvent, silent
+from mcjepa.evals.progress import EvalEvent, OnEvent, set_folder, silent
 from mcjepa.evals.subject import ModelUnderTest, Subject
 
 MAIN_K = 20
@@ -203,3 +202,16 @@ def _schedule(config: ClassifyConfig, result: ClassifiedModel) -> str:
         f"SGD momentum 0.9, cosine to 0, {config.linear_epochs} epochs of {config.linear_batch}, no augmentation; lr "
         f"{result.linear.lr:g} chosen {how} from {rates}, then trained on all"
     )
+
+
+# Image classification on the folders of classes that the settings name.
+
+
+def run_classify(subject: Subject, config: ClassifyConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
+    """Classifies by frozen features.
+
+    Raises:
+        DataError: the folder is missing, or has nothing that can be scored.
+    """
+    data = read_class_folders(set_folder(config.root, config.set), config.max_train, config.max_val)
+    return score_classify(subject, data, config, seed, out / "classify" / config.set, on_event)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mcjepa.evals.checks import MAX_LEVEL, require
+from mcjepa.evals.progress import MAX_LEVEL, require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.finetune.settings import FinetuneConfig
-from mcjepa.evals.probe.augment import augment_sample
 from mcjepa.evals.probe.metrics import VOID
-from mcjepa.evals.reading import explained_worker_loss
+from mcjepa.evals.probe.windows import augment_sample
+from mcjepa.evals.progress import explained_worker_loss
 
 ORDER, LOOK = 0, 1
 """What a generator is for, beside the seed."""

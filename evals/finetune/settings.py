@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mcjepa.evals.checks import MAX_LEVEL, require
+from mcjepa.evals.progress import MAX_LEVEL, require
 
 PRESETS: dict[str, dict[str, Any]] = {
     "ade20k": {"image_scale": (2048, 512), "crop_px": (512, 512)},

@@ -18,9 +18,8 @@ from torch import Tensor
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.finetune.checkpoint import Keeper, Progress
 from mcjepa.evals.finetune.data import Batch, TrainingSamples, training_batches
-from mcjepa.evals.finetune.model import Segmenter
+from mcjepa.evals.finetune.model import Segmenter, resize_to
 from mcjepa.evals.finetune.settings import FinetuneConfig
-from mcjepa.evals.finetune.upernet import resize_to
 from mcjepa.evals.probe.metrics import VOID
 from mcjepa.model.reduction import world_size
 

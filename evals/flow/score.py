@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mcjepa.data_prep.corpora import FLOW_SCANS
+from mcjepa.data_prep.corpora.flow.places import find_set_folder
 from mcjepa.data_prep.corpora.flow.scans import FlowScan
 from mcjepa.data_prep.corpora.items import FlowPair
 from mcjepa.data_prep.errors import DataError
@@ -19,10 +21,9 @@ from mcjepa.evals.flow.gallery import draw_gallery
 from mcjepa.evals.flow.methods import MODEL, Entrant, Methods, flow_methods
 from mcjepa.evals.flow.metrics import FlowSums, add_sums, summarise
 from mcjepa.evals.flow.overlap import Failure
-from mcjepa.evals.flow.pairs import MeasuredPair, measure_pairs
-from mcjepa.evals.flow.resizing import describe
+from mcjepa.evals.flow.pairs import MeasuredPair, describe, measure_pairs
 from mcjepa.evals.flow.settings import FlowEvalConfig
-from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, silent
+from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, set_reader, silent
 from mcjepa.evals.subject import Subject
 
 MOST_MISSING_NAMED = 20
@@ -211,3 +212,24 @@ def _split(scan: FlowScan, config: FlowEvalConfig) -> str:
     if config.subset:
         parts.append("a part of the set, on purpose")
     return "; ".join(parts)
+
+
+# The flow sets that the settings name, scored one after the other.
+
+
+def score_flow_sets(
+    entrant: Entrant | None, config: FlowEvalConfig, out: Path, on_event: OnEvent = silent
+) -> list[Score]:
+    """Scores every flow set of the settings; all their folders are looked up before the first is scored.
+
+    Raises:
+        DataError: a set is unknown, is not where it should be, or has nothing that can be scored.
+    """
+    scans = {name: set_reader(FLOW_SCANS, name, "flow.sets") for name in config.sets}
+    roots = {name: find_set_folder(place, name) for name, place in config.sets.items()}
+    alone = len(roots) == 1
+    sets = [
+        FlowSet(name=name, root=root, scan=scans[name](root, subset=config.subset), alone=alone)
+        for name, root in roots.items()
+    ]
+    return [score_flow(entrant, flow_set, config, out / "flow" / flow_set.name, on_event) for flow_set in sets]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from mcjepa.evals.checks import require
+from mcjepa.evals.progress import require
 
 BASELINES = ("zero", "dis-ultrafast", "dis-fast", "dis-medium", "farneback")
 """Classical flow methods that need no weights."""

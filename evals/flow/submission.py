@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mcjepa.data_prep.corpora.flow.expected import TEST_PAIRS
 from mcjepa.data_prep.corpora.flow.files import FloatArray, decode_flo, decode_kitti_png, encode_flo, encode_kitti_png
+from mcjepa.data_prep.corpora.flow.scans import TEST_PAIRS
 from mcjepa.data_prep.corpora.items import FlowPair
 from mcjepa.data_prep.corpora.places import read_bytes
 from mcjepa.data_prep.errors import DataError

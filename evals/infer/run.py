@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from mcjepa.data_prep.corpora.flow.files import FloatArray, read_flo
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.infer.clip import Clip, Frame, read_alike
-from mcjepa.evals.infer.palette import Palette, feature_basis, longest_flow
-from mcjepa.evals.infer.products import ClipFolder
+from mcjepa.evals.infer.products import ClipFolder, Palette, feature_basis, longest_flow
 from mcjepa.evals.infer.settings import InferConfig
 from mcjepa.evals.infer.tiling import tiled_features, tiled_flow
 from mcjepa.evals.progress import evenly_spaced

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mcjepa.evals.checks import MAX_LEVEL, require
+from mcjepa.evals.progress import MAX_LEVEL, require
 from mcjepa.evals.subject import COARSEST_STRIDE
 
 Product = Literal["flo", "kitti", "colour", "video", "features"]

@@ -27,8 +27,7 @@ from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write, explained_disk_errors
 from mcjepa.evals.probe.feature_file import COMPLETE, FeatureFile, FeatureWriter, folder_bytes
-from mcjepa.evals.probe.feature_keys import features_key, model_digest
-from mcjepa.evals.probe.features import EncodingPlan, encode_images
+from mcjepa.evals.probe.features import EncodingPlan, encode_images, features_key, model_digest
 from mcjepa.evals.subject import ModelUnderTest
 
 RESERVE_BYTES = 256 << 20

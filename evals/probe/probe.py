@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcjepa.evals.probe.features import EncodedImage, Statistics, measure_statistics, resize_map
+from mcjepa.evals.probe.fitting import HeadCheckpoint
 from mcjepa.evals.probe.head import LinearHead
-from mcjepa.evals.probe.head_checkpoint import HeadCheckpoint
 from mcjepa.evals.probe.metrics import VOID
 from mcjepa.evals.probe.settings import ProbeConfig
 from mcjepa.evals.probe.windows import TrainingWindow, WindowSource

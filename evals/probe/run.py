@@ -8,12 +8,11 @@ from typing import Any
 from mcjepa.data_prep.corpora import SEGMENTATION_CLASSES, SEGMENTATION_SETS
 from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.evals.cards import Score
-from mcjepa.evals.finetune.finetune import FinetuneData, finetuned_network, score_finetune
+from mcjepa.evals.finetune.score import FinetuneData, finetuned_network, score_finetune
 from mcjepa.evals.finetune.settings import FinetuneConfig
 from mcjepa.evals.probe.score import ProbeData, score_name, score_probe
 from mcjepa.evals.probe.settings import ProbeConfig
-from mcjepa.evals.progress import OnEvent
-from mcjepa.evals.sets import set_folder, set_reader
+from mcjepa.evals.progress import OnEvent, set_folder, set_reader
 from mcjepa.evals.subject import Subject
 
 

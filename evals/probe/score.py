@@ -8,13 +8,18 @@ from pathlib import Path
 
 from mcjepa.evals.cards import Card, Score, package_versions
 from mcjepa.evals.probe.cache import FeatureCache
-from mcjepa.evals.probe.drawings import draw_confusion, draw_overlays
-from mcjepa.evals.probe.feature_keys import images_digest
+from mcjepa.evals.probe.features import images_digest
 from mcjepa.evals.probe.probed import ProbedEncoder, ProbedHead, probe_encoder
-from mcjepa.evals.probe.protocols import describe_protocol
-from mcjepa.evals.probe.results import image_rows, metrics_of, total_confusion, write_tables
+from mcjepa.evals.probe.results import (
+    draw_confusion,
+    draw_overlays,
+    image_rows,
+    metrics_of,
+    total_confusion,
+    write_tables,
+)
 from mcjepa.evals.probe.runs import ProbeData, ProbeRun
-from mcjepa.evals.probe.settings import ProbeConfig, both_sides
+from mcjepa.evals.probe.settings import ProbeConfig, both_sides, describe_protocol
 from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, silent
 from mcjepa.evals.subject import McJepaUnderTest, ModelUnderTest, Subject, random_twin
 

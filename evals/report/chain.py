@@ -20,7 +20,7 @@ from mcjepa.pipeline.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from mcjepa.evals.cards import Score
-    from mcjepa.evals.report.compare import Evaluated
+    from mcjepa.evals.report.comparison import Evaluated
     from mcjepa.evals.subject import Weights
 
 PACKAGES = (
@@ -161,8 +161,8 @@ def _write_report(recipe: Recipe, scores: Sequence[Score], summary: Mapping[str,
 
 def _evaluations(folder: Path) -> tuple[Evaluated, ...]:
     """All evaluations of the recipe's run, in the order of their steps."""
-    from mcjepa.evals.report.compare import Evaluated
-    from mcjepa.evals.score_file import SCORES_NAME, read_scores
+    from mcjepa.evals.cards import SCORES_NAME, read_scores
+    from mcjepa.evals.report.comparison import Evaluated
 
     places = sorted(path.parent for path in folder.glob(f"*/{SCORES_NAME}"))
     return tuple(Evaluated(label=place.name, scores=tuple(read_scores(place))) for place in places)

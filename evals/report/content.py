@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mcjepa.evals.cards import Score
-from mcjepa.evals.report.compare import Evaluated
+from mcjepa.evals.report.comparison import Evaluated
 
 Curve = Sequence[tuple[float, float]]
 """Points (step, value), steps ascending; values may be NaN or infinite."""

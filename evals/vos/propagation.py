@@ -12,14 +12,20 @@ Legend: C channels, O labels (background first), h w cells, n context frames, q 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from mcjepa.data_prep.corpora.items import MaskedVideo
+from mcjepa.evals.subject import ModelUnderTest, features_by_stride, image_tensor, map_of_stride
+from mcjepa.evals.vos.sequence import Ids
 from mcjepa.evals.vos.settings import Neighbourhood, VosConfig
 
 AFFINITY_BYTES = 48 << 20
@@ -183,3 +189,114 @@ def largest(values_qk: Tensor, count: int, group: int = GROUP_KEYS) -> tuple[Ten
     head = place.clamp_max(count * group - 1)
     index = chosen.gather(1, head // group) * group + head % group
     return best, torch.where(in_group, index, place - count * group + whole)
+
+
+# Masks of a whole sequence from its first one, by a model's features: a frame at a time, in and out.
+
+
+OnFeatures = Callable[[int, Tensor], None]
+"""Called with every frame's number and features (C, h, w)."""
+
+
+def track_masks(
+    model: ModelUnderTest, video: MaskedVideo, first_HW: Ids, config: VosConfig, on_features: OnFeatures | None = None
+) -> Iterator[tuple[int, Ids]]:
+    """Predicted masks of every frame after the first, as they are made.
+
+    Args:
+        model: gives the features.
+        video: its frames; masks are not read.
+        first_HW: object ids of the first frame; the masks have its size.
+        config: protocol.
+        on_features: sees the features too.
+
+    Yields:
+        The frame's number and its object ids (H, W).
+
+    Raises:
+        DataError: a frame cannot be read.
+    """
+    size = encoded_size(first_HW.shape, config)
+
+    def features() -> Iterator[Tensor]:
+        for index in range(len(video.frames)):
+            map_Chw = encode_frame(model, video.read_frame(index), size, config.stride)
+            if on_features:
+                on_features(index, map_Chw)
+            yield map_Chw
+
+    grid = (-(-size[0] // config.stride), -(-size[1] // config.stride))
+    first = first_labels(first_HW, int(first_HW.max()), grid, bilinear=config.first_labels == "bilinear")
+    for index, (_, labels) in enumerate(propagate_labels(features(), first, config), start=1):
+        yield index, labels_to_mask(labels, config.stride, size, first_HW.shape, config.stretch)
+
+
+def encode_frame(model: ModelUnderTest, frame: NDArray[np.uint8], size: tuple[int, int], stride: int) -> Tensor:
+    """Features (C, h, w) of one RGB frame at that size (H, W); cells beyond the frame are cut off."""
+    if frame.shape[:2] != size:
+        resized = cv2.resize(frame, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+        frame = np.asarray(resized, np.uint8)
+    map_Chw = map_of_stride(features_by_stride(model, image_tensor(frame)), stride)[0]
+    return map_Chw[:, : -(-size[0] // stride), : -(-size[1] // stride)]
+
+
+# From masks to labels on the feature grid and back, and the size at which frames are encoded.
+#
+# Legend: O labels (background first), h w cells, H W pixels.
+
+
+def encoded_size(size: tuple[int, int], config: VosConfig) -> tuple[int, int]:
+    """(H, W) to encode frames of that size at: the short side as asked, the long one rounded down (DINO's rule).
+
+    >>> encoded_size((480, 854), VosConfig()), encoded_size((480, 854), VosConfig(short_side=0))
+    ((480, 832), (480, 854))
+    """
+    short, multiple = config.short_side, config.side_multiple_px
+    if short == 0:
+        return size
+    long_side = max(int(max(size) * short / min(size)) // multiple * multiple, short)
+    return (long_side, short) if size[0] > size[1] else (short, long_side)
+
+
+def first_labels(mask_HW: NDArray, objects: int, grid: tuple[int, int], bilinear: bool) -> Tensor:
+    """A mask of object ids on the feature grid, (objects + 1, h, w) float, which sum to 1 over the labels.
+
+    Args:
+        mask_HW: object ids 0..objects.
+        objects: number of objects.
+        grid: (h, w).
+        bilinear: soft labels between cell centres [D: CRW]; else the nearest pixel's label [D: DINO, VFS].
+    """
+    ids = torch.from_numpy(mask_HW.astype("int64"))
+    if not bilinear:
+        ids = F.interpolate(ids[None, None].float(), grid, mode="nearest-exact")[0, 0].long()
+    one_hot = F.one_hot(ids, objects + 1).permute(2, 0, 1).float()
+    if bilinear:
+        one_hot = F.interpolate(one_hot[None], grid, mode="bilinear", align_corners=False)[0]
+    return one_hot
+
+
+def labels_to_mask(
+    labels_Ohw: Tensor, cell_px: int, frame: tuple[int, int], size: tuple[int, int], stretch: bool = True
+) -> NDArray:
+    """Object ids of every pixel from soft labels.
+
+    Args:
+        labels_Ohw: soft labels; cells beyond the frame (padding) must be cut off already.
+        cell_px: stride of the grid.
+        frame: (H, W) of the frame that was encoded.
+        size: (H, W) of the mask to return; nearest neighbours from the encoded frame's size.
+        stretch: bring each label's map to [0, 1] by its minimum and maximum first.
+
+    Returns:
+        (H, W) uint8.
+    """
+    enlarged = F.interpolate(labels_Ohw[None], scale_factor=cell_px, mode="bilinear", align_corners=False)[0]
+    enlarged = enlarged[:, : frame[0], : frame[1]]
+    if stretch:
+        low = enlarged.amin((1, 2), keepdim=True)
+        span = enlarged.amax((1, 2), keepdim=True) - low
+        # A channel that is 0 everywhere (its object is lost) stays 0, as in the source.
+        enlarged = torch.where(span > 0, (enlarged - low) / span.clamp_min(1e-12), enlarged)
+    mask = enlarged.argmax(0).float()[None, None]
+    return F.interpolate(mask, size, mode="nearest-exact")[0, 0].to(torch.uint8).numpy()

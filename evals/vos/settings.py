@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mcjepa.evals.checks import MAX_LEVEL, require
+from mcjepa.evals.progress import MAX_LEVEL, require
 
 Neighbourhood = Literal["square", "disc"]
 FirstAgain = Literal["never", "recent", "fill"]

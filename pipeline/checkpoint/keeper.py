@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write
-from mcjepa.pipeline.agreement import from_first_rank, of_all_ranks
 from mcjepa.pipeline.checkpoint.manifest import MANIFEST, VERSION, Checkpoint, remove_old, step_name
 from mcjepa.pipeline.checkpoint.resume import check_continuation, restore
 from mcjepa.pipeline.checkpoint.state_file import state_name, write_state
@@ -29,7 +28,7 @@ from mcjepa.pipeline.engine.state import loss_scale_state, own_pieces, parameter
 from mcjepa.pipeline.errors import RunError
 from mcjepa.pipeline.run.folder import CHECKPOINTS, WEIGHTS, RunFolder
 from mcjepa.pipeline.settings.train import CheckpointConfig
-from mcjepa.pipeline.world import World
+from mcjepa.pipeline.world import World, from_first_rank, of_all_ranks
 
 log = logging.getLogger(__name__)
 MOST_WAITING = 2

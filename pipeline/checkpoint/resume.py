@@ -8,7 +8,6 @@ from typing import Any
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import Store
-from mcjepa.pipeline.agreement import from_first_rank, of_all_ranks
 from mcjepa.pipeline.checkpoint.manifest import MANIFEST, Checkpoint, find_damage, list_checkpoints
 from mcjepa.pipeline.checkpoint.state_file import fill_pieces, read_index
 from mcjepa.pipeline.engine.state import (
@@ -21,7 +20,7 @@ from mcjepa.pipeline.engine.state import (
 )
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.run.folder import CHECKPOINTS
-from mcjepa.pipeline.world import World
+from mcjepa.pipeline.world import World, from_first_rank, of_all_ranks
 
 log = logging.getLogger(__name__)
 

@@ -92,7 +92,7 @@ def _follow(weights: RunWeights, recipe: Recipe, arguments: argparse.Namespace) 
 
 def _evaluate(recipe: Recipe, plain: dict[str, Any], folder: Path, again: bool) -> Evaluated:
     """Scores one weights folder, records it and renews the report; what is there already is not done again."""
-    from mcjepa.evals.score_file import evaluation_key, read_scores, stored_key
+    from mcjepa.evals.cards import evaluation_key, read_scores, stored_key
     from mcjepa.evals.subject import read_weights
 
     started = time.perf_counter()

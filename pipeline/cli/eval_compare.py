@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from mcjepa.pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from mcjepa.evals.report.compare import ComparedScore, Evaluated
+    from mcjepa.evals.report.comparison import ComparedScore, Evaluated
 
 
 def compare_evaluations(arguments: argparse.Namespace) -> int:
     """Reads evaluations, writes the page and prints the table."""
-    from mcjepa.evals.report.compare import compare
+    from mcjepa.evals.report.comparison import compare
     from mcjepa.evals.report.content import ReportContent
     from mcjepa.evals.report.page import write_report
 
@@ -44,8 +44,8 @@ def read_evaluations(word: str) -> list[Evaluated]:
         UsageError: there is no such folder.
         DataError: there are no scores in it, or they are damaged.
     """
-    from mcjepa.evals.report.compare import Evaluated
-    from mcjepa.evals.score_file import SCORES_NAME, read_scores
+    from mcjepa.evals.cards import SCORES_NAME, read_scores
+    from mcjepa.evals.report.comparison import Evaluated
 
     label, separator, place = word.partition("=")
     folder = Path(place if separator else word)

@@ -113,9 +113,9 @@ def _entrant(arguments: argparse.Namespace, config: EvalConfig) -> Entrant | Non
 
 
 def _score(arguments: argparse.Namespace, config: EvalConfig) -> list[Score]:
-    from mcjepa.evals.flow.run import score_flow_sets
-    from mcjepa.evals.score_file import write_scores
-    from mcjepa.evals.threads import torch_threads
+    from mcjepa.evals.cards import write_scores
+    from mcjepa.evals.flow.score import score_flow_sets
+    from mcjepa.evals.progress import torch_threads
 
     assert config.flow is not None
     with shown_events() as show, torch_threads(config.threads):
@@ -131,7 +131,7 @@ def _submit(arguments: argparse.Namespace, names: Sequence[str], config: EvalCon
     from mcjepa.evals.flow.estimates import EstimateFolder
     from mcjepa.evals.flow.methods import flow_methods
     from mcjepa.evals.flow.submission import check_submission, require_whole, write_submission
-    from mcjepa.evals.threads import torch_threads
+    from mcjepa.evals.progress import torch_threads
 
     assert config.flow is not None
     name, path = names[0], Path(arguments.submission)

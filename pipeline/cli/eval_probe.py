@@ -12,8 +12,7 @@ SHORT_NAMES = {"voc": "voc2012"}
 def evaluate_probe(arguments: argparse.Namespace) -> int:
     """Scores one set of weights on the set that the command line names, by a named protocol and its overrides."""
     from mcjepa.data_prep.errors import DataError
-    from mcjepa.evals.probe.protocols import PROTOCOL_OF_SET, PROTOCOLS, protocol_settings
-    from mcjepa.evals.probe.settings import ProbeConfig
+    from mcjepa.evals.probe.settings import PROTOCOL_OF_SET, PROTOCOLS, ProbeConfig, protocol_settings
     from mcjepa.evals.settings import EvalConfig
     from mcjepa.pipeline.errors import UsageError
     from mcjepa.pipeline.recipe.files import apply_overrides, validate

@@ -44,8 +44,8 @@ def _settings(arguments: argparse.Namespace) -> VosConfig:
 
 
 def _score_files(arguments: argparse.Namespace, config: VosConfig) -> int:
-    from mcjepa.evals.score_file import write_scores
-    from mcjepa.evals.vos.run import score_estimates
+    from mcjepa.evals.cards import write_scores
+    from mcjepa.evals.vos.score import score_estimates
 
     with shown_events() as show:
         score = score_estimates(Path(arguments.estimates), config, Path(arguments.out), show)

@@ -15,8 +15,7 @@ CARD_NAME = "README.md"
 def run_export(arguments: argparse.Namespace) -> int:
     """Writes a checkpoint's weights as a folder that needs nothing of the run."""
     from mcjepa.model import pretrained
-    from mcjepa.pipeline.export import find_weights
-    from mcjepa.pipeline.model_card import model_card
+    from mcjepa.pipeline.export import find_weights, model_card
 
     out = Path(arguments.out)
     _check_out(out, Path(arguments.checkpoint), {pretrained.WEIGHTS_NAME, pretrained.CONFIG_NAME, CARD_NAME})

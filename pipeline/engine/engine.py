@@ -23,10 +23,9 @@ from mcjepa.pipeline.engine.options import check_known, engine_options
 from mcjepa.pipeline.engine.parameters import parameter_groups
 from mcjepa.pipeline.engine.state import reset_updates
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.freed_memory import keep_freed_memory
 from mcjepa.pipeline.settings.train import EngineConfig, TrainConfig
 from mcjepa.pipeline.stream.seeding import mix64
-from mcjepa.pipeline.world import World, adopt_world, ranks_here
+from mcjepa.pipeline.world import World, adopt_world, keep_freed_memory, ranks_here
 
 __all__ = [
     "World",

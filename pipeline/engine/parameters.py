@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from mcjepa.pipeline.settings.train import OptimizerConfig
 
@@ -39,3 +41,55 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         )
         group["params"].append(parameter)
     return [{**group, "name": name} for name, group in sorted(groups.items())]
+
+
+# Reads gradients out of a DeepSpeed engine between backward and update, whatever the ZeRO stage.
+#
+# After `engine.backward` the averaged gradients are
+#     stage 0     in `parameter.grad`, whole on every rank
+#     stage 1, 2  in `optimizer.averaged_gradients[group]`, each rank its share of `params_in_partition[group]`
+#     stage 3     in `optimizer.averaged_gradients[group]`, each rank its share of every one of `fp16_groups[group]`
+# and lie elsewhere with an offloaded optimizer, where this file answers None. It pairs gradients with parameters just
+# as DeepSpeed 0.19 does for its own norm (`get_grad_norm_direct`).
+
+
+def branch_gradient_norms(engine: Any) -> dict[str, float] | None:
+    """Norm of the averaged gradient of every branch, before clipping; all ranks call it after the backward pass.
+
+    Returns:
+        Branch -> norm, the same on every rank and not finite where a gradient is not; None with an offloaded
+        optimizer, whose gradients are elsewhere.
+    """
+    branches = {id(p): branch_of(name) for name, p in engine.module.named_parameters()}
+    names = sorted(set(branches.values()))
+    shares = list(_gradients(engine))
+    sharded = engine.zero_optimization_stage() > 0
+    squares = torch.zeros(len(names) + 1, device=engine.device)
+    for parameter, gradient in shares:
+        squares[names.index(branches[id(parameter)])] += torch.linalg.vector_norm(gradient.detach().float()).square()
+    squares[-1] = float(bool(shares))
+    if sharded and torch.distributed.get_world_size() > 1:
+        torch.distributed.all_reduce(squares)
+    if not float(squares[-1]):
+        return None
+    scale = float(getattr(engine.optimizer, "loss_scale", 1.0) or 1.0)
+    return {name: float(square.sqrt()) / scale for name, square in zip(names, squares, strict=False)}
+
+
+def whole_gradient_norm(engine: Any) -> Tensor:
+    """Norm over all of `parameter.grad`, a scalar on the device: what ZeRO-0 needs before its update."""
+    gradients = [p.grad.float() for p in engine.module.parameters() if p.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def _gradients(engine: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's (parameter, share of its gradient)."""
+    stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
+    if stage == 0:
+        yield from ((p, p.grad) for p in engine.module.parameters() if p.grad is not None)
+        return
+    groups = optimizer.fp16_groups if stage == 3 else optimizer.params_in_partition
+    for number, parameters in enumerate(groups):
+        gradients = optimizer.averaged_gradients.get(number) or ()
+        real = (g for g in gradients if not getattr(g, "_zero_padding", False))
+        yield from zip(parameters, real, strict=False)

@@ -13,13 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mcjepa.pipeline.monitor.collapse import Alerts
 from mcjepa.pipeline.monitor.guards import StepGuard, StepSetting
-from mcjepa.pipeline.monitor.machine_meters import MachineMeters
-from mcjepa.pipeline.monitor.meters import Meters
-from mcjepa.pipeline.monitor.profiling import ProfileWindow
-from mcjepa.pipeline.monitor.representation import CostlyMeters
-from mcjepa.pipeline.monitor.throughput import FlopCounter, device_name, peak_tflops
+from mcjepa.pipeline.monitor.meters import MachineMeters, Meters
+from mcjepa.pipeline.monitor.representation import Alerts, CostlyMeters
+from mcjepa.pipeline.monitor.throughput import FlopCounter, ProfileWindow, device_name, peak_tflops
 from mcjepa.pipeline.settings.train import TrainConfig
 from mcjepa.pipeline.step.clock import StepClock
 from mcjepa.pipeline.step.step import StepResult

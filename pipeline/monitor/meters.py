@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
+import torch
 from torch import Tensor
+
+from mcjepa.pipeline.world import World
 
 
 class Meters:
@@ -76,3 +82,115 @@ def read_records(path: Path) -> list[dict[str, float]]:
             continue
         records[int(record["step"])] = record
     return [records[step] for step in sorted(records)]
+
+
+# Memory of every rank and load of every node, gathered at a record: no thread, no connection but the run's own.
+#
+# Every rank gives one row of numbers; rank 0 makes records of them. A node's row is that of its local rank 0. Names
+# follow MLflow's system metrics, so that its interface shows them on their own page, as
+# `system/HOST/cpu_utilization_percentage`.
+
+
+GIB = float(1 << 30)
+NODE_METERS = (
+    "cpu_utilization_percentage", "system_memory_usage_percentage", "disk_usage_percentage",
+    "network_receive_megabytes_per_s", "network_transmit_megabytes_per_s",
+    "gpu_utilization_percentage", "gpu_memory_usage_percentage",
+)  # fmt: skip
+RANK_METERS = ("memory_gib", "gpu_peak_gib", "data_wait_share", "corrupt_samples")
+SUMMED = ("corrupt_samples",)
+"""Rank meters of which the sum is recorded instead of the greatest."""
+NODES_LISTED = 16
+"""Nodes with records of their own; of more there are only the mean and the extremes."""
+
+
+class MachineMeters:
+    """Reads this rank's numbers and gathers those of all ranks; all ranks make one.
+
+    Args:
+        world: this process among all.
+        folder: its disk is watched.
+    """
+
+    def __init__(self, world: World, folder: Path) -> None:
+        self._world, self._folder = world, folder
+        self._gpu_load = world.device.type == "cuda" and importlib.util.find_spec("pynvml") is not None
+        self._network, self._at_s = psutil.net_io_counters(), time.monotonic()
+        psutil.cpu_percent()  # the first call starts the window
+        mine: tuple[str, int] = (socket.gethostname(), world.local_rank)
+        places: list[tuple[str, int]] = [mine] * world.size
+        if world.size > 1:
+            torch.distributed.all_gather_object(places, mine)
+        self._heads = {host: rank for rank, (host, local) in enumerate(places) if local == 0}
+
+    def gather(self, data_wait_share: float, corrupt_samples: int) -> dict[str, float]:
+        """The records of all ranks and nodes, on rank 0; empty elsewhere. All ranks call it.
+
+        Args:
+            data_wait_share: of this rank's time, waited for data.
+            corrupt_samples: that this rank has met since its start.
+        """
+        mine = [*self._rank_row(data_wait_share), float(corrupt_samples), *self._node_row()]
+        row = torch.tensor(mine, dtype=torch.float32)
+        rows = row[None]
+        if self._world.size > 1:
+            row = row.to(self._world.device)
+            parts = [torch.empty_like(row) for _ in range(self._world.size)]
+            torch.distributed.all_gather(parts, row)
+            rows = torch.stack(parts).cpu()
+        return summarise(rows, self._heads) if self._world.rank == 0 else {}
+
+    def _rank_row(self, data_wait_share: float) -> list[float]:
+        peak = 0.0
+        if self._world.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self._world.device) / GIB
+            torch.cuda.reset_peak_memory_stats(self._world.device)
+        return [psutil.Process().memory_info().rss / GIB, peak, data_wait_share]
+
+    def _node_row(self) -> list[float]:
+        network, now = psutil.net_io_counters(), time.monotonic()
+        spent_s, before = max(now - self._at_s, 1e-9), self._network
+        self._network, self._at_s = network, now
+        received, sent = (
+            (getattr(network, name) - getattr(before, name)) / 1e6 / spent_s for name in ("bytes_recv", "bytes_sent")
+        )
+        gpu_load, gpu_memory = -1.0, -1.0
+        if self._world.device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self._world.device)
+            gpu_memory = 100.0 * (1.0 - free / total)
+            gpu_load = float(torch.cuda.utilization(self._world.device)) if self._gpu_load else -1.0
+        memory, disk = psutil.virtual_memory().percent, psutil.disk_usage(str(self._folder)).percent
+        return [psutil.cpu_percent(), memory, disk, received, sent, gpu_load, gpu_memory]
+
+
+def summarise(rows: torch.Tensor, heads: dict[str, int]) -> dict[str, float]:
+    """Records out of one row a rank.
+
+    Args:
+        rows: (W, len(RANK_METERS) + len(NODE_METERS)).
+        heads: host -> its local rank 0.
+
+    Returns:
+        Greatest value and its rank of each rank meter; each node's meters, or their mean, least and greatest where
+        there are more than `NODES_LISTED` nodes. What a node cannot tell (-1) is left out.
+    """
+    values: dict[str, float] = {}
+    for column, name in enumerate(RANK_METERS):
+        if name in SUMMED:
+            values[name] = float(rows[:, column].sum())
+            continue
+        worst = int(rows[:, column].argmax())
+        values[name] = float(rows[worst, column])
+        if len(rows) > 1:
+            values[f"{name}_worst_rank"] = float(worst)
+    nodes = rows[list(heads.values()), len(RANK_METERS) :]
+    for column, name in enumerate(NODE_METERS):
+        known = nodes[:, column]
+        if bool((known < 0).any()):
+            continue
+        if len(heads) <= NODES_LISTED:
+            values.update({f"system/{host}/{name}": float(v) for host, v in zip(heads, known, strict=True)})
+        else:
+            extremes = {"mean": known.mean(), "least": known.min(), "greatest": known.max()}
+            values.update({f"system/{word}/{name}": float(v) for word, v in extremes.items()})
+    return values

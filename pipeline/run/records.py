@@ -13,7 +13,6 @@ from typing import Any
 import yaml
 
 from mcjepa.data_prep.storage import atomic_write
-from mcjepa.pipeline.agreement import from_first_rank
 from mcjepa.pipeline.monitor.meters import append_record
 from mcjepa.pipeline.run.folder import RunFolder
 from mcjepa.pipeline.settings.stream import StreamConfig
@@ -22,7 +21,7 @@ from mcjepa.pipeline.stream.loader import StepLoader
 from mcjepa.pipeline.tracking import dataset_tag
 from mcjepa.pipeline.tracking.lineage import dataset_records, git_state
 from mcjepa.pipeline.tracking.run_tracker import RunTracker
-from mcjepa.pipeline.world import World
+from mcjepa.pipeline.world import World, from_first_rank
 
 
 class RunRecords:

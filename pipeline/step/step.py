@@ -26,7 +26,7 @@ from torch import Tensor
 from mcjepa.model.inputs import all_finite
 from mcjepa.model.mcjepa import JointLoss
 from mcjepa.pipeline.engine.engine import any_rank, gradient_norm
-from mcjepa.pipeline.engine.gradients import whole_gradient_norm
+from mcjepa.pipeline.engine.parameters import whole_gradient_norm
 from mcjepa.pipeline.monitor.flight_record import random_state
 from mcjepa.pipeline.step.clock import StepClock
 from mcjepa.pipeline.step.micro_batches import mean_output, split_batch

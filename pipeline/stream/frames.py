@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from functools import partial
 
 import cv2
 import numpy as np
 
-from mcjepa.pipeline.stream.frame_cache import FrameCache
-from mcjepa.pipeline.stream.jpeg import decode_jpeg, is_jpeg, jpeg_size
 from mcjepa.pipeline.stream.shard_reader import CorruptSample
 
 FRAME_SUFFIXES = ("jpg", "webp", "png")
@@ -22,7 +21,7 @@ def frame_suffixes(members: dict[str, tuple[int, int]]) -> list[str]:
 
 
 class StoredFrame:
-    """One frame; a `pipeline.stream.augment.reduction.Frame`."""
+    """One frame; a `pipeline.stream.augment.geometry.Frame`."""
 
     def __init__(self, name: Hashable, read: Callable[[], bytes], cache: FrameCache, *, reduced_decode: bool) -> None:
         """Name the frame; nothing is read yet.
@@ -91,3 +90,132 @@ class StoredFrame:
         if self._data is None:
             self._data = self._read()
         return self._data
+
+
+# Decoded frames kept in a process's memory under a byte cap, least recently used ones leaving first.
+
+
+Header = tuple[int, int, bool]
+"""Height and width, px, and whether the file is a JPEG."""
+
+_MOST_HEADERS = 1 << 16
+"""Some 20 MB."""
+
+
+class FrameCache:
+    """Frames by name; those handed out are shared and read-only."""
+
+    def __init__(self, cap_bytes: int) -> None:
+        """Keep at most `cap_bytes` of pixels; 0 keeps none."""
+        self._cap_bytes = cap_bytes
+        self._held_bytes = 0
+        self._frames: OrderedDict[Hashable, np.ndarray] = OrderedDict()
+        self._headers: OrderedDict[Hashable, Header] = OrderedDict()
+
+    def fetch(self, name: Hashable, decode: Callable[[], np.ndarray]) -> np.ndarray:
+        """The frame called `name`, decoded now unless it is held."""
+        if not self._cap_bytes:
+            return decode()
+        frame = self._frames.get(name)
+        if frame is not None:
+            self._frames.move_to_end(name)
+            return frame
+        frame = decode()
+        if 0 < frame.nbytes <= self._cap_bytes:
+            frame.setflags(write=False)
+            self._frames[name] = frame
+            self._held_bytes += frame.nbytes
+            while self._held_bytes > self._cap_bytes:
+                self._held_bytes -= self._frames.popitem(last=False)[1].nbytes
+        return frame
+
+    def fetch_header(self, name: Hashable, measure: Callable[[], Header]) -> Header:
+        """Height, width and kind of the file called `name`, measured now unless they are held."""
+        if not self._cap_bytes:
+            return measure()
+        header = self._headers.get(name)
+        if header is None:
+            header = self._headers[name] = measure()
+            if len(self._headers) > _MOST_HEADERS:
+                self._headers.popitem(last=False)
+        return header
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of pixels held now."""
+        return self._held_bytes
+
+
+# JPEG bytes to pixels: libjpeg-turbo through simplejpeg, OpenCV where simplejpeg is not installed.
+#
+# A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size: the inverse transform of fewer coefficients, which is a low-pass
+# filter and costs a fraction of the time. The sides of the result are rounded up.
+
+
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+
+REDUCTIONS = (8, 4, 2)
+"""Divisors that have fast transforms, the largest first."""
+
+_START, _END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
+_OPENCV_MODES = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+
+
+def is_jpeg(data: bytes) -> bool:
+    """Whether the bytes begin as a JPEG file does."""
+    return data[:2] == _START
+
+
+def jpeg_size(data: bytes) -> tuple[int, int]:
+    """Height and width of a JPEG file, px, out of its header.
+
+    Raises:
+        ValueError: the bytes are no JPEG or end within the header.
+    """
+    if simplejpeg is None:
+        height, width = _decode_by_opencv(data, 1).shape[:2]
+        return height, width
+    height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    return height, width
+
+
+def decode_jpeg(data: bytes, reduction: int = 1) -> np.ndarray:
+    """Decode one JPEG file.
+
+    Args:
+        data: the file's bytes; grey images become three equal channels.
+        reduction: 1, or one of `REDUCTIONS`: divisor of both sides.
+
+    Returns:
+        H x W x 3 uint8 RGB; with a reduction r, ceil(H / r) x ceil(W / r) x 3.
+
+    Raises:
+        ValueError: the bytes are no JPEG, damaged or cut short.
+    """
+    if simplejpeg is None:
+        return _decode_by_opencv(data, reduction)
+    if reduction == 1:
+        image: np.ndarray = simplejpeg.decode_jpeg(data, colorspace="RGB")
+        return image
+    height, width = (-(-side // reduction) for side in jpeg_size(data))
+    # The smallest of libjpeg-turbo's scales that leaves both sides: one of its scales has exactly these.
+    image = simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=height, min_width=width)
+    return image
+
+
+def _decode_by_opencv(data: bytes, reduction: int) -> np.ndarray:
+    """As `decode_jpeg`; OpenCV fills the rest of a cut file with grey, so the end marker is checked first."""
+    if not data.rstrip(b"\x00").endswith(_END_OF_IMAGE):
+        raise ValueError("the JPEG is cut short: no end-of-image marker")
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), _OPENCV_MODES[reduction])
+    if image is None:
+        raise ValueError("the bytes are no JPEG that OpenCV can decode")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

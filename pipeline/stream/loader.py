@@ -13,6 +13,7 @@ of workers nor a restart changes what is trained on. On an accelerator the next 
 from __future__ import annotations
 
 import itertools
+import logging
 import multiprocessing
 import threading
 from collections.abc import Iterator
@@ -28,12 +29,9 @@ from mcjepa.data_prep.errors import DataError
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.settings.stream import StreamConfig
 from mcjepa.pipeline.stream.batches import PairBatch, RawBatch, StepBatch, ViewBatch
-from mcjepa.pipeline.stream.corrupt_limit import CorruptLimit
-from mcjepa.pipeline.stream.device_feed import DeviceFeed
-from mcjepa.pipeline.stream.order import StreamSummary, check_world_size
+from mcjepa.pipeline.stream.order import StreamSummary, Turns, check_world_size
 from mcjepa.pipeline.stream.samples import Cancelled, SampleStream, pair_stream, view_stream
-from mcjepa.pipeline.stream.turns import Turns
-from mcjepa.pipeline.stream.workers import end_workers, interrupts_held_back, start_worker
+from mcjepa.pipeline.stream.workers import DeviceFeed, end_workers, interrupts_held_back, start_worker
 
 _CLOSE_GRACE_S = 1.0
 """How long workers may finish the sample in hand before they are ended."""
@@ -247,3 +245,37 @@ def build_loader(
 def _as_it_is(raw_step: Any) -> Any:
     """No collation: a step is whole already."""
     return raw_step
+
+
+# Names the samples of a run that could not be decoded, and ends it when they are too many.
+
+
+log = logging.getLogger(__name__)
+
+
+class CorruptLimit:
+    """The different corrupt samples that a rank has met since it started."""
+
+    def __init__(self, most: int) -> None:
+        """Allow `most` of them."""
+        self._most = most
+        self._met: set[str] = set()
+
+    def count(self, batch: StepBatch) -> None:
+        """Count the replaced samples of a step; each is logged when it is met first.
+
+        Raises:
+            DataError: there are more than allowed.
+        """
+        for record in batch.corrupt:
+            if record.sample in self._met:
+                continue
+            self._met.add(record.sample)
+            found = f"step {batch.step}: {record.sample} cannot be decoded ({record.reason})"
+            count = f"corrupt sample {len(self._met)} of this rank"
+            if len(self._met) > self._most:
+                raise DataError(
+                    f"{found}, {count}; expected at most stream.max_corrupt={self._most}; run `mcjepa prep audit` on "
+                    "the dataset and prepare it again, or raise the limit"
+                )
+            log.warning("%s, %s; %s of its shard takes its place", found, count, record.replaced_by)

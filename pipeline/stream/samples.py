@@ -24,14 +24,12 @@ import numpy as np
 from mcjepa.data_prep.errors import DataError
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.settings.stream import PairAugmentConfig, SourceConfig, StreamConfig, ViewAugmentConfig
-from mcjepa.pipeline.stream.augment.geometry import draw_below
+from mcjepa.pipeline.stream.augment.geometry import Frame, draw_below
 from mcjepa.pipeline.stream.augment.pairs import choose_frames, make_pair
-from mcjepa.pipeline.stream.augment.reduction import Frame
 from mcjepa.pipeline.stream.augment.views import make_views
 from mcjepa.pipeline.stream.batches import CorruptRecord, ImageStack, RawBatch
 from mcjepa.pipeline.stream.catalogue import Catalogue, StoredSample, open_catalogue
-from mcjepa.pipeline.stream.frame_cache import FrameCache
-from mcjepa.pipeline.stream.frames import StoredFrame, frame_suffixes
+from mcjepa.pipeline.stream.frames import FrameCache, StoredFrame, frame_suffixes
 from mcjepa.pipeline.stream.order import SampleOrder
 from mcjepa.pipeline.stream.seeding import mix64, seeded_random
 from mcjepa.pipeline.stream.shard_reader import CorruptSample, Reading, ShardReader

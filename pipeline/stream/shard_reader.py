@@ -24,8 +24,7 @@ from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import FolderStore, Store, open_store
 from mcjepa.pipeline.settings.stream import ShardStoreConfig
 from mcjepa.pipeline.stream.catalogue import Address, Catalogue, ShardIndex, StoredSample
-from mcjepa.pipeline.stream.shard_cache import ShardCache
-from mcjepa.pipeline.stream.shard_fetcher import RemoteShard, ShardFetcher
+from mcjepa.pipeline.stream.shard_cache import RemoteShard, ShardCache, ShardFetcher
 
 _KEPT_INDEXES = 1024
 """Sidecars kept in memory, in their compact form (about 100 bytes a sample)."""

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import queue
 import signal
 import sys
+import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
+import torch
 
-from mcjepa.pipeline.freed_memory import keep_freed_memory
+from mcjepa.pipeline.stream.batches import StepBatch
+from mcjepa.pipeline.world import keep_freed_memory
 
 _PR_SET_PDEATHSIG = 1
 """Linux prctl(2): the signal a process gets when the thread that made it ends."""
@@ -49,3 +53,75 @@ def end_workers(steps: Any) -> None:
     for worker in steps._workers:
         if worker.is_alive():
             os.kill(worker.pid, signal.SIGTERM)
+
+
+# Copies the next step to an accelerator while the present one trains: one thread, one side stream, pinned memory.
+#
+# The thread waits for the loader, so the training loop never does while a step is ready; the copies and the widening to
+# floats run on a CUDA stream of their own, and the training stream waits for their end on the device only.
+
+
+_LOOK_S = 0.2
+"""How often a thread that waits looks whether the feed was closed."""
+
+
+class RawStep(Protocol):
+    """A step in host memory."""
+
+    def to_device(self, device: torch.device) -> StepBatch:
+        """Its batches on a device; raises what went wrong in a worker."""
+
+
+class DeviceFeed(Iterator[StepBatch]):
+    """Steps on a CUDA device, in order; one waits there while another is trained on."""
+
+    def __init__(self, steps: Iterator[RawStep], device: torch.device) -> None:
+        """Start to copy.
+
+        Args:
+            steps: the loader's, in pinned memory.
+            device: a CUDA device.
+        """
+        self._steps, self._device = steps, device
+        self._ready: queue.Queue[tuple[StepBatch, Any] | Exception] = queue.Queue(maxsize=1)
+        self._closed = threading.Event()
+        self._stream = torch.cuda.Stream(device)
+        threading.Thread(target=self._copy, name="device-feed", daemon=True).start()
+
+    def __next__(self) -> StepBatch:
+        found = self._ready.get()
+        if isinstance(found, Exception):
+            self._closed.set()
+            raise found
+        batch, copied = found
+        training = torch.cuda.current_stream(self._device)
+        training.wait_event(copied)
+        for part in (batch.pairs, batch.views):
+            for images in part.as_dict().values() if part else ():
+                images.record_stream(training)  # its memory is not reused before the training stream is done with it
+        return batch
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self._closed.set()
+
+    def _copy(self) -> None:
+        while not self._closed.is_set():
+            try:
+                raw = next(self._steps)
+                with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+                    batch = raw.to_device(self._device)
+                    copied = torch.cuda.Event()
+                    copied.record(self._stream)
+            except Exception as error:  # handed to the training loop, which raises it
+                self._put(error)
+                return
+            self._put((batch, copied))
+
+    def _put(self, found: tuple[StepBatch, Any] | Exception) -> None:
+        while not self._closed.is_set():
+            try:
+                self._ready.put(found, timeout=_LOOK_S)
+                return
+            except queue.Full:
+                continue

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.tracking.job_tags import job_tags
+from mcjepa.pipeline.tracking.lineage import job_tags
 
 PARAM_LIMIT = 500
 BATCH_LIMIT = 100

@@ -16,7 +16,7 @@ from typing import Any
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.settings.train import TrackingConfig
 from mcjepa.pipeline.tracking.courier import Courier, CourierThread
-from mcjepa.pipeline.tracking.job_tags import job_tags
+from mcjepa.pipeline.tracking.lineage import job_tags
 from mcjepa.pipeline.tracking.spool import Spool
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mcjepa.data_prep.corpora.flow.expected import SINTEL_TEST_SCENES
 from mcjepa.data_prep.corpora.flow.files import write_flo
+from mcjepa.data_prep.corpora.flow.scans import SINTEL_TEST_SCENES
 from mcjepa.data_prep.corpora.image_files import write_png
 from tests.data_prep import layouts
 

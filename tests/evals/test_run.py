@@ -12,13 +12,12 @@ import pytest
 import torch
 
 from mcjepa.data_prep.errors import DataError
-from mcjepa.evals.cards import Card, Score
+from mcjepa.evals.cards import Card, Score, write_scores
 from mcjepa.evals.flow.settings import FlowEvalConfig
 from mcjepa.evals.probe.settings import ProbeConfig
+from mcjepa.evals.progress import torch_threads
 from mcjepa.evals.run import run_evaluation
-from mcjepa.evals.score_file import write_scores
 from mcjepa.evals.settings import EvalConfig
-from mcjepa.evals.threads import torch_threads
 from mcjepa.evals.vos.settings import VosConfig
 
 

@@ -31,13 +31,13 @@ import numpy as np
 
 from mcjepa.data_prep.corpora.flow.files import write_flo
 from mcjepa.data_prep.corpora.image_files import read_bytes, read_rgb, write_id_png, write_png
-from mcjepa.data_prep.corpora.moving_photos.index import INDEX_NAME, VERSION, MovingPhotosIndex, read_index
 from mcjepa.data_prep.corpora.moving_photos.layered_motion import (
     ByteArray,
     RenderedSequence,
     cut_square,
     render_sequence,
 )
+from mcjepa.data_prep.corpora.moving_photos.sets import INDEX_NAME, VERSION, MovingPhotosIndex, read_index
 from mcjepa.data_prep.corpora.samples import packaged_photos
 from mcjepa.data_prep.corpora.trees import IMAGE_SUFFIXES, files_below
 from mcjepa.data_prep.corpora.video_files import write_mp4

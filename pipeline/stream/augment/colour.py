@@ -1,6 +1,6 @@
 """Colour and blur of uint8 RGB images as torchvision's transforms do them on PIL images, by OpenCV.
 
-Each is a filter (`pipeline.stream.augment.filters`): with `out`, the result is written there.
+Each is a filter (`pipeline.stream.augment.colour`): with `out`, the result is written there.
 Brightness, contrast and saturation blend the image with a degenerate one, d + f (v - d), clipped to [0, 255]:
 d is black, the mean grey, or the grey image. Grey is ITU-R 601 luma. Hue turns the 8-bit H of HSV.
 Source: torchvision.transforms (ColorJitter, RandomGrayscale, RandomSolarize) and PIL.ImageEnhance.
@@ -9,13 +9,13 @@ Source: torchvision.transforms (ColorJitter, RandomGrayscale, RandomSolarize) an
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import cv2
 import numpy as np
 
 from mcjepa.pipeline.settings.stream import ColourJitterConfig
-from mcjepa.pipeline.stream.augment.filters import Filter
 from mcjepa.pipeline.stream.augment.geometry import draw_below, draw_between
 
 JitterSteps = tuple[tuple[str, float], ...]
@@ -97,3 +97,30 @@ _ADJUSTMENTS = {
     "saturation": adjust_saturation,
     "hue": adjust_hue,
 }
+
+
+# A row of filters, the last of which writes where the image is wanted: into its place of a batch, without a copy.
+
+
+Filter = Callable[..., np.ndarray]
+"""`filter(image, out=None)`: HxWx3 uint8 to a new one, or to `out` where that is given and anything is done at all."""
+
+
+def apply_filters(image: np.ndarray, filters: Sequence[Filter], out: np.ndarray | None) -> np.ndarray:
+    """The image after all filters, in turn.
+
+    Args:
+        image: HxWx3 uint8; not changed.
+        filters: what is done to it.
+        out: where the result belongs, of its shape; None for an array of its own.
+
+    Returns:
+        `out`, or without one the result, which may be a view of `image`.
+    """
+    last = len(filters) - 1
+    for number, apply in enumerate(filters):
+        image = apply(image, out=out if number == last else None)
+    if out is None or image is out:
+        return image
+    np.copyto(out, image)  # the last one had nothing to do
+    return out

@@ -9,10 +9,16 @@ from functools import partial
 import numpy as np
 
 from mcjepa.pipeline.settings.stream import PairAugmentConfig
-from mcjepa.pipeline.stream.augment.colour import draw_jitter, jitter_filters
-from mcjepa.pipeline.stream.augment.filters import Filter, apply_filters
-from mcjepa.pipeline.stream.augment.geometry import cut_and_resize, draw_below, draw_scaled_crop, mirror
-from mcjepa.pipeline.stream.augment.reduction import Frame, choose_reduction, reduce_box
+from mcjepa.pipeline.stream.augment.colour import Filter, apply_filters, draw_jitter, jitter_filters
+from mcjepa.pipeline.stream.augment.geometry import (
+    Frame,
+    choose_reduction,
+    cut_and_resize,
+    draw_below,
+    draw_scaled_crop,
+    mirror,
+    reduce_box,
+)
 
 
 def choose_frames(frame_count: int, rng: random.Random, config: PairAugmentConfig) -> tuple[int, int]:

@@ -15,10 +15,26 @@ from functools import partial
 import numpy as np
 
 from mcjepa.pipeline.settings.stream import ViewAugmentConfig
-from mcjepa.pipeline.stream.augment.colour import JitterSteps, blur, draw_jitter, jitter_filters, solarize, to_grey
-from mcjepa.pipeline.stream.augment.filters import Filter, apply_filters
-from mcjepa.pipeline.stream.augment.geometry import CropBox, cut_and_resize, draw_between, draw_resized_crop, mirror
-from mcjepa.pipeline.stream.augment.reduction import Frame, choose_reduction, reduce_box
+from mcjepa.pipeline.stream.augment.colour import (
+    Filter,
+    JitterSteps,
+    apply_filters,
+    blur,
+    draw_jitter,
+    jitter_filters,
+    solarize,
+    to_grey,
+)
+from mcjepa.pipeline.stream.augment.geometry import (
+    CropBox,
+    Frame,
+    choose_reduction,
+    cut_and_resize,
+    draw_between,
+    draw_resized_crop,
+    mirror,
+    reduce_box,
+)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,15 @@ from mcjepa.data_prep.card.samples import foreign_thumbnail
 from mcjepa.data_prep.corpora.image_files import write_png
 from mcjepa.data_prep.dataset.manifest import read_manifest
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.filter_config import BorderFilter, CutFilter, DarkFilter, FiltersConfig, MotionFilter
-from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig
+from mcjepa.data_prep.settings import (
+    BorderFilter,
+    CorpusConfig,
+    CutFilter,
+    DarkFilter,
+    DatasetConfig,
+    FiltersConfig,
+    MotionFilter,
+)
 from mcjepa.data_prep.storage import open_store
 
 

@@ -10,9 +10,9 @@ import pytest
 from mcjepa.data_prep.corpora import INPUT_READERS, SEGMENTATION_CLASSES, SEGMENTATION_SETS
 from mcjepa.data_prep.corpora.image_files import read_ids
 from mcjepa.data_prep.corpora.items import LabelledImage
-from mcjepa.data_prep.corpora.segmentation.camvid import CAMVID_CLASSES_OF
 from mcjepa.data_prep.corpora.segmentation.sets import (
     ADE20K_CLASSES_OF,
+    CAMVID_CLASSES_OF,
     CITYSCAPES_CLASSES_OF,
     VOC_CLASSES_OF,
     coco_stuff_classes_of,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mcjepa.data_prep.corpora import FLOW_SCANS, FLOW_SETS, FLOW_TEST_SETS
-from mcjepa.data_prep.corpora.flow import expected as flow_expected
+from mcjepa.data_prep.corpora.flow import scans as flow_expected
 from mcjepa.data_prep.corpora.flow.places import MARKS, find_set_folder
 from mcjepa.data_prep.errors import DataError
 from tests.data_prep import layouts

@@ -19,9 +19,16 @@ from mcjepa.data_prep.dataset.inputs import read_inputs
 from mcjepa.data_prep.dataset.manifest import read_manifest
 from mcjepa.data_prep.dataset.shards import ShardWriter
 from mcjepa.data_prep.errors import PlanMismatch
-from mcjepa.data_prep.filter_config import DarkFilter, DuplicateFilter, FiltersConfig, LeakageFilter
 from mcjepa.data_prep.job import run_prep
-from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig, PrepConfig
+from mcjepa.data_prep.settings import (
+    CorpusConfig,
+    DarkFilter,
+    DatasetConfig,
+    DuplicateFilter,
+    FiltersConfig,
+    LeakageFilter,
+    PrepConfig,
+)
 from mcjepa.data_prep.storage import open_store
 from mcjepa.data_prep.workers.ray_job import running_ray
 

@@ -29,8 +29,7 @@ from mcjepa.data_prep.decode.encoders import encode, shrink
 from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.messages import Closed, MessageReader, Silence, write_message
 from mcjepa.data_prep.decode.selection import choose_starts, frames_at_rate, needed_frames
-from mcjepa.data_prep.filter_config import DarkFilter, FiltersConfig, MotionFilter
-from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig, DecoderName
+from mcjepa.data_prep.settings import CorpusConfig, DarkFilter, DatasetConfig, DecoderName, FiltersConfig, MotionFilter
 from tests.data_prep.small_corpora import smooth_frames
 
 MIB = 1 << 20

@@ -11,7 +11,14 @@ import pytest
 
 from mcjepa.data_prep.corpora.image_files import decode_rgb, read_rgb
 from mcjepa.data_prep.decode.encoders import encode, shrink
-from mcjepa.data_prep.filter_config import (
+from mcjepa.data_prep.filters import judge as judge_module
+from mcjepa.data_prep.filters.borders import border_fraction
+from mcjepa.data_prep.filters.cuts import content_score
+from mcjepa.data_prep.filters.judge import SampleJudge, Verdict
+from mcjepa.data_prep.filters.leakage import LeakageIndex
+from mcjepa.data_prep.filters.motion import flow_length_px
+from mcjepa.data_prep.filters.phash import frame_hash, hash_to_hex
+from mcjepa.data_prep.settings import (
     BorderFilter,
     CorpusConfig,
     CutFilter,
@@ -22,13 +29,6 @@ from mcjepa.data_prep.filter_config import (
     LeakageFilter,
     MotionFilter,
 )
-from mcjepa.data_prep.filters import judge as judge_module
-from mcjepa.data_prep.filters.borders import border_fraction
-from mcjepa.data_prep.filters.cuts import content_score
-from mcjepa.data_prep.filters.judge import SampleJudge, Verdict
-from mcjepa.data_prep.filters.leakage import LeakageIndex
-from mcjepa.data_prep.filters.motion import flow_length_px
-from mcjepa.data_prep.filters.phash import frame_hash, hash_to_hex
 
 
 def textured(seed: int, height: int = 120, width: int = 200) -> np.ndarray:

@@ -15,10 +15,9 @@ from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.corpora.video_files import write_mp4
 from mcjepa.data_prep.decode.encoders import encode, shrink
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.filter_config import LeakageFilter
 from mcjepa.data_prep.filters.leakage import LeakageIndex, fingerprint_input
 from mcjepa.data_prep.filters.phash import bit_distances, frame_hash
-from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig
+from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig, LeakageFilter
 
 MAX_BITS = LeakageFilter().max_bits
 CONFIG = DatasetConfig(kind="clip", corpora=(CorpusConfig(reader="videos", path="unused"),))

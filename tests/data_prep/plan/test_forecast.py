@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mcjepa.data_prep.plan.estimate import InputSampler
-from mcjepa.data_prep.plan.forecast import plan_prep
+from mcjepa.data_prep.plan.forecast import InputSampler, plan_prep
 from mcjepa.data_prep.plan.listing import list_inputs
 from mcjepa.data_prep.settings import PrepConfig
 

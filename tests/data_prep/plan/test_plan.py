@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from mcjepa.data_prep.corpora.items import Input
-from mcjepa.data_prep.filter_config import CutFilter, FiltersConfig
 from mcjepa.data_prep.plan.plan import (
     PlanDigest,
     PlannedInput,
@@ -20,7 +19,7 @@ from mcjepa.data_prep.plan.plan import (
     sample_key,
     split_into_shards,
 )
-from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig
+from mcjepa.data_prep.settings import CorpusConfig, CutFilter, DatasetConfig, FiltersConfig
 
 CONFIG = DatasetConfig(kind="clip", corpora=(CorpusConfig(reader="videos", path="/a"),), inputs_per_shard=2)
 

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.classification.features import FeatureCache, PooledFeatures, pool
+from mcjepa.evals.classification.heads import feature_statistics, hold_out, knn_predictions, train_linear
 from mcjepa.evals.classification.images import prepare, read_class_folders
-from mcjepa.evals.classification.knn import knn_predictions
-from mcjepa.evals.classification.linear import feature_statistics, hold_out, train_linear
 from mcjepa.evals.classification.outputs import confusion
 from mcjepa.evals.classification.score import score_classify
 from mcjepa.evals.classification.settings import ClassifyConfig
@@ -48,8 +47,8 @@ def _features(count: int, classes: int, seed: int, channels: int = 12, spread: f
 
 @pytest.mark.parametrize("k", [1, 10, 20, 60])
 def test_votes_are_those_of_scikit_learns_neighbours(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mcjepa.evals.classification.knn.TRAIN_BLOCK", 7)  # merging blocks must not show
-    monkeypatch.setattr("mcjepa.evals.classification.knn.QUERY_BLOCK", 9)
+    monkeypatch.setattr("mcjepa.evals.classification.heads.TRAIN_BLOCK", 7)  # merging blocks must not show
+    monkeypatch.setattr("mcjepa.evals.classification.heads.QUERY_BLOCK", 9)
     train, val = _features(60, 8, 0), _features(40, 8, 1)
     found = knn_predictions(train, val, 8, [k], 0.07)[k]
     weights: Callable[[NDArray], NDArray] = lambda distance: np.exp((1 - distance) / 0.07)  # noqa: E731
@@ -117,7 +116,7 @@ def test_part_of_every_class_is_held_out_but_never_all_of_it() -> None:
 
 
 def test_statistics_are_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mcjepa.evals.classification.linear.BLOCK", 7)
+    monkeypatch.setattr("mcjepa.evals.classification.heads.BLOCK", 7)
     features = _features(40, 3, 0)
     features.table[:, 2] = 5.0
     mean, std = feature_statistics(features)

@@ -24,10 +24,8 @@ from torch import nn
 from mcjepa.data_prep.corpora import CAMVID_CLASSES, SEGMENTATION_CLASSES, SEGMENTATION_SETS
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.finetune.data import Batch
-from mcjepa.evals.finetune.finetune import FinetuneData, score_finetune
 from mcjepa.evals.finetune.model import Segmenter, TrainableEncoder, convnext_layer, parameter_groups, trainable_of
-from mcjepa.evals.finetune.predict import predict_labels
-from mcjepa.evals.finetune.score import constant_prediction
+from mcjepa.evals.finetune.score import FinetuneData, constant_prediction, predict_labels, score_finetune
 from mcjepa.evals.finetune.settings import FinetuneConfig
 from mcjepa.evals.finetune.train import make_optimizer, schedule_factor, train_step
 from mcjepa.evals.progress import EvalEvent

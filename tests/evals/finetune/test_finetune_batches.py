@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.finetune.data import TrainingSamples, training_batches
-from mcjepa.evals.finetune.predict import slide
+from mcjepa.evals.finetune.score import slide
 from mcjepa.evals.finetune.settings import FinetuneConfig
 
 CONFIG = FinetuneConfig(

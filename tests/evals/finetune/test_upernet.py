@@ -11,9 +11,16 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mcjepa.evals.finetune.model import Segmenter, TrainableEncoder
+from mcjepa.evals.finetune.model import (
+    FcnHead,
+    PyramidPooling,
+    RankBatchNorm,
+    Segmenter,
+    TrainableEncoder,
+    UperNetHead,
+    resize_to,
+)
 from mcjepa.evals.finetune.settings import FinetuneConfig
-from mcjepa.evals.finetune.upernet import FcnHead, PyramidPooling, RankBatchNorm, UperNetHead, resize_to
 from mcjepa.model.config import EncoderConfig
 from mcjepa.model.encoder import Encoder
 

@@ -15,7 +15,7 @@ from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import Score
 from mcjepa.evals.flow.estimates import EstimateFolder
 from mcjepa.evals.flow.methods import Entrant
-from mcjepa.evals.flow.run import score_flow_sets
+from mcjepa.evals.flow.score import score_flow_sets
 from mcjepa.evals.flow.settings import FlowEvalConfig
 from tests.data_prep import layouts
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mcjepa.data_prep.errors import DataError
-from mcjepa.evals.flow.baselines import baseline_method
+from mcjepa.evals.flow.methods import baseline_method
 from mcjepa.evals.flow.overlap import Failure, Stages, run_overlapped
 
 

@@ -10,8 +10,7 @@ import pytest
 from scipy.ndimage import distance_transform_edt
 
 from mcjepa.data_prep.corpora import FLOW_SETS
-from mcjepa.evals.flow.metrics import measure_regions, summarise
-from mcjepa.evals.flow.regions import BOUNDARY_BINS_PX, leaves_frame, split_regions
+from mcjepa.evals.flow.metrics import BOUNDARY_BINS_PX, leaves_frame, measure_regions, split_regions, summarise
 
 
 def test_matched_pixels_are_neither_covered_nor_outside_of_the_second_frame() -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from mcjepa.data_prep.corpora import FLOW_SETS
-from mcjepa.evals.flow import resizing
+from mcjepa.evals.flow import pairs as resizing
 from mcjepa.evals.flow.methods import Entrant, flow_methods
-from mcjepa.evals.flow.resizing import model_size, resize_flow, resize_frame
-from mcjepa.evals.flow.run import score_flow_sets
+from mcjepa.evals.flow.pairs import model_size, resize_flow, resize_frame
+from mcjepa.evals.flow.score import score_flow_sets
 from mcjepa.evals.flow.settings import FlowEvalConfig
 from mcjepa.evals.subject import ModelUnderTest
 

@@ -13,7 +13,7 @@ import pytest
 from mcjepa.data_prep.corpora import FLOW_SETS
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import Score
-from mcjepa.evals.flow.baselines import baseline_method
+from mcjepa.evals.flow.methods import baseline_method
 from mcjepa.evals.flow.score import score_flow_set
 from mcjepa.evals.flow.settings import BASELINES, FlowEvalConfig
 from mcjepa.evals.progress import EvalEvent

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from mcjepa.data_prep.corpora import FLOW_TEST_SETS
-from mcjepa.data_prep.corpora.flow.expected import SINTEL_TEST_SCENES
 from mcjepa.data_prep.corpora.flow.files import decode_flo, decode_kitti_png, encode_flo, encode_kitti_png
+from mcjepa.data_prep.corpora.flow.scans import SINTEL_TEST_SCENES
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.flow.methods import Entrant, Methods, flow_methods
 from mcjepa.evals.flow.submission import check_submission, write_submission

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.probe.features import EncodedImage, EncodedTile, Statistics, measure_statistics, resize_map
+from mcjepa.evals.probe.fitting import HeadCheckpoint, training_key
 from mcjepa.evals.probe.head import LinearHead
-from mcjepa.evals.probe.head_checkpoint import HeadCheckpoint, training_key
 from mcjepa.evals.probe.probe import batch_loss, predict_labels, schedule_factor, train_head
 from mcjepa.evals.probe.settings import ProbeConfig
 from mcjepa.evals.probe.windows import CachedWindows, SampleOrder, TrainingWindow, cut_window

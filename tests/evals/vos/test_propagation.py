@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcjepa.evals.vos.label_grid import first_labels, labels_to_mask
-from mcjepa.evals.vos.propagation import label_frame, largest, propagate_labels
+from mcjepa.evals.vos.propagation import first_labels, label_frame, labels_to_mask, largest, propagate_labels
 from mcjepa.evals.vos.settings import PRESETS, VosConfig
 
 CONFIG = VosConfig(context_frames=2, top_k=5, radius_cells=3, temperature=0.1, stride=8, tile_cells=4)

@@ -19,11 +19,10 @@ from mcjepa.data_prep.corpora import VOS_SETS
 from mcjepa.data_prep.corpora.items import MaskedVideo
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.subject import ModelUnderTest, Subject
-from mcjepa.evals.vos.label_grid import encoded_size
+from mcjepa.evals.vos.propagation import encode_frame, encoded_size, track_masks
 from mcjepa.evals.vos.score import score_vos_estimates, score_vos_set
 from mcjepa.evals.vos.sequence import read_ids_of
 from mcjepa.evals.vos.settings import VosConfig
-from mcjepa.evals.vos.tracking import encode_frame, track_masks
 
 CONFIG = VosConfig(set="test", stride=8, short_side=0, radius_cells=4, context_frames=3, pictures=1)
 COLOURS = {0: (30, 90, 40), 1: (220, 40, 30), 2: (40, 60, 230)}

@@ -10,8 +10,7 @@ import pytest
 import torch
 from small_steps import WEIGHTS, finish_ranks, made_up_batch, small_model, start_ranks
 
-from mcjepa.pipeline.monitor.collapse import Alerts, effective_rank, global_covariances, spread_of
-from mcjepa.pipeline.monitor.representation import CostlyMeters
+from mcjepa.pipeline.monitor.representation import Alerts, CostlyMeters, effective_rank, global_covariances, spread_of
 from mcjepa.pipeline.settings.monitor import AlertConfig, MeterConfig
 
 

@@ -14,8 +14,7 @@ from small_steps import made_up_batch
 from mcjepa.model.mcjepa import JointLoss
 from mcjepa.pipeline.errors import RunError, UsageError
 from mcjepa.pipeline.monitor.flight_record import random_state, read_record, restore_random_state, state_of
-from mcjepa.pipeline.monitor.guards import StepGuard, StepSetting
-from mcjepa.pipeline.monitor.spikes import SpikeDetector
+from mcjepa.pipeline.monitor.guards import SpikeDetector, StepGuard, StepSetting
 from mcjepa.pipeline.settings.monitor import GuardConfig, SpikeConfig
 from mcjepa.pipeline.step.step import StepResult
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from mcjepa.pipeline.engine.engine import World
-from mcjepa.pipeline.monitor.machine_meters import NODE_METERS, RANK_METERS, MachineMeters, summarise
-from mcjepa.pipeline.monitor.profiling import ProfileWindow
-from mcjepa.pipeline.monitor.throughput import FlopCounter, peak_tflops
+from mcjepa.pipeline.monitor.meters import NODE_METERS, RANK_METERS, MachineMeters, summarise
+from mcjepa.pipeline.monitor.throughput import FlopCounter, ProfileWindow, peak_tflops
 from mcjepa.pipeline.settings.monitor import ProfileConfig
 
 ALONE = World(0, 1, 0, torch.device("cpu"))

@@ -11,7 +11,7 @@ import torch
 from small_steps import WEIGHTS, made_up_batch, small_engine
 
 from mcjepa.pipeline.engine.engine import start_world
-from mcjepa.pipeline.engine.gradients import branch_gradient_norms
+from mcjepa.pipeline.engine.parameters import branch_gradient_norms
 from mcjepa.pipeline.settings.train import EngineConfig
 from mcjepa.pipeline.step.step import run_step
 

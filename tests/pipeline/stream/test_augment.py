@@ -12,11 +12,18 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from mcjepa.pipeline.settings.stream import ColourJitterConfig, PairAugmentConfig, StreamConfig, ViewAugmentConfig
-from mcjepa.pipeline.stream import jpeg
+from mcjepa.pipeline.stream import frames as jpeg
 from mcjepa.pipeline.stream.augment import colour
-from mcjepa.pipeline.stream.augment.geometry import CropBox, cut_and_resize, draw_resized_crop, draw_scaled_crop
+from mcjepa.pipeline.stream.augment.geometry import (
+    CropBox,
+    DecodedFrame,
+    choose_reduction,
+    cut_and_resize,
+    draw_resized_crop,
+    draw_scaled_crop,
+    reduce_box,
+)
 from mcjepa.pipeline.stream.augment.pairs import choose_frames, make_pair
-from mcjepa.pipeline.stream.augment.reduction import DecodedFrame, choose_reduction, reduce_box
 from mcjepa.pipeline.stream.augment.views import make_views
 from mcjepa.pipeline.stream.seeding import seeded_random
 

@@ -66,7 +66,7 @@ def test_ranks_and_workers_replace_alike(damaged: StreamConfig, workers: int) ->
 def test_each_is_logged_once_and_one_above_the_limit_stops_the_run(
     damaged: StreamConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING, "mcjepa.pipeline.stream.corrupt_limit"):
+    with caplog.at_level(logging.WARNING, "mcjepa.pipeline.stream.loader"):
         take(open_loader(replace(damaged, max_corrupt=2)), 8)
     assert sorted(record.getMessage().split("sample ")[1].split(" ")[0] for record in caplog.records) == [
         "image00004",

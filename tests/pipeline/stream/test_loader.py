@@ -28,7 +28,7 @@ from mcjepa.pipeline.settings.stream import (
 )
 from mcjepa.pipeline.stream import samples as sample_stream
 from mcjepa.pipeline.stream.catalogue import open_catalogue
-from mcjepa.pipeline.stream.frame_cache import FrameCache
+from mcjepa.pipeline.stream.frames import FrameCache
 from mcjepa.pipeline.stream.shard_reader import ShardReader
 
 
