@@ -74,8 +74,7 @@ def _start_logging(verbose: bool) -> None:
     rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     level = logging.DEBUG if verbose else logging.INFO if rank == "0" else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format=f"%(levelname)s [{rank}] %(message)s", stream=sys.stderr)
-    for room in ("model", "data_prep", "pipeline", "evals", "cluster"):
-        logging.getLogger(room).setLevel(level)
+    logging.getLogger("mcjepa").setLevel(level)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def logged(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], str]]:
     """What data_prep has logged."""
-    with caplog.at_level(logging.DEBUG, logger="data_prep"):
+    with caplog.at_level(logging.DEBUG, logger="mcjepa.data_prep"):
         yield lambda: "".join(record.getMessage() for record in caplog.records if record.name.startswith("data_prep"))
 
 
