@@ -90,14 +90,35 @@ def read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
         raise WeightsError(f"{path} is damaged ({error}); export the weights again") from error
 
 
-def load(folder: str | Path) -> MCJEPA:
-    """Builds the model of a weights folder, on the CPU and in evaluation mode.
+def weights_folder(weights: str | Path) -> Path:
+    """The folder that is meant by a folder (of a run, of an export, of a hub's download) or by the file in it."""
+    path = Path(weights)
+    return path.parent if path.name == WEIGHTS_NAME else path
+
+
+def load(weights: str | Path) -> MCJEPA:
+    """Builds the model of some weights, on the CPU and in evaluation mode.
+
+    Args:
+        weights: a folder with `model.safetensors` and `config.json` (`RUN/weights/step-…`, what `mcjepa export` writes
+            in either layout, a hub's download), or the `model.safetensors` in it.
 
     Raises:
-        WeightsError: a file is absent or damaged, the weights do not fit the configuration, or the folder holds the
-            encoder alone.
+        WeightsError: a file is absent or damaged, the weights do not fit the configuration, or they are of the encoder
+            alone.
+
+    Example:
+        >>> import tempfile, torch, mcjepa
+        >>> from mcjepa.model.config import EncoderConfig
+        >>> model = MCJEPA(ModelConfig(encoder=EncoderConfig(size="nano")))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     digest = save(model.state_dict(), model.config, Path(folder))
+        ...     loaded = mcjepa.load(folder)
+        >>> frames = torch.rand(2, 1, 3, 64, 96)
+        >>> tuple(loaded.estimate_flow(frames[0], frames[1]).shape)
+        (1, 2, 64, 96)
     """
-    folder = Path(folder)
+    folder = weights_folder(weights)
     config, _ = read_config(folder)
     state = read_state(folder)
     if is_encoder(state):
@@ -105,13 +126,16 @@ def load(folder: str | Path) -> MCJEPA:
     return _filled(MCJEPA(config), state, folder).eval()
 
 
-def load_encoder(folder: str | Path) -> Encoder:
-    """Builds the encoder of a weights folder, whole or exported with `--only encoder`, in evaluation mode.
+def load_encoder(weights: str | Path) -> Encoder:
+    """Builds the encoder of some weights, whole or exported with `--only encoder`, in evaluation mode.
+
+    Args:
+        weights: as `load`.
 
     Raises:
         WeightsError: as `load`.
     """
-    folder = Path(folder)
+    folder = weights_folder(weights)
     config, _ = read_config(folder)
     state = encoder_part(read_state(folder))
     return _filled(Encoder(config.encoder), {n.removeprefix(ENCODER): t for n, t in state.items()}, folder).eval()

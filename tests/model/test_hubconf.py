@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
-import shutil
+import stat
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -38,11 +39,22 @@ def hub(call: str, folder: Path) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What torch.hub needs of a checkout: `hubconf.py` and `model/`."""
-    folder = tmp_path / "checkout"
-    shutil.copytree(REPOSITORY / "model", folder / "model", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(REPOSITORY / "hubconf.py", folder)
-    return folder
+    """What torch.hub makes of a repository's zip: links come out as files that hold the name of their target."""
+    archive = tmp_path / "repository.zip"
+    with zipfile.ZipFile(archive, "w") as written:
+        for path in [*(REPOSITORY / "model").rglob("*.py"), REPOSITORY / "hubconf.py", REPOSITORY / "pyproject.toml"]:
+            written.write(path, path.relative_to(REPOSITORY))
+        for path in (REPOSITORY / "mcjepa").iterdir():
+            if path.is_symlink():
+                link = zipfile.ZipInfo(f"mcjepa/{path.name}")
+                link.external_attr = (stat.S_IFLNK | 0o777) << 16
+                written.writestr(link, str(path.readlink()))
+            elif path.is_file():
+                written.write(path, f"mcjepa/{path.name}")
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(tmp_path / "checkout")
+    assert (tmp_path / "checkout" / "mcjepa" / "model").read_text(encoding="utf-8") == "../model"
+    return tmp_path / "checkout"
 
 
 def test_the_entry_points_are_the_sizes_and_the_two_loaders_each_with_a_help_text() -> None:
