@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -16,11 +16,13 @@ from mcjepa.data_prep.storage import atomic_write
 from mcjepa.pipeline.run.folder import METRICS, PICTURES, RECIPE, RUN_RECORD, RunFolder, append_metrics
 from mcjepa.pipeline.settings.stream import StreamConfig
 from mcjepa.pipeline.settings.train import TrackingConfig
-from mcjepa.pipeline.stream.loader import StepLoader
 from mcjepa.pipeline.tracking import dataset_tag
 from mcjepa.pipeline.tracking.lineage import dataset_records, git_state
 from mcjepa.pipeline.tracking.run_tracker import RunTracker
 from mcjepa.pipeline.world import World, from_first_rank
+
+if TYPE_CHECKING:
+    from mcjepa.pipeline.stream.loader import StepLoader
 
 
 class RunRecords:
