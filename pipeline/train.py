@@ -33,7 +33,7 @@ from mcjepa.pipeline.monitor.instruments import Instruments
 from mcjepa.pipeline.monitor.watchdog import Watchdog
 from mcjepa.pipeline.run.folder import RunFolder
 from mcjepa.pipeline.run.pictures import RunPictures
-from mcjepa.pipeline.run.weights import first_weights
+from mcjepa.pipeline.run.weights import load_initial_weights
 from mcjepa.pipeline.settings.train import TrackingConfig, TrainConfig
 from mcjepa.pipeline.step.clock import CLOSING
 from mcjepa.pipeline.step.micro_batches import check_micro_batches
@@ -125,7 +125,7 @@ def _open_run(
     start = find_start(folder.store, world)
     torch.manual_seed(config.seed)
     model = MCJEPA(model_config)
-    origin = first_weights(model, config.init_from, folder.path, continued=start is not None)
+    origin = load_initial_weights(model, config.init_from, folder.path, continued=start is not None)
     engine = build_engine(model, config, world)
     loader = build_loader(
         config.stream,

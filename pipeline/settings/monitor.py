@@ -82,10 +82,10 @@ class MeterConfig:
     """Meters beyond those of every step."""
 
     every: int = 100
-    """Steps between the costly meters (gradient norms of the branches, cosine of the two tasks' gradients, effective
+    """Steps between the periodic meters (gradient norms of the branches, cosine of the two tasks' gradients, effective
     ranks); such a step takes half as long again. 0 leaves them out [ours]."""
     cosine: bool = True
-    """Whether the costly meters include the cosine of the flow's and the content's gradients on the encoder; never
+    """Whether the periodic meters include the cosine of the flow's and the content's gradients on the encoder; never
     with ZeRO-3, which shares out the parameters it needs [ours]."""
     cells: int = 4096
     """Cells of every level that a rank takes into the collapse meters [ours]."""

@@ -194,7 +194,7 @@ class TrainConfig:
     guards: GuardConfig = field(default_factory=GuardConfig)
     """Spikes and the watchdog."""
     meters: MeterConfig = field(default_factory=MeterConfig)
-    """Costly meters, alerts, pictures."""
+    """Periodic meters, alerts, pictures."""
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     """A window of the torch profiler."""
     replay: str = ""

@@ -33,7 +33,7 @@ from mcjepa.pipeline.stream.batches import StepBatch
 
 
 class StepTap(Protocol):
-    """What looks into a step while it runs, of several micro-batches into the last; see `costly_meters`."""
+    """What looks into a step while it runs, of several micro-batches into the last; see `periodic_meters`."""
 
     def forward(self) -> AbstractContextManager[None]:
         """Held around the forward pass."""
