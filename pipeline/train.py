@@ -1,7 +1,7 @@
 """Trains the joint model from published datasets: the whole loop, to be read in one sitting.
 
     mcjepa train RECIPE train.engine.precision=fp32                  on a CPU, one process
-    mcjepa train RECIPE --ranks 0                                    one node, a process a GPU (or a core without GPUs)
+    mcjepa train RECIPE --ranks 0                                    one node, a process per GPU (per core without GPUs)
     srun --ntasks-per-node 8 mcjepa train RECIPE                     many nodes, by Slurm's variables
     torchrun --nnodes 4 --nproc_per_node 8 … -m mcjepa train RECIPE        many nodes, by torchrun's
 

@@ -32,7 +32,7 @@ class RunFacts:
     accelerators: int
     """GPUs in all; 0 on CPUs."""
     step_s: float | None
-    """Seconds a step; None: not known."""
+    """Seconds per step; None: not known."""
     time_limit_s: float | None = None
     """Of one job; None: none known."""
 

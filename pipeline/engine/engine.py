@@ -44,7 +44,7 @@ def _import_deepspeed() -> Any:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     hidden = "mlflow" not in sys.modules
     if hidden:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]  # its autotuner would import it: seconds a rank
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # its autotuner would import it: seconds per rank
     try:
         import deepspeed
     finally:

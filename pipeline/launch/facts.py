@@ -1,4 +1,4 @@
-"""Facts of a preflight: reads manifests, a little of the shards, disks and addresses; nothing stays written."""
+"""Facts of a preflight: reads manifests, a little of the shards, disks and addresses; leaves no files behind."""
 
 from __future__ import annotations
 

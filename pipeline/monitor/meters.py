@@ -142,7 +142,7 @@ class MachineMeters:
 
 
 def summarise(rows: torch.Tensor, heads: dict[str, int]) -> dict[str, float]:
-    """Records out of one row a rank.
+    """Records out of one row per rank.
 
     Args:
         rows: (W, len(RANK_METERS) + len(NODE_METERS)).

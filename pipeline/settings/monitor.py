@@ -43,7 +43,7 @@ class GuardConfig:
         if self.watchdog_s and self.watchdog_exit_s and self.watchdog_exit_s <= self.watchdog_s:
             raise ValueError(
                 f"train.guards.watchdog_exit_s is {self.watchdog_exit_s}, expected more than "
-                f"watchdog_s={self.watchdog_s}: the report comes before the end"
+                f"watchdog_s={self.watchdog_s}, so that the report comes before the end"
             )
 
 

@@ -16,7 +16,7 @@ class TermConfig:
     weight: float
     """Its coefficient in the joint loss."""
     start_step: int = 0
-    """First step at which it counts; of this and `start_epoch` the later one holds."""
+    """First step at which it counts; the later of this and `start_epoch` applies."""
     start_epoch: float = 0.0
     """Epoch of the views' stream (of the pairs' without views) at which it begins to count; fractions are allowed."""
     warmup_epochs: float = 0.0

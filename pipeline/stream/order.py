@@ -118,7 +118,7 @@ class StreamSummary:
     samples: int
     """Samples of the sources, repetitions included."""
     batch: int
-    """Samples a step over all ranks."""
+    """Samples per step over all ranks."""
     lanes: int
     """Parallel lanes, the most ranks that can share the stream."""
     passes: int
@@ -143,7 +143,7 @@ class SampleOrder:
 
         Args:
             sources: the datasets' counts; either all have a weight or none.
-            batch: samples a step over all ranks.
+            batch: samples per step over all ranks.
             window: samples that a lane shuffles at a time.
             seed: the stream's own seed.
 

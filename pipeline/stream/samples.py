@@ -79,7 +79,7 @@ class SampleStream:
             catalogue: where the samples lie.
             config: the recipe's stream.
             augmentation: what is made of a sample.
-            batch: samples a step over all ranks.
+            batch: samples per step over all ranks.
             seed: the run's seed.
         """
         self.name, self.catalogue = name, catalogue
