@@ -14,7 +14,7 @@ from mcjepa.data_prep.dataset.inputs import InputRecord, Outcome, read_inputs
 from mcjepa.data_prep.dataset.lease import Progress, Writer, sole_writer
 from mcjepa.data_prep.dataset.manifest import MANIFEST_NAME, DatasetManifest, Totals, read_manifest
 from mcjepa.data_prep.dataset.publish import publish_dataset
-from mcjepa.data_prep.filters.leakage_index import list_guarded, make_leakage_index
+from mcjepa.data_prep.workers.leakage_index import list_guarded, make_leakage_index
 from mcjepa.data_prep.plan.files import begin_plan, read_plan_inputs, require_same_plan
 from mcjepa.data_prep.plan.listing import list_inputs
 from mcjepa.data_prep.plan.plan import PlannedInput, PlanSummary, split_into_shards
@@ -192,7 +192,7 @@ def _index_leakage(dataset: _Dataset, workers: int) -> None:
 
 
 def _deduplicate(dataset: _Dataset, workers: int) -> bool:
-    from mcjepa.data_prep.dataset.deduplicate import deduplicate
+    from mcjepa.data_prep.deduplicate import deduplicate
 
     dataset.event("duplicates", 0, 1)
     return deduplicate(

@@ -27,7 +27,7 @@ from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.workers.process import one_processor, usable_cores
+from mcjepa.data_prep.process import one_processor, usable_cores
 
 LOG = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from mcjepa.data_prep.decode.client import DecodeClient
 from mcjepa.data_prep.decode.cutter import CutSample, DroppedSample
 from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.fetch import local_input
-from mcjepa.data_prep.filters.leakage_index import fetch_leakage_index
+from mcjepa.data_prep.workers.leakage_index import fetch_leakage_index
 from mcjepa.data_prep.plan.plan import PlannedInput, ShardPlan, sample_key
 from mcjepa.data_prep.settings import DatasetConfig
 from mcjepa.data_prep.storage import GrowingFile, Store, explained_disk_errors, open_store

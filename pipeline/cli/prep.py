@@ -104,7 +104,7 @@ def prep_requeue(arguments: argparse.Namespace) -> int:
     """`mcjepa prep requeue`: 4 where inputs are still quarantined."""
     recipe, _ = load_recipe(arguments.recipe, arguments.overrides)
     config: PrepConfig = required(recipe.prep, "prep", recipe)
-    from mcjepa.data_prep.dataset.requeue import requeue
+    from mcjepa.data_prep.requeue import requeue
 
     with StageProgress("prep") as progress:
 

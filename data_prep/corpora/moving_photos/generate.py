@@ -43,7 +43,7 @@ from mcjepa.data_prep.corpora.trees import IMAGE_SUFFIXES, files_below
 from mcjepa.data_prep.corpora.video_files import write_mp4
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.settings import MovingPhotosConfig
-from mcjepa.data_prep.workers.process import end_with_parent, usable_cores
+from mcjepa.data_prep.process import end_with_parent, usable_cores
 
 PHOTO_SHORT_SIDE_PX = 512
 PARTS = ("train", "heldout", "tile")
