@@ -12,14 +12,15 @@ from mcjepa.data_prep.corpora.moving_photos.generate import generate
 from mcjepa.data_prep.corpora.moving_photos.sets import MovingPhotosIndex
 from mcjepa.data_prep.dataset.inputs import InputRecord, Outcome, read_inputs
 from mcjepa.data_prep.dataset.lease import Progress, Writer, sole_writer
-from mcjepa.data_prep.dataset.manifest import MANIFEST_NAME, DatasetManifest, Totals, read_manifest
+from mcjepa.data_prep.dataset.manifest import DatasetManifest, Totals, read_manifest
 from mcjepa.data_prep.dataset.publish import publish_dataset
-from mcjepa.data_prep.workers.leakage_index import list_guarded, make_leakage_index
+from mcjepa.data_prep.layout import MANIFEST_NAME
 from mcjepa.data_prep.plan.files import begin_plan, read_plan_inputs, require_same_plan
-from mcjepa.data_prep.plan.listing import list_inputs
+from mcjepa.data_prep.plan.listing import list_guarded, list_inputs
 from mcjepa.data_prep.plan.plan import PlannedInput, PlanSummary, split_into_shards
 from mcjepa.data_prep.settings import DatasetConfig, MovingPhotosConfig, PrepConfig
 from mcjepa.data_prep.storage import Store, absolute_location, join_location, open_store
+from mcjepa.data_prep.workers.leakage_index import make_leakage_index
 from mcjepa.data_prep.workers.ray_job import cluster_address, count_workers, run_tasks, running_ray
 from mcjepa.data_prep.workers.shard_maker import ShardResult, ShardWork, make_shard
 

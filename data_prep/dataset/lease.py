@@ -26,9 +26,9 @@ from typing import Any
 
 import psutil
 
-from mcjepa.data_prep.dataset.manifest import encode_json
 from mcjepa.data_prep.errors import AbsentKey, DataError
 from mcjepa.data_prep.storage import Store
+from mcjepa.data_prep.storage.json_files import encode_json
 
 LOG = logging.getLogger(__name__)
 

@@ -28,8 +28,8 @@ from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.messages import Closed, MessageReader, write_message
 from mcjepa.data_prep.decode.videos import import_decoder
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.settings import DatasetConfig
 from mcjepa.data_prep.process import end_with_parent
+from mcjepa.data_prep.settings import DatasetConfig
 
 if TYPE_CHECKING:
     from mcjepa.data_prep.filters.judge import SampleJudge

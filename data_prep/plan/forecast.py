@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mcjepa.data_prep.dataset.manifest import MANIFEST_NAME, SHARD_FOLDER
 from mcjepa.data_prep.decode.client import DecodeClient
 from mcjepa.data_prep.decode.cutter import CutSample
 from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.fetch import local_input
-from mcjepa.data_prep.workers.leakage_index import list_guarded
-from mcjepa.data_prep.plan.files import PLAN_NAME, read_plan, summarise_plan
-from mcjepa.data_prep.plan.listing import list_inputs
+from mcjepa.data_prep.layout import MANIFEST_NAME, PLAN_NAME, SHARD_FOLDER
+from mcjepa.data_prep.plan.files import read_plan, summarise_plan
+from mcjepa.data_prep.plan.listing import list_guarded, list_inputs
 from mcjepa.data_prep.plan.plan import PlannedInput, PlanSummary
+from mcjepa.data_prep.process import one_processor, usable_cores
 from mcjepa.data_prep.settings import DatasetConfig, PrepConfig
 from mcjepa.data_prep.storage import Store, absolute_location, join_location, open_store
-from mcjepa.data_prep.process import one_processor, usable_cores
 
 PlanState = Literal["new", "begun", "published", "other plan"]
 

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from mcjepa.data_prep.dataset.inputs import InputRecord, Outcome
-from mcjepa.data_prep.dataset.manifest import Sidecar, read_sidecar, shard_key, sidecar_key, write_sidecar
+from mcjepa.data_prep.dataset.manifest import Sidecar, read_sidecar, write_sidecar
 from mcjepa.data_prep.dataset.shards import ShardWriter
 from mcjepa.data_prep.decode.client import DecodeClient
 from mcjepa.data_prep.decode.cutter import CutSample, DroppedSample
 from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.fetch import local_input
-from mcjepa.data_prep.workers.leakage_index import fetch_leakage_index
+from mcjepa.data_prep.layout import shard_key, sidecar_key
 from mcjepa.data_prep.plan.plan import PlannedInput, ShardPlan, sample_key
 from mcjepa.data_prep.settings import DatasetConfig
 from mcjepa.data_prep.storage import GrowingFile, Store, explained_disk_errors, open_store
+from mcjepa.data_prep.workers.leakage_index import fetch_leakage_index
 
 READ_BYTES = 1 << 20
 

@@ -9,10 +9,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mcjepa.data_prep.requeue import RequeueReport
     from mcjepa.data_prep.dataset.status import DatasetStatus
     from mcjepa.data_prep.job import PrepReport, ProgressEvent
     from mcjepa.data_prep.plan.forecast import DatasetPlan
+    from mcjepa.data_prep.requeue import RequeueReport
 
 
 class Speed:

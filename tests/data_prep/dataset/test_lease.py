@@ -14,9 +14,9 @@ import pytest
 
 from mcjepa.data_prep.dataset import lease as lease_module
 from mcjepa.data_prep.dataset.lease import STALE_S, Lease, Progress, newest_lease, sole_writer
-from mcjepa.data_prep.dataset.manifest import encode_json
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import Store, open_store
+from mcjepa.data_prep.storage.json_files import encode_json
 
 REPOSITORY = Path(__file__).parents[3]
 HOLD = """

@@ -21,7 +21,7 @@ import pytest
 
 from mcjepa.data_prep.corpora.image_files import decode_rgb, write_png
 from mcjepa.data_prep.corpora.items import Input
-from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.corpora.moving_photos.generate import write_mp4
 from mcjepa.data_prep.decode.child import decode_config, describe_error, encode_config
 from mcjepa.data_prep.decode.client import DecodeClient
 from mcjepa.data_prep.decode.cutter import CutSample, DroppedSample, cut_input
