@@ -11,7 +11,7 @@ from typing import Literal
 from mcjepa.data_prep.corpora.moving_photos.generate import generate
 from mcjepa.data_prep.corpora.moving_photos.sets import MovingPhotosIndex
 from mcjepa.data_prep.dataset.inputs import InputRecord, Outcome, read_inputs
-from mcjepa.data_prep.dataset.lease import Progress, Writer, sole_writer
+from mcjepa.data_prep.dataset.lease import Writer, WriterProgress, sole_writer
 from mcjepa.data_prep.dataset.manifest import DatasetManifest, Totals, read_manifest
 from mcjepa.data_prep.dataset.publish import publish_dataset
 from mcjepa.data_prep.layout import MANIFEST_NAME
@@ -89,7 +89,7 @@ class _Dataset:
         """Tell the caller and, by the lease, everybody else; stop when the lease is lost."""
         if self.writer:
             self.writer.check()
-            self.writer.progress = Progress(stage, done, total, samples, size)
+            self.writer.progress = WriterProgress(stage, done, total, samples, size)
         self.tell(ProgressEvent(stage, self.name, done, total, samples, size))
 
 
@@ -134,13 +134,13 @@ def _begin(name: str, config: DatasetConfig, root: str, tell: OnEvent, stack: co
     tell(ProgressEvent("plan", name, 0, 1))
     published = store.exists(MANIFEST_NAME)
     writer = None if published else stack.enter_context(sole_writer(store))
-    plan = begin_plan(store, config, _told(name, list_inputs(config), tell), guarded=list_guarded(config))
+    plan = begin_plan(store, config, _with_progress(name, list_inputs(config), tell), guarded=list_guarded(config))
     require_same_plan(store, plan, list_inputs(config))
     tell(ProgressEvent("plan", name, 1, 1))
     return _Dataset(name, config, store, plan, writer, tell)
 
 
-def _told(name: str, inputs: Iterator[PlannedInput], tell: OnEvent) -> Iterator[PlannedInput]:
+def _with_progress(name: str, inputs: Iterator[PlannedInput], tell: OnEvent) -> Iterator[PlannedInput]:
     """The same inputs; how many there are so far is told now and then."""
     for number, planned in enumerate(inputs, 1):
         if number % INPUTS_BETWEEN_EVENTS == 0:

@@ -115,7 +115,7 @@ class Sidecar:
 
 
 def compute_dataset_id(shards: Iterable[ShardEntry]) -> str:
-    """sha256 (hex) over the hex digests of the shards, in order, one a line."""
+    """sha256 (hex) over the hex digests of the shards, in order, one per line."""
     digest = hashlib.sha256()
     for shard in shards:
         digest.update(shard.sha256.encode() + b"\n")

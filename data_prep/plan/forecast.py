@@ -1,4 +1,7 @@
-"""What a run would do: `mcjepa prep plan`. Nothing is written but scratch files of the timed probe."""
+"""What a run would do: `mcjepa prep plan`. Nothing is written but scratch files of the timed probe.
+
+What it will take comes from a probe of a few inputs, chosen while the plan is listed, scaled to all.
+"""
 
 from __future__ import annotations
 
@@ -76,9 +79,6 @@ def _state(store: Store, summary: PlanSummary) -> PlanState:
 
 def _finished(store: Store) -> int:
     return sum(entry.key.endswith(".json") for entry in store.files(f"{SHARD_FOLDER}/"))
-
-
-# What a run will take: a timed probe of a few inputs, chosen while the plan is listed, scaled to all.
 
 
 PROBED_INPUTS = 8

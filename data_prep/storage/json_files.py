@@ -1,4 +1,4 @@
-"""Records as JSON, one a file or one a line: the same record gives the same bytes, and readers are strict."""
+"""Records as JSON, one a file or one per line: the same record gives the same bytes, and readers are strict."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def sample_members(sample: CutSample, input_name: str) -> dict[str, bytes]:
 
 
 def content_digest(files: tuple[str, ...]) -> str:
-    """sha256 (hex) of a file's bytes; of several files, of their digests one a line.
+    """sha256 (hex) of a file's bytes; of several files, of their digests one per line.
 
     Raises:
         DecodeFailure: a file cannot be read.
@@ -196,9 +196,6 @@ def finished_sidecar(store: Store, name: str, plan_digest: str) -> Sidecar | Non
     if sidecar.plan_digest != plan_digest or not store.exists(shard_key(name)):
         return None
     return sidecar if store.size(shard_key(name)) == sidecar.bytes else None
-
-
-# The functions that Ray's workers call: each works on one shard or part, and keeps its tools for the next one.
 
 
 _MAKER: dict[ShardWork, ShardMaker] = {}

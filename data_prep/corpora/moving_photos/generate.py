@@ -31,6 +31,7 @@ import av
 import cv2
 import numpy as np
 
+from mcjepa.data_prep.code import isolated_children
 from mcjepa.data_prep.corpora.flow.files import write_flo
 from mcjepa.data_prep.corpora.image_files import read_bytes, read_rgb, write_id_png, write_png
 from mcjepa.data_prep.corpora.moving_photos.layered_motion import (
@@ -66,7 +67,7 @@ def generate(
 
     Args:
         config: Settings; `config.photos` empty means the photos that ship in packages.
-        workers: Processes; 0: one a core; 1: in this process.
+        workers: Processes; 0: one per core; 1: in this process.
         on_progress: Called with (sequences and tiles done, all of them).
 
     Raises:
@@ -201,7 +202,9 @@ def _run(maker: _Maker, tasks: list[Task], workers: int) -> Iterator[None]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
     try:
-        yield from pool.map(maker, tasks, chunksize=4)
+        with isolated_children():
+            results = pool.map(maker, tasks, chunksize=4)  # starts the processes
+        yield from results
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
