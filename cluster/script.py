@@ -44,6 +44,7 @@ def lines_before(job: Job, environment: Mapping[str, str]) -> list[str]:
     return [
         # without it srun would hand on what sbatch was told to: nothing
         "export SLURM_EXPORT_ENV=ALL",
+        "export PYTHONSAFEPATH=1  # no task imports what happens to lie in the folder it was submitted from",
         "trap : TERM USR1 USR2 CONT  # the tasks get the scheduler's signals, this shell waits for them",
         *(f"export {name}={shlex.quote(value)}" for name, value in exports.items()),
         *(f"module load {shlex.quote(module)}" for module in site.modules),
