@@ -12,11 +12,11 @@ import hashlib
 import os
 import site
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import mcjepa
-
+PACKAGE = import_module(__name__.partition(".")[0])
 ROOMS = ("cluster", "configs", "data_prep", "evals", "model", "pipeline")
 ISOLATION = ("PYTHONPATH", "PYTHONSAFEPATH")
 
@@ -27,8 +27,8 @@ def code_digest() -> str:
 
     The same for a checkout, an editable install and a wheel of the same code.
     """
-    files = {f"{path.name}": path for path in Path(mcjepa.__file__).parent.glob("*.py")}
-    for base in map(Path, mcjepa.__path__):  # the second one is there where an archive has lost the rooms' links
+    files = {path.name: path for path in Path(str(PACKAGE.__file__)).parent.glob("*.py")}
+    for base in map(Path, PACKAGE.__path__):  # the second one is there where an archive has lost the rooms' links
         for room in ROOMS:
             files |= {path.relative_to(base).as_posix(): path for path in (base / room).rglob("*.py")}
     digest = hashlib.sha256()
@@ -51,7 +51,7 @@ def code_name() -> str:
 def search_path() -> str:
     """A PYTHONPATH by which another process finds this very package, without the current folder and the like."""
     kept = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(entry)]
-    root = str(Path(mcjepa.__file__).resolve().parent.parent)
+    root = str(Path(str(PACKAGE.__file__)).resolve().parent.parent)
     installed = root in map(os.path.realpath, [*site.getsitepackages(), site.getusersitepackages()])
     return os.pathsep.join(dict.fromkeys(kept if installed else [root, *kept]))
 
