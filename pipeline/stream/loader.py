@@ -291,8 +291,8 @@ def open_stream(
     if not clips and not images:
         raise UsageError("open_stream: neither pairs nor views name a dataset, expected at least one location")
     config = settings or StreamConfig()
-    batches = {"pair_batch": config.pair_batch if clips else 0, "view_batch": config.view_batch if images else 0}
-    config = replace(config, pairs=clips, views=images, **batches)
+    pair_batch, view_batch = (config.pair_batch if clips else 0), (config.view_batch if images else 0)
+    config = replace(config, pairs=clips, views=images, pair_batch=pair_batch, view_batch=view_batch)
     return build_loader(config, rank=rank, world_size=world_size, start_step=start_step, seed=seed, device=device)
 
 
