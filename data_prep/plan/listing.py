@@ -27,6 +27,13 @@ def list_inputs(config: DatasetConfig) -> Iterator[PlannedInput]:
                 yield PlannedInput(f"{prefix}/{item.name}", item, item.bytes)
 
 
+def list_guarded(config: DatasetConfig) -> Iterator[PlannedInput]:
+    """Inputs of the evaluation sets that the leakage filter guards, in order; none when it is off."""
+    leakage = config.filters.leakage
+    if leakage.mode != "off":
+        yield from list_inputs(replace(config, corpora=leakage.sets))
+
+
 def read_corpus(corpus: CorpusConfig) -> Iterator[Input]:
     """The inputs of one corpus, at locations that hold in any process, labelled if its settings ask for it.
 

@@ -103,7 +103,7 @@ def audit(arguments: argparse.Namespace) -> int:
 
 def requeue(arguments: argparse.Namespace) -> int:
     """`mcjepa prep requeue`: 4 where inputs are still quarantined."""
-    from mcjepa.data_prep.dataset import requeue as again
+    from mcjepa.data_prep import requeue as again
     from mcjepa.pipeline.stages.preparation import describe_requeue
 
     config = _config(arguments)

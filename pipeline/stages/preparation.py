@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mcjepa.data_prep.dataset.requeue import RequeueReport
 from mcjepa.data_prep.job import PrepReport, ProgressEvent, run_prep
+from mcjepa.data_prep.requeue import RequeueReport
 from mcjepa.data_prep.storage import absolute_location, join_location, write_json
 from mcjepa.data_prep.workers.ray_submit import submit_prep
 from mcjepa.pipeline.recipe.recipe import Recipe, required

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.corpora.moving_photos.generate import write_mp4
 from mcjepa.pipeline.run.folder import read_metrics
 from tests.data_prep.small_corpora import smooth_frames
 

@@ -291,13 +291,8 @@ def large_photo() -> np.ndarray:
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("without_simplejpeg", [False, True])
 @pytest.mark.parametrize("reduction", [2, 4, 8])
-def test_reduced_decoding_is_a_small_version_of_the_whole(
-    large_photo: np.ndarray, reduction: int, without_simplejpeg: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if without_simplejpeg:
-        monkeypatch.setattr(jpeg, "simplejpeg", None)
+def test_reduced_decoding_is_a_small_version_of_the_whole(large_photo: np.ndarray, reduction: int) -> None:
     stored = StoredJpeg(large_photo)
     reduced = stored.decode(reduction)
     height, width = -(-601 // reduction), -(-803 // reduction)
