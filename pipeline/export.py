@@ -139,7 +139,7 @@ def _from_checkpoint(checkpoint: Checkpoint, run: Path) -> Exportable:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise UsageError(f"checkpoint {checkpoint.name} does not fit {run / 'recipe.yaml'}: {error}") from error
+        raise UsageError(f"checkpoint {checkpoint.name} does not fit {run / RECIPE}: {error}") from error
     known = read_run_record(run)
     lineage = {"run_id": known.get("run_id", ""), "run": run.name, "step": checkpoint.step}
     lineage["dataset_ids"] = checkpoint.record["facts"]["dataset_ids"]
@@ -151,7 +151,7 @@ def _from_checkpoint(checkpoint: Checkpoint, run: Path) -> Exportable:
 def _model_config(run: Path) -> ModelConfig:
     path = run / RECIPE
     if not path.is_file():
-        raise UsageError(f"{run} has no recipe.yaml, expected the one that the run wrote; restore it")
+        raise UsageError(f"{run} has no {RECIPE}, expected the one that the run wrote; restore it")
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     return validate(ModelConfig, content["model"], f"{path}, model")
 

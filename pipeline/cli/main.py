@@ -15,7 +15,7 @@ from typing import Any
 
 from mcjepa.data_prep.errors import nearest_name
 from mcjepa.pipeline.cli.commands import COMMANDS, DESCRIPTION, GROUPS
-from mcjepa.pipeline.exits import INTERRUPTED, OK, REJECTED, USAGE
+from mcjepa.pipeline.exits import INTERRUPTED, MEANINGS, OK, REJECTED, USAGE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +51,10 @@ def parse(words: list[str]) -> argparse.Namespace:
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line as argparse knows it."""
     parser = argparse.ArgumentParser(
-        prog="mcjepa", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="mcjepa",
+        description=DESCRIPTION,
+        epilog="exit codes:\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in MEANINGS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument("-v", "--verbose", action="store_true", help="more detail, and tracebacks of errors")

@@ -142,11 +142,6 @@ class FrameCache:
                 self._headers.popitem(last=False)
         return header
 
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of pixels held now."""
-        return self._held_bytes
-
 
 def is_jpeg(data: bytes) -> bool:
     """Whether the bytes begin as a JPEG file does."""
