@@ -17,7 +17,7 @@ from mcjepa.cluster.preflight.data import (
     stream_findings,
     world_findings,
 )
-from mcjepa.cluster.preflight.findings import Finding, errors_of, table
+from mcjepa.cluster.preflight.findings import Finding, errors_of, findings_table
 from mcjepa.cluster.preflight.memory import EngineFacts, ModelSize, StepMemory, estimate_memory, memory_finding
 from mcjepa.cluster.preflight.run import (
     Destination,
@@ -153,6 +153,6 @@ def test_places_without_room_and_partitions_that_are_not_there_are_refused() -> 
 
 
 def test_the_table_names_every_finding_and_wraps_at_its_column() -> None:
-    lines = table([Finding("memory", "ok", "word " * 60), Finding("lanes", "error", "6", "8", "start 8")])
+    lines = findings_table([Finding("memory", "ok", "word " * 60), Finding("lanes", "error", "6", "8", "start 8")])
     assert lines[0].startswith("ok      memory          word") and all(len(line) <= 116 for line in lines)
     assert lines[-1].strip() == "expected 8; start 8" and lines[-1].index("expected") == lines[0].index("word")
