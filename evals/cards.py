@@ -1,4 +1,9 @@
-"""The card beside every score: the protocol, the weights and the data that make the number comparable."""
+"""The card beside every score: the protocol, the weights and the data that make the number comparable.
+
+On disk a score is an entry of OUT/scores.json, OUT/SCORE/items.csv and the pictures that it names. scores.json holds
+{"version": 1, "key": …, "scores": [...]}; paths in it are relative to it. `key` says what was asked: the same weights
+evaluated by the same settings have the same, so that a restarted evaluation knows what it has done.
+"""
 
 from __future__ import annotations
 
@@ -153,13 +158,6 @@ def package_versions(*packages: str) -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
-
-
-# Scores on disk: OUT/scores.json, OUT/SCORE/items.csv, and the pictures that they name.
-#
-# scores.json holds {"version": 1, "key": …, "scores": [...]}; paths in it are relative to it. `key` says what was
-# asked: the same weights evaluated by the same settings have the same, so that a restarted evaluation knows what it has
-# done.
 
 
 SCORES_VERSION = 1

@@ -1,4 +1,8 @@
-"""The score of a fine-tuned network: metrics, card, table by image, overlays."""
+"""Fine-tunes a model with UperNet on a labelled set and scores it: mean IoU, card, table by image, overlays.
+
+The test is mmsegmentation's protocol: the whole image or sliding windows, images fitted into `image_scale`, logits
+brought back to the labels' size, their softmax averaged over scales and mirrors. Legend: K classes, H W pixels.
+"""
 
 from __future__ import annotations
 
@@ -156,9 +160,6 @@ def _draw_pictures(data: LabelledSet, result: FinetunedResult, out: Path) -> Ite
         )
 
 
-# Fine-tunes a model with UperNet on a labelled set and scores it by mean IoU.
-
-
 TEST_ONLY = (
     *("root", "val_split", "max_val", "test", "test_scales", "test_flip"),
     *("workers", "checkpoint_every", "pictures"),
@@ -286,12 +287,6 @@ def test_network(
         reason = failed[0] if failed else "the list is empty"
         raise DataError(f"validation images of {data.root}: {reason}; expected readable images; check the folder")
     return FinetunedResult(by_image=by_image, predictions=predictions, failed=tuple(failed), progress=Progress())
-
-
-# The test of a fine-tuned network: whole image or sliding windows, several scales, mirrored.
-#
-# mmsegmentation's protocol: images are fitted into `image_scale`, logits brought back to the labels' size, their
-# softmax averaged over scales and mirrors. Legend: K classes, H W pixels.
 
 
 STRIDE_PARTS = (2, 3)
