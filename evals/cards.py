@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import dataclasses
-import hashlib
 import io
 import json
 import logging
@@ -22,7 +20,6 @@ from typing import Any
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write
-from mcjepa.evals.settings import EvalConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,14 +160,6 @@ def package_versions(*packages: str) -> dict[str, str]:
 SCORES_VERSION = 1
 SCORES_NAME = "scores.json"
 log = logging.getLogger(__name__)
-
-
-def evaluation_key(weights_digest: str, lineage: Mapping[str, Any], config: EvalConfig) -> str:
-    """sha256 over the weights' digest and lineage, and every setting of the evaluation but device and threads."""
-    asked = dataclasses.asdict(config)
-    for name in ("device", "threads"):
-        del asked[name]
-    return hashlib.sha256(json.dumps([weights_digest, dict(lineage), asked], sort_keys=True).encode()).hexdigest()
 
 
 def write_scores(scores: Sequence[Score], out: Path, key: str = "") -> None:
