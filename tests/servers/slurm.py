@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from mcjepa.data_prep.workers.process import end_with_parent
+from mcjepa.data_prep.process import end_with_parent
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "munge", "sbatch", "srun", "unshare", "mount")
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"

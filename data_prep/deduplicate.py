@@ -1,0 +1,154 @@
+"""Drops inputs that repeat an earlier one, after all shards are made and before they are published.
+
+Only then is every input known; who repeats whom is decided in the plan's order, so it does not depend on the
+order of the work. The decisions are written once and then shards that hold repeated inputs are written again
+without them, from their own bytes: nothing is decoded twice.
+
+    ROOT/duplicates.jsonl.gz     one line a repeated input: input, of, kind (exact | near), distance, bits
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mcjepa.data_prep.dataset.manifest import Sidecar, read_sidecar, write_sidecar
+from mcjepa.data_prep.dataset.shards import ShardWriter
+from mcjepa.data_prep.filters.duplicates import resolve_duplicates
+from mcjepa.data_prep.layout import DUPLICATES_NAME, shard_key, shard_name, sidecar_key
+from mcjepa.data_prep.plan.plan import PlanSummary
+from mcjepa.data_prep.settings import DatasetConfig
+from mcjepa.data_prep.storage import Store, explained_disk_errors, open_store
+from mcjepa.data_prep.storage.json_files import read_lines, write_lines
+from mcjepa.data_prep.workers.ray_job import run_tasks
+
+
+@dataclass(frozen=True)
+class Thinning:
+    """A shard and the inputs to take out of it, with the reasons."""
+
+    name: str
+    reasons: tuple[tuple[str, str], ...]
+
+
+def deduplicate(
+    location: str, config: DatasetConfig, plan: PlanSummary, *, workers: int, on_shard: Callable[[int, int], None]
+) -> bool:
+    """Decide once which inputs repeat others and, unless they are only scored, take them out of their shards.
+
+    Returns:
+        Whether all is done; False: a task was killed between a shard and its sidecar, that shard must be made
+        once more, and this be called again.
+
+    Args:
+        location: The dataset, all of whose shards are made.
+        config: Its settings.
+        plan: Its plan.
+        workers: Most tasks at a time.
+        on_shard: Called with the numbers of shards written again, and to write.
+    """
+    store = open_store(location)
+    if not store.exists(DUPLICATES_NAME):
+        _decide(store, config, plan)
+    if config.filters.duplicates.mode != "drop":
+        return True
+    reasons = {line["input"]: f"{line['kind']} duplicate of {line['of']}" for line in read_duplicates(store)}
+    todo = list(_thinnings(store, plan, reasons))
+    thinned: list[bool] = []
+
+    def count(result: bool) -> None:
+        thinned.append(result)
+        on_shard(len(thinned), len(todo))
+
+    run_tasks(thin_shard, location, todo, workers=workers, on_result=count)
+    return all(thinned)
+
+
+def read_duplicates(store: Store) -> Iterator[dict[str, Any]]:
+    """The decisions, in the plan's order."""
+    yield from read_lines(store, DUPLICATES_NAME)
+
+
+def thin_shard(location: str, thinning: Thinning) -> bool:
+    """Write a shard again without the samples of some inputs; False when shard and sidecar do not agree."""
+    store = open_store(location)
+    reasons = dict(thinning.reasons)
+    sidecar = read_sidecar(store, thinning.name)
+    if store.size(shard_key(thinning.name)) != sidecar.bytes:
+        store.remove(sidecar_key(thinning.name))
+        return False
+    path = store.scratch() / f"{thinning.name}.{os.getpid()}.partial"
+    try:
+        with explained_disk_errors(str(path)):
+            thinned = _write_thinned(store, path, sidecar, reasons)
+        store.write_file(shard_key(thinning.name), path)  # until the sidecar follows, the two disagree: made again
+        write_sidecar(store, thinned)
+    finally:
+        path.unlink(missing_ok=True)
+    return True
+
+
+def _decide(store: Store, config: DatasetConfig, plan: PlanSummary) -> None:
+    decisions = resolve_duplicates(_fingerprints(store, plan), config.filters.duplicates.max_bits)
+    path = store.scratch() / f"{DUPLICATES_NAME}.{os.getpid()}.partial"
+    try:
+        with explained_disk_errors(str(path)), path.open("wb") as file:
+            write_lines(file, ({"input": name, **dataclasses.asdict(d)} for name, d in decisions.items()))
+        store.write_file(DUPLICATES_NAME, path)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _fingerprints(store: Store, plan: PlanSummary) -> Iterator[tuple[str, str, list[int | None]]]:
+    """Name, content digest and hashes of every usable input, in the plan's order."""
+    for number in range(plan.shards):
+        sidecar = read_sidecar(store, shard_name(plan.kind, number))
+        hashes = iter(sidecar.hashes)
+        for line in sidecar.inputs:
+            own = [int(h, 16) if h else None for h in (next(hashes) for _ in range(line["samples"]))]
+            if line["outcome"] == "ok":
+                yield line["name"], line["sha256"], own
+
+
+def _thinnings(store: Store, plan: PlanSummary, reasons: dict[str, str]) -> Iterator[Thinning]:
+    """Shards that still hold samples of repeated inputs."""
+    if not reasons:
+        return
+    for number in range(plan.shards):
+        sidecar = read_sidecar(store, shard_name(plan.kind, number))
+        held = [(i["name"], reasons[i["name"]]) for i in sidecar.inputs if i["samples"] and i["name"] in reasons]
+        if held:
+            yield Thinning(sidecar.name, tuple(held))
+
+
+def _write_thinned(store: Store, path: Path, sidecar: Sidecar, reasons: dict[str, str]) -> Sidecar:
+    owners = [line["name"] for line in sidecar.inputs for _ in range(line["samples"])]
+    kept_hashes = []
+    with path.open("w+b") as file:
+        writer = ShardWriter(file)
+        for sample, owner, phash in zip(sidecar.samples, owners, sidecar.hashes, strict=True):
+            if owner in reasons:
+                continue
+            key = shard_key(sidecar.name)
+            writer.add(sample.key, {m.suffix: store.read_range(key, m.offset, m.bytes) for m in sample.members})
+            kept_hashes.append(phash)
+        digest, size, samples = writer.finish()
+        os.fsync(file.fileno())
+    return dataclasses.replace(
+        sidecar,
+        sha256=digest,
+        bytes=size,
+        samples=samples,
+        inputs=tuple(_without_samples(line, reasons) for line in sidecar.inputs),
+        hashes=tuple(kept_hashes),
+    )
+
+
+def _without_samples(line: dict[str, Any], reasons: dict[str, str]) -> dict[str, Any]:
+    if line["name"] not in reasons:
+        return line
+    return line | {"outcome": "filtered", "reason": reasons[line["name"]], "samples": 0}
