@@ -16,8 +16,9 @@ from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.recipe.files import shipped_recipes
 from mcjepa.pipeline.recipe.recipe import load_recipe
 
-PROGRAMS = ("mcjepa", ".venv/bin/mcjepa", "mcjepa.pipeline.cli")
+PROGRAMS = ("mcjepa", ".venv/bin/mcjepa")
 ENDS = ("|", "&&", "||", ";", "&", ">", "2>&1", "(", ")")
+LAUNCHERS = ("srun", "-m", "…")
 SYNOPSIS_KEYS = ("key=value", "a.b=c", "name=value")
 PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9_]*")
 WRONG_TYPE = re.compile(r"invalid \w+ value: '([A-Z]+)'")
@@ -46,7 +47,8 @@ def commands_in(text: str) -> Iterator[list[str]]:
 def _commands_of(words: Sequence[str]) -> Iterator[list[str]]:
     at = 0
     while at < len(words):
-        if words[at] in PROGRAMS:
+        before = words[at - 1] if at else ENDS[0]
+        if words[at] in PROGRAMS and (before in (*ENDS, *LAUNCHERS) or "=" in before):
             rest = itertools.takewhile(lambda word: word not in ENDS, words[at + 1 :])
             argv = list(rest)
             at += len(argv)

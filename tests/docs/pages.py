@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ FENCE = re.compile(r"^ *(`{3,})\s*([\w-]*)")
 INLINE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
 LINK = re.compile(r"\[[^\]\[]*\]\(([^)\s]+)\)")
 RUN_MARK = "<!-- run -->"
+AFTER_QUICKSTART = "<!-- run after quickstart -->"
+"""Above a code block, or a line above a table whose first column holds commands."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,8 @@ class Block:
     """Line of its fence, from 1."""
     language: str
     text: str
-    runnable: bool
-    """Whether the line above it is the mark."""
+    mark: str
+    """The line above it."""
 
     @property
     def place(self) -> str:
@@ -69,8 +72,7 @@ def blocks(page: str, text: str) -> Iterator[Block]:
         while number < len(lines) and lines[number].strip() != opening[1]:
             number += 1
         content = "\n".join(line[indent:] for line in lines[start + 1 : number])
-        marked = start > 0 and lines[start - 1].strip() == RUN_MARK
-        yield Block(page, start + 1, opening[2], content, marked)
+        yield Block(page, start + 1, opening[2], content, lines[start - 1].strip() if start else "")
         number += 1
 
 
@@ -109,3 +111,13 @@ def anchors(text: str) -> set[str]:
     headings = re.findall(r"^#{1,6} +(.+?) *#*$", prose(text), re.MULTILINE)
     plain = (re.sub(r"[^\w\s-]", "", re.sub(r"`([^`]*)`", r"\1", heading)).strip().lower() for heading in headings)
     return {re.sub(r"[\s-]+", "-", heading) for heading in plain}
+
+
+def commands_of_tables(text: str) -> list[str]:
+    """The first inline code of every row of the tables that are marked to run after a quickstart."""
+    found: list[str] = []
+    for part in text.split(AFTER_QUICKSTART)[1:]:
+        lines = part.strip("\n").split("\n")
+        table = list(itertools.takewhile(lambda line: line.startswith("|"), lines))
+        found += [match[1] for row in table[2:] if (match := re.match(r"\| `([^`]+)`", row))]
+    return found

@@ -20,7 +20,7 @@ from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.recipe.files import json_schema, validate
 from mcjepa.pipeline.recipe.recipe import Recipe, describe_keys
 from tests.docs.commands import CommandError, check, commands_in, expand
-from tests.docs.pages import REPOSITORY, Block, anchors, blocks, links, name_of, page_paths, spans
+from tests.docs.pages import REPOSITORY, RUN_MARK, Block, anchors, blocks, links, name_of, page_paths, spans
 
 PAGES = {name_of(path): path.read_text(encoding="utf-8") for path in page_paths()}
 ROOMS = ("model", "data_prep", "pipeline", "evals", "cluster")
@@ -32,6 +32,8 @@ PAGE_NAME = re.compile(r"(?<![\w/.-])[\w-]+\.md(?![\w/])")
 FILE_ENDINGS = (".md", ".py", ".json", ".yaml", ".jsonl", ".safetensors")
 WRITTEN_BY_US = ("README.md",)
 """Names of pages that the product writes too."""
+SOURCES = {path.name for folder in (*ROOMS, "benchmarks", "tests") for path in (REPOSITORY / folder).rglob("*.py")}
+SOURCES |= {path.name for path in REPOSITORY.glob("*.py")}
 FRAGMENTS = {"filters": "prep.datasets.NAME", "corpora": "prep.datasets.NAME"}
 """Where a block of YAML belongs whose keys are no recipe's own."""
 
@@ -185,6 +187,8 @@ def test_files_named_in_the_text_exist(page: str) -> None:
         for named in FILE.findall(span.text):
             if span.text.startswith(named) and not _matches(named.rstrip(".")):
                 wrong.append(f"{span.place}: no {named}")
+        if re.fullmatch(r"\w+\.py", span.text) and span.text not in SOURCES:
+            wrong.append(f"{span.place}: no {span.text}")
     plain = re.sub(r"\]\([^)]*\)", "]", PAGES[page])
     known = {Path(name).name for name in PAGES} | {*WRITTEN_BY_US}
     wrong += [f"{page}: no page {name}" for name in PAGE_NAME.findall(plain) if name not in known]
@@ -221,7 +225,7 @@ def _is_public(name: str) -> bool:
     return name.removeprefix("mcjepa.") in mcjepa.__all__
 
 
-RUNNABLE = [block for page, text in PAGES.items() for block in blocks(page, text) if block.runnable]
+RUNNABLE = [block for page, text in PAGES.items() for block in blocks(page, text) if block.mark == RUN_MARK]
 
 
 def test_some_blocks_are_run() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.docs.commands import CommandError, check, commands_in, expand
-from tests.docs.pages import anchors, blocks, links, spans
+from tests.docs.pages import AFTER_QUICKSTART, RUN_MARK, anchors, blocks, commands_of_tables, links, spans
 
 PAGE = """# A page
 
@@ -26,7 +26,7 @@ FOO=1 .venv/bin/mcjepa train \\
 
 def test_commands_are_found_in_shell_text() -> None:
     block = next(blocks("page", PAGE))
-    assert block.runnable and block.line == 6 and block.language == "sh"
+    assert block.mark == RUN_MARK and block.line == 6 and block.language == "sh"
     assert list(commands_in(block.text)) == [
         ["prep", "plan", "RECIPE"],
         ["train", "RECIPE", "--ranks", "2"],
@@ -38,6 +38,14 @@ def test_inline_code_links_and_headings_are_found() -> None:
     assert [span.text for span in spans("page", PAGE)][:2] == ["mcjepa train RECIPE", "mcjepa prep plan|run RECIPE"]
     assert list(links(PAGE)) == [(3, "other.md#part")]
     assert anchors(PAGE) == {"a-page", "guards-meters-so-on"}
+
+
+def test_commands_of_marked_tables_are_found() -> None:
+    table = "| `mcjepa a b` | `c` |\n| words | |\n| `mcjepa d` | |\n\n| `no` | |\n"
+    assert commands_of_tables(f"| `no` | |\n\n{AFTER_QUICKSTART}\n\n| x | y |\n|---|---|\n{table}") == [
+        "mcjepa a b",
+        "mcjepa d",
+    ]
 
 
 @pytest.mark.parametrize(
