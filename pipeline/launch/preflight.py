@@ -25,9 +25,9 @@ from mcjepa.cluster.preflight.run import (
     RunFacts,
     checkpoint_bytes,
     checkpoint_finding,
+    destination_finding,
     interruption_finding,
     partition_finding,
-    place_finding,
     time_finding,
 )
 from mcjepa.cluster.site import Need, Site, needed, variables
@@ -229,11 +229,11 @@ def _places(config: TrainConfig, setting: Setting, checkpoint: int) -> list[Find
     """The places that the run writes to."""
     keep, remote = config.checkpoint, "://" in config.run and not config.run.startswith("file://")
     most = (keep.keep_last + 1 + bool(keep.best_metric)) * checkpoint
-    looks = [plan_facts.look_at_place("run", config.run, 0 if remote else most)]
+    looks = [plan_facts.probe_destination("run", config.run, 0 if remote else most)]
     if remote:
         scratch = keep.scratch or tempfile.gettempdir()
-        looks.append(plan_facts.look_at_place("scratch", scratch, WAITING * checkpoint))
+        looks.append(plan_facts.probe_destination("scratch", scratch, WAITING * checkpoint))
     cache = config.stream.store.cache_dir
     if cache and (setting.site is None or setting.site.kind != "slurm"):  # of a cluster, it is on the nodes
-        looks.append(plan_facts.look_at_place("cache", cache, config.stream.store.cache_bytes))
-    return [place_finding(look) for look in looks]
+        looks.append(plan_facts.probe_destination("cache", cache, config.stream.store.cache_bytes))
+    return [destination_finding(look) for look in looks]
