@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from mcjepa.evals.cards import Score, write_scores
+from mcjepa.evals.models import Subject, Weights, load_subject
 from mcjepa.evals.progress import OnEvent, silent, torch_threads
 from mcjepa.evals.settings import EvalConfig, evaluation_key
-from mcjepa.evals.subject import Subject, Weights, load_subject
 
 
 def run_evaluation(

@@ -36,7 +36,7 @@ from mcjepa.data_prep.corpora.items import FlowPair
 from mcjepa.data_prep.corpora.samples import packaged_photos
 from mcjepa.evals.flow.methods import Entrant, Methods, flow_methods
 from mcjepa.evals.flow.pairs import MeasuredPair, load_pair, measure_pairs, measure_work
-from mcjepa.evals.subject import McJepaUnderTest
+from mcjepa.evals.models import McJepaUnderTest
 from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
 from mcjepa.model.mcjepa import MCJEPA
 

@@ -94,7 +94,7 @@ def write_video(folder: Path) -> MaskedVideo:
 
 def peak_of_video(folder: Path, preset: str) -> float:
     """Scores the video of `folder` and returns this process's peak, MiB; it runs in a process of its own."""
-    from mcjepa.evals.subject import McJepaUnderTest, Subject
+    from mcjepa.evals.models import McJepaUnderTest, Subject
     from mcjepa.evals.vos.score import score_vos_set
     from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
     from mcjepa.model.mcjepa import MCJEPA

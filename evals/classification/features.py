@@ -30,8 +30,8 @@ from mcjepa.data_prep.storage import atomic_write, explained_disk_errors
 from mcjepa.evals.cards import package_versions
 from mcjepa.evals.classification.images import ClassImages
 from mcjepa.evals.classification.settings import ClassifyConfig
+from mcjepa.evals.models import ModelUnderTest, features_by_stride, map_of_stride
 from mcjepa.evals.progress import explained_worker_loss
-from mcjepa.evals.subject import ModelUnderTest, features_by_stride, map_of_stride
 
 log = logging.getLogger(__name__)
 FORMAT = 1

@@ -21,8 +21,8 @@ from mcjepa.evals.classification.results import (
     write_tables,
 )
 from mcjepa.evals.classification.settings import ClassifyConfig
+from mcjepa.evals.models import ModelUnderTest, Subject
 from mcjepa.evals.progress import EvalEvent, OnEvent, set_folder, silent
-from mcjepa.evals.subject import ModelUnderTest, Subject
 
 EVENTS = 200
 

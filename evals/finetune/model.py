@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcjepa.evals.finetune.settings import FinetuneConfig
-from mcjepa.evals.subject import McJepaUnderTest
+from mcjepa.evals.models import McJepaUnderTest
 from mcjepa.model.encoder import Block, Encoder
 from mcjepa.model.layer_norm import ChannelLayerNorm
 from mcjepa.model.reduction import global_sum, world_size

@@ -26,12 +26,12 @@ from mcjepa.evals.finetune.data import TrainingSamples
 from mcjepa.evals.finetune.model import Segmenter, parameter_groups, resize_to, trainable_of
 from mcjepa.evals.finetune.settings import FinetuneConfig
 from mcjepa.evals.finetune.train import make_optimizer, require_equal_on_ranks, train
+from mcjepa.evals.models import Subject
 from mcjepa.evals.pictures import class_colours, overlay_labels, side_by_side, write_png
 from mcjepa.evals.probe.images import LabelledSet, fitted_size, read_labelled_set, resize_image, window_boxes
 from mcjepa.evals.probe.metrics import confusion_matrix, iou_per_class, mean_iou, pixel_accuracy
 from mcjepa.evals.probe.results import metric_name
 from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, silent
-from mcjepa.evals.subject import Subject
 
 
 @dataclass(frozen=True, kw_only=True)

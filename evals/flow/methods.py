@@ -21,7 +21,7 @@ from mcjepa.data_prep.corpora.items import FlowPair
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.flow.estimates import EstimateFolder
 from mcjepa.evals.flow.settings import BASELINES, RESIZE_FORMS
-from mcjepa.evals.subject import ModelUnderTest, Subject, image_tensor
+from mcjepa.evals.models import ModelUnderTest, Subject, image_tensor
 
 Frame = NDArray[np.uint8]
 Flow = NDArray[np.float32]

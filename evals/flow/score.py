@@ -23,8 +23,8 @@ from mcjepa.evals.flow.metrics import FlowSums, add_sums, summarise
 from mcjepa.evals.flow.overlap import Failure
 from mcjepa.evals.flow.pairs import MeasuredPair, measure_pairs
 from mcjepa.evals.flow.settings import FlowEvalConfig
+from mcjepa.evals.models import Subject
 from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, set_reader, silent
-from mcjepa.evals.subject import Subject
 
 MOST_MISSING_NAMED = 20
 _MASKS = (

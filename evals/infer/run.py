@@ -21,8 +21,8 @@ from mcjepa.evals.infer.clip import Clip, Frame, read_alike
 from mcjepa.evals.infer.products import ClipFolder, Palette, feature_basis, longest_flow
 from mcjepa.evals.infer.settings import InferConfig
 from mcjepa.evals.infer.tiling import tiled_features, tiled_flow
+from mcjepa.evals.models import ModelUnderTest, image_tensor
 from mcjepa.evals.progress import evenly_spaced
-from mcjepa.evals.subject import ModelUnderTest, image_tensor
 from mcjepa.evals.video_writer import VideoWriter
 
 SAMPLED = 4

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mcjepa.evals.subject import COARSEST_STRIDE, ModelUnderTest, features_by_stride, map_of_stride
+from mcjepa.evals.models import COARSEST_STRIDE, ModelUnderTest, features_by_stride, map_of_stride
 
 Part = tuple[slice, slice]
 """Rows and columns of a frame, px."""

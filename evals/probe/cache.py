@@ -26,9 +26,9 @@ from typing import BinaryIO
 from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write, explained_disk_errors
+from mcjepa.evals.models import ModelUnderTest
 from mcjepa.evals.probe.feature_file import COMPLETE, FeatureFile, FeatureWriter, folder_bytes
 from mcjepa.evals.probe.features import EncodingPlan, encode_images, features_key, model_digest
-from mcjepa.evals.subject import ModelUnderTest
 
 RESERVE_BYTES = 256 << 20
 """Left free on the disk for others."""

@@ -24,8 +24,8 @@ from torch import Tensor
 from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import package_versions
+from mcjepa.evals.models import McJepaUnderTest, ModelUnderTest, features_by_stride, image_tensor, map_of_stride
 from mcjepa.evals.probe.images import Box, Size, fitted_size, read_labelled, resize_image, resize_labels, window_boxes
-from mcjepa.evals.subject import McJepaUnderTest, ModelUnderTest, features_by_stride, image_tensor, map_of_stride
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write
+from mcjepa.evals.models import ModelUnderTest
 from mcjepa.evals.probe.cache import FeatureCache
 from mcjepa.evals.probe.feature_file import FeatureFile
 from mcjepa.evals.probe.features import EncodingPlan, Statistics, measure_statistics, model_digest, resize_map
@@ -35,7 +36,6 @@ from mcjepa.evals.probe.metrics import VOID
 from mcjepa.evals.probe.settings import ProbeConfig, both_sides
 from mcjepa.evals.probe.windows import AugmentedWindows, CachedWindows, TrainingWindow, WindowSource
 from mcjepa.evals.progress import OnEvent
-from mcjepa.evals.subject import ModelUnderTest
 
 MOST_LOGITS = 2**27
 """Logits of pixels that are in memory at once while training."""

@@ -11,6 +11,7 @@ import torch
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import Card, Score, package_versions
+from mcjepa.evals.models import McJepaUnderTest, ModelUnderTest, Subject, random_twin
 from mcjepa.evals.probe.cache import FeatureCache
 from mcjepa.evals.probe.feature_file import FeatureFile
 from mcjepa.evals.probe.fitting import ProbeRun, device_of, features_of, make_fit
@@ -29,7 +30,6 @@ from mcjepa.evals.probe.results import (
 )
 from mcjepa.evals.probe.settings import ProbeConfig, both_sides, describe_protocol
 from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, silent
-from mcjepa.evals.subject import McJepaUnderTest, ModelUnderTest, Subject, random_twin
 
 
 def run_probe(subject: Subject, config: ProbeConfig, seed: int, out: Path, on_event: OnEvent) -> Score:

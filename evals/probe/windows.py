@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcjepa.data_prep.corpora.items import LabelledImage
+from mcjepa.evals.models import COARSEST_STRIDE, ModelUnderTest, image_tensor
 from mcjepa.evals.probe.features import EncodedImage, encode_tensor
 from mcjepa.evals.probe.images import Size, fitted_size, read_labelled, resize_image, resize_labels
 from mcjepa.evals.probe.metrics import VOID
 from mcjepa.evals.probe.settings import ProbeConfig, both_sides
-from mcjepa.evals.subject import COARSEST_STRIDE, ModelUnderTest, image_tensor
 
 
 @dataclass(frozen=True)

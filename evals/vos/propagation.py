@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcjepa.data_prep.corpora.items import MaskedVideo
-from mcjepa.evals.subject import ModelUnderTest, features_by_stride, image_tensor, map_of_stride
+from mcjepa.evals.models import ModelUnderTest, features_by_stride, image_tensor, map_of_stride
 from mcjepa.evals.vos.sequence import Ids
 from mcjepa.evals.vos.settings import Neighbourhood, VosConfig
 

@@ -15,8 +15,8 @@ from mcjepa.data_prep.corpora import VOS_SETS
 from mcjepa.data_prep.corpora.items import MaskedVideo
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import Card, Picture, Score, package_versions
+from mcjepa.evals.models import Subject
 from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, set_folder, set_reader, silent
-from mcjepa.evals.subject import Subject
 from mcjepa.evals.vos.drawing import MaskSink, SequenceViews, draw_sequence
 from mcjepa.evals.vos.propagation import track_masks
 from mcjepa.evals.vos.sequence import (

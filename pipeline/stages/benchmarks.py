@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcjepa.evals.cards import Score, write_scores
+from mcjepa.evals.models import load_subject
 from mcjepa.evals.progress import OnEvent, torch_threads
 from mcjepa.evals.record import publish
 from mcjepa.evals.run import run_evaluation, train_along
-from mcjepa.evals.subject import load_subject
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.tracking import TrackingConfig
 from mcjepa.pipeline.world import adopt_world

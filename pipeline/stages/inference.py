@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.infer.clip import Clip
 from mcjepa.evals.infer.run import ClipResult, infer_clip
-from mcjepa.evals.subject import McJepaUnderTest, choose_device, load_model, read_weights
+from mcjepa.evals.models import McJepaUnderTest, choose_device, load_model, read_weights
 from mcjepa.pipeline.errors import UsageError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mcjepa.data_prep.corpora.moving_photos.generate import generate
 from mcjepa.data_prep.settings import MovingPhotosConfig
-from mcjepa.evals.subject import ModelUnderTest
+from mcjepa.evals.models import ModelUnderTest
 from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
 from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.model.pretrained import save

@@ -24,10 +24,10 @@ from mcjepa.evals.classification.images import prepare, read_class_folders
 from mcjepa.evals.classification.results import confusion
 from mcjepa.evals.classification.score import score_classify
 from mcjepa.evals.classification.settings import ClassifyConfig
+from mcjepa.evals.models import ModelUnderTest, Subject
 from mcjepa.evals.progress import EvalEvent
 from mcjepa.evals.run import run_evaluation
 from mcjepa.evals.settings import EvalConfig
-from mcjepa.evals.subject import ModelUnderTest, Subject
 
 CONFIG = ClassifyConfig(workers=0, encode_batch=5, linear_epochs=30, linear_batch=16, pictures=2)
 Foreign = Callable[..., ModelUnderTest]

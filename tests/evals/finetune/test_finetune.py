@@ -28,11 +28,11 @@ from mcjepa.evals.finetune.model import Segmenter, TrainableEncoder, convnext_la
 from mcjepa.evals.finetune.score import constant_prediction, predict_labels, score_finetune
 from mcjepa.evals.finetune.settings import FinetuneConfig
 from mcjepa.evals.finetune.train import make_optimizer, schedule_factor, train_step
+from mcjepa.evals.models import McJepaUnderTest, Subject, image_tensor
 from mcjepa.evals.probe.images import LabelledSet
 from mcjepa.evals.progress import EvalEvent
 from mcjepa.evals.run import run_evaluation
 from mcjepa.evals.settings import EvalConfig
-from mcjepa.evals.subject import McJepaUnderTest, Subject, image_tensor
 from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
 from mcjepa.model.encoder import Encoder
 from mcjepa.model.mcjepa import MCJEPA

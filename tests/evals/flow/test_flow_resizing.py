@@ -13,7 +13,7 @@ from mcjepa.evals.flow import methods as resizing
 from mcjepa.evals.flow.methods import Entrant, flow_methods, model_size, resize_flow, resize_frame
 from mcjepa.evals.flow.score import score_flow_sets
 from mcjepa.evals.flow.settings import FlowEvalConfig
-from mcjepa.evals.subject import ModelUnderTest
+from mcjepa.evals.models import ModelUnderTest
 
 
 class SizeSeen:

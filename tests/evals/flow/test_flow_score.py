@@ -16,8 +16,8 @@ from mcjepa.evals.cards import Score
 from mcjepa.evals.flow.methods import baseline_method
 from mcjepa.evals.flow.score import score_flow_set
 from mcjepa.evals.flow.settings import BASELINES, FlowEvalConfig
+from mcjepa.evals.models import ModelUnderTest, Subject
 from mcjepa.evals.progress import EvalEvent
-from mcjepa.evals.subject import ModelUnderTest, Subject
 
 KNOWN = {
     # pair: zero, DIS medium, fast, ultrafast, Farneback as (EPE, outliers %), data/README.md of the samples

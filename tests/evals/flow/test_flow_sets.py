@@ -18,7 +18,7 @@ from mcjepa.evals.cards import Score
 from mcjepa.evals.flow.methods import Entrant
 from mcjepa.evals.flow.score import score_flow_sets
 from mcjepa.evals.flow.settings import FlowEvalConfig
-from mcjepa.evals.subject import ModelUnderTest
+from mcjepa.evals.models import ModelUnderTest
 from tests.data_prep import layouts
 from tests.evals.flow_layouts import write_all
 

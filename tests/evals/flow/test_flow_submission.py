@@ -16,8 +16,8 @@ from mcjepa.data_prep.corpora.flow.scans import SINTEL_TEST_SCENES
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.flow.methods import Entrant, Methods, flow_methods
 from mcjepa.evals.flow.submission import check_submission, write_submission
+from mcjepa.evals.models import ModelUnderTest
 from mcjepa.evals.progress import EvalEvent
-from mcjepa.evals.subject import ModelUnderTest
 from tests.data_prep import layouts
 from tests.evals.flow_layouts import kitti_test, sintel_test
 

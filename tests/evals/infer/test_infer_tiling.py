@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mcjepa.data_prep.corpora.image_files import read_rgb
 from mcjepa.evals.infer.tiling import blend_tiles, tile_starts, tiled_features, tiled_flow
-from mcjepa.evals.subject import ModelUnderTest, image_tensor, load_model
+from mcjepa.evals.models import ModelUnderTest, image_tensor, load_model
 
 CONTEXT_PX = 16
 

@@ -19,11 +19,11 @@ import torch
 
 from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.models import ModelUnderTest, load_model
 from mcjepa.evals.probe.cache import FeatureCache
 from mcjepa.evals.probe.feature_file import FeatureFile
 from mcjepa.evals.probe.features import encode_images, features_key, model_digest
 from mcjepa.evals.probe.images import images_digest
-from mcjepa.evals.subject import ModelUnderTest, load_model
 from tests.evals.labelled_sets import PLAN, cache_in, features_of, write_items
 
 SIZES = [(64, 80)] * 5 + [(70, 70)] * 3
@@ -174,7 +174,7 @@ ENCODE_SLOWLY = """
 import sys, time
 from pathlib import Path
 import torch
-from mcjepa.evals.subject import load_model
+from mcjepa.evals.models import load_model
 from mcjepa.data_prep.corpora.items import LabelledImage
 from tests.evals.labelled_sets import cache_in, features_of
 

@@ -17,11 +17,11 @@ from mcjepa.data_prep.corpora import SEGMENTATION_CLASSES, SEGMENTATION_SETS
 from mcjepa.data_prep.corpora.image_files import write_id_png
 from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.models import ModelUnderTest, Subject, load_model, random_twin
 from mcjepa.evals.probe.images import LabelledSet
 from mcjepa.evals.probe.score import score_probe
 from mcjepa.evals.probe.settings import PROTOCOLS, ProbeConfig, describe_protocol, protocol_settings
 from mcjepa.evals.progress import EvalEvent
-from mcjepa.evals.subject import ModelUnderTest, Subject, load_model, random_twin
 from tests.evals.labelled_sets import write_items
 
 CONFIG = ProbeConfig(

@@ -18,7 +18,7 @@ from PIL import Image
 from mcjepa.data_prep.corpora import VOS_SETS
 from mcjepa.data_prep.corpora.items import MaskedVideo
 from mcjepa.data_prep.errors import DataError
-from mcjepa.evals.subject import ModelUnderTest, Subject
+from mcjepa.evals.models import ModelUnderTest, Subject
 from mcjepa.evals.vos.propagation import encode_frame, encoded_size, track_masks
 from mcjepa.evals.vos.score import score_vos_estimates, score_vos_set
 from mcjepa.evals.vos.sequence import read_ids_of
@@ -254,7 +254,7 @@ import sys
 from pathlib import Path
 import torch
 from mcjepa.data_prep.corpora import VOS_SETS
-from mcjepa.evals.subject import McJepaUnderTest, Subject
+from mcjepa.evals.models import McJepaUnderTest, Subject
 from mcjepa.evals.vos.settings import VosConfig
 from mcjepa.evals.vos.score import score_vos_set
 from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig

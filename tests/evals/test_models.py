@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mcjepa.data_prep.errors import DataError
-from mcjepa.evals.subject import (
+from mcjepa.evals.models import (
     ModelUnderTest,
     choose_device,
     features_by_stride,
