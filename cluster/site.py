@@ -36,9 +36,9 @@ class Resources:
     nodes: int | None = None
     """Nodes of a job; `--nodes` on the command line goes before. Default 1."""
     gpus_per_node: int | None = None
-    """GPUs a node. Default 0."""
+    """GPUs per node. Default 0."""
     tasks_per_node: int | None = None
-    """Ranks a node when training. Default: one a GPU, or one. Preparation has one a node, evaluation one in all."""
+    """Ranks per node in training. Default: one per GPU, or one. Preparation has one per node, evaluation one."""
     cpus_per_task: int | None = None
     """Processors of each task. Default 1."""
     memory_gb: float | None = None

@@ -32,14 +32,13 @@ from mcjepa.pipeline.monitor.flight_record import (
     finite_samples,
     numbers,
     read_record,
-    restore_random_state,
     samples_of,
     state_of,
 )
 from mcjepa.pipeline.run.folder import RunFolder
 from mcjepa.pipeline.settings.train import TrainConfig
 from mcjepa.pipeline.step.schedule import build_schedule
-from mcjepa.pipeline.step.step import run_step
+from mcjepa.pipeline.step.step import restore_random_state, run_step
 from mcjepa.pipeline.stream.batches import StepBatch
 from mcjepa.pipeline.stream.loader import StepLoader, build_loader
 from mcjepa.pipeline.train import run_facts
@@ -157,7 +156,7 @@ def _finite(values: Any) -> bool:
     return all(_finite(value) for value in values) if isinstance(values, (list, tuple)) else True
 
 
-def explain(report: Mapping[str, Any]) -> Iterator[str]:
+def explain_replay(report: Mapping[str, Any]) -> Iterator[str]:
     """The report of a rank in lines for a person."""
     recorded = report["recorded"]
     yield f"step {report['step']}, rank {report['rank']}: recorded as a bad {recorded['reason']}"

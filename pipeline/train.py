@@ -1,9 +1,9 @@
 """Trains the joint model from published datasets: the whole loop, to be read in one sitting.
 
     mcjepa train RECIPE train.engine.precision=fp32                  on a CPU, one process
-    mcjepa train RECIPE --ranks 0                                    one node, a process a GPU (or a core without GPUs)
+    mcjepa train RECIPE --ranks 0                                    one node, a process per GPU (per core without GPUs)
     srun --ntasks-per-node 8 mcjepa train RECIPE                     many nodes, by Slurm's variables
-    torchrun --nnodes 4 --nproc_per_node 8 … -m mcjepa.pipeline.cli train RECIPE        many nodes, by torchrun's
+    torchrun --nnodes 4 --nproc_per_node 8 … -m mcjepa train RECIPE        many nodes, by torchrun's
 
 A run lives in a folder or an s3 prefix and is continued from its newest whole checkpoint when the command is given
 again, on as many processes and in whichever ZeRO stage:
@@ -25,6 +25,7 @@ import torch
 
 from mcjepa.model.config import ModelConfig
 from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.pipeline.agreement import require_same_start
 from mcjepa.pipeline.checkpoint import CheckpointKeeper, newest_weights
 from mcjepa.pipeline.checkpoint.resume import find_start
 from mcjepa.pipeline.engine.engine import build_engine, seed_step, set_learning_rates, start_world, stop_world
@@ -33,14 +34,14 @@ from mcjepa.pipeline.monitor.instruments import Instruments
 from mcjepa.pipeline.monitor.watchdog import Watchdog
 from mcjepa.pipeline.run.folder import RunFolder
 from mcjepa.pipeline.run.pictures import RunPictures
-from mcjepa.pipeline.run.records import RunRecords
-from mcjepa.pipeline.run.weights import first_weights
+from mcjepa.pipeline.run.weights import load_initial_weights
 from mcjepa.pipeline.settings.train import TrackingConfig, TrainConfig
 from mcjepa.pipeline.step.clock import CLOSING
 from mcjepa.pipeline.step.micro_batches import check_micro_batches
 from mcjepa.pipeline.step.schedule import build_schedule
 from mcjepa.pipeline.step.step import run_step
 from mcjepa.pipeline.stream.loader import StepLoader, build_loader
+from mcjepa.pipeline.tracking.run_records import RunRecords
 from mcjepa.pipeline.world import World
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ def train(
     world = start_world(config.engine)
     with contextlib.ExitStack() as stack:
         stack.callback(stop_world)
+        require_same_start(recipe, world, "recipe")
         stop = stack.enter_context(StopRequest())
         run, step = _open_run(config, model_config, world, stack)
         records = RunRecords(run.folder, world, tracking, recipe, run.facts)
@@ -125,7 +127,7 @@ def _open_run(
     start = find_start(folder.store, world)
     torch.manual_seed(config.seed)
     model = MCJEPA(model_config)
-    origin = first_weights(model, config.init_from, folder.path, continued=start is not None)
+    origin = load_initial_weights(model, config.init_from, folder.path, continued=start is not None)
     engine = build_engine(model, config, world)
     loader = build_loader(
         config.stream,
@@ -136,6 +138,7 @@ def _open_run(
         device=world.device,
     )
     stack.callback(loader.close)
+    require_same_start(loader.order, world, "set of datasets")
     for name, summary in loader.describe().items():
         log.info("%s: %s", name, summary)
     facts = run_facts(config, loader)

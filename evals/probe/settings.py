@@ -1,19 +1,23 @@
 """Settings of the segmentation probe.
 
 Every field is written into the card of the score it shapes. Tags of origin: [C]/[S] the paper as two or one
-account report it, [D] the named parent's default, [I] inferred, "ours" where neither says anything. Named sets of
-values are in `protocols.py`.
+account report it, [D] the named parent's default, [I] inferred, "ours" where neither says anything.
+
+`PROTOCOLS` are named sets of values. `vicregl-*` are the linear probes of VICRegL (Bardes et al. 2022,
+github.com/facebookresearch/VICRegL, `segmentation/`) for ConvNeXt: batch normalisation and one 1x1 convolution on the
+four concatenated stages, mmsegmentation's augmentation, the test in overlapping windows. VICRegL has no ConvNeXt
+settings for Cityscapes: its schedule with mmsegmentation's sizes for that set stands in [I]. `cached` and `knn` are
+ours, for minutes instead of days; steps times rate is the same in `cached` as in VICRegL's.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.errors import DataError, nearest_name
 from mcjepa.evals.progress import MAX_LEVEL, require
 
 Sides = int | tuple[int, int]
@@ -182,15 +186,6 @@ def both_sides(sides: Sides) -> tuple[int, int]:
     return (sides, sides) if isinstance(sides, int) else sides
 
 
-# Named protocols of the segmentation probe: what each setting is, and which protocol some settings are nearest to.
-#
-# `vicregl-*` are the linear probes of VICRegL (Bardes et al. 2022, github.com/facebookresearch/VICRegL,
-# `segmentation/`) for ConvNeXt: batch normalisation and one 1x1 convolution on the four concatenated stages,
-# mmsegmentation's augmentation, the test in overlapping windows. VICRegL has no ConvNeXt settings for Cityscapes: its
-# schedule with mmsegmentation's sizes for that set stands in [I]. `cached` and `knn` are ours, for minutes instead of
-# days; steps times rate is the same in `cached` as in VICRegL's.
-
-
 _VICREGL: Mapping[str, Any] = {
     "head": "linear",
     "levels": (3, 4, 5, 6),
@@ -250,9 +245,7 @@ def protocol_settings(name: str) -> dict[str, Any]:
         DataError: there is no such protocol.
     """
     if name not in PROTOCOLS:
-        near = difflib.get_close_matches(name, PROTOCOLS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "choose one of them"
-        raise DataError(f"no protocol {name!r} of the probe; expected one of {', '.join(PROTOCOLS)}; {hint}")
+        raise DataError(f"no protocol {name!r} of the probe: {nearest_name(name, PROTOCOLS)}")
     return dict(PROTOCOLS[name])
 
 

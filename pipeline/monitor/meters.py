@@ -1,9 +1,13 @@
-"""Meters of a run: means over a window of steps, written as one JSON line a record and handed to the tracker."""
+"""Meters of a run: means over a window of steps, memory of every rank and load of every node.
+
+Ranks and nodes are gathered at a record, without a thread or a connection of their own. Every rank gives one row of
+numbers; rank 0 makes records of them. A node's row is that of its local rank 0. Names follow MLflow's system metrics,
+so that its interface shows them on their own page, as `system/HOST/cpu_utilization_percentage`.
+"""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import socket
 import time
 from collections.abc import Mapping
@@ -63,32 +67,6 @@ class Meters:
         means.update({f"seconds_{part}": s / max(self._steps, 1) for part, s in (parts_s or {}).items()})
         self.__init__()  # type: ignore[misc]
         return means
-
-
-def append_record(path: Path, step: int, values: Mapping[str, float]) -> None:
-    """Appends {"step": …, name: value …} to a jsonl file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, **values}) + "\n")
-
-
-def read_records(path: Path) -> list[dict[str, float]]:
-    """Records of a jsonl file, the last one of every step, in order of the steps; a torn last line is left out."""
-    records: dict[int, dict[str, float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        records[int(record["step"])] = record
-    return [records[step] for step in sorted(records)]
-
-
-# Memory of every rank and load of every node, gathered at a record: no thread, no connection but the run's own.
-#
-# Every rank gives one row of numbers; rank 0 makes records of them. A node's row is that of its local rank 0. Names
-# follow MLflow's system metrics, so that its interface shows them on their own page, as
-# `system/HOST/cpu_utilization_percentage`.
 
 
 GIB = float(1 << 30)
@@ -164,7 +142,7 @@ class MachineMeters:
 
 
 def summarise(rows: torch.Tensor, heads: dict[str, int]) -> dict[str, float]:
-    """Records out of one row a rank.
+    """Records out of one row per rank.
 
     Args:
         rows: (W, len(RANK_METERS) + len(NODE_METERS)).

@@ -1,8 +1,14 @@
-"""Floating-point operations of a step and what share of the device's peak they reach.
+"""How fast a step is: its floating-point operations, their share of the device's peak, and profiles of some steps.
 
 The operations are counted once, in a real step, by torch's own formulas (`torch.utils.flop_counter`): products and
 convolutions, forward and backward; two operations a multiply-add. MFU (Chowdhery et al., PaLM, 2022, appendix B) is
 that number over the step's seconds and the device's peak at the run's precision.
+
+Steps that the recipe's `train.profile` names are profiled by torch:
+
+RUN/profile/step-000000100-rank-00000.json.gz     trace for chrome://tracing or ui.perfetto.dev
+RUN/profile/step-000000100-rank-00000.txt         operations by time
+RUN/profile/step-000000100-rank-00000.pickle      CUDA memory history, for pytorch.org/memory_viz
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from mcjepa.pipeline.run.folder import PROFILE
 from mcjepa.pipeline.settings.monitor import ProfileConfig
 
 PEAK_TFLOPS = (
@@ -80,13 +87,6 @@ def device_name(device: torch.device) -> str:
     return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else "cpu"
 
 
-# A window of the torch profiler by the recipe's `train.profile`.
-#
-# RUN/profile/step-000000100-rank-00000.json.gz     trace for chrome://tracing or ui.perfetto.dev
-# RUN/profile/step-000000100-rank-00000.txt         operations by time
-# RUN/profile/step-000000100-rank-00000.pickle      CUDA memory history, for pytorch.org/memory_viz
-
-
 log = logging.getLogger(__name__)
 ROWS = 40
 MEMORY_EVENTS = 100_000
@@ -98,7 +98,7 @@ class ProfileWindow:
     def __init__(self, config: ProfileConfig, run: Path, rank: int, device: torch.device) -> None:
         self._wanted = config.start_step >= 0 and rank in config.ranks
         self._first, self._last = config.start_step, config.start_step + config.steps
-        self._place = run / "profile" / f"step-{max(config.start_step, 0):09d}-rank-{rank:05d}"
+        self._place = run / PROFILE / f"step-{max(config.start_step, 0):09d}-rank-{rank:05d}"
         self._cuda = device.type == "cuda"
         self._profiler: Any = None
 

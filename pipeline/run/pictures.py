@@ -1,6 +1,6 @@
 """Pictures of a training run: flow and features on the same few samples, every so many steps.
 
-    RUN/pictures/step-000001000.png    a row a sample: frame, flow in Middlebury colours, features as colours
+    RUN/pictures/step-000001000.png    a row per sample: frame, flow in Middlebury colours, features as colours
 
 The samples are the first pairs of step 0, so a run's pictures show the same ones on any number of ranks. The features
 are the main directions of the level of stride 8 over all samples. All flows of a picture have one scale: full colour
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mcjepa.pipeline.pictures import flow_picture, flow_scale, pca_pictures, side_by_side, stacked, write_png
+from mcjepa.pipeline.run.folder import PICTURES
 from mcjepa.pipeline.settings.stream import StreamConfig
 from mcjepa.pipeline.stream.batches import PairBatch
 from mcjepa.pipeline.stream.loader import build_loader
@@ -41,7 +42,7 @@ class RunPictures:
 
     def __init__(self, stream: StreamConfig, seed: int, world: World, count: int, run: Path) -> None:
         self._stream, self._seed, self._world = stream, seed, world
-        self._count, self._folder = count, run / "pictures"
+        self._count, self._folder = count, run / PICTURES
         self._frames: tuple[Tensor, Tensor] | None = None
 
     def draw(self, engine: Any, step: int) -> Path | None:

@@ -3,6 +3,7 @@
 One item of the loader is a rank's whole step, so both streams advance at a fixed ratio and the position of both is one
 integer, the step. A step is the same whichever worker makes it, and steps are handed over in order: neither the number
 of workers nor a restart changes what is trained on. On an accelerator the next step is copied while this one trains.
+Samples that cannot be decoded are named, and too many of them end the run.
 
     loader = build_loader(config, rank=0, world_size=1, start_step=0, seed=0)
     for batch in loader:          # StepBatch(step, pairs, views), endless
@@ -16,8 +17,8 @@ import itertools
 import logging
 import multiprocessing
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.synchronize import Event
 from typing import Any
@@ -27,9 +28,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.settings.stream import StreamConfig
+from mcjepa.pipeline.settings.stream import SourceConfig, StreamConfig
 from mcjepa.pipeline.stream.batches import PairBatch, RawBatch, StepBatch, ViewBatch
-from mcjepa.pipeline.stream.order import StreamSummary, Turns, check_world_size
+from mcjepa.pipeline.stream.order import StreamInterleaving, StreamSummary, check_world_size
 from mcjepa.pipeline.stream.samples import Cancelled, SampleStream, pair_stream, view_stream
 from mcjepa.pipeline.stream.workers import DeviceFeed, end_workers, interrupts_held_back, start_worker
 
@@ -65,15 +66,22 @@ class _RawStep:
 class _Steps(Dataset[_RawStep]):
     """Step number -> that step of the rank."""
 
-    def __init__(self, streams: dict[str, SampleStream], turns: Turns, rank: int, world_size: int, stop: Event) -> None:
-        self._streams, self._turns, self._stop = streams, turns, stop
+    def __init__(
+        self,
+        streams: dict[str, SampleStream],
+        interleaving: StreamInterleaving,
+        rank: int,
+        world_size: int,
+        stop: Event,
+    ) -> None:
+        self._streams, self._interleaving, self._stop = streams, interleaving, stop
         self._rank, self._world_size = rank, world_size
 
     def __getitem__(self, step: int) -> _RawStep:
         try:
             batches = {
                 name: self._streams[name].read(own_step, self._rank, self._world_size, self._stop.is_set)
-                for name, own_step in self._turns.at(step).items()
+                for name, own_step in self._interleaving.at(step).items()
             }
         except (DataError, Cancelled) as error:
             return _RawStep(step, fault=str(error))  # as a message: a worker's traceback helps no user
@@ -106,8 +114,10 @@ class StepLoader:
         """See `build_loader`."""
         self._streams, self._config, self._device = streams, config, device
         self._stop = multiprocessing.Event()
-        self._turns = Turns(config.sampling, {name: each.order.steps_per_epoch for name, each in streams.items()})
-        self._dataset = _Steps(streams, self._turns, rank, world_size, self._stop)
+        self._interleaving = StreamInterleaving(
+            config.sampling, {name: each.order.steps_per_epoch for name, each in streams.items()}
+        )
+        self._dataset = _Steps(streams, self._interleaving, rank, world_size, self._stop)
         self._next_step = start_step
         self._steps: Any = None
         self._feed: Iterator[StepBatch] = iter(())
@@ -128,8 +138,8 @@ class StepLoader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of the run in an epoch (`Turns.steps_per_epoch`)."""
-        return self._turns.steps_per_epoch
+        """Steps of the run in an epoch (`StreamInterleaving.steps_per_epoch`)."""
+        return self._interleaving.steps_per_epoch
 
     @property
     def order(self) -> dict[str, Any]:
@@ -242,12 +252,67 @@ def build_loader(
     )
 
 
+def open_stream(
+    pairs: str | Sequence[str] = (),
+    views: str | Sequence[str] = (),
+    *,
+    start_step: int = 0,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+    settings: StreamConfig | None = None,
+) -> StepLoader:
+    """The exact, elastic stream of a training run, for a loop of one's own.
+
+    Its order is a pure function of the datasets, the seed and the settings: every sample comes once an epoch, whatever
+    the number of ranks, and the whole state is one integer, `next_step`: give it as `start_step` to go on, on any
+    number of ranks that divides the lanes.
+
+    Args:
+        pairs: locations (folders or `s3://…`) of clip datasets, whose neighbouring frames are the pairs.
+        views: locations of image or clip datasets, each of whose images gives two views.
+        start_step: the first step given; nothing before it is read.
+        seed: of the order and of the augmentations.
+        rank: this process among `world_size`.
+        world_size: processes that share a step.
+        device: where batches are put.
+        settings: batch sizes, augmentation, loading processes (`mcjepa recipe paper --keys` explains them); a side
+            without datasets is left out whatever its batch size.
+
+    Returns:
+        An endless iterator of steps and context manager: `step.pairs.frame0` and `frame1`, each (B, 3, H, W),
+        `step.views.view0` and `view1`, each (N, 3, S, S), RGB in [0, 1] and float32, of this rank's share.
+
+    Raises:
+        UsageError: no dataset is named, or the world size or the kind of a dataset does not fit.
+        DataError: a dataset is not published or damaged.
+
+    Example:
+        >>> with open_stream(pairs=CLIPS, settings=StreamConfig(pair_batch=2, workers=0)) as stream:
+        ...     first, second = next(stream), next(stream)
+        >>> tuple(second.pairs.frame0.shape), stream.next_step
+        ((2, 3, 384, 832), 2)
+        >>> with open_stream(pairs=CLIPS, start_step=1, settings=StreamConfig(pair_batch=2, workers=0)) as again:
+        ...     bool((next(again).pairs.frame0 == second.pairs.frame0).all())
+        True
+    """
+    clips, images = _sources(pairs), _sources(views)
+    if not clips and not images:
+        raise UsageError("open_stream: neither pairs nor views name a dataset, expected at least one location")
+    config = settings or StreamConfig()
+    pair_batch, view_batch = (config.pair_batch if clips else 0), (config.view_batch if images else 0)
+    config = replace(config, pairs=clips, views=images, pair_batch=pair_batch, view_batch=view_batch)
+    return build_loader(config, rank=rank, world_size=world_size, start_step=start_step, seed=seed, device=device)
+
+
+def _sources(locations: str | Sequence[str]) -> tuple[SourceConfig, ...]:
+    return tuple(SourceConfig(location=each) for each in ((locations,) if isinstance(locations, str) else locations))
+
+
 def _as_it_is(raw_step: Any) -> Any:
     """No collation: a step is whole already."""
     return raw_step
-
-
-# Names the samples of a run that could not be decoded, and ends it when they are too many.
 
 
 log = logging.getLogger(__name__)

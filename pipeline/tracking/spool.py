@@ -1,7 +1,7 @@
 """The spool: records of a run on their way to MLflow, as plain files that survive the server and the process.
 
     RUN/spool/run.json              where they go: uri, experiment, run name, key of the run, its id when it is known
-    RUN/spool/records-000000001.jsonl   records from number 1 on, one a line: number, kind, time_ms and what it holds
+    RUN/spool/records-000000001.jsonl   records from number 1 on, one per line: number, kind, time_ms and what it holds
     RUN/spool/state.json            delivered: the last delivered number; in_doubt: the last number of a batch that was
                                     sent without an answer, 0 for none; metrics_step: the last step that has metrics
     RUN/spool/rejected.jsonl        records that MLflow refuses for good, with its reason
@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from mcjepa.data_prep.storage import atomic_write
+from mcjepa.pipeline.run.folder import RUN_RECORD, SPOOL
 
 RECORDS_A_FILE = 1000
-FOLDER = "spool"
 
 
 class SpoolBusy(Exception):
@@ -42,7 +42,7 @@ class Spool:
     """
 
     def __init__(self, run: Path) -> None:
-        self.folder = run / FOLDER
+        self.folder = run / SPOOL
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._file: Any = None
@@ -112,13 +112,13 @@ class Spool:
 
     def address(self) -> dict[str, Any]:
         """What `set_address` wrote; empty where nothing was."""
-        path = self.folder / "run.json"
+        path = self.folder / RUN_RECORD
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return content
 
     def set_address(self, content: Mapping[str, Any]) -> None:
         """Where the records go."""
-        atomic_write(self.folder / "run.json", json.dumps(content, indent=1, sort_keys=True).encode())
+        atomic_write(self.folder / RUN_RECORD, json.dumps(content, indent=1, sort_keys=True).encode())
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

@@ -75,6 +75,7 @@ def test_the_hub_layout_has_a_card_whose_front_matter_and_example_work(
     assert ("optical-flow" in front["tags"]) == (not only)
     assert pretrained.weights_digest(out) in card and "9be, 3fa" in card
     example = card.split("```python\n")[1].split("```")[0].replace("FOLDER", str(out))
+    assert example.startswith("import mcjepa ") and "from " not in example.split("\n")[0]
     images = {name: torch.rand(1, 3, 64, 64) for name in ("image_B3HW", "frame0_B3HW", "frame1_B3HW")}
     exec(example, images)
     assert len(images["pyramid"]) == 6
@@ -106,7 +107,7 @@ def train(root: Path, name: str, *overrides: str, ranks: int = 1) -> subprocess.
     settings = {"steps": 2, "log_every": 1, "checkpoint": {"every_steps": 1}, "stream": stream}
     content = {"base": "quickstart", "out": str(root), "model": SMALL, "train": settings}
     (root / "recipe.yaml").write_text(yaml.safe_dump(content))
-    words = [sys.executable, "-m", "mcjepa.pipeline.cli", "train", "--ranks", str(ranks), str(root / "recipe.yaml")]
+    words = [sys.executable, "-m", "mcjepa", "train", "--ranks", str(ranks), str(root / "recipe.yaml")]
     return subprocess.run(
         [*words, f"train.run={root / name}", f"tracking.uri=sqlite:///{root / name}.db", *overrides],
         cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True,

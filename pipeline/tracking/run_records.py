@@ -1,0 +1,110 @@
+"""What a training run says of itself: recipe.yaml, run.json, logs/metrics.jsonl, and all of it in MLflow.
+
+Rank 0 alone writes; the MLflow run's id is told to the other ranks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from mcjepa.data_prep.storage import atomic_write
+from mcjepa.pipeline.run.folder import METRICS, PICTURES, RECIPE, RUN_RECORD, RunFolder, append_metrics
+from mcjepa.pipeline.settings.stream import StreamConfig
+from mcjepa.pipeline.settings.train import TrackingConfig
+from mcjepa.pipeline.tracking import dataset_tag
+from mcjepa.pipeline.tracking.lineage import dataset_records, git_state
+from mcjepa.pipeline.tracking.run_tracker import RunTracker
+from mcjepa.pipeline.world import World, broadcast_from_rank0
+
+if TYPE_CHECKING:
+    from mcjepa.pipeline.stream.loader import StepLoader
+
+
+class RunRecords:
+    """Records of one run; every rank makes one, at the same time.
+
+    Args:
+        folder: where the run's files are.
+        world: this process among all.
+        tracking: where MLflow is.
+        recipe: the whole resolved recipe as plain data.
+        facts: what run.json says of the run beside its ids: dataset ids, seed, ZeRO stage and so on.
+
+    Raises:
+        UsageError: MLflow's location cannot be used.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        world: World,
+        tracking: TrackingConfig,
+        recipe: Mapping[str, Any],
+        facts: Mapping[str, Any],
+    ) -> None:
+        self._folder, self._name, self._facts = folder.path, folder.name, dict(facts)
+        self.run_id = ""
+        self._tracker = self._open(tracking, recipe) if world.rank == 0 else None
+        self.run_id = broadcast_from_rank0(self.run_id, world)
+
+    def _open(self, tracking: TrackingConfig, recipe: Mapping[str, Any]) -> RunTracker:
+        tag = dataset_tag(self._facts["dataset_ids"])
+        self._folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(self._folder / RECIPE, yaml.safe_dump(dict(recipe), sort_keys=False).encode())
+        tracker = RunTracker(
+            tracking,
+            self._folder,
+            run_name=f"train {self._name}",
+            tags={"mcjepa.stage": "train", "mcjepa.dataset_ids": tag, **git_state()},
+            on_contact=self._write_run,
+        )
+        if not tracker.run_id:  # MLflow is away
+            self._write_run("")
+        tracker.parent("mcjepa.prep_run", {"mcjepa.stage": "prep", "mcjepa.dataset_ids": tag})
+        tracker.params(recipe)
+        tracker.artifact(self._folder / RECIPE)
+        return tracker
+
+    def _write_run(self, run_id: str) -> None:
+        """Writes run.json, again when the MLflow run is known."""
+        self.run_id = run_id
+        record = {"version": 1, "run_id": run_id, **git_state(), **self._facts}
+        atomic_write(self._folder / RUN_RECORD, json.dumps(record, indent=1, sort_keys=True).encode())
+
+    def datasets(self, stream: StreamConfig, loader: StepLoader) -> None:
+        """The datasets that the run reads, as MLflow datasets."""
+        if self._tracker:
+            locations = {name: [source.location for source in getattr(stream, name)] for name in ("pairs", "views")}
+            self._tracker.datasets(dataset_records(locations, loader.dataset_ids))
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """One record of the meters."""
+        if self._tracker:
+            append_metrics(self._folder / METRICS, step, values)
+            self._tracker.metrics(values, step)
+
+    def picture(self, path: Path | None) -> None:
+        """A picture in the run folder."""
+        if self._tracker and path:
+            self._tracker.artifact(path, PICTURES)
+
+    def checkpoint(self, step: int, digest: str) -> None:
+        """A checkpoint that counts."""
+        if self._tracker:
+            self._tracker.checkpoint(step, digest)
+
+    def lineage(self) -> dict[str, Any]:
+        """Where weights of this run come from."""
+        parents = {"run_id": self.run_id, "dataset_ids": self._facts["dataset_ids"], "run": self._name}
+        origin = self._facts.get("init_from")
+        return parents | ({"init_from": origin["sha256"]} if origin else {})
+
+    def end(self, status: str) -> None:
+        """Ends the MLflow run: FINISHED, FAILED or KILLED."""
+        if self._tracker:
+            self._tracker.end(status)
