@@ -12,6 +12,40 @@ from mcjepa.cluster.site import Site, variables
 
 NO_TIMEOUTS = 1_000_000
 """submitit's own count of time-outs is not used; `cluster.restarts` counts starts without progress."""
+CLEAN = """\
+# Slurm before 23.02 takes NIL for a name, and gives the job the login environment in spite of it
+for name in $(compgen -e); do
+    case "$name" in
+        SLURM*|SPANK*|CUDA_VISIBLE_DEVICES|ROCR_VISIBLE_DEVICES|GPU_DEVICE_ORDINAL|ZE_AFFINITY_MASK) ;;
+        PATH|HOME|USER|LOGNAME|SHELL|HOSTNAME|PWD|TMPDIR) ;;
+        *) unset "$name" ;;
+    esac
+done
+mcjepa_fail() {
+    echo "mcjepa: $1 on $HOSTNAME; the job ends here and is not started again" >&2
+    exit 1
+}"""
+SETUP = """\
+set -eE
+trap 'echo "mcjepa: setup of the site file failed on $HOSTNAME with exit code $?: $BASH_COMMAND; the job ends \
+here and is not started again (append || true where a failure does not matter)" >&2' ERR
+{lines}
+set +eE
+trap - ERR"""
+MODULES = """\
+for place in "$MODULESHOME/init/bash" "$LMOD_PKG/init/bash" /etc/profile.d/{{modules,lmod,z00_lmod}}.sh \
+    /usr/share/{{lmod/lmod,modules,Modules}}/init/bash; do
+    type module >/dev/null 2>&1 || ! [ -r "$place" ] || . "$place"
+done
+type module >/dev/null 2>&1 || mcjepa_fail "no module command, expected one for modules (or its start file in setup)"
+load_module() {{
+    local before="$LOADEDMODULES"
+    module load "$1" || mcjepa_fail "module load $1 failed"
+    # some versions of the command succeed without loading anything
+    case ":$LOADEDMODULES:" in *":$1:"*|*":$1/"*) return ;; esac
+    [ "$LOADEDMODULES" != "$before" ] || mcjepa_fail "module load $1 loaded nothing"
+}}
+{lines}"""
 AFTER = """\
 code=$?
 verdict="$({python} -m mcjepa.cluster.batch end {folder} "$code")"
@@ -41,14 +75,16 @@ def lines_before(job: Job, environment: Mapping[str, str]) -> list[str]:
     site = job.site
     kept = {name: environment[name] for name in site.inherit if name in environment}
     exports = {**kept, **{n: environment[n] for n in ("SLURM_CONF",) if n in environment}, **variables(site)}
+    modules = "\n".join(f"load_module {shlex.quote(module)}" for module in site.modules)
     return [
+        *CLEAN.splitlines(),
         # without it srun would hand on what sbatch was told to: nothing
         "export SLURM_EXPORT_ENV=ALL",
         "export PYTHONSAFEPATH=1  # no task imports what happens to lie in the folder it was submitted from",
         "trap : TERM USR1 USR2 CONT  # the tasks get the scheduler's signals, this shell waits for them",
         *(f"export {name}={shlex.quote(value)}" for name, value in exports.items()),
-        *(f"module load {shlex.quote(module)}" for module in site.modules),
-        *site.setup,
+        *(SETUP.format(lines="\n".join(site.setup)).splitlines() if site.setup else ()),
+        *(MODULES.format(lines=modules).splitlines() if site.modules else ()),
         'export MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"',
         f'settings="$({python_words(site)} -m mcjepa.cluster.batch begin {shlex.quote(str(job.folder))} '
         f'{site.restarts.without_progress})" || exit 1',

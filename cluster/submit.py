@@ -17,6 +17,7 @@ from mcjepa.cluster.errors import LaunchError
 from mcjepa.cluster.job import IN_TERMINAL, RECORD, Job, Record, read_record, write_json, write_record
 from mcjepa.cluster.script import NO_TIMEOUTS, python_words, slurm_parameters
 from mcjepa.cluster.site import needed
+from mcjepa.cluster.slurm import only_own_environment
 from mcjepa.cluster.task import LocalSetting, LocalTask, RayTask, SlurmTask
 
 MODULE = "-u -m submitit.core._submit"
@@ -70,10 +71,11 @@ def _submit_slurm(job: Job) -> dict[str, Any]:
     executor._executor.update_parameters(**parameters)
     tasks = [_slurm_task(job, number) for number in range(len(job.elements))]
     try:
-        if len(tasks) == 1:
-            return {"ids": [executor.submit(tasks[0]).job_id]}
-        with executor.batch():
-            jobs = [executor.submit(task) for task in tasks]
+        with only_own_environment():
+            if len(tasks) == 1:
+                return {"ids": [executor.submit(tasks[0]).job_id]}
+            with executor.batch():
+                jobs = [executor.submit(task) for task in tasks]
         return {"ids": [job.job_id for job in jobs]}
     except submitit.core.utils.FailedJobError as error:
         raise LaunchError(

@@ -100,7 +100,7 @@ def test_the_script_is_bash_and_holds_the_site_but_no_other_variable_of_ours(mon
     for line in (
         "#SBATCH --account=lab", "#SBATCH --mem=512M", "#SBATCH --exclusive", "#SBATCH --reservation=night",
         "#SBATCH --nodes=2", "#SBATCH --export=NIL", "#SBATCH --requeue", "#SBATCH --comment='mcjepa train RUN'",
-        "export AWS_PROFILE=shards", "export NCCL_SOCKET_IFNAME=ib0", "export TMPDIR=/local", "module load cuda/12.4",
+        "export AWS_PROFILE=shards", "export NCCL_SOCKET_IFNAME=ib0", "export TMPDIR=/local", "load_module cuda/12.4",
         "ulimit -n 4096", "export HOME='/home/a b'",
     ):  # fmt: skip
         assert line in script.splitlines()
@@ -120,7 +120,8 @@ def test_the_environment_of_a_script_comes_before_modules_and_setup() -> None:
     site = Site(kind="slurm", modules=("m",), setup=("source secrets",), environment={"A": "1"})
     lines = lines_before(job_on(site), {"HOME": "/h", "OTHER": "x"})
     order = [
-        next(n for n, line in enumerate(lines) if word in line) for word in ("HOME", "A=1", "module", "source", "begin")
+        next(n for n, line in enumerate(lines) if word in line)
+        for word in ("unset", "HOME=", "A=1", "source", "load_module m", "begin")
     ]
     assert order == sorted(order) and not any("OTHER" in line for line in lines)
     assert variables(site) == {"A": "1"}

@@ -1,0 +1,235 @@
+"""How people really use a cluster, on a real Slurm with and without accounting: shells, modules, states, GPUs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from mcjepa.cluster.job import read_record, write_record
+from mcjepa.cluster.restarts import JobState
+from mcjepa.cluster.site import Resources
+from mcjepa.cluster.slurm import job_states
+from mcjepa.cluster.status import cancel, read_status
+from mcjepa.cluster.submit import submit
+from tests.cluster.slurm_jobs import Submitted, make_job, submitted, wait_started
+from tests.servers.slurm import SlurmCluster
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(240)]
+
+ONE = Resources(nodes=1, time_min=5)
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "leak-canary-5a01",
+    "MLFLOW_TRACKING_PASSWORD": "leak-canary-5a02",
+    "SLURM_SECRET": "leak-canary-5a03",
+    "NIL": "leak-canary-5a04",
+}
+HOSTILE = {
+    "SBATCH_EXPORT": "ALL",
+    "SBATCH_PARTITION": "urgent",
+    "SBATCH_GRES": "gpu:7",
+    "SBATCH_ACCOUNT": "nobodys",
+    "SBATCH_QOS": "none",
+    "SBATCH_TIMELIMIT": "0-00:00:01",
+    "SBATCH_ARRAY_INX": "0-3",
+    "SBATCH_HOLD": "1",
+    "SLURM_EXPORT_ENV": "ALL",
+    "SLURM_MEM_PER_CPU": "9000",
+    "SLURM_MEM_PER_NODE": "9000",
+    "SLURM_GPUS": "7",
+    "SLURM_NNODES": "9",
+    "SLURM_JOB_ID": "1",
+    "SLURM_JOBID": "1",
+    "SLURM_PROCID": "3",
+    "SLURM_NTASKS": "4",
+    "SRUN_EXPORT_ENV": "NONE",
+    "SALLOC_PARTITION": "urgent",
+    "SQUEUE_FORMAT": "%A",
+    "SQUEUE_STATES": "F",
+    "SCANCEL_STATE": "PENDING",
+    "SACCT_FORMAT": "user",
+}
+FAKE_MODULES = """\
+module() {
+    [ "$2" = unknown ] && { echo "no modulefile for $2" >&2; return 1; }
+    [ "$2" = silent ] && return 0
+    export LOADEDMODULES="${LOADEDMODULES:+$LOADEDMODULES:}$2" LOADED_BY="$MODULEPATH"
+}
+"""
+
+
+def submitted_with(variables: Mapping[str, str], folder: Path, behaviour: str, **site: object) -> Submitted:
+    """Submitted from a shell that has more variables."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        return submitted(folder, behaviour, **site)
+
+
+def submitted_inside(slurm: SlurmCluster, folder: Path) -> Submitted:
+    """Submitted from an allocation, as people do on an interactive node."""
+    words = "from pathlib import Path; from tests.cluster.slurm_jobs import submitted; import sys"
+    program = f"{words}; print(submitted(Path(sys.argv[1]), 'finish').record.ids[0])"
+    answer = subprocess.run(
+        ["srun", "-N1", "-n1", "--mem-per-cpu=60", "--gpus=1", "--export=ALL", sys.executable, "-c", program, folder],
+        cwd=REPOSITORY, env={**os.environ, **slurm.variables}, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    return Submitted(make_job(folder, "finish"), read_record(folder / "jobs"))
+
+
+@pytest.fixture(scope="module")
+def crowd(any_slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Submitted]]:
+    """Jobs side by side; those on node2 are for the tests to disturb, one has it for itself."""
+    root, slurm = tmp_path_factory.mktemp("situations"), any_slurm_cluster
+    (root / "modules.sh").write_text(FAKE_MODULES)
+    begin = f". {root}/modules.sh"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**slurm.variables, "PYTHONPATH": str(REPOSITORY)}.items():
+            patch.setenv(name, value)
+        slurm.wait_idle()
+        spare = Resources(nodes=1, cpus_per_task=4, partition="spare", time_min=5, options={"nodelist": "node2"})
+        found = {"spare": submitted(root / "spare", "wait", default=spare)}
+        wait_started(found["spare"].job)
+        urgent = ["sbatch", "--parsable", "-p", "urgent", "-w", "node2", "-c", "4", "-o", "/dev/null"]
+        found |= {
+            "special": submitted(root / "special", "wait", default=ONE),
+            "hostile": submitted_with({**HOSTILE, **SECRETS}, root / "hostile", "tell", default=ONE),
+            "false": submitted(root / "false", "finish", default=ONE, setup=("true", "false", "true")),
+            "unknown": submitted(root / "unknown", "finish", default=ONE, setup=(begin,), modules=("unknown",)),
+            "silent": submitted(root / "silent", "finish", default=ONE, setup=(begin,), modules=("silent",)),
+            "modules": submitted(
+                root / "modules", "tell", default=ONE, setup=(begin, "export MODULEPATH=/ours"), modules=("a/1", "b"),
+                container=("env", "IN_CONTAINER=1"),
+            ),
+        }  # fmt: skip
+        slurm.run(*urgent, "--wrap", "sleep 1")
+        found["inside"] = submitted_inside(slurm, root / "inside")
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def reached(any_slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in any_slurm_cluster.variables.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_job_is_launched_from_inside_an_allocation(
+    any_slurm_cluster: SlurmCluster, crowd: dict[str, Submitted]
+) -> None:
+    it = crowd["inside"]
+    assert it.state(any_slurm_cluster) == "COMPLETED" and it.verdicts() == ["done"]
+
+
+def test_what_a_shell_holds_neither_changes_a_job_nor_reaches_it(
+    any_slurm_cluster: SlurmCluster, crowd: dict[str, Submitted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = crowd["hostile"]
+    assert it.state(any_slurm_cluster) == "COMPLETED", it.output()
+    asked = any_slurm_cluster.run("squeue", "-h", "--states=all", "-j", it.record.ids[0], "-o", "%P %D %i")
+    assert asked.split() == ["main", "1", it.record.ids[0]]
+    places = [it.folder, any_slurm_cluster.folder]
+    files = {path: path.read_bytes() for place in places for path in place.rglob("*") if path.is_file()}
+    environments = [files[it.folder / name] for name in ("own-0", "parent-0")]
+    assert all(b"SLURM_PROCID=0" in content for content in environments)
+    assert [str(path) for path, content in files.items() if b"leak-canary" in content] == []
+    for name, value in HOSTILE.items():
+        monkeypatch.setenv(name, value)
+    assert read_status(it.job.folder)[0].state == "COMPLETED"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("false", "setup of the site file failed on node1 with exit code 1: false"),
+        ("unknown", "mcjepa: module load unknown failed on node1"),
+        ("silent", "mcjepa: module load silent loaded nothing on node1"),
+    ],
+)
+def test_a_job_ends_at_once_where_its_setup_or_a_module_fails(
+    any_slurm_cluster: SlurmCluster, crowd: dict[str, Submitted], name: str, said: str
+) -> None:
+    it = crowd[name]
+    assert it.state(any_slurm_cluster) == "FAILED"
+    assert said in it.output().replace("node3", "node1")
+    assert (read_status(it.job.folder)[0].starts, list(it.folder.glob("started-*"))) == (0, [])
+
+
+def test_setup_comes_before_modules_and_modules_before_the_container(
+    any_slurm_cluster: SlurmCluster, crowd: dict[str, Submitted]
+) -> None:
+    it = crowd["modules"]
+    assert it.state(any_slurm_cluster) == "COMPLETED", it.output()
+    variables = (it.folder / "own-0").read_bytes().split(b"\0")
+    assert {b"LOADEDMODULES=a/1:b", b"LOADED_BY=/ours", b"IN_CONTAINER=1"} <= set(variables)
+
+
+def test_a_job_that_pre_emption_cancelled_has_ended_and_is_resumed(
+    any_slurm_cluster: SlurmCluster, crowd: dict[str, Submitted]
+) -> None:
+    it, before = crowd["spare"], time.monotonic()
+    assert it.state(any_slurm_cluster) == "PREEMPTED" and (it.folder / "saved").read_text() == "1"
+    assert not read_status(it.job.folder)[0].active and cancel(it.job.folder) == []
+    assert time.monotonic() - before < 60
+    again = Submitted(it.job, submit(it.job))
+    assert again.state(any_slurm_cluster) == "COMPLETED" and again.record.ids != it.record.ids
+
+
+def test_a_job_that_is_held_for_its_owner_will_come_back_and_can_be_cancelled(
+    any_slurm_cluster: SlurmCluster, crowd: dict[str, Submitted]
+) -> None:
+    it = crowd["special"]
+    job = it.record.ids[0]
+    wait_started(it.job)
+    any_slurm_cluster.run("scontrol", "requeuehold", "State=SpecialExit", job)
+    assert any_slurm_cluster.wait_state(job, "SPECIAL_EXIT") == "SPECIAL_EXIT"
+    assert read_status(it.job.folder)[0].active
+    assert cancel(it.job.folder) == [job]
+    assert read_status(it.job.folder)[0].state == "CANCELLED"
+
+
+def test_a_waiting_array_is_seen_element_by_element(
+    any_slurm_cluster: SlurmCluster, crowd: dict[str, Submitted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = make_job(tmp_path, "finish", default=dataclasses.replace(ONE, options={"hold": True}))
+    job = dataclasses.replace(one, elements=one.elements * 4)
+    ids = submit(job).ids
+    assert [status.state for status in read_status(job.folder)] == ["PENDING"] * 4
+    if any_slurm_cluster.accounting:  # the same when only the database knows the jobs
+        (tmp_path / "squeue").write_text("#!/bin/sh\nexit 0\n")
+        (tmp_path / "squeue").chmod(0o755)
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+            done = crowd["hostile"].record.ids[0]
+            deadline = time.monotonic() + 20
+            while {state for state, _ in job_states(ids).values()} != {"PENDING"}:
+                assert time.monotonic() < deadline, any_slurm_cluster.run("sacct", "-X")
+                time.sleep(0.5)
+            assert job_states([done])[done][0] == "COMPLETED"
+    assert cancel(job.folder) == ids
+    assert [status.state for status in read_status(job.folder)] == ["CANCELLED"] * 4
+
+
+def test_what_a_job_noted_counts_where_the_scheduler_has_forgotten_it(
+    any_slurm_cluster: SlurmCluster, crowd: dict[str, Submitted], tmp_path: Path
+) -> None:
+    it = crowd["hostile"]
+    assert it.state(any_slurm_cluster) == "COMPLETED"
+    folder, forgotten = tmp_path / "jobs", str(int(it.record.ids[0]) + 100_000)
+    shutil.copytree(it.job.folder, folder)
+    record = read_record(folder)
+    record.jobs[-1]["ids"] = [forgotten]
+    write_record(folder, record)
+    assert read_status(folder)[0].state == "GONE"
+    (folder / "states" / f"{it.record.ids[0]}.json").rename(folder / "states" / f"{forgotten}.json")
+    assert read_status(folder)[0].state == "COMPLETED"
+    JobState(folder, forgotten).end(1, "requeue", time.time())
+    assert read_status(folder)[0].state == "GONE"
