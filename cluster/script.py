@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcjepa.cluster.job import Job
-from mcjepa.cluster.site import Site, variables
+from mcjepa.cluster.site import Need, Site, variables, wanted_gpus
 
 NO_TIMEOUTS = 1_000_000
 """submitit's own count of time-outs is not used; `cluster.restarts` counts starts without progress."""
@@ -75,6 +75,7 @@ def lines_before(job: Job, environment: Mapping[str, str]) -> list[str]:
     site = job.site
     kept = {name: environment[name] for name in site.inherit if name in environment}
     exports = {**kept, **{n: environment[n] for n in ("SLURM_CONF",) if n in environment}, **variables(site)}
+    exports |= wanted_gpus(job.stage, job.need)
     modules = "\n".join(f"load_module {shlex.quote(module)}" for module in site.modules)
     return [
         *CLEAN.splitlines(),
@@ -100,7 +101,6 @@ def lines_after(job: Job) -> list[str]:
 def slurm_parameters(job: Job, environment: Mapping[str, str]) -> dict[str, Any]:
     """Parameters of submitit's SlurmExecutor."""
     need, site = job.need, job.site
-    memory = None if need.memory_gb is None else f"{round(need.memory_gb * 1024)}M"
     found: dict[str, Any] = {
         "job_name": job.name,
         "comment": job.comment,
@@ -111,18 +111,42 @@ def slurm_parameters(job: Job, environment: Mapping[str, str]) -> dict[str, Any]
         "nodes": need.nodes,
         "ntasks_per_node": need.tasks_per_node,
         "cpus_per_task": need.cpus_per_task,
-        "gpus_per_node": need.gpus_per_node or None,
-        "mem": memory,
+        "mem": _megabytes(need.memory_gb),
+        "mem_per_cpu": _megabytes(need.memory_per_cpu_gb),
         "time": need.time_min,
         "exclusive": need.exclusive or None,
         "dependency": str(job.after) if job.after else None,
         "signal_delay_s": site.grace_s,
         "stderr_to_stdout": True,
         # since Slurm 22.05 srun does not take over the processors a task of sbatch
-        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={need.cpus_per_task}"],
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={need.cpus_per_task}", *_gpu_binding(need)],
         "setup": lines_before(job, environment),
         "teardown": lines_after(job),
         # NIL: nothing of our environment, which may hold secrets, is stored with the job
-        "additional_parameters": {"export": "NIL", "requeue": True, "kill-on-invalid-dep": "yes", **need.options},
-    }
+        "additional_parameters": {"export": "NIL", "requeue": True, "kill-on-invalid-dep": "yes",
+                                  **need.options, **_gpu_options(need)},
+    }  # fmt: skip
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _megabytes(gigabytes: float | None) -> str | None:
+    return None if gigabytes is None else f"{round(gigabytes * 1024)}M"
+
+
+def _gpu_options(need: Need) -> dict[str, str]:
+    """The one option of sbatch that asks for GPUs, with further generic resources of the site where it is `gres`."""
+    if not need.gpus_per_node:
+        return {}
+    kind = f"{need.gpu_type}:" if need.gpu_type else ""
+    if need.gpus_by == "gres":
+        others = str(need.options.get("gres", ""))
+        return {"gres": f"gpu:{kind}{need.gpus_per_node}" + (f",{others}" if others else "")}
+    share = need.tasks_per_node if need.gpus_by == "gpus-per-task" else 1
+    return {need.gpus_by: f"{kind}{need.gpus_per_node // share}"}
+
+
+def _gpu_binding(need: Need) -> list[str]:
+    """Slurm 22.05 reads the number of GPUs a task off what was asked for, and finds none behind a type."""
+    if not need.gpus_per_node or need.gpus_by != "gpus-per-task":
+        return []
+    return [f"--gpu-bind=per_task:{need.gpus_per_node // need.tasks_per_node}"]

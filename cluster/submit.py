@@ -16,7 +16,7 @@ from typing import Any
 from mcjepa.cluster.errors import LaunchError
 from mcjepa.cluster.job import IN_TERMINAL, RECORD, Job, Record, read_record, write_json, write_record
 from mcjepa.cluster.script import NO_TIMEOUTS, python_words, slurm_parameters
-from mcjepa.cluster.site import needed
+from mcjepa.cluster.site import needed, wanted_gpus
 from mcjepa.cluster.slurm import only_own_environment
 from mcjepa.cluster.task import LocalSetting, LocalTask, RayTask, SlurmTask
 
@@ -99,7 +99,9 @@ def _submit_here(job: Job) -> dict[str, Any]:
         )
     ranks = needed(site, "train").tasks_per_node
     setting = LocalSetting(site.save_s, ranks, site.restarts.without_progress, debug, job.after)
-    tasks = [LocalTask(job.stage, element, job.folder, setting) for element in job.elements]
+    gpus = wanted_gpus(job.stage, job.need)
+    elements = [dataclasses.replace(e, environment={**e.environment, **gpus}) for e in job.elements]
+    tasks = [LocalTask(job.stage, element, job.folder, setting) for element in elements]
     if debug:
         codes = [task() for task in tasks]
         return {"ids": [IN_TERMINAL] * len(tasks), "code": next((code for code in codes if code), 0)}

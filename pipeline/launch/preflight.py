@@ -55,7 +55,9 @@ class Setting:
 
 def site_memory(need: Need | None) -> int | None:
     """Memory of a node where ranks compute on CPUs; a site file does not say that of a GPU."""
-    return int(need.memory_gb * 1e9) if need and need.memory_gb and not need.gpus_per_node else None
+    if not need or need.gpus_per_node or not need.node_memory_gb:
+        return None
+    return int(need.node_memory_gb * 1e9)
 
 
 def launch_findings(recipe: Recipe, site: Site, need: Need) -> list[Finding]:

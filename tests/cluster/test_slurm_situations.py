@@ -10,21 +10,26 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import torch
 
 from mcjepa.cluster.job import read_record, write_record
 from mcjepa.cluster.restarts import JobState
-from mcjepa.cluster.site import Resources
+from mcjepa.cluster.site import GpuOption, Resources
 from mcjepa.cluster.slurm import job_states
 from mcjepa.cluster.status import cancel, read_status
 from mcjepa.cluster.submit import submit
+from mcjepa.pipeline.world import gpu_index
 from tests.cluster.slurm_jobs import Submitted, make_job, submitted, wait_started
-from tests.servers.slurm import SlurmCluster
+from tests.pipeline.small_recipe import write_small_recipe
+from tests.servers.slurm import GPU_TYPE, SlurmCluster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(240)]
 
+GPU_OPTIONS: tuple[GpuOption, ...] = get_args(GpuOption)
 ONE = Resources(nodes=1, time_min=5)
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "leak-canary-5a01",
@@ -74,6 +79,15 @@ def submitted_with(variables: Mapping[str, str], folder: Path, behaviour: str, *
         return submitted(folder, behaviour, **site)
 
 
+def submitted_training(folder: Path, asked: Resources) -> Submitted:
+    """A real training."""
+    folder.mkdir()
+    job = make_job(folder, "finish", default=asked, environment={"OMP_NUM_THREADS": "1"})
+    words = ("-m", "mcjepa.pipeline.cli", "train", str(write_small_recipe(folder)))
+    job = dataclasses.replace(job, elements=(dataclasses.replace(job.elements[0], argv=words),))
+    return Submitted(job, submit(job))
+
+
 def submitted_inside(slurm: SlurmCluster, folder: Path) -> Submitted:
     """Submitted from an allocation, as people do on an interactive node."""
     words = "from pathlib import Path; from tests.cluster.slurm_jobs import submitted; import sys"
@@ -111,6 +125,10 @@ def crowd(any_slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFact
                 container=("env", "IN_CONTAINER=1"),
             ),
         }  # fmt: skip
+        for by in GPU_OPTIONS:
+            asked = Resources(nodes=1, time_min=5, gpus=f"{GPU_TYPE}:2", gpus_by=by)
+            found[by] = submitted(root / by, "tell", default=asked)
+        found["no-gpu"] = submitted_training(root / "no-gpu", Resources(nodes=1, gpus=1, cpus_per_task=2))
         slurm.run(*urgent, "--wrap", "sleep 1")
         found["inside"] = submitted_inside(slurm, root / "inside")
         yield found
@@ -233,3 +251,25 @@ def test_what_a_job_noted_counts_where_the_scheduler_has_forgotten_it(
     assert read_status(folder)[0].state == "COMPLETED"
     JobState(folder, forgotten).end(1, "requeue", time.time())
     assert read_status(folder)[0].state == "GONE"
+
+
+@pytest.mark.parametrize("by", GPU_OPTIONS)
+def test_each_rank_has_a_gpu_of_its_own_however_they_are_asked_for(
+    any_slurm_cluster: SlurmCluster, crowd: dict[str, Submitted], by: GpuOption
+) -> None:
+    it, taken = crowd[by], []
+    assert it.state(any_slurm_cluster) == "COMPLETED", it.output()
+    for rank in range(2):
+        own = dict(v.split("=", 1) for v in (it.folder / f"own-{rank}").read_text().split("\0") if v)
+        seen = own["CUDA_VISIBLE_DEVICES"].split(",")
+        taken.append(seen[gpu_index(int(own["LOCAL_RANK"]), 2, len(seen), own)])
+        assert own["MCJEPA_GPUS"] == "2"
+    assert sorted(taken) == ["0", "1"]
+
+
+def test_a_gpu_job_does_not_train_on_the_cpu(any_slurm_cluster: SlurmCluster, crowd: dict[str, Submitted]) -> None:
+    it = crowd["no-gpu"]
+    assert it.state(any_slurm_cluster) == "FAILED" and it.verdicts() == ["failed"]
+    said = it.output()
+    assert "torch sees no GPU on node" in said and "expected 1, which the site asks for" in said
+    assert "driver is" in said and f"torch {torch.__version__} is built for" in said
