@@ -5,8 +5,8 @@
 A file is entered when one of its functions runs: by the fourth step of a small training (loading in the same process),
 by one probe score. Rooms are the folders at any depth and the files beside folders; a circle is a group of files, or of
 rooms, each of which imports the others in the end (imports inside of functions count, those for types only do not). A
-crumb is a file of under 80 lines with at most one importer. The last line is JSON; `ratio` is the largest of the figures
-over its bar.
+crumb is a file of under 80 lines with at most one importer. The last line is JSON; `ratio` is the largest of the
+figures over its bar.
 """
 
 from __future__ import annotations

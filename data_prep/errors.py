@@ -1,6 +1,9 @@
-"""The one error of data preparation that a user can act on."""
+"""The one error of data preparation that a user can act on, and the advice for a mistyped name."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class DataError(ValueError):
@@ -16,3 +19,14 @@ class PlanMismatch(DataError):
 
 class AbsentKey(DataError):
     """A store has nothing under the key."""
+
+
+def nearest_name(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Advice for a name that nobody knows: the nearest known one, with the prefix before it, or all of them.
+
+    >>> nearest_name("trian", ["train", "plan"]), nearest_name("xyz", ["train", "plan"])
+    ("did you mean 'train'?", 'expected one of train, plan')
+    """
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {prefix + near[0]!r}?" if near else f"expected one of {', '.join(names)}"

@@ -11,15 +11,16 @@ from typing import Literal
 from mcjepa.data_prep.corpora.moving_photos.generate import generate
 from mcjepa.data_prep.corpora.moving_photos.sets import MovingPhotosIndex
 from mcjepa.data_prep.dataset.inputs import InputRecord, Outcome, read_inputs
-from mcjepa.data_prep.dataset.lease import Progress, Writer, sole_writer
-from mcjepa.data_prep.dataset.manifest import MANIFEST_NAME, DatasetManifest, Totals, read_manifest
+from mcjepa.data_prep.dataset.lease import Writer, WriterProgress, sole_writer
+from mcjepa.data_prep.dataset.manifest import DatasetManifest, Totals, read_manifest
 from mcjepa.data_prep.dataset.publish import publish_dataset
-from mcjepa.data_prep.filters.leakage_index import list_guarded, make_leakage_index
+from mcjepa.data_prep.layout import MANIFEST_NAME
 from mcjepa.data_prep.plan.files import begin_plan, read_plan_inputs, require_same_plan
-from mcjepa.data_prep.plan.listing import list_inputs
+from mcjepa.data_prep.plan.listing import list_guarded, list_inputs
 from mcjepa.data_prep.plan.plan import PlannedInput, PlanSummary, split_into_shards
 from mcjepa.data_prep.settings import DatasetConfig, MovingPhotosConfig, PrepConfig
 from mcjepa.data_prep.storage import Store, absolute_location, join_location, open_store
+from mcjepa.data_prep.workers.leakage_index import make_leakage_index
 from mcjepa.data_prep.workers.ray_job import cluster_address, count_workers, run_tasks, running_ray
 from mcjepa.data_prep.workers.shard_maker import ShardResult, ShardWork, make_shard
 
@@ -88,7 +89,7 @@ class _Dataset:
         """Tell the caller and, by the lease, everybody else; stop when the lease is lost."""
         if self.writer:
             self.writer.check()
-            self.writer.progress = Progress(stage, done, total, samples, size)
+            self.writer.progress = WriterProgress(stage, done, total, samples, size)
         self.tell(ProgressEvent(stage, self.name, done, total, samples, size))
 
 
@@ -133,13 +134,13 @@ def _begin(name: str, config: DatasetConfig, root: str, tell: OnEvent, stack: co
     tell(ProgressEvent("plan", name, 0, 1))
     published = store.exists(MANIFEST_NAME)
     writer = None if published else stack.enter_context(sole_writer(store))
-    plan = begin_plan(store, config, _told(name, list_inputs(config), tell), guarded=list_guarded(config))
+    plan = begin_plan(store, config, _with_progress(name, list_inputs(config), tell), guarded=list_guarded(config))
     require_same_plan(store, plan, list_inputs(config))
     tell(ProgressEvent("plan", name, 1, 1))
     return _Dataset(name, config, store, plan, writer, tell)
 
 
-def _told(name: str, inputs: Iterator[PlannedInput], tell: OnEvent) -> Iterator[PlannedInput]:
+def _with_progress(name: str, inputs: Iterator[PlannedInput], tell: OnEvent) -> Iterator[PlannedInput]:
     """The same inputs; how many there are so far is told now and then."""
     for number, planned in enumerate(inputs, 1):
         if number % INPUTS_BETWEEN_EVENTS == 0:
@@ -192,7 +193,7 @@ def _index_leakage(dataset: _Dataset, workers: int) -> None:
 
 
 def _deduplicate(dataset: _Dataset, workers: int) -> bool:
-    from mcjepa.data_prep.dataset.deduplicate import deduplicate
+    from mcjepa.data_prep.deduplicate import deduplicate
 
     dataset.event("duplicates", 0, 1)
     return deduplicate(

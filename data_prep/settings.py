@@ -9,12 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-# Settings of corpora and of the filters that look at every sample (`data_prep.filters`).
-#
-# Every filter is `off`, `score` (its scores are stored, nothing is dropped) or `drop`.
-
-
 FilterMode = Literal["off", "score", "drop"]
+"""`score`: a filter's scores are stored, nothing is dropped."""
 
 
 def require(condition: bool, found: str, expected: str) -> None:
@@ -35,7 +31,6 @@ class CorpusConfig:
     """Part of the corpus (`train`, `val`, a list's name); empty: everything the reader knows. Ours."""
     repeat: int = 1
     """How many times its inputs are listed in the dataset (paper: sets are repeated to balance them)."""
-
     labels: bool = False
     """Store the name of an input's first folder as its class in KEY.json (ImageFolder). Ours."""
 
@@ -280,7 +275,7 @@ class PrepConfig:
     moving_photos: MovingPhotosConfig | None = None
     """Sequences generated first; corpora may then read its folders. None: nothing is generated."""
     workers: int = 0
-    """Processes that decode; 0: one a core. Ours."""
+    """Processes that decode; 0: one per core. Ours."""
     ray_address: str = ""
     """Address of a running Ray cluster; empty: that of RAY_ADDRESS (a submitted Ray job has it), else a Ray of our
     own on this machine, ended with the job."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcjepa.pipeline.cli.evaluate import write_json
-from mcjepa.pipeline.settings.train import TrackingConfig
+from mcjepa.data_prep.storage import write_json
+from mcjepa.pipeline.tracking import TrackingConfig
 
 if TYPE_CHECKING:
     from mcjepa.evals.cards import Score
@@ -76,14 +75,20 @@ def _tags(scores: Sequence[Score], key: str) -> dict[str, str]:
     return tags | ({"mlflow.parentRunId": train_run} if train_run else {})
 
 
-def publish(arguments: argparse.Namespace, scores: Sequence[Score]) -> None:
-    """The page OUT/report.html of a command that scored without a recipe and, with `--tracking`, its MLflow run."""
+def publish(scores: Sequence[Score], out: Path, kind: str, named: str, place: TrackingConfig | None) -> None:
+    """The page OUT/report.html of scores without a recipe and, where MLflow is named, their run there.
+
+    Args:
+        scores: of one command.
+        out: its folder, with scores.json.
+        kind: of the benchmark.
+        named: what was scored.
+        place: where MLflow is; None: it is not told.
+    """
     from mcjepa.evals.report.comparison import Evaluated
     from mcjepa.evals.report.content import ReportContent, headline_tiles
     from mcjepa.evals.report.page import write_report
 
-    out = Path(arguments.out)
-    named = Path(arguments.weights).name if arguments.weights else "files"
     content = ReportContent(
         title=f"mcjepa: {', '.join(score.name for score in scores)}",
         summary=f"Scores of {named}.",
@@ -92,7 +97,6 @@ def publish(arguments: argparse.Namespace, scores: Sequence[Score]) -> None:
         evaluations=(Evaluated(label=named, scores=tuple(scores)),),
     )
     write_report(out / "report.html", content)
-    if arguments.tracking:
-        place = TrackingConfig(uri=arguments.tracking, experiment=arguments.experiment)
+    if place:
         settings = {score.name: dict(score.card.config) for score in scores}
-        record_scores(place, f"{arguments.verb} {named}", settings, scores, out)
+        record_scores(place, f"{kind} {named}", settings, scores, out)

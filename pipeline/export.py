@@ -19,16 +19,18 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from mcjepa.data_prep.storage import open_store
+from mcjepa.data_prep.storage import atomic_write, open_store
 from mcjepa.model import pretrained
 from mcjepa.model.config import ModelConfig
 from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.pipeline.checkpoint import Checkpoint, complete_checkpoints, newest_weights, read_parameters, step_name
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.recipe.files import validate
-from mcjepa.pipeline.run.weights import read_run
+from mcjepa.pipeline.run.folder import CHECKPOINTS, RECIPE, WEIGHTS, read_run_record
 
 log = logging.getLogger(__name__)
+CARD_NAME = "README.md"
+TAGS = ("self-supervised-learning", "optical-flow", "jepa", "vicreg", "mc-jepa")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,45 @@ class Exportable:
     place: Path
 
 
+def export_weights(checkpoint: Path, out: Path, encoder_only: bool, licence: str | None) -> dict[str, Any]:
+    """Writes a checkpoint's weights as a folder that needs nothing of the run.
+
+    Args:
+        checkpoint: what `find_weights` reads.
+        out: a new folder, or one that was exported before.
+        encoder_only: whether the flow estimator and the expander are left out.
+        licence: of the weights, for the README.md that model hubs read; None: without that file.
+
+    Returns:
+        Folder, digest, source and lineage of the weights.
+
+    Raises:
+        UsageError: the folder holds anything else, or there are no weights.
+    """
+    _check_out(out, checkpoint)
+    found = find_weights(checkpoint)
+    state = pretrained.encoder_part(found.state) if encoder_only else found.state
+    digest = pretrained.save(state, found.config, out, found.lineage)
+    if licence is not None:
+        card = model_card(state, found.config, found.lineage, digest, licence)
+        atomic_write(out / CARD_NAME, card.encode())
+    record = {"weights": str(out), "sha256": digest, "source": found.source, "from": str(found.place)}
+    return {**record, "tensors": len(state), "lineage": dict(found.lineage)}
+
+
+def _check_out(out: Path, source: Path) -> None:
+    """Refuses a folder that holds anything else, or what is to be exported."""
+    own = {pretrained.WEIGHTS_NAME, pretrained.CONFIG_NAME, CARD_NAME}
+    if out.resolve() == source.resolve():
+        raise UsageError(f"--out is {out}, the exported folder itself; expected another; choose a new one")
+    if out.is_dir():
+        odd = sorted({path.name for path in out.iterdir()} - own)
+        if odd:
+            raise UsageError(f"--out {out} holds {odd[0]!r}, expected a new or an exported folder; choose another")
+    elif out.exists():
+        raise UsageError(f"--out {out} is a file, expected a folder; choose another")
+
+
 def find_weights(place: Path) -> Exportable:
     """Reads the weights that `place` means.
 
@@ -54,10 +95,10 @@ def find_weights(place: Path) -> Exportable:
         raise UsageError(f"no folder {place}, expected a run, one of its checkpoints, or a weights folder")
     if (place / pretrained.CONFIG_NAME).is_file():
         return _from_weights(place)
-    run = place.parent.parent if place.parent.name == "checkpoints" else place
+    run = place.parent.parent if place.parent.name == CHECKPOINTS else place
     found = [c for c in complete_checkpoints(run) if place == run or step_name(c.step) == place.name]
     if found:
-        beside = run / "weights" / step_name(found[0].step)
+        beside = run / WEIGHTS / step_name(found[0].step)
         return _from_weights(beside) if _agree(beside, found[0]) else _from_checkpoint(found[0], run)
     newest = newest_weights(run) if place == run else None
     if newest is None:
@@ -99,7 +140,7 @@ def _from_checkpoint(checkpoint: Checkpoint, run: Path) -> Exportable:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise UsageError(f"checkpoint {checkpoint.name} does not fit {run / 'recipe.yaml'}: {error}") from error
-    known = read_run(run)
+    known = read_run_record(run)
     lineage = {"run_id": known.get("run_id", ""), "run": run.name, "step": checkpoint.step}
     lineage["dataset_ids"] = checkpoint.record["facts"]["dataset_ids"]
     if known.get("init_from"):
@@ -108,23 +149,17 @@ def _from_checkpoint(checkpoint: Checkpoint, run: Path) -> Exportable:
 
 
 def _model_config(run: Path) -> ModelConfig:
-    path = run / "recipe.yaml"
+    path = run / RECIPE
     if not path.is_file():
         raise UsageError(f"{run} has no recipe.yaml, expected the one that the run wrote; restore it")
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     return validate(ModelConfig, content["model"], f"{path}, model")
 
 
-# The README.md of weights that are shared: front matter for model hubs, and what a user asks first.
-
-
-TAGS = ("self-supervised-learning", "optical-flow", "jepa", "vicreg", "mc-jepa")
-
-
 def model_card(
     state: Mapping[str, Tensor], config: ModelConfig, lineage: Mapping[str, Any], digest: str, licence: str
 ) -> str:
-    """The card's text.
+    """The README.md of shared weights: front matter for model hubs, and what a user asks first.
 
     Args:
         state: the exported tensors.

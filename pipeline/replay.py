@@ -157,7 +157,7 @@ def _finite(values: Any) -> bool:
     return all(_finite(value) for value in values) if isinstance(values, (list, tuple)) else True
 
 
-def explain(report: Mapping[str, Any]) -> Iterator[str]:
+def explain_replay(report: Mapping[str, Any]) -> Iterator[str]:
     """The report of a rank in lines for a person."""
     recorded = report["recorded"]
     yield f"step {report['step']}, rank {report['rank']}: recorded as a bad {recorded['reason']}"

@@ -3,7 +3,7 @@
     mcjepa train RECIPE train.engine.precision=fp32                  on a CPU, one process
     mcjepa train RECIPE --ranks 0                                    one node, a process a GPU (or a core without GPUs)
     srun --ntasks-per-node 8 mcjepa train RECIPE                     many nodes, by Slurm's variables
-    torchrun --nnodes 4 --nproc_per_node 8 … -m mcjepa.pipeline.cli train RECIPE        many nodes, by torchrun's
+    torchrun --nnodes 4 --nproc_per_node 8 … -m mcjepa train RECIPE        many nodes, by torchrun's
 
 A run lives in a folder or an s3 prefix and is continued from its newest whole checkpoint when the command is given
 again, on as many processes and in whichever ZeRO stage:
@@ -33,7 +33,6 @@ from mcjepa.pipeline.monitor.instruments import Instruments
 from mcjepa.pipeline.monitor.watchdog import Watchdog
 from mcjepa.pipeline.run.folder import RunFolder
 from mcjepa.pipeline.run.pictures import RunPictures
-from mcjepa.pipeline.run.records import RunRecords
 from mcjepa.pipeline.run.weights import first_weights
 from mcjepa.pipeline.settings.train import TrackingConfig, TrainConfig
 from mcjepa.pipeline.step.clock import CLOSING
@@ -41,6 +40,7 @@ from mcjepa.pipeline.step.micro_batches import check_micro_batches
 from mcjepa.pipeline.step.schedule import build_schedule
 from mcjepa.pipeline.step.step import run_step
 from mcjepa.pipeline.stream.loader import StepLoader, build_loader
+from mcjepa.pipeline.tracking.run_records import RunRecords
 from mcjepa.pipeline.world import World
 
 log = logging.getLogger(__name__)

@@ -76,6 +76,11 @@ def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def is_world_started(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher has started this process as a rank."""
+    return "RANK" in environment or bool(slurm_variables(environment))
+
+
 def adopt_world(environment: MutableMapping[str, str]) -> None:
     """Fills in RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT where they are absent.
 

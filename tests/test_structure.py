@@ -20,6 +20,8 @@ ALLOWED_ROOMS = {
     "pipeline": (
         "mcjepa.model",
         "mcjepa.data_prep.dataset.manifest",
+        "mcjepa.data_prep.layout",
+        "mcjepa.data_prep.code",
         "mcjepa.data_prep.storage",
         "mcjepa.data_prep.errors",
     ),

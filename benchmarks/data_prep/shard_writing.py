@@ -22,8 +22,9 @@ from typing import Any
 
 import webdataset
 
-from mcjepa.data_prep.dataset.manifest import Sidecar, encode_json
+from mcjepa.data_prep.dataset.manifest import Sidecar
 from mcjepa.data_prep.dataset.shards import ShardWriter
+from mcjepa.data_prep.storage.json_files import encode_json
 
 SHARDS, SAMPLES_PER_SHARD, FRAME_BYTES = 4, 500, 32_000
 

@@ -21,7 +21,7 @@ def seconds(words: list[str]) -> float:
 def main() -> None:
     """Alternates both commands and prints the medians."""
     pairs = [
-        (seconds([sys.executable, "-m", "mcjepa.pipeline.cli", "--help"]), seconds([sys.executable, "-c", "pass"]))
+        (seconds([sys.executable, "-m", "mcjepa", "--help"]), seconds([sys.executable, "-c", "pass"]))
         for _ in range(RUNS)
     ]
     ours, bare = (statistics.median(column) for column in zip(*pairs, strict=True))

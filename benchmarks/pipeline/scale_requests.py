@@ -22,8 +22,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from mcjepa.data_prep.dataset.manifest import Member, SampleEntry, Sidecar, encode_json
+from mcjepa.data_prep.dataset.manifest import Member, SampleEntry, Sidecar
 from mcjepa.data_prep.storage import Store
+from mcjepa.data_prep.storage.json_files import encode_json
 from mcjepa.pipeline.settings.stream import ShardStoreConfig
 from mcjepa.pipeline.stream.catalogue import Catalogue, DatasetShards
 from mcjepa.pipeline.stream.order import SampleOrder, SourceCounts

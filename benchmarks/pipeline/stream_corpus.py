@@ -25,11 +25,11 @@ from mcjepa.data_prep.dataset.manifest import (
     Totals,
     compute_dataset_id,
     read_sidecar,
-    shard_key,
     write_manifest,
     write_sidecar,
 )
 from mcjepa.data_prep.dataset.shards import ShardWriter
+from mcjepa.data_prep.layout import shard_key
 from mcjepa.data_prep.storage import open_store
 from mcjepa.data_prep.workers.shard_maker import ShardMaker
 from mcjepa.pipeline.settings.stream import AugmentConfig, PairAugmentConfig, SourceConfig, StreamConfig

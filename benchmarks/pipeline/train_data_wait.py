@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.stream_corpus import packaged_samples, publish_copies
-from mcjepa.pipeline.monitor.meters import read_records
+from mcjepa.pipeline.run.folder import read_metrics
 
 ALLOWED_SHARE = 0.02
 SHORT_SIDE_PX = 160
@@ -35,8 +35,8 @@ def train(folder: Path, steps: int) -> list[dict[str, float]]:
         f"train.stream.pairs=[{{location: {clips}}}]",
         f"train.stream.views=[{{location: {images}}}]",
     ]
-    subprocess.run([sys.executable, "-m", "mcjepa.pipeline.cli", *words], check=True, stdout=subprocess.DEVNULL)
-    return read_records(folder / "out" / "run" / "logs" / "metrics.jsonl")
+    subprocess.run([sys.executable, "-m", "mcjepa", *words], check=True, stdout=subprocess.DEVNULL)
+    return read_metrics(folder / "out" / "run" / "logs" / "metrics.jsonl")
 
 
 def main() -> None:

@@ -14,9 +14,11 @@ from collections import Counter
 
 from mcjepa.data_prep.card.page import CardContent, DroppedBy, Reason, render_card
 from mcjepa.data_prep.card.samples import foreign_thumbnail, read_samples
-from mcjepa.data_prep.dataset.inputs import InputRecord, read_inputs, read_lines
-from mcjepa.data_prep.dataset.manifest import DatasetManifest, dropped_key, read_manifest
+from mcjepa.data_prep.dataset.inputs import InputRecord, read_inputs
+from mcjepa.data_prep.dataset.manifest import DatasetManifest, read_manifest
+from mcjepa.data_prep.layout import dropped_key
 from mcjepa.data_prep.storage import Store, join_location, open_store
+from mcjepa.data_prep.storage.json_files import read_lines
 
 CARD_NAME = "card.html"
 MOST_REASONS = 200

@@ -19,8 +19,9 @@ from typing import Any, BinaryIO
 
 from PIL import Image, ImageFile
 
-from mcjepa.data_prep.dataset.manifest import DatasetManifest, Member, SampleEntry, read_sidecar, shard_key
+from mcjepa.data_prep.dataset.manifest import DatasetManifest, Member, SampleEntry, read_sidecar
 from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.layout import shard_key
 from mcjepa.data_prep.storage import Store, open_store
 
 MOST_SHARDS = 40

@@ -7,16 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mcjepa.data_prep.dataset.inputs import OUTCOMES, InputsDigest, read_inputs
-from mcjepa.data_prep.dataset.manifest import (
-    DatasetManifest,
-    ShardEntry,
-    Sidecar,
-    read_manifest,
-    read_sidecar,
-    shard_key,
-)
+from mcjepa.data_prep.dataset.manifest import DatasetManifest, ShardEntry, Sidecar, read_manifest, read_sidecar
 from mcjepa.data_prep.dataset.shards import BLOCK, tar_header
 from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.layout import shard_key
 from mcjepa.data_prep.storage import Store, open_store
 
 PIECE_BYTES = 16 << 20

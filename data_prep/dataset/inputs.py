@@ -11,16 +11,15 @@ Outcome `ok`: it gave samples; `filtered`: readable, but nothing in it is wanted
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import hashlib
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
-from mcjepa.data_prep.dataset.manifest import inputs_key
 from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.layout import inputs_key
 from mcjepa.data_prep.storage import Store
+from mcjepa.data_prep.storage.json_files import read_lines
 
 Outcome = Literal["ok", "filtered", "quarantined"]
 OUTCOMES: tuple[Outcome, ...] = ("ok", "filtered", "quarantined")
@@ -54,28 +53,6 @@ def record_from(content: dict[str, Any], where: str) -> InputRecord:
     if set(content) != fields or content["outcome"] not in OUTCOMES:
         raise DataError(f"{where} has a malformed input line {content}; expected {sorted(fields)}; prepare again")
     return InputRecord(**content)
-
-
-def write_lines(file: BinaryIO, lines: Iterable[object]) -> None:
-    """Write objects as gzipped JSON lines: the same objects give the same bytes."""
-    with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
-        for line in lines:
-            packed.write(json.dumps(line, sort_keys=True, separators=(",", ":")).encode() + b"\n")
-
-
-def read_lines(store: Store, key: str) -> Iterator[Any]:
-    """Objects of gzipped JSON lines, one at a time; memory holds a line, never the file.
-
-    Raises:
-        DataError: the file is absent or damaged.
-    """
-    where = f"{store.location}/{key}"
-    try:
-        with store.open(key) as file, gzip.GzipFile(fileobj=file) as packed:
-            for line in packed:
-                yield json.loads(line)
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{where} is damaged ({error}); expected gzipped JSON lines; prepare again") from error
 
 
 def read_inputs(store: Store, revision: int = 1) -> Iterator[InputRecord]:

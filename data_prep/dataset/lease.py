@@ -26,9 +26,9 @@ from typing import Any
 
 import psutil
 
-from mcjepa.data_prep.dataset.manifest import encode_json
 from mcjepa.data_prep.errors import AbsentKey, DataError
 from mcjepa.data_prep.storage import Store
+from mcjepa.data_prep.storage.json_files import encode_json
 
 LOG = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ _OURS: set[str] = set()
 
 
 @dataclass(frozen=True)
-class Progress:
+class WriterProgress:
     """How far a writer is."""
 
     stage: str = "start"
@@ -66,7 +66,7 @@ class Lease:
     """When the job began, Unix time, s."""
     beat: float
     """Last sign of life, Unix time, s."""
-    progress: Progress = field(default_factory=Progress)
+    progress: WriterProgress = field(default_factory=WriterProgress)
 
     @property
     def alive(self) -> bool:
@@ -88,7 +88,7 @@ def newest_lease(store: Store) -> Lease | None:
         return None
     try:
         content: dict[str, Any] = json.loads(store.read(keys[-1]))
-        return Lease(**{**content, "progress": Progress(**content["progress"])})
+        return Lease(**{**content, "progress": WriterProgress(**content["progress"])})
     except AbsentKey:
         return None
     except (ValueError, TypeError, KeyError) as error:
@@ -130,7 +130,9 @@ class Writer:
             try:
                 newest = newest_lease(self._store)
                 if newest and newest.number > self._lease.number:
-                    self._lost = f"{describe(newest)} took over after {STALE_S:.0f} s without a sign of life from here"
+                    self._lost = (
+                        f"{describe_writer(newest)} took over after {STALE_S:.0f} s without a sign of life from here"
+                    )
                     return
                 _write(self._store, dataclasses.replace(self._lease, beat=time.time(), progress=self.progress))
             except DataError as error:
@@ -164,7 +166,7 @@ def sole_writer(store: Store) -> Iterator[Writer]:
         writer.end()
 
 
-def describe(lease: Lease) -> str:
+def describe_writer(lease: Lease) -> str:
     """A writer in words."""
     return f"process {lease.pid} on {lease.host}"
 
@@ -172,7 +174,7 @@ def describe(lease: Lease) -> str:
 def _occupied(store: Store, lease: Lease) -> DataError:
     age = max(0.0, time.time() - lease.beat)
     return DataError(
-        f"{store.location} is being written by {describe(lease)} (last sign of life {age:.0f} s ago); "
+        f"{store.location} is being written by {describe_writer(lease)} (last sign of life {age:.0f} s ago); "
         f"expected one writer; wait for it, stop it, or wait until it has been silent for {STALE_S:.0f} s"
     )
 

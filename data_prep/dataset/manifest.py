@@ -10,21 +10,18 @@ Readers are strict: another version, a missing or an unknown field is a DataErro
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.layout import manifest_key, sidecar_key
 from mcjepa.data_prep.storage import Store, open_store
+from mcjepa.data_prep.storage.json_files import build_record, encode_json, list_field, malformed_record, parse_record
 
 MANIFEST_VERSION = 2
 SIDECAR_VERSION = 2
-MANIFEST_NAME = "manifest.json"
-INPUTS_NAME = "inputs.jsonl.gz"
-SHARD_FOLDER = "shards"
 
 
 @dataclass(frozen=True)
@@ -117,45 +114,12 @@ class Sidecar:
     version: int = SIDECAR_VERSION
 
 
-def shard_key(name: str) -> str:
-    """Key of a shard's tar in its dataset's store.
-
-    >>> shard_key("clip-000001")
-    'shards/clip-000001.tar'
-    """
-    return f"{SHARD_FOLDER}/{name}.tar"
-
-
-def sidecar_key(name: str) -> str:
-    """Key of a shard's sidecar in its dataset's store."""
-    return f"{SHARD_FOLDER}/{name}.json"
-
-
 def compute_dataset_id(shards: Iterable[ShardEntry]) -> str:
-    """sha256 (hex) over the hex digests of the shards, in order, one a line."""
+    """sha256 (hex) over the hex digests of the shards, in order, one per line."""
     digest = hashlib.sha256()
     for shard in shards:
         digest.update(shard.sha256.encode() + b"\n")
     return digest.hexdigest()
-
-
-def manifest_key(revision: int) -> str:
-    """Key of a revision's manifest.
-
-    >>> manifest_key(1), manifest_key(2)
-    ('manifest.json', 'manifest-000002.json')
-    """
-    return MANIFEST_NAME if revision == 1 else f"manifest-{revision:06d}.json"
-
-
-def inputs_key(revision: int) -> str:
-    """Key of a revision's list of inputs."""
-    return INPUTS_NAME if revision == 1 else f"inputs-{revision:06d}.jsonl.gz"
-
-
-def dropped_key(revision: int) -> str:
-    """Key of a revision's list of dropped samples; absent when there are none."""
-    return "dropped.jsonl.gz" if revision == 1 else f"dropped-{revision:06d}.jsonl.gz"
 
 
 def newest_revision(store: Store) -> int:
@@ -237,57 +201,3 @@ def _sample(content: Any, where: str) -> SampleEntry:
     members = tuple(build_record(Member, m, where) for m in list_field(content, "members", where))
     sample: SampleEntry = build_record(SampleEntry, {**content, "members": members}, where)
     return sample
-
-
-# Records as JSON files: the same record gives the same bytes, and readers are strict.
-
-
-def encode_json(record: Any) -> bytes:
-    """A dataclass as sorted, compact JSON: the same record gives the same bytes."""
-    text = json.dumps(record, default=vars, sort_keys=True, separators=(",", ":"))
-    return text.encode() + b"\n"
-
-
-def parse_record(data: bytes, where: str, version: int) -> dict[str, Any]:
-    """A JSON object of a given version; `where` names it in errors.
-
-    Raises:
-        DataError: it is none.
-    """
-    try:
-        content = json.loads(data)
-    except ValueError as error:
-        raise malformed_record(where, f"no JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise malformed_record(where, "no JSON object")
-    if content.get("version") != version:
-        raise DataError(
-            f"{where} has version {content.get('version')!r}; expected {version}; "
-            "prepare the dataset again with this mcjepa, or use the one that wrote it"
-        )
-    return content
-
-
-def list_field(content: dict[str, Any], name: str, where: str) -> list[Any]:
-    """A field that must be a list."""
-    value = content.get(name)
-    if not isinstance(value, list):
-        raise malformed_record(where, f"no list `{name}`")
-    return value
-
-
-def build_record(kind: type[Any], content: Any, where: str) -> Any:
-    """A record from a JSON object that has exactly its fields."""
-    if not isinstance(content, dict):
-        raise malformed_record(where, f"no object for {kind.__name__}")
-    fields = {f.name for f in dataclasses.fields(kind)}
-    if missing := sorted(fields - content.keys()):
-        raise malformed_record(where, f"no field {', '.join(missing)} ({kind.__name__})")
-    if unknown := sorted(content.keys() - fields):
-        raise malformed_record(where, f"the unknown field {', '.join(unknown)} ({kind.__name__})")
-    return kind(**content)
-
-
-def malformed_record(where: str, found: str) -> DataError:
-    """The error for a file that is not what it should be."""
-    return DataError(f"{where} has {found}; expected the fields of docs/formats.md; prepare the dataset again")

@@ -13,27 +13,32 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from mcjepa.data_prep.dataset.inputs import InputRecord, InputsDigest, read_inputs, read_lines, record_from, write_lines
+from mcjepa.data_prep.dataset.inputs import InputRecord, InputsDigest, read_inputs, record_from
 from mcjepa.data_prep.dataset.manifest import (
     DatasetManifest,
     ShardEntry,
     Sidecar,
     Totals,
     compute_dataset_id,
-    dropped_key,
-    inputs_key,
     read_manifest,
     read_sidecar,
-    shard_key,
-    sidecar_key,
     write_manifest,
 )
 from mcjepa.data_prep.errors import DataError, PlanMismatch
-from mcjepa.data_prep.plan.files import PLAN_INPUTS_NAME, PLAN_NAME
-from mcjepa.data_prep.plan.plan import PlanSummary, shard_name
+from mcjepa.data_prep.layout import (
+    DUPLICATES_NAME,
+    PLAN_INPUTS_NAME,
+    PLAN_NAME,
+    dropped_key,
+    inputs_key,
+    shard_key,
+    shard_name,
+    sidecar_key,
+)
+from mcjepa.data_prep.plan.plan import PlanSummary
 from mcjepa.data_prep.storage import Store, explained_disk_errors
+from mcjepa.data_prep.storage.json_files import read_lines, write_lines
 
-DUPLICATES_NAME = "duplicates.jsonl.gz"
 REASONS_SHOWN = 5
 
 

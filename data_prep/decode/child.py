@@ -25,11 +25,11 @@ from pydantic import TypeAdapter
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.decode.cutter import CutSample, cut_input
 from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
-from mcjepa.data_prep.decode.messages import Closed, MessageReader, write_message
+from mcjepa.data_prep.decode.messages import MessageReader, PipeClosed, write_message
 from mcjepa.data_prep.decode.videos import import_decoder
 from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.process import end_with_parent
 from mcjepa.data_prep.settings import DatasetConfig
-from mcjepa.data_prep.workers.process import end_with_parent
 
 if TYPE_CHECKING:
     from mcjepa.data_prep.filters.judge import SampleJudge
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 REASON_CHARACTERS = 500
 CLOCK_AND_SOURCE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")
-ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+ADDRESS = re.compile(r" (at|@) 0x[0-9a-f]+")
 
 _INPUT = TypeAdapter(Input)
 JudgeMaker = Callable[[], "SampleJudge | None"]
@@ -65,7 +65,7 @@ def main(parent_pid: int, config_json: str, leakage_index: str) -> None:
     while True:
         try:
             request, _ = reader.read()
-        except Closed:
+        except PipeClosed:
             return
         _serve(_INPUT.validate_python(request["input"]), config, make_judge(), out)
 
@@ -117,9 +117,13 @@ def _serve(item: Input, config: DatasetConfig, judge: SampleJudge | None, out: i
 
 def describe_error(error: Exception) -> str:
     """An exception as one line that is the same on every run: no time of day (decord), no address (Pillow)."""
-    text = ADDRESS.sub("", CLOCK_AND_SOURCE.sub("", str(error)))
     name = "" if isinstance(error, DecodeFailure | DataError) else f"{type(error).__name__}: "
-    return " ".join(f"{name}{text}".split())[:REASON_CHARACTERS]
+    return one_line(f"{name}{error}")[:REASON_CHARACTERS]
+
+
+def one_line(text: str) -> str:
+    """A text as one line, without what differs from run to run."""
+    return " ".join(ADDRESS.sub("", CLOCK_AND_SOURCE.sub("", text)).split())
 
 
 def _cap_memory(cap_mib: int) -> None:

@@ -17,7 +17,7 @@ from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.flow_samples import encode_flow_sample, pair_frames, read_pair
 from mcjepa.data_prep.decode.images import read_image
 from mcjepa.data_prep.decode.selection import IntArray, choose_starts, frames_at_rate, needed_frames
-from mcjepa.data_prep.decode.videos import ByteArray, Frame, open_video
+from mcjepa.data_prep.decode.videos import ByteArray, NumberedFrame, open_video
 from mcjepa.data_prep.settings import DatasetConfig
 
 if TYPE_CHECKING:
@@ -76,10 +76,10 @@ def cut_input(
         yield from cutter.cut(partial(_read_pictures, files, config.max_megapixels), np.arange(len(files)), None)
 
 
-def _read_pictures(files: Sequence[Path], max_megapixels: float, numbers: IntArray) -> Iterator[Frame]:
+def _read_pictures(files: Sequence[Path], max_megapixels: float, numbers: IntArray) -> Iterator[NumberedFrame]:
     for number in numbers.tolist():
         try:
-            yield Frame(number, None, read_image(files[number], max_megapixels))
+            yield NumberedFrame(number, None, read_image(files[number], max_megapixels))
         except DecodeFailure as failure:
             raise DecodeFailure(f"frame {number}: {failure}" if len(files) > 1 else str(failure)) from failure
 
@@ -112,7 +112,7 @@ class _Cutter:
             raise Unwanted(f"{width}x{height} px; the short side must be at least {self._config.min_size}")
 
     def cut(
-        self, read: Callable[[IntArray], Iterator[Frame]], selected: IntArray, fps_hz: float | None
+        self, read: Callable[[IntArray], Iterator[NumberedFrame]], selected: IntArray, fps_hz: float | None
     ) -> Iterator[CutSample | DroppedSample]:
         """Samples of the frames `selected`, whose numbers increase; only frames that a later sample needs are kept."""
         config = self._config

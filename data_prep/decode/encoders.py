@@ -1,4 +1,4 @@
-"""Resizing and encoding of stored frames: JPEG by simplejpeg, or OpenCV where it is absent; WebP and PNG by OpenCV.
+"""Resizing and encoding of stored frames: JPEG by simplejpeg; WebP and PNG by OpenCV.
 
 The same pixels and settings give the same bytes with the same versions: they are in the manifest.
 """
@@ -10,13 +10,9 @@ from importlib.metadata import version
 import cv2
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 
 from mcjepa.data_prep.settings import EncodingName
-
-try:
-    import simplejpeg
-except ImportError:  # no wheel for this machine
-    simplejpeg = None
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -29,7 +25,7 @@ def encoder_version(encoding: EncodingName) -> str:
     """Name, version and fixed parameters of what resizes and encodes: stored in the manifest, part of the plan."""
     codec = f"opencv {cv2.__version__}"
     if encoding == "jpeg":
-        codec = f"simplejpeg {version('simplejpeg')} 4:2:0" if simplejpeg else f"{codec} 4:2:0"
+        codec = f"simplejpeg {version('simplejpeg')} 4:2:0"
     elif encoding == "png":
         codec = f"{codec} level {PNG_LEVEL}"
     return f"{encoding} by {codec}; area resize by opencv {cv2.__version__}"
@@ -43,13 +39,12 @@ def encode(rgb: ByteArray, encoding: EncodingName, quality: int) -> bytes:
         encoding: Format of the file.
         quality: Of JPEG (4:2:0 chroma) and WebP, 1 to 100; PNG is lossless.
     """
-    if encoding == "jpeg" and simplejpeg:
+    if encoding == "jpeg":
         return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), quality, "RGB", "420", fastdct=False))
     bgr = np.ascontiguousarray(rgb[:, :, ::-1])
     if encoding == "png":
         return encode_png(bgr)
-    chosen = cv2.IMWRITE_JPEG_QUALITY if encoding == "jpeg" else cv2.IMWRITE_WEBP_QUALITY
-    return cv2.imencode(f".{SUFFIXES[encoding]}", bgr, [chosen, quality])[1].tobytes()
+    return cv2.imencode(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, quality])[1].tobytes()
 
 
 def encode_png(pixels: ByteArray) -> bytes:

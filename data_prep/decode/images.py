@@ -14,15 +14,11 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from mcjepa.data_prep.decode.failures import DecodeFailure, require_megapixels
 from mcjepa.data_prep.decode.kinds import HEAD_BYTES, describe_content
-
-try:
-    import simplejpeg
-except ImportError:  # no wheel for this machine
-    simplejpeg = None
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -42,7 +38,7 @@ def read_image(path: Path, max_megapixels: float) -> ByteArray:
         require_megapixels(*image.size, max_megapixels)
         try:
             _require_one_frame(image)
-            if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and simplejpeg:
+            if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
                 pixels = _decode_jpeg(file, image)
             else:
                 image.load()

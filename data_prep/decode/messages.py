@@ -18,11 +18,11 @@ MAX_HEADER_BYTES = 64 << 20
 READ_BYTES = 1 << 20
 
 
-class Silence(RuntimeError):
+class ChildTimeout(RuntimeError):
     """Nothing came for too long."""
 
 
-class Closed(RuntimeError):
+class PipeClosed(RuntimeError):
     """The other side has closed its end."""
 
 
@@ -50,12 +50,12 @@ class MessageReader:
             silence_s: Longest time without a single byte; None: wait for ever.
 
         Raises:
-            Silence: the time has passed.
-            Closed: the pipe has ended.
+            ChildTimeout: the time has passed.
+            PipeClosed: the pipe has ended.
         """
         size = int.from_bytes(self._take(4, silence_s), "big")
         if size > MAX_HEADER_BYTES:
-            raise Closed(f"a header of {size} bytes")
+            raise PipeClosed(f"a header of {size} bytes")
         header = json.loads(self._take(size, silence_s))
         return header, [self._take(length, silence_s) for length in header.pop("parts")]
 
@@ -64,7 +64,7 @@ class MessageReader:
             self._wait(silence_s)
             data = os.read(self._descriptor, READ_BYTES)
             if not data:
-                raise Closed("end of the pipe")
+                raise PipeClosed("end of the pipe")
             self._buffer += data
         taken = bytes(self._buffer[:count])
         del self._buffer[:count]
@@ -79,4 +79,4 @@ class MessageReader:
         while (left := deadline - time.monotonic()) > 0:
             if poll.poll(min(left, 1.0) * 1000):
                 return
-        raise Silence(f"{silence_s:g} s without a byte")
+        raise ChildTimeout(f"{silence_s:g} s without a byte")

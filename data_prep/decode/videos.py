@@ -44,7 +44,7 @@ FRAMES_AHEAD = 4
 
 
 @dataclass(frozen=True)
-class Frame:
+class NumberedFrame:
     """One decoded frame."""
 
     number: int
@@ -178,7 +178,7 @@ class Video:
         self.frame_count = len(table.times_s)
         self._decode = DECODERS[fitting_decoder(table, decoder)]
 
-    def read(self, numbers: IntArray) -> Iterator[Frame]:
+    def read(self, numbers: IntArray) -> Iterator[NumberedFrame]:
         """The frames `numbers` (increasing).
 
         Raises:
@@ -188,7 +188,7 @@ class Video:
         at = 0
         for rgb in self._decode(self.table, numbers):
             number = int(numbers[at])
-            yield Frame(number, float(self.table.times_s[number]), rgb)
+            yield NumberedFrame(number, float(self.table.times_s[number]), rgb)
             at += 1
         if at < len(numbers):
             raise DecodeFailure(f"ended before frame {numbers[at]} of {self.frame_count}")

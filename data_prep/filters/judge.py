@@ -17,8 +17,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from mcjepa.data_prep.filters.borders import border_fraction
-from mcjepa.data_prep.filters.motion import flow_length_px
+from mcjepa.data_prep.filters.measures import border_fraction, flow_length_px
 from mcjepa.data_prep.settings import FilterMode, FiltersConfig
 
 if TYPE_CHECKING:

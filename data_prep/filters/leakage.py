@@ -7,22 +7,15 @@ that of the evaluation input, with `#` and the frame's file, role or number wher
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from mcjepa.data_prep.corpora.items import Input
-from mcjepa.data_prep.dataset.inputs import read_lines, write_lines
-from mcjepa.data_prep.decode.encoders import shrink
-from mcjepa.data_prep.decode.images import read_image
-from mcjepa.data_prep.decode.videos import open_video
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.filters.phash import ByteArray, HashArray, bit_distances, frame_hash, hash_to_hex
-from mcjepa.data_prep.settings import DatasetConfig
+from mcjepa.data_prep.filters.phash import HashArray, bit_distances, hash_to_hex
 from mcjepa.data_prep.storage import FolderStore
-
-FRAME_ROLES = ("frame0", "frame1")
+from mcjepa.data_prep.storage.json_files import read_lines, write_lines
 
 
 class LeakageIndex:
@@ -81,31 +74,3 @@ class LeakageIndex:
         distances = bit_distances(self._hashes, value)
         nearest = int(distances.argmin())
         return self._names[nearest] if distances[nearest] <= max_bits else None
-
-
-def fingerprint_input(item: Input, config: DatasetConfig) -> Iterator[tuple[str, int]]:
-    """Name and hash of every frame of an evaluation input, but of flat ones.
-
-    Args:
-        item: Local files; of a pair, only its frames are read.
-        config: Settings of the dataset to guard: short side of its frames, video decoder, greatest size of a frame.
-
-    Raises:
-        DecodeFailure: it cannot be read (other exceptions of decoders come through as they are).
-    """
-    for name, rgb in _frames(item, config):
-        value = frame_hash(shrink(rgb, config.short_side))
-        if value is not None:
-            yield name, value
-
-
-def _frames(item: Input, config: DatasetConfig) -> Iterator[tuple[str, ByteArray]]:
-    if item.kind == "video":
-        video = open_video(item.uri, config.decoder, config.max_megapixels)
-        for frame in video.read(np.arange(video.frame_count, dtype=np.int64)):
-            yield f"{item.name}#{frame.number}", frame.rgb
-        return
-    parts = item.roles or item.members or ("",)
-    for part, path in zip(parts, item.files, strict=True):
-        if item.kind != "pair" or part in FRAME_ROLES:
-            yield f"{item.name}#{part}" if part else item.name, read_image(Path(path), config.max_megapixels)

@@ -11,11 +11,10 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 
-from mcjepa.data_prep.dataset.inputs import read_lines, write_lines
-from mcjepa.data_prep.dataset.manifest import MANIFEST_NAME, encode_json
 from mcjepa.data_prep.decode.encoders import encoder_version
 from mcjepa.data_prep.decode.videos import decoder_version
 from mcjepa.data_prep.errors import DataError, PlanMismatch
+from mcjepa.data_prep.layout import MANIFEST_NAME, PLAN_INPUTS_NAME, PLAN_NAME
 from mcjepa.data_prep.plan.plan import (
     PLAN_VERSION,
     PlanDigest,
@@ -28,9 +27,7 @@ from mcjepa.data_prep.plan.plan import (
 )
 from mcjepa.data_prep.settings import DatasetConfig
 from mcjepa.data_prep.storage import Store, explained_disk_errors
-
-PLAN_NAME = "plan.json"
-PLAN_INPUTS_NAME = "plan.jsonl.gz"
+from mcjepa.data_prep.storage.json_files import encode_json, read_lines, write_lines
 
 
 def summarise_plan(

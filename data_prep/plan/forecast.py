@@ -1,4 +1,7 @@
-"""What a run would do: `mcjepa prep plan`. Nothing is written but scratch files of the timed probe."""
+"""What a run would do: `mcjepa prep plan`. Nothing is written but scratch files of the timed probe.
+
+What it will take comes from a probe of a few inputs, chosen while the plan is listed, scaled to all.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mcjepa.data_prep.dataset.manifest import MANIFEST_NAME, SHARD_FOLDER
 from mcjepa.data_prep.decode.client import DecodeClient
 from mcjepa.data_prep.decode.cutter import CutSample
 from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.fetch import local_input
-from mcjepa.data_prep.filters.leakage_index import list_guarded
-from mcjepa.data_prep.plan.files import PLAN_NAME, read_plan, summarise_plan
-from mcjepa.data_prep.plan.listing import list_inputs
+from mcjepa.data_prep.layout import MANIFEST_NAME, PLAN_NAME, SHARD_FOLDER
+from mcjepa.data_prep.plan.files import read_plan, summarise_plan
+from mcjepa.data_prep.plan.listing import list_guarded, list_inputs
 from mcjepa.data_prep.plan.plan import PlannedInput, PlanSummary
+from mcjepa.data_prep.process import one_processor, usable_cores
 from mcjepa.data_prep.settings import DatasetConfig, PrepConfig
 from mcjepa.data_prep.storage import Store, absolute_location, join_location, open_store
-from mcjepa.data_prep.workers.process import one_processor, usable_cores
 
 PlanState = Literal["new", "begun", "published", "other plan"]
 
@@ -77,9 +79,6 @@ def _state(store: Store, summary: PlanSummary) -> PlanState:
 
 def _finished(store: Store) -> int:
     return sum(entry.key.endswith(".json") for entry in store.files(f"{SHARD_FOLDER}/"))
-
-
-# What a run will take: a timed probe of a few inputs, chosen while the plan is listed, scaled to all.
 
 
 PROBED_INPUTS = 8

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import replace
 
 from mcjepa.data_prep.corpora import INPUT_READERS
 from mcjepa.data_prep.corpora.inputs import first_folder
 from mcjepa.data_prep.corpora.items import Input
-from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.errors import DataError, nearest_name
 from mcjepa.data_prep.plan.plan import PlannedInput, corpus_prefix
 from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig
 from mcjepa.data_prep.storage import absolute_location
@@ -28,6 +27,13 @@ def list_inputs(config: DatasetConfig) -> Iterator[PlannedInput]:
                 yield PlannedInput(f"{prefix}/{item.name}", item, item.bytes)
 
 
+def list_guarded(config: DatasetConfig) -> Iterator[PlannedInput]:
+    """Inputs of the evaluation sets that the leakage filter guards, in order; none when it is off."""
+    leakage = config.filters.leakage
+    if leakage.mode != "off":
+        yield from list_inputs(replace(config, corpora=leakage.sets))
+
+
 def read_corpus(corpus: CorpusConfig) -> Iterator[Input]:
     """The inputs of one corpus, at locations that hold in any process, labelled if its settings ask for it.
 
@@ -36,10 +42,7 @@ def read_corpus(corpus: CorpusConfig) -> Iterator[Input]:
     """
     reader = INPUT_READERS.get(corpus.reader)
     if reader is None:
-        near = difflib.get_close_matches(corpus.reader, INPUT_READERS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else "choose one of them"
-        known = ", ".join(INPUT_READERS)
-        raise DataError(f"no reader is called {corpus.reader!r}; expected one of {known}; {hint}")
+        raise DataError(f"no reader is called {corpus.reader!r}: {nearest_name(corpus.reader, INPUT_READERS)}")
     inputs = reader(absolute_location(corpus.path) if corpus.path else "", corpus.split)
     return map(_with_label, inputs) if corpus.labels else inputs
 

@@ -20,6 +20,7 @@ from itertools import islice, zip_longest
 from typing import Any
 
 from mcjepa.data_prep.corpora.items import Input
+from mcjepa.data_prep.layout import shard_name
 from mcjepa.data_prep.settings import DatasetConfig
 
 PLAN_VERSION = 2
@@ -80,15 +81,6 @@ def sample_key(input_name: str, number: int) -> str:
     """
     digest = hashlib.sha256(input_name.encode(errors="surrogateescape")).hexdigest()
     return f"{digest[:KEY_DIGITS]}-{number:06d}"
-
-
-def shard_name(kind: str, number: int) -> str:
-    """Name of a shard.
-
-    >>> shard_name("clip", 12)
-    'clip-000012'
-    """
-    return f"{kind}-{number:06d}"
 
 
 def split_into_shards(inputs: Iterable[PlannedInput], config: DatasetConfig, first: int = 0) -> Iterator[ShardPlan]:

@@ -13,7 +13,7 @@ from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.storage.disk import atomic_write, explained_disk_errors
+from mcjepa.data_prep.storage.disk import atomic_write, explained_disk_errors, write_json
 from mcjepa.data_prep.storage.folder import FolderStore
 from mcjepa.data_prep.storage.keys import FileEntry, GrowingFile
 
@@ -27,6 +27,7 @@ __all__ = [
     "explained_disk_errors",
     "join_location",
     "open_store",
+    "write_json",
 ]
 
 

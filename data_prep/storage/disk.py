@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mcjepa.data_prep.errors import DataError
 
@@ -56,6 +58,15 @@ def atomic_write(path: Path, data: bytes) -> None:
         except OSError:
             os.unlink(temporary)
             raise
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a readable JSON file, at once or not at all.
+
+    Raises:
+        DataError: the disk is full or the folder cannot be written.
+    """
+    atomic_write(path, (json.dumps(document, indent=1) + "\n").encode())
 
 
 def write_neighbour(path: Path, data: bytes) -> str:

@@ -15,7 +15,15 @@ import threading
 import time
 from typing import Any
 
-from mcjepa.data_prep.storage.s3_errors import NOT_FOUND, Place, client_errors, explain, may_pass, silence, status_of
+from mcjepa.data_prep.storage.s3_errors import (
+    NOT_FOUND,
+    ObjectPlace,
+    client_errors,
+    explain,
+    may_pass,
+    silence,
+    status_of,
+)
 
 LOG = logging.getLogger(__name__)
 
@@ -82,9 +90,9 @@ class S3Client:
                 self._made, self._process = _make_client(), os.getpid()
             return self._made
 
-    def _place(self, key: str) -> Place:
+    def _place(self, key: str) -> ObjectPlace:
         endpoint = self._made.meta.endpoint_url if self._made else os.environ.get("AWS_ENDPOINT_URL", "")
-        return Place(self._location, self._bucket, endpoint, key)
+        return ObjectPlace(self._location, self._bucket, endpoint, key)
 
     def _has_bucket(self, error: Exception) -> bool:
         """The 404 that answers a HEAD does not say whether the object or the bucket is absent: ask once."""

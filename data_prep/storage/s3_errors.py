@@ -47,7 +47,7 @@ class UploadLost(DataError):
 
 
 @dataclass(frozen=True)
-class Place:
+class ObjectPlace:
     """What a request was about, for messages."""
 
     location: str
@@ -100,14 +100,14 @@ def may_pass(error: Exception) -> bool:
     return isinstance(error, passing) and not _is_certificate(error)
 
 
-def silence(error: Exception, place: Place) -> str:
+def silence(error: Exception, place: ObjectPlace) -> str:
     """What the server does instead of answering."""
     code = code_of(error)
     what = f"answers {code}" if code else f"does not answer ({type(error).__name__})"
     return f"S3 at {place.server} {what}"
 
 
-def explain(error: Exception, place: Place, *, repeated: bool, has_bucket: bool) -> DataError:
+def explain(error: Exception, place: ObjectPlace, *, repeated: bool, has_bucket: bool) -> DataError:
     """The error in words: what was found, what was expected, what to do.
 
     Args:
@@ -137,7 +137,7 @@ def explain(error: Exception, place: Place, *, repeated: bool, has_bucket: bool)
     )
 
 
-def _explain_refusal(code: str, status: int, place: Place, repeated: bool, has_bucket: bool) -> DataError:
+def _explain_refusal(code: str, status: int, place: ObjectPlace, repeated: bool, has_bucket: bool) -> DataError:
     answer = f"{place.server} answered {code} for {place}"
     if code == "NoSuchBucket" or (code in ABSENT_CODES and not has_bucket):
         return DataError(

@@ -18,6 +18,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -26,8 +27,9 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
+from mcjepa.data_prep.code import code_name, isolated_children
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.workers.process import one_processor, usable_cores
+from mcjepa.data_prep.process import one_processor, usable_cores
 
 LOG = logging.getLogger(__name__)
 
@@ -63,19 +65,82 @@ def running_ray(address: str, workers: int) -> Iterator[None]:
         yield
         return
     on_terminate = signal.getsignal(signal.SIGTERM)
-    folder = None if address else tempfile.mkdtemp(prefix="mcjepa-", dir=_short_temporary_folder())
+    folder = tempfile.mkdtemp(prefix="mcjepa-", dir=_short_temporary_folder())
     try:
+        with _apart_from_current_folder(folder):
+            if address:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            else:
+                _start_private(folder, workers)
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            _start_private(str(folder), workers)
+            _require_same_code()
         yield
     finally:
         ray.shutdown()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # ray.init put its own in place
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _apart_from_current_folder(folder: str) -> Iterator[None]:
+    """Connect from an empty folder below `folder`.
+
+    `ray.init` puts the current folder and that of the driver's script on the search path of all workers, in front:
+    what lies there would be imported instead of the code that the driver runs.
+    """
+    empty = os.path.join(folder, "empty")
+    os.mkdir(empty)
+    before, script = os.open(".", os.O_RDONLY), sys.argv[0]
+    try:
+        os.chdir(empty)
+        sys.argv[0] = os.path.join(empty, "driver")
+        with isolated_children():
+            yield
+    finally:
+        sys.argv[0] = script
+        os.fchdir(before)
+        os.close(before)
+
+
+def _require_same_code() -> None:
+    """Refuse a cluster with a node that runs other code than this process.
+
+    Raises:
+        DataError: there is one; or one without mcjepa.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def report() -> str:  # sent by value: a node with other code can run it
+        try:
+            from mcjepa.data_prep.code import code_name
+        except ImportError as error:
+            return f"no mcjepa of this kind ({error})"
+        return code_name()
+
+    remote: Any = ray.remote(report)
+    asked = []
+    for node in ray.nodes():
+        if node["Alive"] and node["Resources"].get("CPU"):
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            reference = remote.options(num_cpus=0, scheduling_strategy=there).remote()
+            asked.append((node["NodeManagerHostname"], reference))
+    for host, reference in asked:
+        try:
+            found = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            LOG.warning("node %s does not tell which code it runs: %s", host, error)
+            continue
+        _compare_code(host, found, code_name())
+
+
+def _compare_code(host: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise DataError(
+            f"node {host} runs {found}, this job {expected}; expected one code on all nodes; "
+            "install the same mcjepa there, or leave that node out"
+        )
 
 
 class Named(Protocol):
@@ -121,14 +186,14 @@ def run_tasks(
     quiet_since = time.monotonic()
     try:
         for item in islice(stream, workers + _ahead(workers)):
-            in_flight[remote.remote(function, work, item)] = item.name
+            in_flight[remote.remote(code_name(), function, work, item)] = item.name
         while in_flight:
             ready, _ = ray.wait(list(in_flight), num_returns=1, timeout=WAIT_S)
             quiet_since = _warn_when_quiet(quiet_since, bool(ready), list(in_flight.values()))
             for reference in ready:
                 name = in_flight.pop(reference)
                 if (following := next(stream, None)) is not None:
-                    in_flight[remote.remote(function, work, following)] = following.name
+                    in_flight[remote.remote(code_name(), function, work, following)] = following.name
                 on_result(_result_of(reference, name))
     finally:
         for reference in in_flight:
@@ -138,8 +203,9 @@ def run_tasks(
 _PROCESSOR = contextlib.ExitStack()
 
 
-def _call_on_one_processor(function: Callable[[Any, Any], Any], work: object, item: object) -> Any:
-    """What Ray's workers run."""
+def _call_on_one_processor(code: str, function: Callable[[Any, Any], Any], work: object, item: object) -> Any:
+    """What Ray's workers run; `code` is what the driver runs, also of nodes that join later."""
+    _compare_code(socket.gethostname(), code_name(), code)
     _keep_to_one_processor()
     return function(work, item)
 
@@ -158,7 +224,7 @@ def _ahead(workers: int) -> int:
 
 
 def count_workers(wanted: int, address: str) -> int:
-    """Tasks in flight: as wanted, or one a core of this machine or of the cluster."""
+    """Tasks in flight: as wanted, or one per core of this machine or of the cluster."""
     if wanted:
         return wanted
     if not address:

@@ -1,4 +1,4 @@
-"""Sends a preparation job to a standing Ray cluster through its job API and follows it."""
+"""Sends a preparation job to an existing Ray cluster through its job API and follows it."""
 
 from __future__ import annotations
 

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from mcjepa.data_prep.dataset.inputs import InputRecord, Outcome
-from mcjepa.data_prep.dataset.manifest import Sidecar, read_sidecar, shard_key, sidecar_key, write_sidecar
+from mcjepa.data_prep.dataset.manifest import Sidecar, read_sidecar, write_sidecar
 from mcjepa.data_prep.dataset.shards import ShardWriter
 from mcjepa.data_prep.decode.client import DecodeClient
 from mcjepa.data_prep.decode.cutter import CutSample, DroppedSample
 from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.fetch import local_input
-from mcjepa.data_prep.filters.leakage_index import fetch_leakage_index
+from mcjepa.data_prep.layout import shard_key, sidecar_key
 from mcjepa.data_prep.plan.plan import PlannedInput, ShardPlan, sample_key
 from mcjepa.data_prep.settings import DatasetConfig
 from mcjepa.data_prep.storage import GrowingFile, Store, explained_disk_errors, open_store
+from mcjepa.data_prep.workers.leakage_index import fetch_leakage_index
 
 READ_BYTES = 1 << 20
 
@@ -167,7 +168,7 @@ def sample_members(sample: CutSample, input_name: str) -> dict[str, bytes]:
 
 
 def content_digest(files: tuple[str, ...]) -> str:
-    """sha256 (hex) of a file's bytes; of several files, of their digests one a line.
+    """sha256 (hex) of a file's bytes; of several files, of their digests one per line.
 
     Raises:
         DecodeFailure: a file cannot be read.
@@ -195,9 +196,6 @@ def finished_sidecar(store: Store, name: str, plan_digest: str) -> Sidecar | Non
     if sidecar.plan_digest != plan_digest or not store.exists(shard_key(name)):
         return None
     return sidecar if store.size(shard_key(name)) == sidecar.bytes else None
-
-
-# The functions that Ray's workers call: each works on one shard or part, and keeps its tools for the next one.
 
 
 _MAKER: dict[ShardWork, ShardMaker] = {}

@@ -8,12 +8,11 @@ values are in `protocols.py`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.errors import DataError, nearest_name
 from mcjepa.evals.progress import MAX_LEVEL, require
 
 Sides = int | tuple[int, int]
@@ -250,9 +249,7 @@ def protocol_settings(name: str) -> dict[str, Any]:
         DataError: there is no such protocol.
     """
     if name not in PROTOCOLS:
-        near = difflib.get_close_matches(name, PROTOCOLS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "choose one of them"
-        raise DataError(f"no protocol {name!r} of the probe; expected one of {', '.join(PROTOCOLS)}; {hint}")
+        raise DataError(f"no protocol {name!r} of the probe: {nearest_name(name, PROTOCOLS)}")
     return dict(PROTOCOLS[name])
 
 

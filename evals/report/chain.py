@@ -1,22 +1,21 @@
 """Joins what the stages left behind into `report.html` and `summary.json`.
 
-Reads: PREP_ROOT/prep_report.json, RUN/train_report.json, RUN/run.json, RUN/logs/metrics.jsonl, the eval stage's
-scores. Both files hold only what those say; nothing is computed here but the headline's choice of keys.
+Both files hold only what the stages' own records say; nothing is computed here but the headline's choice of keys.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcjepa.pipeline.recipe.recipe import Recipe
+from mcjepa.data_prep.storage import write_json
 
 if TYPE_CHECKING:
     from mcjepa.evals.cards import Score
@@ -47,14 +46,35 @@ CURVE_GROUPS = {
     "speed": ("seconds_per_step", "data_wait_share"),
 }
 
+SUMMARY, REPORT = "summary.json", "report.html"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A recipe's chain of stages and what they recorded; empty where a stage is not there."""
+
+    name: str
+    """Of the recipe."""
+    out: Path
+    """Folder of its results."""
+    tracking_uri: str
+    prep: Mapping[str, Any]
+    """prep_report.json."""
+    run: Mapping[str, Any]
+    """run.json."""
+    training: Mapping[str, Any]
+    """train_report.json."""
+    metrics: Sequence[Mapping[str, float]]
+    """logs/metrics.jsonl."""
+
 
 def write_results(
-    recipe: Recipe, scores: Sequence[Score], weights: Weights, evaluation: Mapping[str, Any]
+    chain: Chain, scores: Sequence[Score], weights: Weights, evaluation: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Writes OUT/summary.json and OUT/report.html.
 
     Args:
-        recipe: the recipe of the chain.
+        chain: the recipe and what its stages recorded.
         scores: what the evaluation gave.
         weights: the weights scored, with their lineage.
         evaluation: MLflow id `eval` and `seconds` of the evaluation.
@@ -62,29 +82,16 @@ def write_results(
     Returns:
         The summary.
     """
-    from mcjepa.pipeline.cli.evaluate import write_json
-
-    out = Path(recipe.out)
-    prep = _read(Path(recipe.prep.root) / "prep_report.json") if recipe.prep else {}
-    run = _read(Path(recipe.train.run) / "run.json") if recipe.train else {}
-    training = _read(Path(recipe.train.run) / "train_report.json") if recipe.train else {}
-    summary = summarize(recipe, scores, weights, prep, run, training, evaluation)
-    write_json(out / "summary.json", summary)
-    _write_report(recipe, scores, summary, prep)
+    summary = summarize(chain, scores, weights, evaluation)
+    write_json(chain.out / SUMMARY, summary)
+    _write_report(chain, scores, summary)
     return summary
 
 
-def summarize(
-    recipe: Recipe,
-    scores: Sequence[Score],
-    weights: Weights,
-    prep: Mapping[str, Any],
-    run: Mapping[str, Any],
-    training: Mapping[str, Any],
-    evaluation: Mapping[str, Any],
-) -> dict[str, Any]:
+def summarize(chain: Chain, scores: Sequence[Score], weights: Weights, evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Every number of the chain as plain data; the first score of a kind gives the headline keys."""
-    summary: dict[str, Any] = {"version": 1, "recipe": recipe.name}
+    prep, training = chain.prep, chain.training
+    summary: dict[str, Any] = {"version": 1, "recipe": chain.name}
     for score in scores:
         for name, key in HEADLINES.get(score.name.split("/")[0], {}).items():
             if name in score.metrics:
@@ -96,7 +103,7 @@ def summarize(
         "dataset_id": combined_id(ids.values()),
         "datasets": prep.get("datasets", {}),
         "quarantined": prep.get("quarantined", []),
-        "run_ids": {"prep": prep.get("run_id"), "train": run.get("run_id"), "eval": evaluation["eval"]},
+        "run_ids": {"prep": prep.get("run_id"), "train": chain.run.get("run_id"), "eval": evaluation["eval"]},
         "steps": training.get("steps"),
         "bad_steps": training.get("bad_steps"),
         "weights": str(weights.folder),
@@ -119,7 +126,7 @@ def combined_id(dataset_ids: Any) -> str:
     return hashlib.sha256("\n".join(sorted(dataset_ids)).encode()).hexdigest()
 
 
-def _write_report(recipe: Recipe, scores: Sequence[Score], summary: Mapping[str, Any], prep: Mapping[str, Any]) -> None:
+def _write_report(chain: Chain, scores: Sequence[Score], summary: Mapping[str, Any]) -> None:
     from mcjepa.evals.report.content import DatasetSummary, QuarantinedInput, ReportContent, headline_tiles
     from mcjepa.evals.report.page import write_report
 
@@ -129,34 +136,34 @@ def _write_report(recipe: Recipe, scores: Sequence[Score], summary: Mapping[str,
     lineage += [(f"MLflow run of {stage}", value) for stage, value in runs.items() if value]
     lineage += [("weights sha256", summary["weights_digest"]), ("weights", summary["weights"])]
     content = ReportContent(
-        title=f"mcjepa: {recipe.name}",
+        title=f"mcjepa: {chain.name}",
         summary=(
             f"{summary['steps']} steps in {summary['stage_seconds']['train']} s; the whole chain took "
             f"{summary['seconds']} s on {summary['machine']['cores']} CPU cores."
         ),
         tiles=headline_tiles(scores),
-        curves=_curves(Path(recipe.train.run) / "logs" / "metrics.jsonl") if recipe.train else {},
+        curves=_curves(chain.metrics),
         scores=tuple(scores),
-        evaluations=_evaluations(Path(recipe.out) / "eval"),
+        evaluations=_evaluations(chain.out / "eval"),
         datasets=tuple(
             DatasetSummary(
                 name=name,
                 dataset_id=record["dataset_id"],
                 counts={k: v for k, v in record.items() if k not in ("dataset_id", "name")},
             )
-            for name, record in prep.get("datasets", {}).items()
+            for name, record in chain.prep.get("datasets", {}).items()
         ),
-        quarantined=tuple(QuarantinedInput(**record) for record in prep.get("quarantined", [])),
+        quarantined=tuple(QuarantinedInput(**record) for record in chain.prep.get("quarantined", [])),
         lineage=tuple((name, str(value)) for name, value in lineage),
         versions=tuple(summary["versions"].items()),
         commands=(
-            ("build the datasets", f"mcjepa prep run {recipe.name}"),
-            ("train", f"mcjepa train {recipe.name}"),
-            ("evaluate", f"mcjepa eval all {recipe.name}"),
-            ("open the records", tracking_command(recipe)),
+            ("build the datasets", f"mcjepa prep run {chain.name}"),
+            ("train", f"mcjepa train {chain.name}"),
+            ("evaluate", f"mcjepa eval all {chain.name}"),
+            ("open the records", tracking_command(chain.tracking_uri)),
         ),
     )
-    write_report(Path(recipe.out) / "report.html", content)
+    write_report(chain.out / REPORT, content)
 
 
 def _evaluations(folder: Path) -> tuple[Evaluated, ...]:
@@ -168,18 +175,15 @@ def _evaluations(folder: Path) -> tuple[Evaluated, ...]:
     return tuple(Evaluated(label=place.name, scores=tuple(read_scores(place))) for place in places)
 
 
-def tracking_command(recipe: Recipe) -> str:
+def tracking_command(uri: str) -> str:
     """The command that shows the runs in MLflow's interface."""
     return (
         "MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false "
-        f"mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri {recipe.tracking.uri}"
+        f"mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri {uri}"
     )
 
 
-def _curves(path: Path) -> dict[str, list[tuple[float, float]]]:
-    from mcjepa.pipeline.monitor.meters import read_records
-
-    records = read_records(path)
+def _curves(records: Sequence[Mapping[str, float]]) -> dict[str, list[tuple[float, float]]]:
     curves: dict[str, list[tuple[float, float]]] = {}
     for group, names in CURVE_GROUPS.items():
         for name in names:
@@ -187,13 +191,6 @@ def _curves(path: Path) -> dict[str, list[tuple[float, float]]]:
             if points:
                 curves[f"{group}/{name}"] = points
     return curves
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record
 
 
 def _finite(value: float) -> float | None:

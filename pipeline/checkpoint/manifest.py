@@ -17,12 +17,11 @@ from typing import Any
 
 from mcjepa.data_prep.errors import AbsentKey
 from mcjepa.data_prep.storage import FolderStore, Store, open_store
-from mcjepa.pipeline.run.folder import CHECKPOINTS, WEIGHTS
+from mcjepa.pipeline.run.folder import CHECKPOINTS, MANIFEST, WEIGHTS
 from mcjepa.pipeline.settings.train import CheckpointConfig
 
 log = logging.getLogger(__name__)
 VERSION = 2
-MANIFEST = "manifest.json"
 BLOCK_BYTES = 4 << 20
 
 

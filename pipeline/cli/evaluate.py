@@ -1,41 +1,194 @@
-"""What all `mcjepa eval` commands share: scoring with progress, printing, and `eval flow|probe|vos` themselves."""
+"""`mcjepa eval`: everything of a recipe, one benchmark without a recipe, and evaluations side by side."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcjepa.data_prep.storage import atomic_write
 from mcjepa.pipeline.cli.output import StageProgress
 from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.exits import OK, PARTIAL
+from mcjepa.pipeline.recipe.recipe import load_recipe
 
 if TYPE_CHECKING:
     from mcjepa.evals.cards import Score
     from mcjepa.evals.progress import OnEvent
+    from mcjepa.evals.report.comparison import ComparedScore
     from mcjepa.evals.settings import EvalConfig
+    from mcjepa.pipeline.stages.benchmarks import Results
 
-OK, PARTIAL = 0, 4
 MOST_NAMED = 5
 """Items of an incomplete score that are named on standard error."""
+MOST_LINES = 10
+"""The same in a table of flow scores."""
 
 
-def evaluate_one(arguments: argparse.Namespace, config: EvalConfig) -> int:
-    """One benchmark on the weights that the command line names, without a recipe."""
-    scores = score(require_weights(arguments.weights), config, Path(arguments.out))
-    from mcjepa.evals.record import publish
+def everything(arguments: argparse.Namespace) -> int:
+    """`mcjepa eval all`: 4 where a score is incomplete or weights were removed before they were scored."""
+    recipe, plain = load_recipe(arguments.recipe, arguments.overrides)
+    from mcjepa.pipeline.stages.evaluation import Following, RecipeEvaluation
 
-    publish(arguments, scores)
-    print_scores(scores, arguments.json, {s.name: dict(s.metrics) for s in scores})
-    return exit_code(scores)
+    evaluation = RecipeEvaluation(recipe, plain, arguments.again, _shown)
+    if arguments.weights:
+        found = evaluation.score_folder(Path(arguments.weights))
+    else:
+        found = evaluation.score_run(Following(arguments.poll_s, arguments.patience_s) if arguments.follow else None)
+    _print_scores(found.scores, arguments.json, found.summary)
+    return max(_exit_code(found.scores), PARTIAL if found.skipped else OK)
 
 
-def exit_code(scores: Sequence[Score]) -> int:
+def flow(arguments: argparse.Namespace) -> int:
+    """`mcjepa eval flow`: 4 where a score is incomplete."""
+    _sort_words(arguments)
+    from mcjepa.pipeline.recipe.benchmarks import flow_set_names, flow_settings
+    from mcjepa.pipeline.stages.benchmarks import check_flow_source, score_flow, submit_flow
+
+    names = flow_set_names(arguments.set, bool(arguments.submission))
+    config = flow_settings(names, arguments.data, arguments.baselines, arguments.overrides)
+    weights, estimates = arguments.weights, arguments.estimates
+    check_flow_source(weights, estimates, arguments.baselines, arguments.submission)
+    with _shown() as show:
+        if arguments.submission:
+            archive = Path(arguments.submission)
+            record = submit_flow(archive, names[0], arguments.data, weights, estimates, config, show)
+        else:
+            scores = score_flow(weights, estimates, config, _results(arguments), show)
+    if arguments.submission:
+        size = f"{record['bytes'] / 1e6:.1f} MB"
+        text = f"{archive}: {record['files']} flows for {names[0]}, {size}, read again and checked"
+        print(json.dumps(record) if arguments.json else text)
+        return OK
+    if arguments.json:
+        print(json.dumps({score.name: _plain_flow(score) for score in scores}))
+    else:
+        print("\n".join(flow_table(score) for score in scores))
+    return OK if all(score.card.complete for score in scores) else PARTIAL
+
+
+def probe(arguments: argparse.Namespace) -> int:
+    """`mcjepa eval probe`: settings are those of a named protocol and overrides of it."""
+    from mcjepa.evals.settings import EvalConfig
+    from mcjepa.pipeline.recipe.benchmarks import probe_settings
+
+    config = probe_settings(arguments.set, arguments.data, arguments.protocol, arguments.head, arguments.overrides)
+    return _score_one(arguments, EvalConfig(probe=config, device=arguments.device, threads=arguments.threads))
+
+
+def vos(arguments: argparse.Namespace) -> int:
+    """`mcjepa eval vos`: weights, or masks that exist."""
+    _take_optional_weights(arguments)
+    if bool(arguments.weights) == bool(arguments.estimates):
+        found = "both WEIGHTS and --estimates" if arguments.weights else "neither WEIGHTS nor --estimates"
+        raise UsageError(f"{found}; expected one of them: a weights folder, or a folder of masks to score")
+    from mcjepa.evals.settings import EvalConfig
+    from mcjepa.pipeline.recipe.benchmarks import vos_settings
+    from mcjepa.pipeline.stages.benchmarks import output_folders, score_masks
+
+    outputs = [name for name in ("masks", "overlays") if getattr(arguments, name)]
+    config = vos_settings(arguments.set, arguments.data, arguments.preset, outputs, arguments.overrides)
+    if arguments.estimates:
+        with _shown() as show:
+            scores = score_masks(Path(arguments.estimates), config, _results(arguments), show)
+        code = _end(arguments, scores)
+    else:
+        code = _score_one(arguments, EvalConfig(vos=config))
+    for kind, place in output_folders(Path(arguments.out), config.set).items():
+        print(f"{kind} are in {place}", file=sys.stderr)
+    return code
+
+
+def finetune(arguments: argparse.Namespace) -> int:
+    """`mcjepa eval finetune`: one rank, or starts several of the same command."""
+    import os
+
+    from mcjepa.evals.settings import EvalConfig
+    from mcjepa.pipeline.launch.ranks import start_ranks
+    from mcjepa.pipeline.recipe.benchmarks import finetune_settings
+    from mcjepa.pipeline.stages.benchmarks import check_finetune_ranks, finetune_weights
+    from mcjepa.pipeline.world import is_world_started
+
+    config = finetune_settings(arguments.set, arguments.data, arguments.overrides)
+    if arguments.ranks > 1 and not is_world_started(os.environ):
+        check_finetune_ranks(config.micro_batch, arguments.ranks)
+        return start_ranks(arguments.argv, arguments.ranks)
+    with _shown() as show:
+        settings = EvalConfig(finetune=config, seed=arguments.seed)
+        scores = finetune_weights(arguments.weights, settings, _results(arguments), show)
+    return _end(arguments, scores) if scores is not None else OK
+
+
+def classify(arguments: argparse.Namespace) -> int:
+    """`mcjepa eval classify`."""
+    from mcjepa.evals.settings import EvalConfig
+    from mcjepa.pipeline.recipe.benchmarks import classify_settings
+
+    config = classify_settings(arguments.set, arguments.data, arguments.overrides)
+    return _score_one(arguments, EvalConfig(classify=config, seed=arguments.seed))
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """`mcjepa eval compare`: writes the page and prints the table."""
+    from mcjepa.pipeline.stages.evaluation import compare_folders
+
+    labels, compared = compare_folders(arguments.folders, Path(arguments.out))
+    print(_compared_json(labels, compared) if arguments.json else "\n".join(_compared_lines(labels, compared)))
+    return OK
+
+
+def _score_one(arguments: argparse.Namespace, config: EvalConfig) -> int:
+    from mcjepa.pipeline.stages.benchmarks import score_weights
+
+    with _shown() as show:
+        scores = score_weights(arguments.verb, arguments.weights, config, _results(arguments), show)
+    return _end(arguments, scores)
+
+
+def _end(arguments: argparse.Namespace, scores: Sequence[Score]) -> int:
+    _print_scores(scores, arguments.json, {score.name: dict(score.metrics) for score in scores})
+    return _exit_code(scores)
+
+
+def _results(arguments: argparse.Namespace) -> Results:
+    from mcjepa.pipeline.stages.benchmarks import Results
+    from mcjepa.pipeline.tracking import TrackingConfig
+
+    named = arguments.tracking
+    tracking = TrackingConfig(uri=named, experiment=arguments.experiment) if named else None
+    return Results(Path(arguments.out), tracking)
+
+
+@contextmanager
+def _shown() -> Iterator[OnEvent]:
+    """What an evaluation tells is shown as progress on standard error."""
+    with StageProgress("eval") as progress:
+        yield lambda event: progress.update(f"{event.score} {event.phase}", event.done, event.total)
+
+
+def _take_optional_weights(arguments: argparse.Namespace) -> None:
+    """Gives a first word that is an override back to the overrides: argparse takes it for optional WEIGHTS."""
+    if arguments.weights and "=" in arguments.weights and not Path(arguments.weights).exists():
+        arguments.overrides = [arguments.weights, *arguments.overrides]
+        arguments.weights = None
+
+
+def _sort_words(arguments: argparse.Namespace) -> None:
+    """Puts words where they belong: the parser gives `--baselines` the word behind it, WEIGHTS the first free one."""
+    _take_optional_weights(arguments)
+    taken = arguments.baselines
+    if taken and "=" in taken:
+        arguments.baselines, arguments.overrides = "all", [*arguments.overrides, taken]
+    elif taken and not arguments.weights and Path(taken).is_dir():
+        arguments.baselines, arguments.weights = "all", taken
+
+
+def _exit_code(scores: Sequence[Score]) -> int:
     """4 if any score lacks an item that could not be scored, which standard error then names; else 0."""
     incomplete = [score for score in scores if not score.card.complete]
     for score in incomplete:
@@ -46,44 +199,7 @@ def exit_code(scores: Sequence[Score]) -> int:
     return PARTIAL if incomplete else OK
 
 
-def score(weights: Path, config: EvalConfig, out: Path) -> list[Score]:
-    """Scores weights and shows how far it is."""
-    from mcjepa.evals.run import run_evaluation
-
-    with shown_events() as show:
-        return run_evaluation(weights, config, out, show)
-
-
-@contextmanager
-def shown_events() -> Iterator[OnEvent]:
-    """What an evaluation tells is shown as progress on standard error."""
-    with StageProgress("eval") as progress:
-        yield lambda event: progress.update(f"{event.score} {event.phase}", event.done, event.total)
-
-
-def take_optional_weights(arguments: argparse.Namespace) -> None:
-    """Gives a first word that is an override back to the overrides: argparse takes it for optional WEIGHTS."""
-    if arguments.weights and "=" in arguments.weights and not Path(arguments.weights).exists():
-        arguments.overrides = [arguments.weights, *arguments.overrides]
-        arguments.weights = None
-
-
-def require_weights(folder: str) -> Path:
-    """The weights folder.
-
-    Raises:
-        UsageError: there is no such folder.
-    """
-    if not Path(folder).is_dir():
-        raise UsageError(
-            f"no weights folder {folder}, expected one with model.safetensors and config.json; "
-            "`mcjepa export` makes one"
-        )
-    return Path(folder)
-
-
-def print_scores(scores: Sequence[Score], as_json: bool, document: dict[str, Any]) -> None:
-    """Prints every metric, or the document as JSON."""
+def _print_scores(scores: Sequence[Score], as_json: bool, document: dict[str, Any]) -> None:
     if as_json:
         print(json.dumps(document, default=dataclasses.asdict))
         return
@@ -93,6 +209,57 @@ def print_scores(scores: Sequence[Score], as_json: bool, document: dict[str, Any
     sys.stdout.flush()
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Writes a readable JSON file, at once or not at all."""
-    atomic_write(path, (json.dumps(document, indent=1) + "\n").encode())
+def flow_table(score: Score) -> str:
+    """A flow score for people: metrics as rows, the model and the baselines as columns, and what it lacks."""
+    card = score.card
+    own = [name for name in score.metrics if not any(name.endswith(f"_{rival}") for rival in score.rivals)]
+    columns = (["model"] if own else []) + [rival.replace("_", "-") for rival in score.rivals]
+    of_first = f"_{score.rivals[0]}" if score.rivals else ""
+    keys = own or [name.removesuffix(of_first) for name in score.metrics if name.endswith(of_first)]
+    lines = [f"{score.name}: {card.frames} pairs ({card.split}), {card.resolution}"]
+    lines.append(f"  {'':<20}" + "".join(f"{column:>15}" for column in columns))
+    for key in keys:
+        names = ([key] if own else []) + [f"{key}_{rival}" for rival in score.rivals]
+        lines.append(f"  {key:<20}" + "".join(f"{score.metrics[name]:>15.4f}" for name in names))
+    if card.failed:
+        lines.append("  INCOMPLETE; missing or not scored:")
+        lines += [f"    {line}" for line in card.failed[:MOST_LINES]]
+        lines += [f"    … {len(card.failed) - MOST_LINES} more"] if len(card.failed) > MOST_LINES else []
+    return "\n".join(lines)
+
+
+def _plain_flow(score: Score) -> dict[str, Any]:
+    from mcjepa.evals.cards import finite_or_none
+
+    metrics = {name: finite_or_none(value) for name, value in score.metrics.items()}
+    failed = list(score.card.failed)
+    return {**metrics, "pairs": score.card.frames, "complete": score.card.complete, "failed": failed}
+
+
+def _compared_json(labels: list[str], compared: tuple[ComparedScore, ...]) -> str:
+    scores = {
+        one.name: {
+            "differences": list(one.differences),
+            "metrics": {
+                metric.name: [value if math.isfinite(value) else None for value in metric.values]
+                for metric in one.metrics
+            },
+        }
+        for one in compared
+    }
+    return json.dumps({"evaluations": labels, "scores": scores})
+
+
+def _compared_lines(labels: list[str], compared: tuple[ComparedScore, ...]) -> list[str]:
+    wide = max(14, *(len(label) for label in labels)) + 2
+    lines = [f"{'':<28} {'':<22}" + "".join(f"{label:>{wide}}" for label in labels)]
+    for one in compared:
+        for metric in one.metrics:
+            values = (_cell(value, i in metric.best) for i, value in enumerate(metric.values))
+            lines.append(f"{one.name:<28} {metric.name:<22}" + "".join(f"{value:>{wide}}" for value in values))
+        lines += [f"  not comparable: {text}" for text in one.differences]
+    return lines
+
+
+def _cell(value: float, best: bool) -> str:
+    return f"{value:.4f}{'*' if best else ' '}" if math.isfinite(value) else "- "

@@ -1,7 +1,6 @@
-"""Parses the command line and turns errors into one clear line and an exit code.
+"""Parses the command line, runs the command, and turns errors into one clear line and an exit code.
 
 Nothing heavy is imported here: each command names its handler, which is imported when it runs.
-Exit codes: 0 ok, 2 usage, 3 data rejected or run failed, 4 partial (something is quarantined), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,21 +11,23 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from mcjepa.pipeline.cli.parser import build_parser
-
-OK, USAGE, REJECTED, PARTIAL, INTERRUPTED = 0, 2, 3, 4, 130
+from mcjepa.data_prep.errors import nearest_name
+from mcjepa.pipeline.cli.commands import COMMANDS, DESCRIPTION, GROUPS
+from mcjepa.pipeline.exits import INTERRUPTED, OK, REJECTED, USAGE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
+    wrong = unknown_name(words)
+    if wrong:
+        parser.error(wrong)
+    arguments, rest = parser.parse_known_args(words)
     if rest and hasattr(arguments, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
-        arguments.overrides, rest = (
-            [*arguments.overrides, *rest],
-            [],
-        )  # argparse stops collecting at an option
+        arguments.overrides, rest = [*arguments.overrides, *rest], []  # argparse stops collecting at an option
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if arguments.version:
@@ -37,11 +38,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         parser.print_help()
         return USAGE
-    if not arguments.handler:
-        print(f"mcjepa {arguments.command}: not in this release; see docs/roadmap.md", file=sys.stderr)
-        return USAGE
+    arguments.argv = words
     _start_logging(arguments.verbose)
     return _run(arguments)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line as argparse knows it."""
+    parser = argparse.ArgumentParser(
+        prog="mcjepa", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument("-v", "--verbose", action="store_true", help="more detail, and tracebacks of errors")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    groups: dict[str, Any] = {}
+    for command in COMMANDS:
+        group, _, verb = command.name.rpartition(" ")
+        if group and group not in groups:
+            purpose = GROUPS[group]
+            below = commands.add_parser(group, help=purpose, description=_sentence(purpose))
+            groups[group] = below.add_subparsers(dest="verb", metavar="VERB", required=True)
+        own = (groups[group] if group else commands).add_parser(
+            verb,
+            help=command.purpose,
+            description=_sentence(command.purpose),
+            epilog=f"example:\n  {command.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        own.set_defaults(handler=command.handler)
+        for names, settings in command.options:
+            own.add_argument(*names, **settings)
+    return parser
+
+
+def _sentence(purpose: str) -> str:
+    return f"{purpose[0].upper()}{purpose[1:]}."
+
+
+def unknown_name(words: list[str]) -> str:
+    """What is wrong with a command line whose command or verb is unknown, with the nearest one; else nothing."""
+    named = [word for word in words if word not in ("-v", "--verbose")]
+    if not named or named[0].startswith("-"):
+        return ""
+    command, *rest = named
+    known = list(dict.fromkeys(each.name.split()[0] for each in COMMANDS))
+    if command not in known:
+        return f"no command {command!r}: {nearest_name(command, known)}"
+    verbs = [each.name.split()[1] for each in COMMANDS if each.name.startswith(f"{command} ")]
+    if verbs and rest and not rest[0].startswith("-") and rest[0] not in verbs:
+        return f"no verb {rest[0]!r} of `mcjepa {command}`: {nearest_name(rest[0], verbs)}"
+    return ""
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -50,7 +96,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     module, function = arguments.handler.split(":")
     try:
-        code: int = getattr(importlib.import_module(module), function)(arguments)
+        code: int = getattr(importlib.import_module(f"mcjepa.pipeline.cli.{module}"), function)(arguments)
         return code
     except KeyboardInterrupt:
         print("\nmcjepa: interrupted; the same command continues where it stopped", file=sys.stderr)
@@ -75,7 +121,3 @@ def _start_logging(verbose: bool) -> None:
     level = logging.DEBUG if verbose else logging.INFO if rank == "0" else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format=f"%(levelname)s [{rank}] %(message)s", stream=sys.stderr)
     logging.getLogger("mcjepa").setLevel(level)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,97 +1,85 @@
-"""`mcjepa plan`."""
+"""`mcjepa plan` and `mcjepa drill`: what a run needs and what is wrong with it, and rehearsed interruptions."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-import statistics
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mcjepa.cluster.preflight.data import ClusterFacts
-from mcjepa.cluster.preflight.findings import errors_of, table
-from mcjepa.cluster.site import needed
-from mcjepa.pipeline.errors import RunError, UsageError
-from mcjepa.pipeline.launch import facts as plan_facts
-from mcjepa.pipeline.launch.preflight import Setting, preflight, site_memory
-from mcjepa.pipeline.launch.sites import load_site
-from mcjepa.pipeline.recipe.recipe import load_recipe, required
-
-REJECTED = 3
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.exits import INTERRUPTED, OK, REJECTED
+from mcjepa.pipeline.recipe.recipe import load_recipe
 
 
-def run_plan(arguments: argparse.Namespace) -> int:
-    """`mcjepa plan`: 0, or 3 where the run would be refused."""
+def plan(arguments: argparse.Namespace) -> int:
+    """`mcjepa plan`: 3 where the run would be refused."""
+    from mcjepa.cluster.preflight.findings import errors_of, table
+    from mcjepa.pipeline.launch.preflight import AskedSetting, measured, preflight, setting_of
+    from mcjepa.pipeline.launch.sites import load_site
+
     recipe, plain = load_recipe(arguments.recipe, arguments.overrides)
-    required(recipe.train, "train", recipe)
-    place = _place(arguments)
+    site = load_site(arguments.site) if arguments.site else None
+    names = [field.name for field in dataclasses.fields(AskedSetting)]
+    setting = setting_of(site, AskedSetting(**{name: getattr(arguments, name) for name in names}))
     if arguments.measure is not None:
-        place = dataclasses.replace(place, step_s=_measure(plain, place, arguments.measure))
-    findings = preflight(recipe, place)
+        setting = measured(setting, plain, arguments.measure)
+    findings = preflight(recipe, setting)
     refused = errors_of(findings)
     if arguments.json:
-        ranks = place.cluster.ranks
+        ranks = setting.cluster.ranks
         print(json.dumps({"ranks": ranks, "ok": not refused, "findings": [dataclasses.asdict(f) for f in findings]}))
     else:
         print("\n".join(table(findings)))
         warnings = sum(finding.severity == "warning" for finding in findings)
         print(f"\n{len(refused)} errors, {warnings} warnings: " + ("refused" if refused else "can be launched"))
-    return REJECTED if refused else 0
+    return REJECTED if refused else OK
 
 
-def _place(arguments: argparse.Namespace) -> Setting:
-    for name in ("nodes", "ranks"):
-        if getattr(arguments, name) < 0:
-            raise UsageError(f"--{name} {getattr(arguments, name)}, expected 1 or more; leave it out for the site's")
-    for name in ("step_s", "memory_gib"):
-        value = getattr(arguments, name)
-        if value is not None and value <= 0:
-            raise UsageError(f"--{name.replace('_', '-')} {value:g}, expected more than 0")
-    site = load_site(arguments.site) if arguments.site else None
-    need = needed(site, "train", arguments.nodes) if site else None
-    here = site is None or site.kind != "slurm"
-    nodes = arguments.nodes or (need.nodes if need else 1)
-    gpus = arguments.gpus_per_node
-    if gpus is None:
-        gpus = plan_facts.gpus_here() if here else need.gpus_per_node if need else 0
-    tasks = need.tasks_per_node if need else max(gpus, 1)
-    ranks = arguments.ranks or nodes * tasks
-    if arguments.memory_gib is not None:
-        memory: int | None = int(arguments.memory_gib * 2**30)
-    elif here:
-        memory = plan_facts.device_memory(gpus > 0)
+def drill(arguments: argparse.Namespace) -> int:
+    """`mcjepa drill`: 3 where something was not kept."""
+    from mcjepa.pipeline.stages.drill import rehearse
+
+    recipe, plain = load_recipe(arguments.recipe, arguments.overrides)
+    out = Path(arguments.out).expanduser().absolute() if arguments.out else None
+    if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} exists already, expected a new or empty folder; name another")
+    try:
+        record = rehearse(arguments.verb, recipe, plain, out, arguments.steps, _say)
+    except KeyboardInterrupt:
+        _say("\nmcjepa: the drill was interrupted; its processes have ended, start it anew")
+        return INTERRUPTED
+    if arguments.json:
+        print(json.dumps(record))
     else:
-        memory = site_memory(need)
-    return Setting(ClusterFacts(nodes, ranks, gpus), memory, arguments.step_s, site, need)
+        _print_drill(record, out)
+    return OK if record["kept"] else REJECTED
 
 
-def _measure(plain: Mapping[str, Any], place: Setting, steps: int) -> float:
-    """Seconds a step, from some real steps of the recipe on this machine.
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
-    Raises:
-        UsageError: the run is not to be on one machine such as this.
-        RunError: the steps failed.
-    """
-    from mcjepa.cluster.local import run_ranks
-    from mcjepa.pipeline.monitor.meters import read_records
-    from mcjepa.pipeline.recipe.short import write_short_recipe
-    from mcjepa.pipeline.tracking import quiet_environment
 
-    if place.cluster.nodes > 1 or (place.site and place.site.kind == "slurm"):
-        raise UsageError("--measure takes steps on this machine, and the run is for another; give --step-s S instead")
-    if steps < 2:
-        raise UsageError(f"--measure {steps}, expected at least 2 steps: the first one is slower than the others")
-    with tempfile.TemporaryDirectory(prefix="mcjepa-measure-") as folder:
-        recipe = write_short_recipe(plain, Path(folder), steps, steps)
-        words = [sys.executable, "-m", "mcjepa.pipeline.cli", "train", str(recipe), "--json"]
-        log = Path(folder) / "train.log"
-        code = run_ranks(words, place.cluster.ranks, environment=quiet_environment(), logs=lambda rank: log)
-        if code:
-            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise RunError(f"--measure: training {steps} steps here ended with {code}: {(lines or [''])[-1]}")
-        records = read_records(Path(folder) / "run" / "logs" / "metrics.jsonl")
-    return statistics.median(record["seconds_per_step"] for record in records[1:])
+def _print_drill(record: Mapping[str, Any], out: Path | None) -> None:
+    done = record["disturbance"]
+    seconds, ending = f"{done['seconds']:.1f} s", f"(exit code {done['code']})"
+    what = {
+        "preempt": f"SIGTERM after step {done['step']}: saved and ended within {seconds} of "
+        f"{record['grace_s']:.0f} s grace {ending}",
+        "node-loss": f"kill -9 of a rank after step {done['step']}: all had ended after {seconds} {ending}",
+        "storage": f"writing failed from step {done['step']} on, for {seconds}, until a save had failed",
+    }[done["kind"]]
+    rows = [("disturbance", what), ("starts", f"{done['starts']} of the same command")]
+    if record["kept"]:
+        rows += [
+            ("losses", f"{record['steps']} of {record['steps']} steps bit for bit as undisturbed"),
+            ("samples", "the same order"),
+            ("weights", f"the same, sha256 {record['weights_sha256'][:12]}"),
+        ]
+    rows += [("DIFFERENT", text) for text in record["differences"]]
+    for name, text in rows:
+        print(f"{name:<14}{text}")
+    print(f"{'kept' if record['kept'] else 'NOT kept'}" + (f"; runs and logs are in {out}" if out else ""))

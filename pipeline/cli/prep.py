@@ -5,30 +5,35 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcjepa.pipeline.cli.evaluate import write_json
+from mcjepa.data_prep.settings import PrepConfig
 from mcjepa.pipeline.cli.output import StageProgress
-from mcjepa.pipeline.cli.prep_output import Speed, describe, describe_requeue, print_plan, print_report, print_status
-from mcjepa.pipeline.recipe.recipe import Recipe, load_recipe, required
+from mcjepa.pipeline.exits import OK, PARTIAL, REJECTED
+from mcjepa.pipeline.recipe.recipe import load_recipe, required
 
 if TYPE_CHECKING:
+    from mcjepa.data_prep.dataset.status import DatasetStatus
     from mcjepa.data_prep.job import ProgressEvent
-    from mcjepa.data_prep.settings import PrepConfig
-
-OK, REJECTED, PARTIAL = 0, 3, 4
+    from mcjepa.data_prep.plan.forecast import DatasetPlan
 
 
-def prep_plan(arguments: argparse.Namespace) -> int:
-    """`mcjepa prep plan`: nothing is written."""
+def _config(arguments: argparse.Namespace) -> PrepConfig:
     recipe, _ = load_recipe(arguments.recipe, arguments.overrides)
     config: PrepConfig = required(recipe.prep, "prep", recipe)
+    return config
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """`mcjepa prep plan`: writes nothing."""
     from mcjepa.data_prep.plan.forecast import plan_prep
 
-    if config.moving_photos and not Path(config.moving_photos.out).is_dir():
-        made = config.moving_photos
+    config = _config(arguments)
+    made = config.moving_photos
+    if made and not Path(made.out).is_dir():
         print(
             f"moving-photos  not made yet: {made.sequences} + {made.heldout_sequences} sequences in {made.out}; "
             "datasets that read it are planned once it is there (mcjepa prep run)"
@@ -36,59 +41,55 @@ def prep_plan(arguments: argparse.Namespace) -> int:
         return OK
     plans = plan_prep(config, probe=not arguments.no_probe)
     if arguments.json:
-        print(json.dumps([dataclasses.asdict(plan) for plan in plans]))
-        return OK
-    for plan in plans:
-        print_plan(plan)
+        print(json.dumps([dataclasses.asdict(each) for each in plans]))
+    else:
+        for each in plans:
+            _print_plan(each)
     return OK
 
 
-def prep_run(arguments: argparse.Namespace) -> int:
-    """`mcjepa prep run`: builds and publishes; 4 where inputs are quarantined."""
-    started = time.perf_counter()
+def run(arguments: argparse.Namespace) -> int:
+    """`mcjepa prep run`: 4 where inputs are quarantined."""
     recipe, plain = load_recipe(arguments.recipe, arguments.overrides)
-    config: PrepConfig = required(recipe.prep, "prep", recipe)
-    if arguments.submit:
-        return _submit(arguments.submit, plain)
-    from mcjepa.data_prep.job import run_prep
+    required(recipe.prep, "prep", recipe)
+    from mcjepa.pipeline.stages.preparation import run_preparation, submit_preparation
 
+    if arguments.submit:
+        return OK if submit_preparation(arguments.submit, plain, lambda text: print(text, flush=True)) else REJECTED
     with StageProgress("prep") as progress:
-        speed = Speed()
+        speed = _Speed()
 
         def show(event: ProgressEvent) -> None:
             progress.update(f"{event.dataset} {event.stage}", event.done, event.total, speed.describe(event))
 
-        report = run_prep(config, on_event=show)
-    record = describe(report)
-    record["seconds"] = round(time.perf_counter() - started, 1)
-    record["run_id"] = _log_run(recipe, plain, record)
-    write_json(_local_root(recipe, config) / "prep_report.json", record)
-    print_report(record, as_json=arguments.json)
+        record = run_preparation(recipe, plain, show)
+    if arguments.json:
+        print(json.dumps(record))
+    else:
+        _print_record(record)
     return PARTIAL if record["quarantined"] else OK
 
 
-def prep_status(arguments: argparse.Namespace) -> int:
+def status(arguments: argparse.Namespace) -> int:
     """`mcjepa prep status`: reads the datasets' folders only."""
-    recipe, _ = load_recipe(arguments.recipe, arguments.overrides)
-    config: PrepConfig = required(recipe.prep, "prep", recipe)
     from mcjepa.data_prep.dataset.status import read_status
+    from mcjepa.pipeline.stages.preparation import dataset_locations
 
-    found = {name: read_status(location) for name, location in _locations(config).items()}
+    found = {name: read_status(location) for name, location in dataset_locations(_config(arguments)).items()}
     if arguments.json:
-        print(json.dumps({name: dataclasses.asdict(status) for name, status in found.items()}))
-        return OK
-    for name, status in found.items():
-        print_status(name, status)
+        print(json.dumps({name: dataclasses.asdict(each) for name, each in found.items()}))
+    else:
+        for name, each in found.items():
+            _print_status(name, each)
     return OK
 
 
-def prep_audit(arguments: argparse.Namespace) -> int:
+def audit(arguments: argparse.Namespace) -> int:
     """`mcjepa prep audit`: 0 where everything agrees, else 3."""
-    recipe, _ = load_recipe(arguments.recipe, arguments.overrides)
-    config: PrepConfig = required(recipe.prep, "prep", recipe)
     from mcjepa.data_prep.dataset.audit import audit_dataset
+    from mcjepa.pipeline.stages.preparation import dataset_locations
 
-    reports = {name: audit_dataset(location) for name, location in _locations(config).items()}
+    reports = {name: audit_dataset(location) for name, location in dataset_locations(_config(arguments)).items()}
     if arguments.json:
         print(json.dumps({name: dataclasses.asdict(report) | {"ok": report.ok} for name, report in reports.items()}))
     else:
@@ -100,18 +101,18 @@ def prep_audit(arguments: argparse.Namespace) -> int:
     return OK if all(report.ok for report in reports.values()) else REJECTED
 
 
-def prep_requeue(arguments: argparse.Namespace) -> int:
+def requeue(arguments: argparse.Namespace) -> int:
     """`mcjepa prep requeue`: 4 where inputs are still quarantined."""
-    recipe, _ = load_recipe(arguments.recipe, arguments.overrides)
-    config: PrepConfig = required(recipe.prep, "prep", recipe)
-    from mcjepa.data_prep.dataset.requeue import requeue
+    from mcjepa.data_prep import requeue as again
+    from mcjepa.pipeline.stages.preparation import describe_requeue
 
+    config = _config(arguments)
     with StageProgress("prep") as progress:
 
         def show(name: str, done: int, total: int) -> None:
             progress.update(f"{name} requeue", done, total)
 
-        reports = requeue(config, reason=arguments.reason, on_shard=show)
+        reports = again.requeue(config, reason=arguments.reason, on_shard=show)
     if arguments.json:
         print(json.dumps([describe_requeue(report) for report in reports]))
     else:
@@ -124,63 +125,80 @@ def prep_requeue(arguments: argparse.Namespace) -> int:
     return PARTIAL if any(report.manifest.totals.quarantined for report in reports) else OK
 
 
-def prep_card(arguments: argparse.Namespace) -> int:
-    """`mcjepa prep card`: one page a dataset, in its own folder."""
-    recipe, _ = load_recipe(arguments.recipe, arguments.overrides)
-    config: PrepConfig = required(recipe.prep, "prep", recipe)
+def card(arguments: argparse.Namespace) -> int:
+    """`mcjepa prep card`: one page per dataset, in its own folder."""
     from mcjepa.data_prep.card.content import write_card
+    from mcjepa.pipeline.stages.preparation import dataset_locations
 
-    pages = {name: write_card(location) for name, location in _locations(config).items()}
+    pages = {name: write_card(location) for name, location in dataset_locations(_config(arguments)).items()}
     print(json.dumps(pages) if arguments.json else "\n".join(f"{name:<14} {page}" for name, page in pages.items()))
     return OK
 
 
-def _locations(config: PrepConfig) -> dict[str, str]:
-    """Where each dataset of the recipe lies."""
-    from mcjepa.data_prep.storage import absolute_location, join_location
+class _Speed:
+    """Samples and megabytes per second of the current phase."""
 
-    return {name: absolute_location(join_location(config.root, name)) for name in config.datasets}
+    def __init__(self) -> None:
+        self._phase: tuple[str, str] | None = None
+        self._started = 0.0
+
+    def describe(self, event: ProgressEvent) -> str:
+        """Totals, speed and, for shards, the time that is left."""
+        phase = (event.dataset, event.stage)
+        if phase != self._phase:
+            self._phase, self._started = phase, time.perf_counter()
+        if not event.samples:
+            return ""
+        text = f"{event.samples} samples, {event.bytes / 1e6:.1f} MB"
+        spent = time.perf_counter() - self._started
+        if event.stage != "shards" or spent < 1.0:
+            return text
+        left = spent / event.done * (event.total - event.done)
+        return f"{text}, {event.samples / spent:.0f} samples/s, {event.bytes / 1e6 / spent:.1f} MB/s, {left:.0f} s left"
 
 
-def _submit(address: str, plain: dict[str, Any]) -> int:
-    """Runs the job on a cluster; the recipe is sent resolved."""
-    import yaml
-
-    from mcjepa.data_prep.workers.ray_submit import submit_prep
-
-    succeeded = submit_prep(address, yaml.safe_dump(plain, sort_keys=False), lambda text: print(text, flush=True))
-    return OK if succeeded else REJECTED
-
-
-def _local_root(recipe: Recipe, config: PrepConfig) -> Path:
-    """Where the stage's report lies: beside local datasets, else in the recipe's folder."""
-    return Path(recipe.out) if "://" in config.root else Path(config.root)
-
-
-def _log_run(recipe: Recipe, plain: dict[str, Any], record: dict[str, Any]) -> str:
-    """Logs the job to MLflow; the dataset ids link it to the runs that train on them."""
-    from mcjepa.pipeline.tracking import Tracker, dataset_tag
-
-    tags = {
-        "mcjepa.stage": "prep",
-        "mcjepa.dataset_ids": dataset_tag([d["dataset_id"] for d in record["datasets"].values()]),
-    }
-    tracker = Tracker(
-        recipe.tracking.uri,
-        recipe.tracking.experiment,
-        recipe.tracking.artifacts,
-        run_name=f"prep {recipe.name}",
-        run_id=None,
-        tags=tags,
+def _print_plan(plan: DatasetPlan) -> None:
+    summary = plan.summary
+    print(
+        f"{plan.name:<14} {plan.state:<10} {summary.inputs} inputs, {summary.bytes / 1e6:.1f} MB -> "
+        f"{summary.shards} shards at {plan.location}; {plan.reused_shards} shards exist already"
     )
-    status = "FAILED"
-    try:
-        tracker.params(plain["prep"], "prep.")
-        counts = ("inputs", "ok", "filtered", "quarantined", "shards", "samples", "bytes", "reused_shards")
-        metrics = {f"{name}/{key}": float(d[key]) for name, d in record["datasets"].items() for key in counts}
-        tracker.metrics(metrics | {"seconds": record["seconds"]}, 0)
-        tracker.document(record, "prep_report.json")
-        status = "FINISHED"
-    finally:
-        tracker.end(status)
-    return tracker.run_id
+    if plan.estimate:
+        found = plan.estimate
+        print(
+            f"{'':<14} about {found.samples} samples, {found.bytes / 1e6:.1f} MB of shards, {found.seconds:.0f} s "
+            f"(from {found.probed} inputs that were processed as a probe)"
+        )
+
+
+def _print_status(name: str, status: DatasetStatus) -> None:
+    if status.state == "nothing":
+        print(f"{name:<14} nothing at {status.location}")
+        return
+    done = status.totals
+    print(
+        f"{name:<14} {status.state}: {status.shards_done} of {status.shards} shards, {done.inputs} of {status.inputs} "
+        f"inputs = {done.ok} ok + {done.filtered} filtered + {done.quarantined} quarantined; "
+        f"{done.samples} samples, {done.bytes / 1e6:.1f} MB"
+    )
+    if status.dataset_id:
+        print(f"{'':<14} dataset id {status.dataset_id}, revision {status.revision}")
+    if status.writer:
+        now = status.writer.progress
+        word = "writing" if status.writer.alive else "was killed while writing"
+        print(
+            f"{'':<14} process {status.writer.pid} on {status.writer.host} {word}: {now.stage} {now.done}/{now.total}"
+        )
+    for input_name, why in status.reasons:
+        print(f"{'':<14} {input_name}: {why}")
+
+
+def _print_record(record: dict[str, Any]) -> None:
+    for name, d in record["datasets"].items():
+        print(
+            f"{name:<14} {d['inputs']} inputs = {d['ok']} ok + {d['filtered']} filtered + {d['quarantined']} "
+            f"quarantined; {d['samples']} samples in {d['shards']} shards, {d['bytes'] / 1e6:.1f} MB\n"
+            f"{'':<14} dataset id {d['dataset_id']}"
+        )
+    for item in record["quarantined"]:
+        print(f"quarantined: {item['uri']}: {item['reason']}", file=sys.stderr)

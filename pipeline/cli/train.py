@@ -1,102 +1,126 @@
-"""`mcjepa train`."""
+"""`mcjepa quickstart`, `mcjepa train` and `mcjepa export`."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from mcjepa.data_prep.storage import open_store
-from mcjepa.model.config import ModelConfig
 from mcjepa.pipeline.cli.output import StageProgress
-from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.recipe.recipe import load_recipe, required
-from mcjepa.pipeline.settings.train import TrainConfig
+from mcjepa.pipeline.exits import INTERRUPTED, OK
+from mcjepa.pipeline.recipe.recipe import Recipe, load_recipe
 
-INTERRUPTED = 130
-
-
-def _start_ranks(arguments: argparse.Namespace, ranks: int, grace_s: float) -> int:
-    """Runs this very command as several ranks on this machine."""
-    from mcjepa.cluster.local import run_ranks
-
-    options = ["-v"] if arguments.verbose else []
-    words = ["train", arguments.recipe, *(["--json"] if arguments.json else []), *arguments.overrides]
-    return run_ranks([sys.executable, "-m", "mcjepa.pipeline.cli", *options, *words], ranks, grace_s=grace_s)
+if TYPE_CHECKING:
+    from mcjepa.pipeline.train import TrainProgress
 
 
-def _fitting_ranks(config: TrainConfig) -> int:
-    """One rank a GPU, else one a core of ours, rounded down to what the lanes of the streams allow."""
-    import torch
+def quickstart(arguments: argparse.Namespace) -> int:
+    """`mcjepa quickstart`: runs the chain of stages and says where its results are."""
+    from mcjepa.pipeline.stages.quickstart import check_place, finish_summary, quickstart_overrides, run_stages
 
-    from mcjepa.pipeline.stream.order import check_world_size
-
-    most = torch.cuda.device_count() or len(os.sched_getaffinity(0))
-    batches = [batch for batch in (config.stream.pair_batch, config.stream.view_batch) if batch]
-    for ranks in range(most, 1, -1):
-        try:
-            check_world_size(ranks, batches)
-        except UsageError:
-            continue
-        return ranks
-    return 1
-
-
-def _replay(config: TrainConfig, model_config: ModelConfig, as_json: bool) -> int:
-    from mcjepa.pipeline.replay import explain, replay
-
-    report = replay(config, model_config)
-    print(json.dumps(report) if as_json else "\n".join(explain(report)))
-    return 0
-
-
-def run_training(arguments: argparse.Namespace) -> int:
-    """Trains one rank of a run to its end, or to the checkpoint after a stop request."""
     started = time.perf_counter()
+    overrides = quickstart_overrides(arguments.out, arguments.videos, arguments.images, arguments.overrides)
+    recipe, _ = load_recipe(arguments.recipe, overrides)
+    out = Path(recipe.out)
+    check_place(out)
+    _say(f"mcjepa quickstart: real videos and photos -> shards -> training -> scores, all in {out}")
+    code, failed = run_stages(arguments.recipe, overrides, lambda number, words: _say(f"\n[{number}/3] {words}"))
+    if failed:
+        _say(f"mcjepa: stage {failed} ended with exit code {code}; running it again continues from there")
+        return code
+    summary = finish_summary(out, started)
+    if arguments.json:
+        print(json.dumps(summary))
+    _print_summary(recipe, summary)
+    return code
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """`mcjepa train`: 130 where the run was stopped before its end."""
+    from mcjepa.pipeline.launch.ranks import start_ranks
+    from mcjepa.pipeline.stages.training import limit_spinning_threads, ranks_to_start, run_training, single_run
+
     recipe, plain = load_recipe(arguments.recipe, arguments.overrides)
-    config = required(recipe.train, "train", recipe)
-    if recipe.sweep:
-        raise UsageError(
-            f"recipe {recipe.name} has a sweep over {', '.join(recipe.sweep)}, expected one run; train all "
-            "with `mcjepa launch train`, or one with sweep=null"
-        )
-    from mcjepa.pipeline.world import adopt_world, slurm_variables
-
-    world_started = "RANK" in os.environ or bool(slurm_variables(os.environ))
-    if not world_started:
-        ranks = arguments.ranks or _fitting_ranks(config)
-        if ranks > 1:
-            return _start_ranks(arguments, ranks, config.checkpoint.grace_s)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin at barriers starve each other
+    config = single_run(recipe)
+    ranks = ranks_to_start(config, arguments.ranks)
+    if ranks > 1:
+        return start_ranks(arguments.argv, ranks, config.checkpoint.grace_s)
     if config.replay:
-        return _replay(config, recipe.model, arguments.json)
-    from mcjepa.pipeline.train import TrainProgress, train
+        from mcjepa.pipeline.replay import explain_replay, replay
 
-    adopt_world(os.environ)
-    first_rank = os.environ["RANK"] == "0"
+        limit_spinning_threads()
+        report = replay(config, recipe.model)
+        print(json.dumps(report) if arguments.json else "\n".join(explain_replay(report)))
+        return OK
     with StageProgress("train") as progress:
 
         def show(event: TrainProgress) -> None:
-            values = event.values
-            parts = [f"loss {values['loss']:.3f}"] if "loss" in values else []
-            parts += [f"{k} {values[k]:.3f}" for k in ("reconstruction", "content") if k in values]
-            parts.append(f"{values['seconds_per_step']:.2f} s/step, {values['data_wait_share']:.0%} waiting")
-            progress.update("steps", event.step, event.steps, ", ".join(parts))
+            progress.update("steps", event.step, event.steps, _describe(event.values))
 
-        report = train(config, recipe.model, recipe.tracking, plain, show)
-    if not first_rank:
-        return 0 if report.finished else INTERRUPTED
-    record = {
-        **dataclasses.asdict(report),
-        "weights": str(report.weights) if report.weights else None,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    open_store(config.run).write("train_report.json", json.dumps(record, indent=1).encode())
+        trained = run_training(recipe, plain, show)
+    record = trained.record
+    if record and arguments.json:
+        print(json.dumps(record))
+    elif record and trained.finished:
+        print(f"trained {record['steps']} steps; weights: {record['weights']}; MLflow run {record['run_id']}")
+    return OK if trained.finished else INTERRUPTED
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """`mcjepa export`: a checkpoint's weights as a folder that needs nothing of the run."""
+    from mcjepa.pipeline.export import export_weights
+
+    out = Path(arguments.out)
+    licence = arguments.license if arguments.layout == "hub" else None
+    record = export_weights(Path(arguments.checkpoint), out, arguments.only == "encoder", licence)
     if arguments.json:
         print(json.dumps(record))
-    elif report.finished:
-        print(f"trained {report.steps} steps; weights: {report.weights}; MLflow run {report.run_id}")
-    return 0 if report.finished else INTERRUPTED
+    else:
+        what = f"{record['tensors']} tensors of {record['from']} ({record['source']})"
+        print(f"exported {what} to {out}; sha256 {record['sha256']}")
+    return OK
+
+
+def _describe(values: Mapping[str, float]) -> str:
+    parts = [f"loss {values['loss']:.3f}"] if "loss" in values else []
+    parts += [f"{name} {values[name]:.3f}" for name in ("reconstruction", "content") if name in values]
+    parts.append(f"{values['seconds_per_step']:.2f} s/step, {values['data_wait_share']:.0%} waiting")
+    return ", ".join(parts)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _print_summary(recipe: Recipe, summary: dict[str, Any]) -> None:
+    from mcjepa.evals.report.chain import REPORT, SUMMARY, tracking_command
+
+    out = Path(recipe.out)
+    rows: Sequence[tuple[str, str]] = (
+        (
+            "flow, EPE in px",
+            f"{summary['epe']:.2f}  (zero flow {summary['epe_zero']:.2f}, DIS {summary['epe_dis']:.2f})",
+        ),
+        ("probe, mIoU", f"{summary['probe_miou']:.3f}  (random encoder {summary['probe_miou_random']:.3f})"),
+        ("masks, J&F", f"{summary['jf']:.3f}  (first mask copied {summary['jf_copy_first']:.3f})"),
+        ("dataset id", summary["dataset_id"]),
+        ("left out", f"{len(summary['quarantined'])} inputs" + _names(summary["quarantined"])),
+        ("time", f"{summary['seconds']:.0f} s"),
+        ("report", str(out / REPORT)),
+        ("numbers", str(out / SUMMARY)),
+    )
+    _say("")
+    for name, text in rows:
+        _say(f"  {name:<16} {text}")
+    _say(f"\nto see the three MLflow runs at http://127.0.0.1:5000:\n  {tracking_command(recipe.tracking.uri)}")
+
+
+def _names(quarantined: Sequence[dict[str, Any]]) -> str:
+    if not quarantined:
+        return ""
+    shown = ", ".join(Path(record["uri"]).name for record in quarantined[:3])
+    return f": {shown}" + (", … (all in the report)" if len(quarantined) > 3 else "")

@@ -6,11 +6,11 @@ one, and a key that the recipe sets by a field of its own is refused, so that on
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mcjepa.data_prep.errors import nearest_name
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.settings.train import TrainConfig
 
@@ -110,9 +110,7 @@ def check_known(name: str, valid: Iterable[str], place: str) -> None:
     """
     known = sorted(valid)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        advice = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
-        raise UsageError(f"unknown key '{place}.{name}': {advice}")
+        raise UsageError(f"unknown key '{place}.{name}': {nearest_name(name, known)}")
 
 
 def _offload(offload: str) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from typing import Any
 from mcjepa.cluster.preflight.data import StreamFacts
 from mcjepa.cluster.preflight.findings import Finding
 from mcjepa.cluster.preflight.run import Place
-from mcjepa.data_prep.dataset.manifest import shard_key
 from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.layout import shard_key
 from mcjepa.data_prep.storage import FolderStore, absolute_location, open_store
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.settings.stream import StreamConfig

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mcjepa.cluster.preflight.data import (
     CacheFacts,
@@ -28,8 +30,10 @@ from mcjepa.cluster.preflight.run import (
     place_finding,
     time_finding,
 )
-from mcjepa.cluster.site import Need, Site, variables
+from mcjepa.cluster.site import Need, Site, needed, variables
+from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.launch import facts as plan_facts
+from mcjepa.pipeline.launch.ranks import measure_step_s
 from mcjepa.pipeline.recipe.recipe import Recipe, required
 from mcjepa.pipeline.settings.train import TrainConfig
 from mcjepa.pipeline.step.schedule import build_schedule
@@ -53,6 +57,56 @@ class Setting:
     """Whether memory is left out where that of the device is not known: counting takes seconds."""
 
 
+@dataclass(frozen=True)
+class AskedSetting:
+    """What the command line says of where a run is to be; 0 and None: the site or this machine says it."""
+
+    nodes: int = 0
+    ranks: int = 0
+    gpus_per_node: int | None = None
+    memory_gib: float | None = None
+    step_s: float | None = None
+
+
+def setting_of(site: Site | None, asked: AskedSetting) -> Setting:
+    """Where a run is to be, by the command line, else the site, else this machine.
+
+    Raises:
+        UsageError: a number that cannot be.
+    """
+    for name in ("nodes", "ranks"):
+        if getattr(asked, name) < 0:
+            raise UsageError(f"--{name} {getattr(asked, name)}, expected 1 or more; leave it out for the site's")
+    for name in ("step_s", "memory_gib"):
+        value = getattr(asked, name)
+        if value is not None and value <= 0:
+            raise UsageError(f"--{name.replace('_', '-')} {value:g}, expected more than 0")
+    need = needed(site, "train", asked.nodes) if site else None
+    here = site is None or site.kind != "slurm"
+    nodes = asked.nodes or (need.nodes if need else 1)
+    gpus = asked.gpus_per_node
+    if gpus is None:
+        gpus = plan_facts.gpus_here() if here else need.gpus_per_node if need else 0
+    tasks = need.tasks_per_node if need else max(gpus, 1)
+    if asked.memory_gib is not None:
+        memory: int | None = int(asked.memory_gib * 2**30)
+    else:
+        memory = plan_facts.device_memory(gpus > 0) if here else site_memory(need)
+    return Setting(ClusterFacts(nodes, asked.ranks or nodes * tasks, gpus), memory, asked.step_s, site, need)
+
+
+def measured(setting: Setting, plain: Mapping[str, Any], steps: int) -> Setting:
+    """The setting with the time of some real steps on this machine.
+
+    Raises:
+        UsageError: the run is not to be on one machine such as this, or too few steps.
+        RunError: the steps failed.
+    """
+    if setting.cluster.nodes > 1 or (setting.site and setting.site.kind == "slurm"):
+        raise UsageError("--measure takes steps on this machine, and the run is for another; give --step-s S instead")
+    return dataclasses.replace(setting, step_s=measure_step_s(plain, setting.cluster.ranks, steps))
+
+
 def site_memory(need: Need | None) -> int | None:
     """Memory of a node where ranks compute on CPUs; a site file does not say that of a GPU."""
     if not need or need.gpus_per_node or not need.node_memory_gb:
@@ -68,15 +122,15 @@ def launch_findings(recipe: Recipe, site: Site, need: Need) -> list[Finding]:
     return preflight(recipe, Setting(cluster, memory, None, site, need, brief=True))
 
 
-def preflight(recipe: Recipe, place: Setting) -> list[Finding]:
+def preflight(recipe: Recipe, setting: Setting) -> list[Finding]:
     """Everything that can be said of a training run before it starts.
 
     Args:
         recipe: with a `train` part.
-        place: where it is to be.
+        setting: where it is to be.
     """
-    with _site_storage(place.site):
-        return _preflight(recipe, required(recipe.train, "train", recipe), place)
+    with _site_storage(setting.site):
+        return _preflight(recipe, required(recipe.train, "train", recipe), setting)
 
 
 @contextlib.contextmanager
@@ -92,40 +146,42 @@ def _site_storage(site: Site | None) -> Iterator[None]:
             del os.environ[name]
 
 
-def _preflight(recipe: Recipe, config: TrainConfig, place: Setting) -> list[Finding]:
+def _preflight(recipe: Recipe, config: TrainConfig, setting: Setting) -> list[Finding]:
     batches = {"pairs": config.stream.pair_batch, "views": config.stream.view_batch}
     lanes = {name: (batch, lanes_for(batch)) for name, batch in batches.items() if batch}
-    findings = world_findings(place.cluster, lanes, config.engine.accumulation_steps)
+    findings = world_findings(setting.cluster, lanes, config.engine.accumulation_steps)
     fits = not errors_of(findings)
-    if place.need and place.site and place.site.kind == "slurm":
+    if setting.need and setting.site and setting.site.kind == "slurm":
         known = plan_facts.known_partitions()
-        findings.append(partition_finding(place.need.partition, known, place.need.time_min, place.need.nodes))
+        findings.append(partition_finding(setting.need.partition, known, setting.need.time_min, setting.need.nodes))
     streams, datasets = plan_facts.read_streams(config.stream, config.seed)
     findings += datasets
-    findings += [found for stream in streams for found in stream_findings(stream, place.cluster)]
+    findings += [found for stream in streams for found in stream_findings(stream, setting.cluster)]
     if streams:
-        findings += _reading(config, place, streams)
-    return findings + _run(recipe, config, place, streams, fits)
+        findings += _reading(config, setting, streams)
+    return findings + _run(recipe, config, setting, streams, fits)
 
 
-def _reading(config: TrainConfig, place: Setting, streams: list[StreamFacts]) -> list[Finding]:
-    folder = (place.site.shard_cache if place.site else "") or config.stream.store.cache_dir
+def _reading(config: TrainConfig, setting: Setting, streams: list[StreamFacts]) -> list[Finding]:
+    folder = (setting.site.shard_cache if setting.site else "") or config.stream.store.cache_dir
     cache = CacheFacts(folder, config.stream.store.cache_bytes)
     rate = plan_facts.read_rate(config.stream)
     return [
-        cache_finding(streams, place.cluster, cache),
-        read_finding(streams, place.cluster, place.step_s, rate),
+        cache_finding(streams, setting.cluster, cache),
+        read_finding(streams, setting.cluster, setting.step_s, rate),
     ]
 
 
-def _run(recipe: Recipe, config: TrainConfig, place: Setting, streams: list[StreamFacts], fits: bool) -> list[Finding]:
+def _run(
+    recipe: Recipe, config: TrainConfig, setting: Setting, streams: list[StreamFacts], fits: bool
+) -> list[Finding]:
     """Memory, places, time, checkpoints."""
     from mcjepa.pipeline.launch.step_memory import model_size
 
     size, findings = model_size(recipe.model), []
-    if fits and not (place.brief and place.device_bytes is None):
-        findings.append(_memory(recipe, config, place))
-    findings += _places(config, place, checkpoint_bytes(size.elements))
+    if fits and not (setting.brief and setting.device_bytes is None):
+        findings.append(_memory(recipe, config, setting))
+    findings += _places(config, setting, checkpoint_bytes(size.elements))
     findings.append(plan_facts.tracking_finding(recipe.tracking.uri))
     epoch = {stream.name: stream.steps_per_epoch for stream in streams}
     steps_per_epoch = epoch.get("views") or epoch.get("pairs")
@@ -138,23 +194,23 @@ def _run(recipe: Recipe, config: TrainConfig, place: Setting, streams: list[Stre
         steps=steps,
         every_steps=keep.every_steps,
         kept=keep.keep_last + for_good + bool(keep.best_metric),
-        grace_s=place.site.save_s if place.site and place.site.kind == "slurm" else keep.grace_s,
+        grace_s=setting.site.save_s if setting.site and setting.site.kind == "slurm" else keep.grace_s,
         elements=size.elements,
-        ranks=place.cluster.ranks,
-        nodes=place.cluster.nodes,
-        accelerators=place.cluster.nodes * place.cluster.gpus_per_node,
-        step_s=place.step_s,
-        time_limit_s=60.0 * place.need.time_min if place.need else None,
+        ranks=setting.cluster.ranks,
+        nodes=setting.cluster.nodes,
+        accelerators=setting.cluster.nodes * setting.cluster.gpus_per_node,
+        step_s=setting.step_s,
+        time_limit_s=60.0 * setting.need.time_min if setting.need else None,
     )
     findings += [time_finding(run), interruption_finding(run)]
     findings.append(checkpoint_finding(run, plan_facts.write_rate(config.run)))
     return findings
 
 
-def _memory(recipe: Recipe, config: TrainConfig, place: Setting) -> Finding:
+def _memory(recipe: Recipe, config: TrainConfig, setting: Setting) -> Finding:
     from mcjepa.pipeline.launch.step_memory import model_size, step_memory
 
-    engine, cluster, parts = config.engine, place.cluster, config.engine.accumulation_steps
+    engine, cluster, parts = config.engine, setting.cluster, config.engine.accumulation_steps
     bucket, overlap = plan_facts.bucket_options(engine.options, engine.zero_stage)
     facts = EngineFacts(
         engine.zero_stage, engine.precision, cluster.ranks, cluster.gpus_per_node > 0, engine.offload, bucket, overlap
@@ -168,10 +224,10 @@ def _memory(recipe: Recipe, config: TrainConfig, place: Setting) -> Finding:
     ]
     kept = "activation checkpointing" if recipe.model.encoder.activation_checkpointing else "all activations kept"
     alone = 1 if cluster.gpus_per_node else cluster.ranks_per_node
-    return memory_finding(estimate, facts, f"{' + '.join(words)} at a time, {kept}", place.device_bytes, alone)
+    return memory_finding(estimate, facts, f"{' + '.join(words)} at a time, {kept}", setting.device_bytes, alone)
 
 
-def _places(config: TrainConfig, place: Setting, checkpoint: int) -> list[Finding]:
+def _places(config: TrainConfig, setting: Setting, checkpoint: int) -> list[Finding]:
     """The places that the run writes to."""
     keep, remote = config.checkpoint, "://" in config.run and not config.run.startswith("file://")
     most = (keep.keep_last + 1 + bool(keep.best_metric)) * checkpoint
@@ -180,6 +236,6 @@ def _places(config: TrainConfig, place: Setting, checkpoint: int) -> list[Findin
         scratch = keep.scratch or tempfile.gettempdir()
         looks.append(plan_facts.look_at_place("scratch", scratch, WAITING * checkpoint))
     cache = config.stream.store.cache_dir
-    if cache and (place.site is None or place.site.kind != "slurm"):  # of a cluster, it is on the nodes
+    if cache and (setting.site is None or setting.site.kind != "slurm"):  # of a cluster, it is on the nodes
         looks.append(plan_facts.look_at_place("cache", cache, config.stream.store.cache_bytes))
     return [place_finding(look) for look in looks]

@@ -11,12 +11,14 @@ from pathlib import Path
 from mcjepa.cluster.errors import LaunchError
 from mcjepa.cluster.job import RECORD
 from mcjepa.cluster.site import STAGES, Site, Stage
+from mcjepa.data_prep.errors import nearest_name
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.recipe.files import read_recipe, validate
 from mcjepa.pipeline.recipe.recipe import Recipe, load_recipe
+from mcjepa.pipeline.run.folder import JOBS
 
-JOBS = "jobs"
-IN_RUN = f"logs/{JOBS}"
+JOBS_FOLDER = "jobs"
+SITE_RECORD = "site.json"
 
 
 @contextlib.contextmanager
@@ -37,8 +39,8 @@ def load_site(name: str) -> Site:
     shipped = Path(str(resources.files("mcjepa.configs"))) / "site"
     path = Path(name) if Path(name).is_file() else shipped / f"{name.removesuffix('.yaml')}.yaml"
     if not path.is_file() or not (Path(name).is_file() or re.fullmatch(r"[\w-]+(\.yaml)?", name)):
-        names = ", ".join(sorted(p.stem for p in shipped.glob("*.yaml")))
-        raise UsageError(f"no site {name!r}: expected a YAML file or one of the shipped sites ({names})")
+        advice = nearest_name(name, sorted(p.stem for p in shipped.glob("*.yaml")))
+        raise UsageError(f"no site {name!r}, expected a YAML file or a shipped site: {advice}")
     return validate(Site, read_recipe(path), f"site {path}")
 
 
@@ -51,13 +53,13 @@ def jobs_folder(recipe: Recipe, stage: Stage, site: Site | None) -> Path:
     if site is not None and site.jobs:
         return Path(site.jobs).expanduser().absolute() / recipe.name / stage
     if stage == "train" and recipe.train and "://" not in recipe.train.run:
-        return Path(recipe.train.run).expanduser().absolute() / IN_RUN
+        return Path(recipe.train.run).expanduser().absolute() / JOBS
     if "://" in recipe.out:
         raise UsageError(
             f"out is {recipe.out}, expected a folder for scripts and logs of jobs; name one that all nodes reach as "
             "`jobs` in the site file"
         )
-    return Path(recipe.out) / JOBS / stage
+    return Path(recipe.out) / JOBS_FOLDER / stage
 
 
 def launched_folders(target: str, overrides: Sequence[str], stage: str | None, site: str | None) -> list[Path]:
@@ -68,8 +70,8 @@ def launched_folders(target: str, overrides: Sequence[str], stage: str | None, s
     """
     path = Path(target).absolute()
     if path.is_dir():
-        found = [folder for folder in (path, path / IN_RUN) if (folder / RECORD).is_file()]
-        expected = f"{path / IN_RUN / RECORD}"
+        found = [folder for folder in (path, path / JOBS) if (folder / RECORD).is_file()]
+        expected = f"{path / JOBS / RECORD}"
     else:
         recipe, _ = load_recipe(target, overrides)
         known = load_site(site) if site else None

@@ -17,6 +17,7 @@ from mcjepa.pipeline.monitor.guards import StepGuard, StepSetting
 from mcjepa.pipeline.monitor.meters import MachineMeters, Meters
 from mcjepa.pipeline.monitor.representation import Alerts, CostlyMeters
 from mcjepa.pipeline.monitor.throughput import FlopCounter, ProfileWindow, device_name, peak_tflops
+from mcjepa.pipeline.run.folder import BAD_STEPS
 from mcjepa.pipeline.settings.train import TrainConfig
 from mcjepa.pipeline.step.clock import StepClock
 from mcjepa.pipeline.step.step import StepResult
@@ -39,7 +40,7 @@ class Instruments:
     def __init__(self, config: TrainConfig, world: World, engine: Any, folder: Path) -> None:
         self._config, self._world, self._engine = config, world, engine
         self.clock = StepClock()
-        self.guard = StepGuard(folder / "bad_steps", world.rank, config.max_bad_steps, config.guards)
+        self.guard = StepGuard(folder / BAD_STEPS, world.rank, config.max_bad_steps, config.guards)
         self._meters, self._alerts = Meters(), Alerts(config.meters.alerts)
         folder.mkdir(parents=True, exist_ok=True)
         self._machine = MachineMeters(world, folder)

@@ -1,9 +1,8 @@
-"""Meters of a run: means over a window of steps, written as one JSON line a record and handed to the tracker."""
+"""Meters of a run: means over a window of steps, memory of every rank and load of every node."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import socket
 import time
 from collections.abc import Mapping
@@ -63,25 +62,6 @@ class Meters:
         means.update({f"seconds_{part}": s / max(self._steps, 1) for part, s in (parts_s or {}).items()})
         self.__init__()  # type: ignore[misc]
         return means
-
-
-def append_record(path: Path, step: int, values: Mapping[str, float]) -> None:
-    """Appends {"step": …, name: value …} to a jsonl file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, **values}) + "\n")
-
-
-def read_records(path: Path) -> list[dict[str, float]]:
-    """Records of a jsonl file, the last one of every step, in order of the steps; a torn last line is left out."""
-    records: dict[int, dict[str, float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        records[int(record["step"])] = record
-    return [records[step] for step in sorted(records)]
 
 
 # Memory of every rank and load of every node, gathered at a record: no thread, no connection but the run's own.

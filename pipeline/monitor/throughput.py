@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from mcjepa.pipeline.run.folder import PROFILE
 from mcjepa.pipeline.settings.monitor import ProfileConfig
 
 PEAK_TFLOPS = (
@@ -98,7 +99,7 @@ class ProfileWindow:
     def __init__(self, config: ProfileConfig, run: Path, rank: int, device: torch.device) -> None:
         self._wanted = config.start_step >= 0 and rank in config.ranks
         self._first, self._last = config.start_step, config.start_step + config.steps
-        self._place = run / "profile" / f"step-{max(config.start_step, 0):09d}-rank-{rank:05d}"
+        self._place = run / PROFILE / f"step-{max(config.start_step, 0):09d}-rank-{rank:05d}"
         self._cuda = device.type == "cuda"
         self._profiler: Any = None
 

@@ -28,11 +28,12 @@ from types import FrameType
 from typing import Any
 
 from mcjepa.data_prep.storage import atomic_write
+from mcjepa.pipeline.exits import REJECTED
+from mcjepa.pipeline.run.folder import HUNG
 from mcjepa.pipeline.settings.monitor import GuardConfig
 from mcjepa.pipeline.step.clock import CLOSING, Activity, StepClock
 
 log = logging.getLogger(__name__)
-EXIT_CODE = 3
 DISTRIBUTED = "torch/distributed/"
 SETTLE_SHARE = 0.25
 """Share of `watchdog_s` (10 s at most) in which the other ranks may write what they wait for."""
@@ -51,7 +52,7 @@ class Watchdog:
 
     def __init__(self, config: GuardConfig, clock: StepClock, run: Path, rank: int, world_size: int) -> None:
         self._config, self._clock, self._rank, self._world_size = config, clock, rank, world_size
-        self._folder = run / "logs" / "hung"
+        self._folder = run / HUNG
         self._tick_s = min(config.watchdog_s / 8, 5.0)
         self._watched = threading.get_ident()
         self._end = threading.Event()
@@ -132,7 +133,7 @@ class Watchdog:
             self._rank, now.part, now.step, spent_s, self._config.watchdog_exit_s,
         )  # fmt: skip
         logging.shutdown()
-        os._exit(EXIT_CODE)
+        os._exit(REJECTED)
 
     def _path(self, suffix: str) -> Path:
         return self._folder / f"rank-{self._rank:05d}.{suffix}"

@@ -8,7 +8,6 @@ names the nearest valid key.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
+from mcjepa.data_prep.errors import nearest_name
 from mcjepa.pipeline.errors import UsageError
 
 Config = TypeVar("Config")
@@ -51,7 +51,7 @@ def find_recipe(name: str) -> Path:
         if shipped.is_file():
             return shipped
     raise UsageError(
-        f"no recipe {name!r}: expected a YAML file or one of the shipped recipes ({', '.join(shipped_recipes())})"
+        f"no recipe {name!r}, expected a YAML file or a shipped recipe: {nearest_name(name, shipped_recipes())}"
     )
 
 
@@ -169,10 +169,8 @@ def _explain(finding: dict[str, Any], config_type: type) -> str:
     dotted = ".".join(place)
     if finding["type"] in UNKNOWN_KEY:
         names = _names_beside(config_type, place)
-        near = difflib.get_close_matches(place[-1], names, n=1, cutoff=0.5)
-        nearest = ".".join([*place[:-1], *near])
-        advice = f"did you mean {nearest!r}?" if near else f"expected one of {', '.join(names)}"
-        return f"unknown key {dotted!r}: {advice}"
+        prefix = "".join(f"{part}." for part in place[:-1])
+        return f"unknown key {dotted!r}: {nearest_name(place[-1], names, prefix)}"
     if finding["type"] in ("missing", "missing_argument"):
         return f"key {dotted!r} is missing; add it"
     message = str(finding["msg"]).removeprefix("Value error, ")

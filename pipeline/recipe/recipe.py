@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from mcjepa.data_prep.settings import PrepConfig
 from mcjepa.evals.settings import EvalConfig
@@ -17,7 +14,6 @@ from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.recipe.files import (
     apply_overrides,
     find_recipe,
-    json_schema,
     read_recipe,
     substitute,
     to_plain,
@@ -90,19 +86,8 @@ def required(part: Any, name: str, recipe: Recipe) -> Any:
     return part
 
 
-def print_recipe(arguments: argparse.Namespace) -> int:
-    """`mcjepa recipe`."""
-    _, plain = load_recipe(arguments.recipe, arguments.overrides)
-    if arguments.keys:
-        for line in describe_keys(json_schema(Recipe)):
-            print(line)
-    else:
-        print(yaml.safe_dump(plain, sort_keys=False), end="")
-    return 0
-
-
 def describe_keys(schema: dict[str, Any]) -> list[str]:
-    """One line a key of a configuration's JSON schema: dotted name, default, meaning."""
+    """One line per key of a configuration's JSON schema: dotted name, default, meaning."""
     lines: list[str] = []
 
     def walk(node: dict[str, Any], prefix: str) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 
 import yaml
 
+from mcjepa.pipeline.run.folder import RECIPE
 from mcjepa.pipeline.settings.train import MOTION_TERMS
-
-NAME = "recipe.yaml"
 
 
 def write_short_recipe(plain: Mapping[str, Any], folder: Path, steps: int, every_steps: int) -> Path:
@@ -41,6 +40,6 @@ def write_short_recipe(plain: Mapping[str, Any], folder: Path, steps: int, every
     tracking = {**plain["tracking"], "uri": f"sqlite:///{folder}/mlflow.db", "artifacts": str(folder / "artifacts")}
     content = {**plain, "out": str(folder), "train": train, "tracking": tracking, "prep": None, "eval": None}
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / NAME
+    path = folder / RECIPE
     path.write_text(yaml.safe_dump({**content, "sweep": None}, sort_keys=False), encoding="utf-8")
     return path

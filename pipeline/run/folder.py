@@ -1,4 +1,4 @@
-"""Where a run's files are: its own folder, or a local scratch folder whose files go to s3.
+"""A run's files: their names, and where they are: its own folder, or a local scratch folder whose files go to s3.
 
     train.run=DIR              everything is written there
     train.run=s3://B/PREFIX    written to a scratch folder of this machine and copied to the prefix in the background
@@ -9,16 +9,36 @@ logs, weights, records of bad steps, the tracker's spool. A file that disappears
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from mcjepa.data_prep.storage import Store, explained_disk_errors, open_store
 
 log = logging.getLogger(__name__)
 CHECKPOINTS, WEIGHTS = "checkpoints", "weights"
+"""Folders, one per saved step in each: `step-000001200`."""
+MANIFEST = "manifest.json"
+"""Of a checkpoint, written last."""
+RECIPE = "recipe.yaml"
+"""The whole resolved recipe."""
+RUN_RECORD = "run.json"
+"""Ids of the run and of its datasets, commit, seed."""
+TRAIN_REPORT = "train_report.json"
+"""The training's last word: `finished`, `steps`."""
+METRICS = "logs/metrics.jsonl"
+CHECKPOINT_LOG = "logs/checkpoints.jsonl"
+HUNG = "logs/hung"
+"""Reports of ranks that are stuck."""
+JOBS = "logs/jobs"
+"""Files of the jobs that were launched for the run."""
+BAD_STEPS, PICTURES, PROFILE, SPOOL = "bad_steps", "pictures", "profile", "spool"
+PREP_REPORT = "prep_report.json"
+"""Beside the datasets that a prep stage has built."""
 
 
 class RunFolder:
@@ -110,3 +130,42 @@ class RunFolder:
     @staticmethod
     def _is_small(key: str) -> bool:
         return not key.startswith((f"{CHECKPOINTS}/", f"{WEIGHTS}/"))
+
+
+def read_run_record(run: Path) -> dict[str, Any]:
+    """What run.json of a run folder holds; nothing where there is none."""
+    path = run / RUN_RECORD
+    if not path.is_file():
+        return {}
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def newest_checkpoint_step(run: str) -> int:
+    """Step of a run's newest checkpoint that has a manifest, -1 without one; imports no torch.
+
+    Args:
+        run: the run's folder or prefix.
+    """
+    keys = open_store(run).list(f"{CHECKPOINTS}/step-")
+    complete = [key for key in keys if key.endswith(f"/{MANIFEST}")]
+    return max((int(key.split("/")[1].removeprefix("step-")) for key in complete), default=-1)
+
+
+def append_metrics(path: Path, step: int, values: Mapping[str, float]) -> None:
+    """Appends {"step": …, name: value …} to a run's metrics."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Records of a run's metrics, the last one of every step, in order of the steps; a torn line is left out."""
+    records: dict[int, dict[str, float]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        records[int(record["step"])] = record
+    return [records[step] for step in sorted(records)]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mcjepa.pipeline.pictures import flow_picture, flow_scale, pca_pictures, side_by_side, stacked, write_png
+from mcjepa.pipeline.run.folder import PICTURES
 from mcjepa.pipeline.settings.stream import StreamConfig
 from mcjepa.pipeline.stream.batches import PairBatch
 from mcjepa.pipeline.stream.loader import build_loader
@@ -41,7 +42,7 @@ class RunPictures:
 
     def __init__(self, stream: StreamConfig, seed: int, world: World, count: int, run: Path) -> None:
         self._stream, self._seed, self._world = stream, seed, world
-        self._count, self._folder = count, run / "pictures"
+        self._count, self._folder = count, run / PICTURES
         self._frames: tuple[Tensor, Tensor] | None = None
 
     def draw(self, engine: Any, step: int) -> Path | None:

@@ -10,7 +10,6 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
 
 from mcjepa.data_prep.storage import open_store
 from mcjepa.data_prep.storage.folder import FolderStore
@@ -18,9 +17,8 @@ from mcjepa.model.initialize import initialize
 from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.model.pretrained import CONFIG_NAME, WEIGHTS_NAME, WeightsError
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.run.folder import WEIGHTS
+from mcjepa.pipeline.run.folder import TRAIN_REPORT, WEIGHTS, read_run_record
 
-REPORT = "train_report.json"
 log = logging.getLogger(__name__)
 
 
@@ -73,9 +71,9 @@ class RunWeights:
 
     def is_finished(self, steps: int) -> bool:
         """Whether the training has said that it finished at least `steps` steps."""
-        if not self._store.exists(REPORT):
+        if not self._store.exists(TRAIN_REPORT):
             return False
-        record = json.loads(self._store.read(REPORT))
+        record = json.loads(self._store.read(TRAIN_REPORT))
         return bool(record["finished"]) and int(record["steps"]) >= steps
 
 
@@ -99,7 +97,7 @@ def first_weights(model: MCJEPA, init_from: str, run: Path, *, continued: bool) 
         UsageError: the weights are absent, damaged or do not fit.
     """
     if continued:
-        return read_run(run).get("init_from")
+        return read_run_record(run).get("init_from")
     if not init_from:
         return None
     try:
@@ -108,12 +106,3 @@ def first_weights(model: MCJEPA, init_from: str, run: Path, *, continued: bool) 
         raise UsageError(f"train.init_from: {error}") from error
     log.info("starting from %s", found)
     return {"file": str(found.file), "layout": found.layout, "sha256": found.digest}
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """What run.json of a run folder holds; nothing where there is none."""
-    path = folder / "run.json"
-    if not path.is_file():
-        return {}
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record

@@ -16,8 +16,8 @@ import itertools
 import logging
 import multiprocessing
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.synchronize import Event
 from typing import Any
@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.settings.stream import StreamConfig
+from mcjepa.pipeline.settings.stream import SourceConfig, StreamConfig
 from mcjepa.pipeline.stream.batches import PairBatch, RawBatch, StepBatch, ViewBatch
 from mcjepa.pipeline.stream.order import StreamSummary, Turns, check_world_size
 from mcjepa.pipeline.stream.samples import Cancelled, SampleStream, pair_stream, view_stream
@@ -240,6 +240,64 @@ def build_loader(
     return StepLoader(
         streams, config, rank=rank, world_size=world_size, start_step=start_step, device=torch.device(device)
     )
+
+
+def open_stream(
+    pairs: str | Sequence[str] = (),
+    views: str | Sequence[str] = (),
+    *,
+    start_step: int = 0,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+    settings: StreamConfig | None = None,
+) -> StepLoader:
+    """The exact, elastic stream of a training run, for a loop of one's own.
+
+    Its order is a pure function of the datasets, the seed and the settings: every sample comes once an epoch, whatever
+    the number of ranks, and the whole state is one integer, `next_step`: give it as `start_step` to go on, on any
+    number of ranks that divides the lanes.
+
+    Args:
+        pairs: locations (folders or `s3://…`) of clip datasets, whose neighbouring frames are the pairs.
+        views: locations of image or clip datasets, each of whose images gives two views.
+        start_step: the first step given; nothing before it is read.
+        seed: of the order and of the augmentations.
+        rank: this process among `world_size`.
+        world_size: processes that share a step.
+        device: where batches are put.
+        settings: batch sizes, augmentation, loading processes (`mcjepa recipe paper --keys` explains them); a side
+            without datasets is left out whatever its batch size.
+
+    Returns:
+        An endless iterator of steps and context manager: `step.pairs.frame0` and `frame1`, each (B, 3, H, W),
+        `step.views.view0` and `view1`, each (N, 3, S, S), RGB in [0, 1] and float32, of this rank's share.
+
+    Raises:
+        UsageError: no dataset is named, or the world size or the kind of a dataset does not fit.
+        DataError: a dataset is not published or damaged.
+
+    Example:
+        >>> with open_stream(pairs=CLIPS, settings=StreamConfig(pair_batch=2, workers=0)) as stream:
+        ...     first, second = next(stream), next(stream)
+        >>> tuple(second.pairs.frame0.shape), stream.next_step
+        ((2, 3, 384, 832), 2)
+        >>> with open_stream(pairs=CLIPS, start_step=1, settings=StreamConfig(pair_batch=2, workers=0)) as again:
+        ...     bool((next(again).pairs.frame0 == second.pairs.frame0).all())
+        True
+    """
+    clips, images = _sources(pairs), _sources(views)
+    if not clips and not images:
+        raise UsageError("open_stream: neither pairs nor views name a dataset, expected at least one location")
+    config = settings or StreamConfig()
+    pair_batch, view_batch = (config.pair_batch if clips else 0), (config.view_batch if images else 0)
+    config = replace(config, pairs=clips, views=images, pair_batch=pair_batch, view_batch=view_batch)
+    return build_loader(config, rank=rank, world_size=world_size, start_step=start_step, seed=seed, device=device)
+
+
+def _sources(locations: str | Sequence[str]) -> tuple[SourceConfig, ...]:
+    return tuple(SourceConfig(location=each) for each in ((locations,) if isinstance(locations, str) else locations))
 
 
 def _as_it_is(raw_step: Any) -> Any:

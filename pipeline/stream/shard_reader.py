@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mcjepa.data_prep.dataset.manifest import read_sidecar, shard_key
+from mcjepa.data_prep.dataset.manifest import read_sidecar
 from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.layout import shard_key
 from mcjepa.data_prep.storage import FolderStore, Store, open_store
 from mcjepa.pipeline.settings.stream import ShardStoreConfig
 from mcjepa.pipeline.stream.catalogue import Address, Catalogue, ShardIndex, StoredSample

@@ -1,5 +1,6 @@
 """Where a stage's records go: MLflow at once (`Tracker`), or through a spool that survives it (`run_tracker`)."""
 
+from mcjepa.pipeline.settings.train import TrackingConfig
 from mcjepa.pipeline.tracking.mlflow import (
     Tracker,
     attach,
@@ -10,4 +11,13 @@ from mcjepa.pipeline.tracking.mlflow import (
     quiet_environment,
 )
 
-__all__ = ["Tracker", "attach", "dataset_tag", "find_run", "find_tagged", "flatten", "quiet_environment"]
+__all__ = [
+    "Tracker",
+    "TrackingConfig",
+    "attach",
+    "dataset_tag",
+    "find_run",
+    "find_tagged",
+    "flatten",
+    "quiet_environment",
+]

@@ -15,15 +15,19 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.run.folder import RUN_RECORD, SPOOL
 from mcjepa.pipeline.tracking import mlflow as mlflow_run
 from mcjepa.pipeline.tracking.mlflow import POINT_LIMIT, Point
 from mcjepa.pipeline.tracking.spool import Spool, SpoolBusy
 
 log = logging.getLogger(__name__)
 KEY_TAG = "mcjepa.run_key"
+BUSY_WAIT_S = 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 CLIENT_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 """The courier tries again by itself, so that its client need not."""
@@ -252,3 +256,46 @@ class CourierThread:
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What became of a spool."""
+
+    folder: Path
+    uri: str
+    run_id: str
+    delivered: int
+    left: int
+    reason: str
+    """Why some are left."""
+
+
+def deliver_spool(run: Path) -> Delivery:
+    """Delivers what a run has left in its spool; waits a while where another process delivers it.
+
+    Raises:
+        UsageError: the run has no spool.
+    """
+    if not (run / SPOOL / RUN_RECORD).is_file():
+        raise UsageError(
+            f"{run} has no {SPOOL}/{RUN_RECORD}, expected a run folder that was trained; name RUN or its recipe"
+        )
+    spool = Spool(run)
+    courier, done, reason = Courier(spool, run), 0, ""
+    waiting = len(spool.pending())
+    deadline = time.monotonic() + BUSY_WAIT_S
+    while True:
+        try:
+            done = courier.deliver()
+        except SpoolBusy as error:
+            if time.monotonic() < deadline and spool.pending():
+                time.sleep(0.5)  # the run delivers, or another sync
+                continue
+            reason = str(error)
+        except Exception as error:  # whatever a client raises for a server that is away
+            reason = f"{type(error).__name__}: {_first_line(error)[:200]}"
+        break
+    left = len(spool.pending())
+    uri = str(spool.address()["uri"])
+    return Delivery(spool.folder, uri, courier.run_id, max(done, waiting - left), left, reason)

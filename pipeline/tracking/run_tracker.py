@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.run.folder import CHECKPOINT_LOG
 from mcjepa.pipeline.settings.train import TrackingConfig
 from mcjepa.pipeline.tracking.courier import Courier, CourierThread
 from mcjepa.pipeline.tracking.lineage import job_tags
@@ -122,7 +123,7 @@ class RunTracker:
     def checkpoint(self, step: int, digest: str) -> None:
         """Notes a checkpoint: the tag `mcjepa.checkpoint` is its step and its digest, all are in checkpoints.jsonl."""
         self._append("tags", values={"mcjepa.checkpoint": f"{step} {digest}"})
-        path = self._run / "logs" / "checkpoints.jsonl"
+        path = self._run / CHECKPOINT_LOG
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "sha256": digest}) + "\n")

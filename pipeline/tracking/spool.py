@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from mcjepa.data_prep.storage import atomic_write
+from mcjepa.pipeline.run.folder import RUN_RECORD, SPOOL
 
 RECORDS_A_FILE = 1000
-FOLDER = "spool"
 
 
 class SpoolBusy(Exception):
@@ -42,7 +42,7 @@ class Spool:
     """
 
     def __init__(self, run: Path) -> None:
-        self.folder = run / FOLDER
+        self.folder = run / SPOOL
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._file: Any = None
@@ -112,13 +112,13 @@ class Spool:
 
     def address(self) -> dict[str, Any]:
         """What `set_address` wrote; empty where nothing was."""
-        path = self.folder / "run.json"
+        path = self.folder / RUN_RECORD
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return content
 
     def set_address(self, content: Mapping[str, Any]) -> None:
         """Where the records go."""
-        atomic_write(self.folder / "run.json", json.dumps(content, indent=1, sort_keys=True).encode())
+        atomic_write(self.folder / RUN_RECORD, json.dumps(content, indent=1, sort_keys=True).encode())
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

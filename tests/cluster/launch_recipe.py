@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from mcjepa.data_prep.corpora.video_files import write_mp4
-from mcjepa.pipeline.monitor.meters import read_records
+from mcjepa.data_prep.corpora.moving_photos.generate import write_mp4
+from mcjepa.pipeline.run.folder import read_metrics
 from tests.data_prep.small_corpora import smooth_frames
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -89,7 +89,7 @@ def launch(*words: str, code: int = 0) -> str:
     """Output of `mcjepa launch`."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     answer = subprocess.run(
-        [sys.executable, "-m", "mcjepa.pipeline.cli", "launch", *words],
+        [sys.executable, "-m", "mcjepa", "launch", *words],
         cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert answer.returncode == code, answer.stdout + answer.stderr
@@ -105,7 +105,7 @@ def launch_job(*words: str) -> str:
 
 def losses(run: Path) -> dict[int, float]:
     """Loss of every step in a run's log."""
-    return {int(record["step"]): record["loss"] for record in read_records(run / "logs" / "metrics.jsonl")}
+    return {int(record["step"]): record["loss"] for record in read_metrics(run / "logs" / "metrics.jsonl")}
 
 
 def steps_written(run: Path) -> int:

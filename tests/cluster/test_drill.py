@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mcjepa.pipeline.cli.drill import Outcome, compare, read_outcome
 from mcjepa.pipeline.cli.main import main
+from mcjepa.pipeline.stages.drill import RunEnd, compare_ends, read_end
 from tests.pipeline.small_recipe import write_small_recipe
 
 ONE_RANK = ["train.stream.pair_batch=3", "train.stream.view_batch=5"]
@@ -42,11 +42,11 @@ def test_a_run_that_loses_a_rank_keeps_everything(
     code, record = drill(capsys, "node-loss", str(recipe), "--out", str(tmp_path / "out"))
     assert code == 0 and record["kept"] and record["ranks"] == 2
     assert record["disturbance"]["code"] not in (0, 130) and record["disturbance"]["starts"] == 2
-    whole, found = (read_outcome(tmp_path / "out" / name / "run") for name in ("whole", "disturbed"))
-    assert compare(whole, found, 6) == [] and len(found.losses) == 6
+    whole, found = (read_end(tmp_path / "out" / name / "run") for name in ("whole", "disturbed"))
+    assert compare_ends(whole, found, 6) == [] and len(found.losses) == 6
     # The comparison is no formality: another seed's run is told apart in every respect.
-    other = Outcome({1: "0.5"}, {**whole.order, "seed": 1}, 4, "other")
-    said = " ".join(compare(whole, other, 6))
+    other = RunEnd({1: "0.5"}, {**whole.order, "seed": 1}, 4, "other")
+    said = " ".join(compare_ends(whole, other, 6))
     assert all(word in said for word in ("no loss of steps", "loss of step 1", "order of samples", "weights", "step 4"))
 
 
@@ -64,10 +64,12 @@ def test_a_step_that_was_trained_twice_with_another_loss_is_a_difference(tmp_pat
     log = tmp_path / "logs" / "metrics.jsonl"
     log.parent.mkdir()
     log.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n{"step": 2, "loss": 0.125}\n{"step": 3, "l')
-    found = read_outcome(tmp_path)
+    found = read_end(tmp_path)
     assert found.losses == {1: "0.5", 2: "0.25 and 0.125"} and found.step == 0
-    expected = Outcome({1: "0.5", 2: "0.25"}, {}, 2, "")
-    assert any(text.startswith("loss of step 2: 0.25 undisturbed, 0.25 and") for text in compare(expected, found, 2))
+    expected = RunEnd({1: "0.5", 2: "0.25"}, {}, 2, "")
+    assert any(
+        text.startswith("loss of step 2: 0.25 undisturbed, 0.25 and") for text in compare_ends(expected, found, 2)
+    )
 
 
 def test_what_cannot_be_drilled_is_refused(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

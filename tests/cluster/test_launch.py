@@ -15,9 +15,9 @@ from mcjepa.cluster.restarts import JobState
 from mcjepa.cluster.site import Resources, Site, needed
 from mcjepa.cluster.status import cancel, read_status
 from mcjepa.cluster.submit import submit
-from mcjepa.pipeline.cli.launch import build_job
 from mcjepa.pipeline.cli.main import main
 from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.launch.jobs import build_job
 from mcjepa.pipeline.launch.sites import load_site
 from mcjepa.pipeline.recipe.recipe import load_recipe
 from mcjepa.pipeline.recipe.sweep import sweep_runs

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.corpora.moving_photos.generate import write_mp4
 from mcjepa.data_prep.dataset.manifest import DatasetManifest
 from mcjepa.data_prep.dataset.publish import publish_dataset
 from mcjepa.data_prep.plan.files import begin_plan, require_same_plan

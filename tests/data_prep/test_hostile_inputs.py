@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from mcjepa.data_prep.corpora.items import Input
-from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.corpora.moving_photos.generate import write_mp4
 from mcjepa.data_prep.dataset.inputs import InputRecord, read_inputs
 from mcjepa.data_prep.decode.client import DecodeClient
 from mcjepa.data_prep.decode.failures import DecodeFailure

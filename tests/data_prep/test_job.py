@@ -18,7 +18,7 @@ import psutil
 import pytest
 import webdataset
 
-from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.corpora.moving_photos.generate import write_mp4
 from mcjepa.data_prep.dataset.audit import audit_dataset
 from mcjepa.data_prep.dataset.manifest import read_manifest
 from mcjepa.data_prep.errors import DataError

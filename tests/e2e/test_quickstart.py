@@ -41,7 +41,7 @@ EXPECTED_NUMBERS = (
 
 
 def _command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "mcjepa.pipeline.cli", *words]
+    return [sys.executable, "-m", "mcjepa", *words]
 
 
 def _environment() -> dict[str, str]:

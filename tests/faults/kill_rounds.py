@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.corpora.moving_photos.generate import write_mp4
 from mcjepa.data_prep.dataset.audit import audit_dataset
 from mcjepa.data_prep.dataset.manifest import read_manifest
 from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig

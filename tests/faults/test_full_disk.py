@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mcjepa.pipeline.monitor.meters import read_records
+from mcjepa.pipeline.run.folder import read_metrics
 from tests.faults.train_kills import REPOSITORY, STEPS, TrainingRun, make_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -41,7 +41,7 @@ def test_a_full_disk_costs_the_save_but_not_the_checkpoint_before(tmp_path: Path
         for folder in ("checkpoints", "weights")
         for path in (whole.path / folder / newest).iterdir()
     )
-    words = [sys.executable, "-m", "mcjepa.pipeline.cli", "train", str(whole.recipe)]
+    words = [sys.executable, "-m", "mcjepa", "train", str(whole.recipe)]
     words += [f"train.run={disk}/run", f"tracking.uri=sqlite:///{tmp_path}/full.db"]
     train = " ".join(map(shlex.quote, words))
     out = tmp_path / "metrics.jsonl"
@@ -58,4 +58,4 @@ def test_a_full_disk_costs_the_save_but_not_the_checkpoint_before(tmp_path: Path
     assert "was not saved and its files are removed" in done.stderr and "No space left" in done.stderr
     assert "the one of step 3 counts" in done.stderr and "Traceback" not in done.stderr
     assert done.stdout.rstrip().endswith("code 0"), done.stdout + done.stderr
-    assert {int(r["step"]): r["loss"] for r in read_records(out)} == whole.losses()
+    assert {int(r["step"]): r["loss"] for r in read_metrics(out)} == whole.losses()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mcjepa.pipeline.monitor.meters import append_record
+from mcjepa.pipeline.run.folder import append_metrics
 from mcjepa.pipeline.settings.train import TrackingConfig
 from mcjepa.pipeline.tracking.courier import Courier
 from mcjepa.pipeline.tracking.run_tracker import RunTracker
@@ -61,7 +61,7 @@ def test_a_server_that_is_killed_and_restarted_has_every_metric_once(server: Mlf
     outages = {40: server.kill, 80: lambda: server.start(wait=False), 400: server.kill, 420: server.start}
     for step in range(500):
         values = {f"meter{number}": rng.random() for number in range(12)}
-        append_record(run / "logs" / "metrics.jsonl", step, values)
+        append_metrics(run / "logs" / "metrics.jsonl", step, values)
         tracker.metrics(values, step)
         time.sleep(0.02)
         if step in outages:
@@ -131,7 +131,7 @@ def test_a_run_started_without_its_server_is_delivered_by_sync_into_one_run(
         for step in range(5 * part, 5 * part + 7):  # steps 5 and 6 are trained twice
             tracker.metrics({"loss": float(step)}, step)
         tracker.end("KILLED")
-    words = [sys.executable, "-m", "mcjepa.pipeline.cli", "tracking", "sync", str(run), "--json"]
+    words = [sys.executable, "-m", "mcjepa", "tracking", "sync", str(run), "--json"]
     away = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
     assert away.returncode == 4 and "does not take them" in away.stderr, away.stderr
     server.start()

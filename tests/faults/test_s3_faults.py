@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.corpora.moving_photos.generate import write_mp4
 from mcjepa.data_prep.dataset.audit import audit_dataset
 from mcjepa.data_prep.job import PrepReport, ProgressEvent, run_prep
 from mcjepa.data_prep.settings import PrepConfig

@@ -22,7 +22,7 @@ import psutil
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import open_store
-from mcjepa.pipeline.monitor.meters import read_records
+from mcjepa.pipeline.run.folder import read_metrics
 from tests.pipeline.small_recipe import write_small_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -80,7 +80,7 @@ class TrainingRun:
         self.starts += 1
         scratch = [f"train.checkpoint.scratch={self.path}"] if "://" in self.location else []
         settings = [f"train.run={self.location}", f"tracking.uri=sqlite:///{self._folder}/mlflow.db", *scratch]
-        words = [sys.executable, "-m", "mcjepa.pipeline.cli", "train", "--ranks", str(ranks), str(self.recipe)]
+        words = [sys.executable, "-m", "mcjepa", "train", "--ranks", str(ranks), str(self.recipe)]
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | self._variables
         self.log = self._folder / f"start-{self.starts}.log"
         with self.log.open("w") as log:
@@ -118,11 +118,11 @@ class TrainingRun:
 
     def steps_logged(self) -> int:
         """Steps in the log so far."""
-        return len(read_records(self.path / "logs" / "metrics.jsonl"))
+        return len(read_metrics(self.path / "logs" / "metrics.jsonl"))
 
     def losses(self) -> dict[int, float]:
         """Loss of every step in the log."""
-        return {int(r["step"]): r["loss"] for r in read_records(self.path / "logs" / "metrics.jsonl")}
+        return {int(r["step"]): r["loss"] for r in read_metrics(self.path / "logs" / "metrics.jsonl")}
 
     def wait_for(self, come: Callable[[], bool], poll_s: float) -> bool:
         """Waits for a moment; False where the run ends before it comes."""

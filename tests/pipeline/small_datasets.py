@@ -19,10 +19,10 @@ from mcjepa.data_prep.dataset.manifest import (
     Sidecar,
     Totals,
     compute_dataset_id,
-    shard_key,
     write_manifest,
     write_sidecar,
 )
+from mcjepa.data_prep.layout import shard_key
 from mcjepa.data_prep.storage import open_store
 from mcjepa.pipeline.settings.stream import StreamConfig
 from mcjepa.pipeline.stream.batches import StepBatch

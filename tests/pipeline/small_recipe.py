@@ -43,7 +43,7 @@ def write_small_recipe(root: Path, **train: Any) -> Path:
 
 def train_small(recipe: Path, run: Path, *overrides: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
     """Trains the recipe in the folder `run` by the command line."""
-    words = [sys.executable, "-m", "mcjepa.pipeline.cli", "train", "--ranks", str(ranks), str(recipe)]
+    words = [sys.executable, "-m", "mcjepa", "train", "--ranks", str(ranks), str(recipe)]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     return subprocess.run(
         [*words, f"train.run={run}", *overrides],

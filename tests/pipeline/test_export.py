@@ -106,7 +106,7 @@ def train(root: Path, name: str, *overrides: str, ranks: int = 1) -> subprocess.
     settings = {"steps": 2, "log_every": 1, "checkpoint": {"every_steps": 1}, "stream": stream}
     content = {"base": "quickstart", "out": str(root), "model": SMALL, "train": settings}
     (root / "recipe.yaml").write_text(yaml.safe_dump(content))
-    words = [sys.executable, "-m", "mcjepa.pipeline.cli", "train", "--ranks", str(ranks), str(root / "recipe.yaml")]
+    words = [sys.executable, "-m", "mcjepa", "train", "--ranks", str(ranks), str(root / "recipe.yaml")]
     return subprocess.run(
         [*words, f"train.run={root / name}", f"tracking.uri=sqlite:///{root / name}.db", *overrides],
         cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True,

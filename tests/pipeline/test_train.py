@@ -12,7 +12,7 @@ import pytest
 from small_recipe import train_small, write_small_recipe
 
 from mcjepa.pipeline.checkpoint import complete_checkpoints, newest_weights
-from mcjepa.pipeline.monitor.meters import read_records
+from mcjepa.pipeline.run.folder import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -32,7 +32,7 @@ def run(recipe: Path, name: str, *overrides: str, ranks: int = 1) -> subprocess.
 
 def losses(recipe: Path, name: str) -> dict[int, float]:
     """Loss of every step."""
-    return {int(r["step"]): r["loss"] for r in read_records(recipe.parent / name / "logs" / "metrics.jsonl")}
+    return {int(r["step"]): r["loss"] for r in read_metrics(recipe.parent / name / "logs" / "metrics.jsonl")}
 
 
 def test_a_run_stopped_half_way_continues_bit_for_bit_in_the_same_mlflow_run(recipe: Path) -> None:
@@ -111,7 +111,7 @@ def test_slurms_variables_start_two_ranks_of_one_world(recipe: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     environment |= {"SLURM_JOB_ID": str(random.randrange(10**6)), "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"}
     environment["SLURM_NODELIST"] = "localhost"
-    words = [sys.executable, "-m", "mcjepa.pipeline.cli", "train", str(recipe), "train.steps=2"]
+    words = [sys.executable, "-m", "mcjepa", "train", str(recipe), "train.steps=2"]
     words += [f"train.run={recipe.parent / 'slurm'}", f"tracking.uri=sqlite:///{recipe.parent}/slurm.db"]
     ranks = [
         subprocess.Popen(words, cwd=REPOSITORY, env={**environment, "SLURM_PROCID": rank, "SLURM_LOCALID": rank})
@@ -133,7 +133,7 @@ def test_a_port_in_use_is_one_line(recipe: Path) -> None:
         words = [
             sys.executable,
             "-m",
-            "mcjepa.pipeline.cli",
+            "mcjepa",
             "train",
             str(recipe),
             f"train.run={recipe.parent / 'port'}",

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mcjepa.data_prep.workers.process import end_with_parent
+from mcjepa.data_prep.process import end_with_parent
 
 BUCKET = "tests"
 REGION = "us-east-1"

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import psutil
 
-from mcjepa.data_prep.workers.process import end_with_parent
+from mcjepa.data_prep.process import end_with_parent
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "munge", "sbatch", "srun", "unshare", "mount")
 ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb", "mariadb-install-db", "sacct", "sacctmgr")

@@ -1,4 +1,9 @@
-"""What a flow set has and what it lacks: its pairs for scoring, where a missing file is counted and not fatal."""
+"""What a flow set has and what it lacks: its pairs for scoring, where a missing file is counted and not fatal.
+
+MPI-Sintel's training part has 23 scenes with 1,041 pairs: frames 1 to N of a scene, ground truth for all but the last
+(Butler et al. 2012). KITTI's devkits number the pairs 0 to 193 (2012) and 0 to 199 (2015), and 0 to 194 and 0 to 199
+in the test parts. Line n of FlyingChairs_train_val.txt is pair n.
+"""
 
 from __future__ import annotations
 
@@ -85,13 +90,6 @@ def _with_absent(known: list[str], pairs: list[FlowPair], missing: dict[str, str
     there = {pair.name for pair in pairs}
     listed = {name: missing.get(name, "absent: no ground truth, or no frames") for name in known if name not in there}
     return listed | missing
-
-
-# Which pairs a whole flow set has, where the set or its benchmark says so.
-#
-# MPI-Sintel's training part has 23 scenes with 1,041 pairs: frames 1 to N of a scene, ground truth for all but the last
-# (Butler et al. 2012). KITTI's devkits number the pairs 0 to 193 (2012) and 0 to 199 (2015), and 0 to 194 and 0 to 199
-# in the test parts. Line n of FlyingChairs_train_val.txt is pair n.
 
 
 SINTEL_FRAMES = 50

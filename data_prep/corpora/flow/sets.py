@@ -196,9 +196,6 @@ def _number_of(name: str) -> int:
     return int(digits) if digits.isdecimal() else -1
 
 
-# Readers of the test parts of flow benchmarks: frames without ground truth, for submissions.
-
-
 SINTEL_FRAME = re.compile(r"test/(?P<pass>[^/]+)/(?P<scene>[^/]+)/(?P<stem>frame_(?P<number>\d+))\.png")
 KITTI_FIRST = re.compile(r"testing/[^/]+/(?P<number>\d+)_10\.png")
 

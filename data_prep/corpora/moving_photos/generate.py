@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -26,9 +27,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 
+from mcjepa.data_prep.code import isolated_children
 from mcjepa.data_prep.corpora.flow.files import write_flo
 from mcjepa.data_prep.corpora.image_files import read_bytes, read_rgb, write_id_png, write_png
 from mcjepa.data_prep.corpora.moving_photos.layered_motion import (
@@ -40,10 +43,9 @@ from mcjepa.data_prep.corpora.moving_photos.layered_motion import (
 from mcjepa.data_prep.corpora.moving_photos.sets import INDEX_NAME, VERSION, MovingPhotosIndex, read_index
 from mcjepa.data_prep.corpora.samples import packaged_photos
 from mcjepa.data_prep.corpora.trees import IMAGE_SUFFIXES, files_below
-from mcjepa.data_prep.corpora.video_files import write_mp4
 from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.process import end_with_parent, usable_cores
 from mcjepa.data_prep.settings import MovingPhotosConfig
-from mcjepa.data_prep.workers.process import end_with_parent, usable_cores
 
 PHOTO_SHORT_SIDE_PX = 512
 PARTS = ("train", "heldout", "tile")
@@ -65,7 +67,7 @@ def generate(
 
     Args:
         config: Settings; `config.photos` empty means the photos that ship in packages.
-        workers: Processes; 0: one a core; 1: in this process.
+        workers: Processes; 0: one per core; 1: in this process.
         on_progress: Called with (sequences and tiles done, all of them).
 
     Raises:
@@ -150,6 +152,28 @@ def _write_heldout(folder: Path, sequence: RenderedSequence) -> None:
         write_png(folder / f"occluded_{t:04d}.png", sequence.occluded[t].astype(np.uint8) * np.uint8(255))
 
 
+def write_mp4(path: Path, frames: ByteArray, fps_hz: int, crf: int) -> None:
+    """Encode RGB frames (T, H, W, 3) as h264 in yuv420p, the same bytes every time.
+
+    One thread, and x264's plain C code: with its kernels for AVX-512 the bytes differ from run to run.
+    """
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libx264", rate=fps_hz)
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        stream.options = {
+            "crf": str(crf),
+            "preset": "fast",
+            "threads": "1",
+            "flags": "+bitexact",
+            "x264-params": "asm=0",
+        }
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    path.write_bytes(buffer.getvalue())
+
+
 @lru_cache(maxsize=2)
 def load_photos(paths: tuple[str, ...]) -> tuple[ByteArray, ...]:
     """Read photos as RGB (H, W, 3), the short side at most 512 px."""
@@ -178,7 +202,9 @@ def _run(maker: _Maker, tasks: list[Task], workers: int) -> Iterator[None]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
     try:
-        yield from pool.map(maker, tasks, chunksize=4)
+        with isolated_children():
+            results = pool.map(maker, tasks, chunksize=4)  # starts the processes
+        yield from results
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -57,9 +57,6 @@ def _sequences(root: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir())
 
 
-# The description of a generated moving-photos folder: ROOT/moving_photos.json.
-
-
 VERSION = 1
 INDEX_NAME = "moving_photos.json"
 

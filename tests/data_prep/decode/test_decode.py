@@ -21,14 +21,15 @@ import pytest
 
 from mcjepa.data_prep.corpora.image_files import decode_rgb, write_png
 from mcjepa.data_prep.corpora.items import Input
-from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.corpora.moving_photos.generate import write_mp4
 from mcjepa.data_prep.decode.child import decode_config, describe_error, encode_config
 from mcjepa.data_prep.decode.client import DecodeClient
 from mcjepa.data_prep.decode.cutter import CutSample, DroppedSample, cut_input
 from mcjepa.data_prep.decode.encoders import encode, shrink
 from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
-from mcjepa.data_prep.decode.messages import Closed, MessageReader, Silence, write_message
+from mcjepa.data_prep.decode.messages import ChildTimeout, MessageReader, PipeClosed, write_message
 from mcjepa.data_prep.decode.selection import choose_starts, frames_at_rate, needed_frames
+from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.settings import CorpusConfig, DarkFilter, DatasetConfig, DecoderName, FiltersConfig, MotionFilter
 from tests.data_prep.small_corpora import smooth_frames
 
@@ -167,7 +168,17 @@ def test_a_killed_decoder_is_replaced_and_nothing_comes_twice(videos: Path, seed
         assert pieces == undisturbed
 
 
-def test_a_decoder_that_always_dies_costs_one_input(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("", r"died 3 times \(SIGSEGV\)$"),
+        ("one\\nlost sync\\n", r"died 3 times \(SIGSEGV: one \| lost sync\)$"),
+        ("what(): std::bad_alloc\\n", r"\(SIGSEGV: what\(\): std::bad_alloc\); memory_cap_mib=4096 was its limit$"),
+    ],
+)
+def test_a_decoder_that_always_dies_costs_one_input(
+    said: str, reason: str, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     starts = []
 
     def start_dying(config: DatasetConfig, leakage_index: str) -> subprocess.Popen[bytes]:
@@ -176,18 +187,31 @@ def test_a_decoder_that_always_dies_costs_one_input(videos: Path, monkeypatch: p
         ready = b'{"type": "ready", "parts": []}'
         script = (
             f"import os, signal, sys; os.write(1, {len(ready).to_bytes(4, 'big') + ready!r}); os.read(0, 4); "
-            "os.kill(os.getpid(), signal.SIGSEGV)"
+            f"os.write(2, b'{said}'); os.kill(os.getpid(), signal.SIGSEGV)"
         )
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen([sys.executable, "-c", script], bufsize=0, **pipes)
 
     with DecodeClient(CLIPS) as client:
         monkeypatch.setattr("mcjepa.data_prep.decode.client._start_child", start_dying)
-        with pytest.raises(DecodeFailure, match=r"died 3 times \(SIGSEGV\); memory_cap_mib=4096 was its limit"):
+        with pytest.raises(DecodeFailure, match=reason):
             list(client.cut(video(videos / "a.mp4")))
         assert len(starts) == 3
         monkeypatch.undo()
         assert len(list(client.cut(video(videos / "a.mp4")))) == 5
+
+
+def test_a_decoder_that_cannot_start_is_not_the_inputs_fault(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start_broken(config: DatasetConfig, leakage_index: str) -> subprocess.Popen[bytes]:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen([sys.executable, "-c", "import not_there"], bufsize=0, **pipes)
+
+    monkeypatch.setattr("mcjepa.data_prep.decode.client._start_child", start_broken)
+    with (
+        DecodeClient(CLIPS) as client,
+        pytest.raises(DataError, match=r"cannot start: it died 3 times \(exit code 1: .*No module named 'not_there'"),
+    ):
+        list(client.cut(video(videos / "a.mp4")))
 
 
 def test_an_input_beyond_the_memory_cap_fails_and_the_next_is_fine(tmp_path: Path) -> None:
@@ -224,10 +248,10 @@ def test_messages_survive_a_pipe_and_silence_is_noticed() -> None:
     reader = MessageReader(read_end)
     write_message(write_end, {"type": "sample"}, [b"abc", b"", bytes(1000)])
     assert reader.read(1.0) == ({"type": "sample"}, [b"abc", b"", bytes(1000)])
-    with pytest.raises(Silence):
+    with pytest.raises(ChildTimeout):
         reader.read(0.05)
     os.close(write_end)
-    with pytest.raises(Closed):
+    with pytest.raises(PipeClosed):
         reader.read(1.0)
     os.close(read_end)
 

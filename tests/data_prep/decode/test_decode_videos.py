@@ -14,7 +14,7 @@ import pytest
 
 from mcjepa.data_prep.corpora.image_files import decode_rgb
 from mcjepa.data_prep.corpora.items import Input
-from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.corpora.moving_photos.generate import write_mp4
 from mcjepa.data_prep.decode.client import DecodeClient
 from mcjepa.data_prep.decode.cutter import CutSample
 from mcjepa.data_prep.decode.failures import DecodeFailure

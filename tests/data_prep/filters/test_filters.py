@@ -12,11 +12,10 @@ import pytest
 from mcjepa.data_prep.corpora.image_files import decode_rgb, read_rgb
 from mcjepa.data_prep.decode.encoders import encode, shrink
 from mcjepa.data_prep.filters import judge as judge_module
-from mcjepa.data_prep.filters.borders import border_fraction
 from mcjepa.data_prep.filters.cuts import content_score
 from mcjepa.data_prep.filters.judge import SampleJudge, Verdict
 from mcjepa.data_prep.filters.leakage import LeakageIndex
-from mcjepa.data_prep.filters.motion import flow_length_px
+from mcjepa.data_prep.filters.measures import border_fraction, flow_length_px
 from mcjepa.data_prep.filters.phash import frame_hash, hash_to_hex
 from mcjepa.data_prep.settings import (
     BorderFilter,

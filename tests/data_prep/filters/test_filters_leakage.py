@@ -12,12 +12,13 @@ import pytest
 
 from mcjepa.data_prep.corpora.image_files import decode_rgb, read_rgb, write_png
 from mcjepa.data_prep.corpora.items import Input
-from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.corpora.moving_photos.generate import write_mp4
 from mcjepa.data_prep.decode.encoders import encode, shrink
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.filters.leakage import LeakageIndex, fingerprint_input
+from mcjepa.data_prep.filters.leakage import LeakageIndex
 from mcjepa.data_prep.filters.phash import bit_distances, frame_hash
 from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig, LeakageFilter
+from mcjepa.data_prep.workers.leakage_index import fingerprint_input
 
 MAX_BITS = LeakageFilter().max_bits
 CONFIG = DatasetConfig(kind="clip", corpora=(CorpusConfig(reader="videos", path="unused"),))

@@ -481,7 +481,7 @@ def test_killed_command_goes_on_and_ends_with_the_same_network(
 ) -> None:
     def command(out: str) -> list[str]:
         return [
-            *(sys.executable, "-m", "mcjepa.pipeline.cli", "eval", "finetune", str(nano_folder)),
+            *(sys.executable, "-m", "mcjepa", "eval", "finetune", str(nano_folder)),
             *("--data", str(sample_data / "camvid/CamVid"), "--set", "camvid", "--out", str(tmp_path / out), "--json"),
             *("channels=16", "steps=12", "warmup_steps=2", "batch=4", "crop_px=[64,64]", "image_scale=[160,120]"),
             *("checkpoint_every=2", "workers=2", "max_val=2", "pictures=0"),
@@ -505,7 +505,7 @@ def test_killed_command_goes_on_and_ends_with_the_same_network(
 @pytest.mark.e2e
 def test_command_trains_with_two_ranks_and_scores_once(sample_data: Path, nano_folder: Path, tmp_path: Path) -> None:
     command = [
-        *(sys.executable, "-m", "mcjepa.pipeline.cli", "eval", "finetune", str(nano_folder), "--ranks", "2", "--json"),
+        *(sys.executable, "-m", "mcjepa", "eval", "finetune", str(nano_folder), "--ranks", "2", "--json"),
         *("--data", str(sample_data / "camvid/CamVid"), "--set", "camvid", "--out", str(tmp_path)),
         *("channels=16", "steps=3", "warmup_steps=0", "batch=4", "crop_px=[64,64]", "image_scale=[160,120]"),
         *("checkpoint_every=2", "workers=0", "max_val=2", "pictures=0"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mcjepa.data_prep.corpora import FLOW_SCANS, FLOW_TEST_SETS
-from mcjepa.data_prep.corpora.flow.files import encode_pfm, read_flo, read_flow, write_flo, write_kitti_png
+from mcjepa.data_prep.corpora.flow.files import read_flo, read_flow, write_flo, write_kitti_png
 from mcjepa.data_prep.corpora.image_files import write_png
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import Score
@@ -18,6 +18,7 @@ from mcjepa.evals.flow.methods import Entrant
 from mcjepa.evals.flow.score import score_flow_sets
 from mcjepa.evals.flow.settings import FlowEvalConfig
 from tests.data_prep import layouts
+from tests.pfm import encode_pfm
 
 
 def score(folder: Path, root: Path, names: str, out: Path) -> list[Score]:

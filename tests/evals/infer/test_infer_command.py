@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mcjepa.data_prep.corpora.flow.files import read_flo
-from mcjepa.data_prep.corpora.video_files import write_mp4
+from mcjepa.data_prep.corpora.moving_photos.generate import write_mp4
 from mcjepa.evals.infer.inputs import open_clips
 from mcjepa.pipeline.cli.main import main
 

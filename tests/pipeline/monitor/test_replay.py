@@ -13,8 +13,8 @@ import pytest
 from small_recipe import train_small, write_small_recipe
 
 import mcjepa.pipeline.train
-from mcjepa.pipeline.monitor.meters import read_records
 from mcjepa.pipeline.recipe.recipe import load_recipe
+from mcjepa.pipeline.run.folder import read_metrics
 from mcjepa.pipeline.stream.batches import StepBatch
 from mcjepa.pipeline.stream.loader import StepLoader
 
@@ -71,7 +71,7 @@ def test_a_nan_image_is_skipped_recorded_and_the_run_goes_on(
     (record,) = [json.loads(path.read_text()) for path in (run / "bad_steps").glob("*.json")]
     assert (record["step"], record["reason"]) == (1, "batch")
     assert record["finite_samples"]["views"] == [True, True, False, True]
-    losses = {int(r["step"]): r.get("loss") for r in read_records(run / "logs" / "metrics.jsonl")}
+    losses = {int(r["step"]): r.get("loss") for r in read_metrics(run / "logs" / "metrics.jsonl")}
     assert losses[2] is None and all(math.isfinite(losses[step] or math.nan) for step in (1, 3, 4))
     exact = train_small(
         recipe, run, f"train.replay={run}/bad_steps/step-000000001-rank-00000.json", "train.replay_exact=true"

@@ -9,7 +9,7 @@ import pytest
 from small_recipe import train_small, write_small_recipe
 
 from mcjepa.pipeline.checkpoint import complete_checkpoints
-from mcjepa.pipeline.monitor.meters import read_records
+from mcjepa.pipeline.run.folder import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 OVERRIDES = ("train.stream.sampling=alternate-batch", "train.steps=6", "train.checkpoint.every_steps=3")
@@ -19,7 +19,7 @@ def train(recipe: Path, run: Path) -> dict[int, dict[str, float]]:
     """Trains or goes on; the records by step."""
     done = train_small(recipe, run, *OVERRIDES)
     assert done.returncode == 0, done.stderr
-    return {int(record["step"]): record for record in read_records(run / "logs" / "metrics.jsonl")}
+    return {int(record["step"]): record for record in read_metrics(run / "logs" / "metrics.jsonl")}
 
 
 def branches(records: dict[int, dict[str, float]]) -> list[tuple[bool, bool]]:

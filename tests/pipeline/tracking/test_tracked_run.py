@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from small_recipe import train_small, write_small_recipe
 
-from mcjepa.pipeline.monitor.meters import read_records
+from mcjepa.pipeline.run.folder import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 EVERY_RECORD = (
@@ -40,7 +40,7 @@ def test_a_run_of_two_ranks_is_recorded_whole_and_its_resumption_continues_it(tm
     assert first.returncode == 0, first.stderr
     second = train_small(recipe, run, *meters, "train.steps=6", ranks=2)
     assert second.returncode == 0, second.stderr
-    records = read_records(run / "logs" / "metrics.jsonl")
+    records = read_metrics(run / "logs" / "metrics.jsonl")
     assert [r["step"] for r in records] == [1, 2, 3, 4, 5, 6]
     assert not [name for name in EVERY_RECORD if name not in records[-1]]
     assert [sum(name in r for name in COSTLY) for r in records] == [0, len(COSTLY)] * 3

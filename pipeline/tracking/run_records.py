@@ -13,8 +13,7 @@ from typing import Any
 import yaml
 
 from mcjepa.data_prep.storage import atomic_write
-from mcjepa.pipeline.monitor.meters import append_record
-from mcjepa.pipeline.run.folder import RunFolder
+from mcjepa.pipeline.run.folder import METRICS, PICTURES, RECIPE, RUN_RECORD, RunFolder, append_metrics
 from mcjepa.pipeline.settings.stream import StreamConfig
 from mcjepa.pipeline.settings.train import TrackingConfig
 from mcjepa.pipeline.stream.loader import StepLoader
@@ -54,7 +53,7 @@ class RunRecords:
     def _open(self, tracking: TrackingConfig, recipe: Mapping[str, Any]) -> RunTracker:
         tag = dataset_tag(self._facts["dataset_ids"])
         self._folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(self._folder / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False).encode())
+        atomic_write(self._folder / RECIPE, yaml.safe_dump(dict(recipe), sort_keys=False).encode())
         tracker = RunTracker(
             tracking,
             self._folder,
@@ -66,14 +65,14 @@ class RunRecords:
             self._write_run("")
         tracker.parent("mcjepa.prep_run", {"mcjepa.stage": "prep", "mcjepa.dataset_ids": tag})
         tracker.params(recipe)
-        tracker.artifact(self._folder / "recipe.yaml")
+        tracker.artifact(self._folder / RECIPE)
         return tracker
 
     def _write_run(self, run_id: str) -> None:
         """Writes run.json, again when the MLflow run is known."""
         self.run_id = run_id
         record = {"version": 1, "run_id": run_id, **git_state(), **self._facts}
-        atomic_write(self._folder / "run.json", json.dumps(record, indent=1, sort_keys=True).encode())
+        atomic_write(self._folder / RUN_RECORD, json.dumps(record, indent=1, sort_keys=True).encode())
 
     def datasets(self, stream: StreamConfig, loader: StepLoader) -> None:
         """The datasets that the run reads, as MLflow datasets."""
@@ -84,13 +83,13 @@ class RunRecords:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """One record of the meters."""
         if self._tracker:
-            append_record(self._folder / "logs" / "metrics.jsonl", step, values)
+            append_metrics(self._folder / METRICS, step, values)
             self._tracker.metrics(values, step)
 
     def picture(self, path: Path | None) -> None:
         """A picture in the run folder."""
         if self._tracker and path:
-            self._tracker.artifact(path, "pictures")
+            self._tracker.artifact(path, PICTURES)
 
     def checkpoint(self, step: int, digest: str) -> None:
         """A checkpoint that counts."""

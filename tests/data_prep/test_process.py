@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mcjepa.data_prep.workers.process import one_processor
+from mcjepa.data_prep.process import one_processor
 from mcjepa.data_prep.workers.ray_job import run_tasks, running_ray
 
 
@@ -50,10 +50,10 @@ def test_no_two_hold_the_same_and_who_comes_late_is_left_free(apart: None) -> No
 
 def test_a_killed_holder_gives_its_processor_back(apart: None, tmp_path: Path) -> None:
     code = (
-        "import time\nfrom mcjepa.data_prep.workers.process import one_processor\n"
+        "import time\nfrom mcjepa.data_prep.process import one_processor\n"
         "with one_processor() as n:\n    print(n, flush=True)\n    time.sleep(60)\n"
     )
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[3])}
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
     assert holder.stdout is not None
     taken = int(holder.stdout.readline())
@@ -87,7 +87,7 @@ def affinity_of_worker(_: object, task: _Task) -> tuple[int, frozenset[int]]:
 
 @pytest.mark.slow
 def test_ray_workers_keep_to_processors_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    repository = Path(__file__).parents[3]
+    repository = Path(__file__).parents[2]
     monkeypatch.setenv("PYTHONPATH", f"{repository}{os.pathsep}{Path(__file__).parent}")  # to find this module
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # locks of its own
     found: list[tuple[int, frozenset[int]]] = []

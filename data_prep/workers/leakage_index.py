@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
+from mcjepa.data_prep.corpora.items import Input
+from mcjepa.data_prep.decode.encoders import shrink
 from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.fetch import local_input
+from mcjepa.data_prep.decode.flow_samples import FRAME_ROLES
+from mcjepa.data_prep.decode.images import read_image
+from mcjepa.data_prep.decode.videos import ByteArray, open_video
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.plan.listing import list_inputs
+from mcjepa.data_prep.layout import LEAKAGE_NAME
 from mcjepa.data_prep.plan.plan import PlannedInput
 from mcjepa.data_prep.settings import DatasetConfig
 from mcjepa.data_prep.storage import FolderStore, Store, open_store
 from mcjepa.data_prep.workers.ray_job import run_tasks
 
-INDEX_NAME = "leakage.jsonl.gz"
-INPUTS_A_PART = 32
+INPUTS_PER_PART = 32
 
 
 @dataclass(frozen=True)
@@ -39,13 +45,6 @@ class LeakageWork:
 
     location: str
     config: DatasetConfig
-
-
-def list_guarded(config: DatasetConfig) -> Iterator[PlannedInput]:
-    """Inputs of the evaluation sets that the leakage filter guards, in order; none when it is off."""
-    leakage = config.filters.leakage
-    if leakage.mode != "off":
-        yield from list_inputs(replace(config, corpora=leakage.sets))
 
 
 def make_leakage_index(
@@ -68,14 +67,14 @@ def make_leakage_index(
     from mcjepa.data_prep.filters.leakage import LeakageIndex
 
     store = open_store(location)
-    if store.exists(INDEX_NAME):
+    if store.exists(LEAKAGE_NAME):
         return
     names: list[str] = []
     done = 0
 
     def parts() -> Iterator[LeakagePart]:
         stream = iter(guarded)
-        while group := tuple(islice(stream, INPUTS_A_PART)):
+        while group := tuple(islice(stream, INPUTS_PER_PART)):
             names.append(f"{len(names):06d}")
             yield LeakagePart(names[-1], group)
 
@@ -85,12 +84,12 @@ def make_leakage_index(
         on_part(done)
 
     run_tasks(fingerprint_part, LeakageWork(location, config), parts(), workers=workers, on_result=count)
-    path = store.scratch() / f"{INDEX_NAME}.{os.getpid()}.partial"
+    path = store.scratch() / f"{LEAKAGE_NAME}.{os.getpid()}.partial"
     lines: list[tuple[str, int]] = []
     for name in names:
         lines += LeakageIndex.load(_fetch(store, _part_key(name))).lines()
     LeakageIndex.build(lines).save(path)
-    store.write_file(INDEX_NAME, path)
+    store.write_file(LEAKAGE_NAME, path)
 
 
 def fingerprint_part(work: LeakageWork, part: LeakagePart) -> str:
@@ -99,7 +98,7 @@ def fingerprint_part(work: LeakageWork, part: LeakagePart) -> str:
     Raises:
         DataError: an evaluation input cannot be read: a guard with a hole is none.
     """
-    from mcjepa.data_prep.filters.leakage import LeakageIndex, fingerprint_input
+    from mcjepa.data_prep.filters.leakage import LeakageIndex
 
     store = open_store(work.location)
     if store.exists(_part_key(part.name)):
@@ -122,9 +121,39 @@ def fingerprint_part(work: LeakageWork, part: LeakagePart) -> str:
     return part.name
 
 
+def fingerprint_input(item: Input, config: DatasetConfig) -> Iterator[tuple[str, int]]:
+    """Name and hash of every frame of an evaluation input, but of flat ones.
+
+    Args:
+        item: Local files; of a pair, only its frames are read.
+        config: Settings of the dataset to guard: short side of its frames, video decoder, greatest size of a frame.
+
+    Raises:
+        DecodeFailure: it cannot be read (other exceptions of decoders come through as they are).
+    """
+    from mcjepa.data_prep.filters.phash import frame_hash
+
+    for name, rgb in _frames(item, config):
+        value = frame_hash(shrink(rgb, config.short_side))
+        if value is not None:
+            yield name, value
+
+
+def _frames(item: Input, config: DatasetConfig) -> Iterator[tuple[str, ByteArray]]:
+    if item.kind == "video":
+        video = open_video(item.uri, config.decoder, config.max_megapixels)
+        for frame in video.read(np.arange(video.frame_count, dtype=np.int64)):
+            yield f"{item.name}#{frame.number}", frame.rgb
+        return
+    parts = item.roles or item.members or ("",)
+    for part, path in zip(parts, item.files, strict=True):
+        if item.kind != "pair" or part in FRAME_ROLES:
+            yield f"{item.name}#{part}" if part else item.name, read_image(Path(path), config.max_megapixels)
+
+
 def fetch_leakage_index(store: Store) -> str:
     """Path of the index as a local file."""
-    return str(_fetch(store, INDEX_NAME))
+    return str(_fetch(store, LEAKAGE_NAME))
 
 
 def _fetch(store: Store, key: str) -> Path:

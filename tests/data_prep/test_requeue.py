@@ -12,10 +12,10 @@ import webdataset
 from mcjepa.data_prep.dataset.audit import audit_dataset
 from mcjepa.data_prep.dataset.inputs import read_inputs
 from mcjepa.data_prep.dataset.manifest import read_manifest
-from mcjepa.data_prep.dataset.requeue import requeue
 from mcjepa.data_prep.dataset.status import read_status
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.job import run_prep
+from mcjepa.data_prep.requeue import requeue
 from mcjepa.data_prep.settings import DatasetConfig, PrepConfig
 from mcjepa.data_prep.storage import open_store
 from mcjepa.data_prep.workers.ray_job import running_ray

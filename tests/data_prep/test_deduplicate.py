@@ -14,10 +14,10 @@ import pytest
 
 from mcjepa.data_prep.corpora.image_files import write_png
 from mcjepa.data_prep.dataset.audit import audit_dataset
-from mcjepa.data_prep.dataset.deduplicate import Thinning, thin_shard
 from mcjepa.data_prep.dataset.inputs import read_inputs
 from mcjepa.data_prep.dataset.manifest import read_manifest
 from mcjepa.data_prep.dataset.shards import ShardWriter
+from mcjepa.data_prep.deduplicate import Thinning, thin_shard
 from mcjepa.data_prep.errors import PlanMismatch
 from mcjepa.data_prep.job import run_prep
 from mcjepa.data_prep.settings import (

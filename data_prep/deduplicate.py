@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcjepa.data_prep.dataset.inputs import read_lines, write_lines
-from mcjepa.data_prep.dataset.manifest import Sidecar, read_sidecar, shard_key, sidecar_key, write_sidecar
-from mcjepa.data_prep.dataset.publish import DUPLICATES_NAME
+from mcjepa.data_prep.dataset.manifest import Sidecar, read_sidecar, write_sidecar
 from mcjepa.data_prep.dataset.shards import ShardWriter
 from mcjepa.data_prep.filters.duplicates import resolve_duplicates
-from mcjepa.data_prep.plan.plan import PlanSummary, shard_name
+from mcjepa.data_prep.layout import DUPLICATES_NAME, shard_key, shard_name, sidecar_key
+from mcjepa.data_prep.plan.plan import PlanSummary
 from mcjepa.data_prep.settings import DatasetConfig
 from mcjepa.data_prep.storage import Store, explained_disk_errors, open_store
+from mcjepa.data_prep.storage.json_files import read_lines, write_lines
 from mcjepa.data_prep.workers.ray_job import run_tasks
 
 

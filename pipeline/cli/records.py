@@ -1,0 +1,44 @@
+"""`mcjepa recipe` and `mcjepa tracking sync`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from mcjepa.pipeline.exits import OK, PARTIAL
+from mcjepa.pipeline.recipe.recipe import Recipe, describe_keys, load_recipe, required
+
+
+def recipe(arguments: argparse.Namespace) -> int:
+    """`mcjepa recipe`."""
+    import yaml
+
+    from mcjepa.pipeline.recipe.files import json_schema
+
+    _, plain = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.keys:
+        print("\n".join(describe_keys(json_schema(Recipe))))
+    else:
+        print(yaml.safe_dump(plain, sort_keys=False), end="")
+    return OK
+
+
+def sync(arguments: argparse.Namespace) -> int:
+    """`mcjepa tracking sync`: 4 where records are left."""
+    from mcjepa.pipeline.tracking.courier import deliver_spool
+
+    run = Path(arguments.run)
+    if not run.is_dir():
+        named, _ = load_recipe(arguments.run, arguments.overrides)
+        run = Path(required(named.train, "train", named).run)
+    found = deliver_spool(run)
+    if arguments.json:
+        counts = {"delivered": found.delivered, "left": found.left}
+        print(json.dumps({"run": str(run), "run_id": found.run_id, **counts}))
+    else:
+        print(f"{found.delivered} records delivered, {found.left} left in {found.folder}")
+    if found.left:
+        print(f"mcjepa: MLflow at {found.uri} does not take them: {found.reason}", file=sys.stderr)
+    return PARTIAL if found.left else OK

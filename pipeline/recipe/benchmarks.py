@@ -1,0 +1,128 @@
+"""Settings of one benchmark from the words of a command line, where no recipe is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mcjepa.data_prep.errors import DataError, nearest_name
+from mcjepa.evals.classification.settings import ClassifyConfig
+from mcjepa.evals.finetune.settings import FinetuneConfig
+from mcjepa.evals.flow.settings import BASELINES, FlowEvalConfig
+from mcjepa.evals.infer.settings import PRODUCTS, InferConfig
+from mcjepa.evals.probe.settings import PROTOCOL_OF_SET, PROTOCOLS, ProbeConfig, protocol_settings
+from mcjepa.evals.settings import EvalConfig
+from mcjepa.evals.vos.settings import PRESETS, VosConfig
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.recipe.files import apply_overrides, validate
+
+SHORT_NAMES = {"voc": "voc2012"}
+"""Of data sets."""
+GENERAL = ("device", "threads")
+"""Settings of all evaluations that `eval flow` takes too."""
+
+
+def flow_set_names(text: str, for_submission: bool) -> list[str]:
+    """The flow sets that a list with commas names.
+
+    Raises:
+        UsageError: one is unknown or cannot be scored, or there is not the right number of them.
+    """
+    from mcjepa.data_prep.corpora import FLOW_SCANS, FLOW_TEST_SETS
+
+    known = sorted(FLOW_TEST_SETS if for_submission else FLOW_SCANS)
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            if not for_submission and name in FLOW_TEST_SETS:
+                raise UsageError(
+                    f"--set {name} has no ground truth to score; pass --submission FILE.zip for its archive"
+                )
+            raise UsageError(f"--set has no flow set {name!r}: {nearest_name(name, known)}")
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"--set is {text!r}; expected names, each once, with commas between them; correct it")
+    if for_submission and len(names) > 1:
+        raise UsageError(f"--submission makes the archive of one set, --set names {len(names)}; name one")
+    return names
+
+
+def flow_settings(names: Sequence[str], root: str, baselines: str | None, overrides: Sequence[str]) -> EvalConfig:
+    """Settings of `eval flow`.
+
+    Args:
+        names: flow sets.
+        root: where their files are.
+        baselines: names with commas between them, or `all`; None: the usual ones.
+        overrides: key=value.
+    """
+    content = apply_overrides({}, overrides)
+    general = {name: content.pop(name) for name in GENERAL if name in content}
+    content["sets"] = dict.fromkeys(names, root)
+    if baselines is not None:
+        chosen = [name for name in baselines.split(",") if name]
+        content["baselines"] = list(BASELINES) if chosen == ["all"] else chosen
+    flow = validate(FlowEvalConfig, content, "eval flow")
+    return validate(EvalConfig, {"flow": flow, **general}, "eval flow")
+
+
+def probe_settings(
+    data_set: str, root: str, protocol: str | None, head: str | None, overrides: Sequence[str]
+) -> ProbeConfig:
+    """Settings of `eval probe`: those of a protocol, by default the set's own, and overrides of it.
+
+    Raises:
+        UsageError: an unknown protocol, or one with another head.
+    """
+    data_set = SHORT_NAMES.get(data_set, data_set)
+    usual = "knn" if head == "knn" else PROTOCOL_OF_SET.get(data_set, "cached")
+    name = protocol or usual
+    try:
+        content = protocol_settings(name)
+    except DataError as error:
+        raise UsageError(f"--protocol {name}: {error}") from error
+    if head and head != content["head"]:
+        fitting = ", ".join(name for name, settings in PROTOCOLS.items() if settings["head"] == head)
+        raise UsageError(f"--head {head} with --protocol {name}, expected one of its own: {fitting}")
+    content = apply_overrides(content, overrides) | {"set": data_set, "root": root}
+    return validate(ProbeConfig, content, "eval probe")
+
+
+def vos_settings(data_set: str, root: str, preset: str, outputs: Sequence[str], overrides: Sequence[str]) -> VosConfig:
+    """Settings of `eval vos`; `outputs` are some of `masks` and `overlays`.
+
+    Raises:
+        UsageError: an unknown preset.
+    """
+    if preset not in PRESETS:
+        raise UsageError(f"--preset is {preset!r}: {nearest_name(preset, PRESETS)}")
+    content = apply_overrides(dict(PRESETS[preset]), overrides)
+    content |= {"set": data_set, "root": root, **dict.fromkeys(outputs, True)}
+    return validate(VosConfig, content, "eval vos")
+
+
+def finetune_settings(data_set: str, root: str, overrides: Sequence[str]) -> FinetuneConfig:
+    """Settings of `eval finetune`."""
+    content = apply_overrides({}, overrides) | {"set": SHORT_NAMES.get(data_set, data_set), "root": root}
+    return validate(FinetuneConfig, content, "eval finetune")
+
+
+def classify_settings(data_set: str, root: str, overrides: Sequence[str]) -> ClassifyConfig:
+    """Settings of `eval classify`."""
+    return validate(ClassifyConfig, apply_overrides({}, overrides) | {"set": data_set, "root": root}, "eval classify")
+
+
+def infer_settings(products: str, content: dict[str, Any]) -> InferConfig:
+    """Settings of `infer`.
+
+    Args:
+        products: what is written, with commas between the names.
+        content: all other settings.
+
+    Raises:
+        UsageError: an unknown product.
+    """
+    names = [name.strip() for name in products.split(",") if name.strip()]
+    for name in names:
+        if name not in PRODUCTS:
+            raise UsageError(f"--write has {name!r}: {nearest_name(name, PRODUCTS)}")
+    return validate(InferConfig, {"write": names, **content}, "infer")

@@ -1,0 +1,208 @@
+"""One benchmark without a recipe: weights, or results that are files, to scores, a page and an MLflow run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcjepa.evals.cards import Score, write_scores
+from mcjepa.evals.progress import OnEvent, torch_threads
+from mcjepa.evals.record import publish
+from mcjepa.evals.run import run_evaluation, train_along
+from mcjepa.evals.settings import EvalConfig
+from mcjepa.evals.subject import load_subject
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.tracking import TrackingConfig
+from mcjepa.pipeline.world import adopt_world
+
+if TYPE_CHECKING:
+    from mcjepa.evals.flow.methods import Entrant
+    from mcjepa.evals.vos.settings import VosConfig
+
+
+@dataclass(frozen=True)
+class Results:
+    """Where scores go."""
+
+    out: Path
+    tracking: TrackingConfig | None
+    """MLflow, where they are to be recorded there too."""
+
+
+def require_weights(folder: str) -> Path:
+    """The weights folder.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise UsageError(
+            f"no weights folder {folder}, expected one with model.safetensors and config.json; "
+            "`mcjepa export` makes one"
+        )
+    return Path(folder)
+
+
+def score_weights(kind: str, weights: str, config: EvalConfig, results: Results, on_event: OnEvent) -> list[Score]:
+    """Runs the one benchmark of `config` on a weights folder.
+
+    Args:
+        kind: its name, for the MLflow run.
+        weights: the folder.
+        config: settings of the benchmark.
+        results: where the scores go.
+        on_event: told how far it is.
+    """
+    scores = run_evaluation(require_weights(weights), config, results.out, on_event)
+    publish(scores, results.out, kind, Path(weights).name, results.tracking)
+    return scores
+
+
+def score_masks(estimates: Path, config: VosConfig, results: Results, on_event: OnEvent) -> list[Score]:
+    """Scores a folder of masks."""
+    from mcjepa.evals.vos.score import score_estimates
+
+    scores = [score_estimates(estimates, config, results.out, on_event)]
+    write_scores(scores, results.out)
+    publish(scores, results.out, "vos", "files", results.tracking)
+    return scores
+
+
+def check_flow_source(
+    weights: str | None, estimates: str | None, baselines: str | None, submission: str | None
+) -> None:
+    """Refuses a flow benchmark that has nothing to score, or too much.
+
+    Raises:
+        UsageError: the words contradict one another.
+    """
+    if weights and estimates:
+        raise UsageError("both WEIGHTS and --estimates are given; expected one of them; leave one out")
+    if weights:
+        require_weights(weights)
+    if baselines and submission:
+        raise UsageError(
+            "--submission takes the flow of WEIGHTS or --estimates; expected one of them; leave --baselines out"
+        )
+    if not (weights or estimates or baselines or submission):
+        raise UsageError("nothing to score; expected WEIGHTS, --estimates DIR or --baselines; pass one")
+
+
+def score_flow(
+    weights: str | None, estimates: str | None, config: EvalConfig, results: Results, on_event: OnEvent
+) -> list[Score]:
+    """Scores weights, flow files or, without both, baselines alone on the flow sets of `config`."""
+    from mcjepa.evals.flow.score import score_flow_sets
+
+    assert config.flow is not None
+    with torch_threads(config.threads):
+        entrant = _flow_entrant(weights, estimates, config)
+        scores = score_flow_sets(entrant, config.flow, results.out, on_event)
+    write_scores(scores, results.out)
+    publish(scores, results.out, "flow", Path(weights).name if weights else "files", results.tracking)
+    return scores
+
+
+def submit_flow(
+    archive: Path,
+    data_set: str,
+    root: str,
+    weights: str | None,
+    estimates: str | None,
+    config: EvalConfig,
+    on_event: OnEvent,
+) -> dict[str, Any]:
+    """Writes a test server's archive and checks it, or checks the existing one where nothing is to be written.
+
+    Returns:
+        Its name, set, number of files and bytes.
+    """
+    from mcjepa.data_prep.corpora import FLOW_TEST_SETS
+    from mcjepa.data_prep.corpora.flow.places import find_set_folder
+    from mcjepa.evals.flow.estimates import EstimateFolder
+    from mcjepa.evals.flow.methods import flow_methods
+    from mcjepa.evals.flow.submission import check_submission, require_whole, write_submission
+
+    assert config.flow is not None
+    folder = find_set_folder(root, data_set)
+    pairs = FLOW_TEST_SETS[data_set](folder)
+    require_whole(data_set, pairs)
+    entrant = _flow_entrant(weights, estimates, config)
+    with torch_threads(config.threads):
+        if entrant is None:
+            check_submission(archive, data_set, pairs, on_event)
+        else:
+            given = entrant.estimates
+            files = EstimateFolder(given, data_set, folder, pairs, alone=True) if given else None
+            methods = flow_methods(entrant, (), config.flow.resize, files)
+            write_submission(archive, data_set, pairs, methods, config.flow.workers, on_event)
+    return {"submission": str(archive), "set": data_set, "files": len(pairs), "bytes": archive.stat().st_size}
+
+
+def _flow_entrant(weights: str | None, estimates: str | None, config: EvalConfig) -> Entrant | None:
+    from mcjepa.evals.flow.methods import Entrant
+
+    if estimates:
+        folder = Path(estimates)
+        return Entrant(name=f"estimates in {folder.name}", estimates=folder)
+    return Entrant.of(load_subject(weights, config.device, config.seed)) if weights else None
+
+
+def check_finetune_ranks(micro_batch: int, ranks: int) -> None:
+    """Refuses ranks that do not divide a micro-batch.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if micro_batch % ranks:
+        raise UsageError(
+            f"{ranks} ranks share micro-batches of {micro_batch}, expected a micro_batch that the ranks divide; "
+            "change --ranks, batch or micro_batch"
+        )
+
+
+def finetune_weights(weights: str, config: EvalConfig, results: Results, on_event: OnEvent) -> list[Score] | None:
+    """Fine-tunes and scores weights as one rank of the world that a launcher started, or alone.
+
+    Returns:
+        The scores; None on ranks other than the first.
+    """
+    assert config.finetune is not None
+    adopt_world(os.environ)
+    ranks = int(os.environ["WORLD_SIZE"])
+    if ranks == 1:
+        return score_weights("finetune", weights, config, results, on_event)
+    check_finetune_ranks(config.finetune.micro_batch, ranks)
+    with _joined_ranks() as rank:
+        if rank == 0:
+            return score_weights("finetune", weights, config, results, on_event)
+        train_along(Path(weights), config, results.out)
+        return None
+
+
+@contextmanager
+def _joined_ranks() -> Iterator[int]:
+    """This process in the group of all ranks, each on its own GPU where there are GPUs; gives its rank."""
+    import torch
+    import torch.distributed as dist
+
+    from mcjepa.pipeline.world import gpu_index, ranks_here
+
+    gpus, world = torch.cuda.device_count(), int(os.environ["WORLD_SIZE"])
+    if gpus:
+        torch.cuda.set_device(gpu_index(int(os.environ["LOCAL_RANK"]), ranks_here(world), gpus, os.environ))
+    dist.init_process_group("nccl" if gpus else "gloo")
+    try:
+        yield dist.get_rank()
+    finally:
+        dist.destroy_process_group()
+
+
+def output_folders(out: Path, data_set: str) -> dict[str, Path]:
+    """Folders of masks and overlays that `eval vos` has written."""
+    folders = {kind: out / "vos" / data_set / kind for kind in ("masks", "overlays")}
+    return {kind: folder for kind, folder in folders.items() if folder.is_dir()}

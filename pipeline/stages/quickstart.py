@@ -1,0 +1,111 @@
+"""`mcjepa quickstart`: the three stages one after the other, each as the command line that a user would give.
+
+    mcjepa prep run RECIPE …    mcjepa train RECIPE …    mcjepa eval all RECIPE …
+
+No stage has a second code path for it. Each runs as a process of its own, so its memory is free for the next, and
+an interruption ends its whole process tree.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mcjepa.cluster.local import run_command
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import write_json
+from mcjepa.evals.report.chain import SUMMARY
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.exits import OK, PARTIAL
+from mcjepa.pipeline.launch.ranks import program
+from mcjepa.pipeline.tracking import quiet_environment
+
+NEEDED_BYTES = 300 << 20
+STAGES = (("prep", "run"), ("train", "--ranks", "0"), ("eval", "all"))
+
+
+def run_stages(recipe: str, overrides: Sequence[str], on_stage: Callable[[int, str], None]) -> tuple[int, str]:
+    """Runs the stages in turn until one fails.
+
+    Args:
+        recipe: its name or file.
+        overrides: of its keys.
+        on_stage: told the number of a stage, from 1 on, and its command line, before it starts.
+
+    Returns:
+        Exit code of the whole and the stage that failed; `""` where none did.
+    """
+    partial = False
+    for number, stage in enumerate(STAGES, 1):
+        words = (*stage, recipe, *overrides)
+        on_stage(number, f"mcjepa {' '.join(words)}")
+        code = run_command(program(*words), environment=quiet_environment())
+        partial = partial or code == PARTIAL
+        if code not in (OK, PARTIAL):
+            return code, stage[0]
+    return PARTIAL if partial else OK, ""
+
+
+def quickstart_overrides(out: str, videos: str | None, images: str | None, others: Sequence[str]) -> list[str]:
+    """The options of a quickstart as overrides of its recipe, the user's own overrides last.
+
+    Raises:
+        UsageError: there is no such folder of videos or images.
+        DataError: it is empty.
+    """
+    overrides = [f"out={json.dumps(out)}"]
+    if videos is not None:
+        corpora = [
+            {"reader": "videos", "path": "${out}/corpus/moving-photos/train/videos"},
+            {"reader": "videos", "path": _filled_folder("videos", videos)},
+        ]
+        overrides.append(f"prep.datasets.clips.corpora={json.dumps(corpora)}")
+    if images is not None:
+        overrides.append(f"prep.moving_photos.photos={json.dumps([_filled_folder('images', images)])}")
+    return [*overrides, *others]
+
+
+def _filled_folder(kind: str, name: str) -> str:
+    folder = Path(name)
+    if not folder.is_dir():
+        raise UsageError(f"--{kind} {folder}: no such folder, expected one with {kind}; check the path")
+    if not any(folder.iterdir()):
+        raise DataError(
+            f"--{kind} {folder}: the folder is empty, expected {kind} in it; put some there or leave it out"
+        )
+    return str(folder.resolve())
+
+
+def check_place(out: Path) -> None:
+    """Makes the folder of the results.
+
+    Raises:
+        UsageError: it cannot be written.
+        DataError: there is too little space.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file, expected a folder; choose another")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be written ({error.strerror}); choose another folder") from error
+    free = shutil.disk_usage(out).free
+    if free < NEEDED_BYTES:
+        raise DataError(
+            f"{free >> 20} MiB are free at {out}, expected at least {NEEDED_BYTES >> 20}; free some or choose --out DIR"
+        )
+
+
+def finish_summary(out: Path, started: float) -> dict[str, Any]:
+    """Writes the time of the whole chain, since `started` by `time.perf_counter`, into the summary; returns it."""
+    summary: dict[str, Any] = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
+    summary["seconds"] = round(time.perf_counter() - started, 1)
+    write_json(out / SUMMARY, summary)
+    return summary

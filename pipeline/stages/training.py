@@ -1,0 +1,82 @@
+"""The train stage: one rank of a run to its end, with the run's last word in RUN/train_report.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mcjepa.data_prep.storage import open_store
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.launch.ranks import fitting_ranks
+from mcjepa.pipeline.recipe.recipe import Recipe, required
+from mcjepa.pipeline.run.folder import TRAIN_REPORT
+from mcjepa.pipeline.settings.train import TrainConfig
+from mcjepa.pipeline.world import adopt_world, is_world_started
+
+if TYPE_CHECKING:
+    from mcjepa.pipeline.train import TrainProgress
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How the stage ended on this rank."""
+
+    finished: bool
+    record: dict[str, Any] | None
+    """What train_report.json holds; None on ranks other than the first."""
+
+
+def single_run(recipe: Recipe) -> TrainConfig:
+    """The settings of the recipe's only run.
+
+    Raises:
+        UsageError: the recipe has no `train` part, or several runs.
+    """
+    config: TrainConfig = required(recipe.train, "train", recipe)
+    if recipe.sweep:
+        raise UsageError(
+            f"recipe {recipe.name} has a sweep over {', '.join(recipe.sweep)}, expected one run; train all "
+            "with `mcjepa launch train`, or one with sweep=null"
+        )
+    return config
+
+
+def ranks_to_start(config: TrainConfig, asked: int) -> int:
+    """Processes that this one is to start; 1: it trains itself, alone or as a rank that a launcher started.
+
+    Args:
+        config: the run's settings.
+        asked: number of ranks; 0: as many as fit this machine and the batch.
+    """
+    return 1 if is_world_started(os.environ) else asked or fitting_ranks(config)
+
+
+def run_training(recipe: Recipe, plain: dict[str, Any], on_progress: Callable[[TrainProgress], None]) -> Trained:
+    """Trains one rank of a run to its end, or to the checkpoint after a stop request."""
+    from mcjepa.pipeline.train import train
+
+    started = time.perf_counter()
+    config = single_run(recipe)
+    limit_spinning_threads()
+    adopt_world(os.environ)
+    first_rank = os.environ["RANK"] == "0"
+    report = train(config, recipe.model, recipe.tracking, plain, on_progress)
+    if not first_rank:
+        return Trained(report.finished, None)
+    record = {
+        **dataclasses.asdict(report),
+        "weights": str(report.weights) if report.weights else None,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    open_store(config.run).write(TRAIN_REPORT, json.dumps(record, indent=1).encode())
+    return Trained(report.finished, record)
+
+
+def limit_spinning_threads() -> None:
+    """Threads that spin at barriers starve each other; called before the first OpenMP region."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
