@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import subprocess
 import tempfile
 import time
 import urllib.error
@@ -150,21 +149,6 @@ def tracking_finding(uri: str) -> Finding:
                 "tracking", "error", f"{uri}: {place.problem}", "a folder that can be written", "correct tracking.uri"
             )
     return Finding("tracking", "ok", f"MLflow in {uri}")
-
-
-def known_partitions() -> dict[str, str] | None:
-    """Slurm's partitions with their time limits and nodes; None where Slurm cannot be asked."""
-    if not shutil.which("sinfo"):
-        return None
-    words = ["sinfo", "-h", "-o", "%R|%l|%D"]
-    try:
-        answer = subprocess.run(words, capture_output=True, text=True, timeout=30)
-    except subprocess.TimeoutExpired:
-        return None
-    if answer.returncode:
-        return None
-    rows = [line.split("|") for line in answer.stdout.splitlines() if line.count("|") == 2]
-    return {name: f"time limit {limit}, {nodes} nodes" for name, limit, nodes in rows}
 
 
 def device_memory(on_gpu: bool) -> int | None:

@@ -185,16 +185,14 @@ def job_warnings(job: Job) -> list[str]:
 
 
 def _preflight(job: Job, recipe: Recipe, *, refuse: bool) -> list[str]:
-    """Warnings of a training job's preflight, one line each, and its errors where they do not refuse the job.
+    """Warnings of a job's preflight, one line each, and its errors where they do not refuse the job.
 
     A job that is resumed was judged when it was launched.
 
     Raises:
         DataError: there are errors, and `refuse` is set.
     """
-    if job.stage != "train":
-        return []
-    findings = launch_findings(recipe, job.site, job.need)
+    findings = launch_findings(recipe, job)
     errors = [str(finding) for finding in findings if finding.severity == "error"]
     if errors and refuse:
         raise DataError(f"{job.name} is not launched: {' | '.join(errors)} (`mcjepa plan` shows all findings)")

@@ -10,17 +10,18 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from mcjepa.cluster.job import read_record, write_record
+from mcjepa.cluster.preflight.scheduler import read_slurm, scheduler_findings
 from mcjepa.cluster.restarts import JobState
-from mcjepa.cluster.site import GpuOption, Resources
+from mcjepa.cluster.site import GpuOption, Resources, Site, needed
 from mcjepa.cluster.slurm import job_states
 from mcjepa.cluster.status import cancel, read_status
-from mcjepa.cluster.submit import submit
+from mcjepa.cluster.submit import job_script, submit
 from mcjepa.pipeline.world import gpu_index
 from tests.cluster.slurm_jobs import Submitted, make_job, submitted, wait_started
 from tests.pipeline.small_recipe import write_small_recipe
@@ -273,3 +274,33 @@ def test_a_gpu_job_does_not_train_on_the_cpu(any_slurm_cluster: SlurmCluster, cr
     said = it.output()
     assert "torch sees no GPU on node" in said and "expected 1, which the site asks for" in said
     assert "driver is" in said and f"torch {torch.__version__} is built for" in said
+
+
+@pytest.mark.parametrize(
+    ("asked", "topic"),
+    [
+        ({"partition": "short", "time_min": 600}, "time limit"),
+        ({"partition": "short", "nodes": 3, "time_min": 10}, "nodes"),
+        ({"nodes": 64}, "nodes"),
+        ({"memory_gb": 7}, "node"),
+        ({"gpus": "h100:1"}, "node"),
+        ({"gpus": f"{GPU_TYPE}:3"}, "node"),
+        ({"gpus": f"{GPU_TYPE}:2", "memory_per_cpu_gb": 1.4, "cpus_per_task": 2, "partition": "short"}, ""),
+    ],
+)
+def test_the_preflight_says_what_slurm_would(
+    any_slurm_cluster: SlurmCluster, tmp_path: Path, asked: dict[str, Any], topic: str
+) -> None:
+    site = Site(kind="slurm", default=Resources(**{"time_min": 10, **asked}))
+    findings = scheduler_findings(needed(site, "train"), 1, read_slurm())
+    assert {f.topic for f in findings if f.severity == "error"} == ({topic} if topic else set())
+    job = dataclasses.replace(make_job(tmp_path, "finish"), need=needed(site, "train"), site=site)
+    if topic == "time limit":  # sbatch takes such a job, which waits for ever
+        waiting = any_slurm_cluster.run("sbatch", "--parsable", "-p", "short", "-t", "600", "--wrap", "true")
+        assert any_slurm_cluster.run("squeue", "-h", "-j", waiting, "-o", "%r").startswith("Partition")
+        any_slurm_cluster.run("scancel", waiting)
+        return
+    answer = subprocess.run(
+        ["sbatch", "--test-only"], input=job_script(job), capture_output=True, text=True, check=False
+    )
+    assert (answer.returncode != 0) == bool(topic), answer.stderr
