@@ -31,7 +31,9 @@ from mcjepa.pipeline.tracking import Tracker
 
 FOLLOW = ("--follow", "--patience-s", "86400")
 """An evaluation beside the training gives up after a day without new weights."""
-SHOWN = {("warning", topic) for topic in ("memory", "cache", "epoch", "shards", "interruption", "checkpoint")}
+SHOWN = {
+    ("warning", topic) for topic in ("memory", "cache", "epoch", "shards", "interruption", "checkpoint", "password")
+}
 """Findings that a launch repeats; the others are for who plans."""
 WithEval = Literal["", "ok", "any", "follow"]
 """Whether an evaluation follows a training: never, where it succeeded, however it ended, or beside it."""

@@ -133,6 +133,8 @@ def _stage_findings(recipe: Recipe, job: Job) -> list[Finding]:
     findings = scheduler_findings(job.need, len(job.elements), read_slurm()) if job.site.kind == "slurm" else []
     place = required(recipe.prep, "prep", recipe).root if job.stage == "prep" else recipe.out
     findings.append(place_finding(plan_facts.look_at_place("out", place)))
+    if job.site.kind == "slurm":
+        findings += plan_facts.password_finding(recipe.tracking.uri, job.site.setup)
     return [*findings, plan_facts.tracking_finding(recipe.tracking.uri)]
 
 
@@ -168,6 +170,7 @@ def _preflight(recipe: Recipe, config: TrainConfig, setting: Setting) -> list[Fi
     if setting.need and setting.site and setting.site.kind == "slurm":
         elements = len(sweep_runs(recipe.sweep, config.run)) if recipe.sweep else 1
         findings += scheduler_findings(setting.need, elements, read_slurm())
+        findings += plan_facts.password_finding(recipe.tracking.uri, setting.site.setup)
     streams, datasets = plan_facts.read_streams(config.stream, config.seed)
     findings += datasets
     findings += [found for stream in streams for found in stream_findings(stream, setting.cluster)]

@@ -130,6 +130,9 @@ def crowd(any_slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFact
             asked = Resources(nodes=1, time_min=5, gpus=f"{GPU_TYPE}:2", gpus_by=by)
             found[by] = submitted(root / by, "tell", default=asked)
         found["no-gpu"] = submitted_training(root / "no-gpu", Resources(nodes=1, gpus=1, cpus_per_task=2))
+        umask = os.umask(0o077)
+        found["private"] = submitted(root / "private", "finish", default=ONE)
+        os.umask(umask)
         slurm.run(*urgent, "--wrap", "sleep 1")
         found["inside"] = submitted_inside(slurm, root / "inside")
         yield found
@@ -304,3 +307,12 @@ def test_the_preflight_says_what_slurm_would(
         ["sbatch", "--test-only"], input=job_script(job), capture_output=True, text=True, check=False
     )
     assert (answer.returncode != 0) == bool(topic), answer.stderr
+
+
+def test_all_files_of_a_job_have_the_rights_of_its_owners_umask(
+    any_slurm_cluster: SlurmCluster, crowd: dict[str, Submitted]
+) -> None:
+    it = crowd["private"]
+    assert it.state(any_slurm_cluster) == "COMPLETED"
+    files = [path for path in it.job.folder.rglob("*") if path.is_file()]
+    assert len(files) > 5 and [str(path) for path in files if path.stat().st_mode & 0o077] == []
