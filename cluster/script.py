@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from mcjepa.cluster.errors import LaunchError
 from mcjepa.cluster.job import Job
 from mcjepa.cluster.site import Need, Site, variables, wanted_gpus
 
@@ -101,6 +102,7 @@ def lines_after(job: Job) -> list[str]:
 def slurm_parameters(job: Job, environment: Mapping[str, str]) -> dict[str, Any]:
     """Parameters of submitit's SlurmExecutor."""
     need, site = job.need, job.site
+    output = _output_patterns(job)
     found: dict[str, Any] = {
         "job_name": job.name,
         "comment": job.comment,
@@ -119,12 +121,13 @@ def slurm_parameters(job: Job, environment: Mapping[str, str]) -> dict[str, Any]
         "signal_delay_s": site.grace_s,
         "stderr_to_stdout": True,
         # since Slurm 22.05 srun does not take over the processors a task of sbatch
-        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={need.cpus_per_task}", *_gpu_binding(need)],
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={need.cpus_per_task}", *_gpu_binding(need),
+                      *(f"--output={pattern}" for pattern in output[1:])],
         "setup": lines_before(job, environment),
         "teardown": lines_after(job),
         # NIL: nothing of our environment, which may hold secrets, is stored with the job
         "additional_parameters": {"export": "NIL", "requeue": True, "kill-on-invalid-dep": "yes",
-                                  **need.options, **_gpu_options(need)},
+                                  **need.options, **_gpu_options(need), **{"output": pattern for pattern in output[:1]}},
     }  # fmt: skip
     return {name: value for name, value in found.items() if value is not None}
 
@@ -150,3 +153,22 @@ def _gpu_binding(need: Need) -> list[str]:
     if not need.gpus_per_node or need.gpus_by != "gpus-per-task":
         return []
     return [f"--gpu-bind=per_task:{need.gpus_per_node // need.tasks_per_node}"]
+
+
+def _output_patterns(job: Job) -> list[str]:
+    """Slurm's names of the logs of a job and of its tasks, where submitit's would be misread for a % in the folder.
+
+    Raises:
+        LaunchError: the folder's name holds what submitit itself replaces.
+    """
+    folder = str(job.folder)
+    if "%" not in folder:
+        return []
+    if replaced := [mark for mark in ("%j", "%t", "%A", "%a") if mark in folder]:
+        raise LaunchError(
+            f"the folder of the job is {folder}, expected none with {', '.join(replaced)}, which stand for numbers in "
+            "names of logs; choose another run or out"
+        )
+    number = "%A_%a" if len(job.elements) > 1 else "%j"
+    start = f"{folder.replace('%', '%%')}/{number}"
+    return [f"{start}_0_log.out", f"{start}_%t_log.out"]

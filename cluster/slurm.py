@@ -77,7 +77,9 @@ def run(*words: str, quiet: bool = False) -> str:
         raise LaunchError(f"{words[0]} cannot be run here ({error}); ask on a machine of the Slurm cluster") from error
     if answer.returncode and not quiet and "Invalid job id" not in answer.stderr:
         said = " ".join(answer.stderr.split())
-        raise LaunchError(f"{' '.join(words[:3])} failed ({said}), expected Slurm to do it; try again later")
+        raise LaunchError(
+            f"{' '.join(words[:3])} failed ({said}), expected Slurm to do it; mend that, or try again later"
+        )
     return answer.stdout
 
 

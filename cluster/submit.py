@@ -88,7 +88,7 @@ def _slurm_task(job: Job, number: int) -> SlurmTask:
     element, site = job.elements[number], job.site
     if job.on_ray:
         return RayTask(job.stage, element, job.folder, site.save_s, site.ray, site.interface)
-    return SlurmTask(job.stage, element, job.folder, site.save_s)
+    return SlurmTask(job.stage, element, job.folder, site.save_s, site.interface)
 
 
 def _submit_here(job: Job) -> dict[str, Any]:

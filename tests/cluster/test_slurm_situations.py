@@ -15,12 +15,13 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from mcjepa.cluster.errors import LaunchError
 from mcjepa.cluster.job import read_record, write_record
 from mcjepa.cluster.preflight.scheduler import read_slurm, scheduler_findings
 from mcjepa.cluster.restarts import JobState
 from mcjepa.cluster.site import GpuOption, Resources, Site, needed
 from mcjepa.cluster.slurm import job_states
-from mcjepa.cluster.status import cancel, read_status
+from mcjepa.cluster.status import cancel, log_files, read_status
 from mcjepa.cluster.submit import job_script, submit
 from mcjepa.pipeline.world import gpu_index
 from tests.cluster.slurm_jobs import Submitted, make_job, submitted, wait_started
@@ -130,6 +131,8 @@ def crowd(any_slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFact
             asked = Resources(nodes=1, time_min=5, gpus=f"{GPU_TYPE}:2", gpus_by=by)
             found[by] = submitted(root / by, "tell", default=asked)
         found["no-gpu"] = submitted_training(root / "no-gpu", Resources(nodes=1, gpus=1, cpus_per_task=2))
+        found["interface"] = submitted(root / "interface", "finish", interface="lo,ib7")
+        found["percent"] = submitted(root / "100%_of %b", "tell", default=ONE)
         umask = os.umask(0o077)
         found["private"] = submitted(root / "private", "finish", default=ONE)
         os.umask(umask)
@@ -316,3 +319,37 @@ def test_all_files_of_a_job_have_the_rights_of_its_owners_umask(
     assert it.state(any_slurm_cluster) == "COMPLETED"
     files = [path for path in it.job.folder.rglob("*") if path.is_file()]
     assert len(files) > 5 and [str(path) for path in files if path.stat().st_mode & 0o077] == []
+
+
+def test_a_wrong_interface_is_one_line_and_one_start(
+    any_slurm_cluster: SlurmCluster, crowd: dict[str, Submitted]
+) -> None:
+    it = crowd["interface"]
+    assert it.state(any_slurm_cluster) == "FAILED" and it.verdicts() == ["failed"]
+    said = [line for line in it.output().splitlines() if "ib7" in line]
+    assert len(said) == 1 and "no IPv4 address on interface 'ib7' of node" in said[0] and "one of " in said[0]
+    assert "Traceback" not in it.output() and not list(it.folder.glob("started-*"))
+
+
+def test_a_percent_sign_in_a_path_is_itself(any_slurm_cluster: SlurmCluster, crowd: dict[str, Submitted]) -> None:
+    it = crowd["percent"]
+    assert it.state(any_slurm_cluster) == "COMPLETED" and "tasks ended with exit code 0" in it.output()
+    assert [path.name for path in log_files(it.job.folder)] == [f"{it.record.ids[0]}_0_log.out"]
+    folder = Path("/data/50%test")
+    with pytest.raises(LaunchError, match=r"expected none with %t"):
+        job_script(dataclasses.replace(it.job, folder=folder))
+
+
+def test_a_refused_cancel_does_not_say_that_the_job_is_cancelled(
+    any_slurm_cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = submitted(tmp_path / "job", "finish", default=dataclasses.replace(ONE, options={"hold": True}))
+    as_nobody = f'#!/bin/sh\nexec setpriv --reuid 65534 --clear-groups {shutil.which("scancel")} "$@"\n'
+    (tmp_path / "scancel").write_text(as_nobody)
+    (tmp_path / "scancel").chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        with pytest.raises(LaunchError, match=r"scancel .*denied"):
+            cancel(it.job.folder)
+    assert not read_record(it.job.folder).cancelled and read_status(it.job.folder)[0].state == "PENDING"
+    assert cancel(it.job.folder) == it.record.ids and read_record(it.job.folder).cancelled
