@@ -126,8 +126,10 @@ def slurm_parameters(job: Job, environment: Mapping[str, str]) -> dict[str, Any]
         "setup": lines_before(job, environment),
         "teardown": lines_after(job),
         # NIL: nothing of our environment, which may hold secrets, is stored with the job
-        "additional_parameters": {"export": "NIL", "requeue": True, "kill-on-invalid-dep": "yes",
-                                  **need.options, **_gpu_options(need), **{"output": pattern for pattern in output[:1]}},
+        "additional_parameters": {
+            "export": "NIL", "requeue": True, "kill-on-invalid-dep": "yes", **need.options, **_gpu_options(need),
+            **dict(zip(["output"], output, strict=False)),
+        },
     }  # fmt: skip
     return {name: value for name, value in found.items() if value is not None}
 

@@ -57,7 +57,7 @@ class Resources:
     gpus_by: GpuOption | None = None
     """Option of sbatch that asks for them. Default gpus-per-node; some clusters take gres or gpus-per-task only."""
     tasks_per_node: int | None = None
-    """Ranks a node when training. Default: one a GPU, or one. Preparation has one a node, evaluation one in all."""
+    """Ranks per node in training. Default: one per GPU, or one. Preparation has one per node, evaluation one."""
     cpus_per_task: int | None = None
     """Processors of each task. Default 1."""
     memory_gb: float | None = None

@@ -22,8 +22,8 @@ from typing import Any
 from mcjepa.cluster.batch import job_id, progress_of
 from mcjepa.cluster.errors import LaunchError
 from mcjepa.cluster.job import IN_TERMINAL, After, Element
-from mcjepa.cluster.local import INTERRUPTED, STOPS, Interrupted, end_with_parent, run_ranks, run_together
-from mcjepa.cluster.ray_cluster import POLL_S, Place, RayNode
+from mcjepa.cluster.local import INTERRUPTED, STOPS, Interrupted, run_ranks, run_together, set_death_signal
+from mcjepa.cluster.ray_cluster import POLL_S, RayMember, RayNode
 from mcjepa.cluster.rendezvous import own_address, torch_variables
 from mcjepa.cluster.restarts import PARTIAL, USAGE, JobState, Outcome, judge
 from mcjepa.cluster.site import RayConfig, Stage
@@ -95,7 +95,7 @@ class RayTask(SlurmTask):
     def run(self, environment: Mapping[str, str]) -> int:
         """Rank 0 runs the command; the others serve until it says that it is done."""
         job = job_id(environment)
-        place = Place(
+        place = RayMember(
             rank=int(environment["SLURM_PROCID"]),
             nodes=int(environment["SLURM_NNODES"]),
             head=environment["MASTER_ADDR"],
@@ -164,7 +164,7 @@ class LocalTask:
         job = IN_TERMINAL
         if not self.setting.in_terminal:
             job = os.environ["SUBMITIT_LOCAL_JOB_ID"]
-            end_with_parent(signal.SIGTERM, os.getppid())  # what controls it may be killed
+            set_death_signal(signal.SIGTERM, os.getppid())  # what controls it may be killed
         code = self._run(job)
         if code and not self.setting.in_terminal:
             sys.exit(code if code > 0 else 128 - code)

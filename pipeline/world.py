@@ -1,4 +1,4 @@
-"""This process among all of a run: what the environment says of it, whoever set it.
+"""This process among all of a run: its rank, its memory allocator, and what all ranks agree on.
 
 Three ways of starting are known: the variables of torchrun and the deepspeed launcher (RANK, LOCAL_RANK, WORLD_SIZE,
 MASTER_ADDR, MASTER_PORT), those of Slurm's `srun` (SLURM_PROCID, SLURM_LOCALID, SLURM_NTASKS, SLURM_NODELIST), and
@@ -24,6 +24,8 @@ from mcjepa.pipeline.errors import UsageError
 
 FIRST_PORT, PORTS = 20_000, 10_000
 """Ports that Slurm jobs meet at: below those that systems give to clients."""
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
+Fact = TypeVar("Fact")
 
 
 @dataclass(frozen=True)
@@ -179,32 +181,20 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-# Asks the C library to keep freed memory instead of returning it to the system at once.
-#
-# Pictures and the temporaries of small steps are above glibc's limit, from which on every block is mapped and unmapped
-# by itself: faulting its pages in again costs a third of a small step on CPUs, and as much of decoding in loading
-# processes.
+def disable_malloc_trim() -> None:
+    """Asks the C library to keep freed memory, in this process and those forked from it; does nothing without glibc.
 
-
-_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
-
-
-def keep_freed_memory() -> None:
-    """From now on, in this process and those forked from it; does nothing without glibc."""
+    Images and the temporaries of small steps are above the limit from which glibc maps and unmaps every block by
+    itself: faulting its pages in again costs a third of a small step on CPUs, and as much of decoding in loaders.
+    """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-# Small facts that all ranks must agree on, between steps.
-
-
-Fact = TypeVar("Fact")
-
-
-def from_first_rank(fact: Fact, world: World) -> Fact:
-    """Rank 0's fact on every rank."""
+def broadcast_from_rank0(fact: Fact, world: World) -> Fact:
+    """Rank 0's fact on every rank; for small facts, between steps."""
     if world.size == 1:
         return fact
     facts: list[Any] = [fact]
@@ -213,7 +203,7 @@ def from_first_rank(fact: Fact, world: World) -> Fact:
     return told
 
 
-def of_all_ranks(fact: Fact, world: World) -> list[Fact]:
+def gather_all(fact: Fact, world: World) -> list[Fact]:
     """Every rank's fact, by rank, on every rank."""
     if world.size == 1:
         return [fact]

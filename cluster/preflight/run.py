@@ -32,13 +32,13 @@ class RunFacts:
     accelerators: int
     """GPUs in all; 0 on CPUs."""
     step_s: float | None
-    """Seconds a step; None: not known."""
+    """Seconds per step; None: not known."""
     time_limit_s: float | None = None
     """Of one job; None: none known."""
 
 
 @dataclass(frozen=True)
-class Place:
+class Destination:
     """A place that the run writes to or reads from."""
 
     name: str
@@ -107,7 +107,7 @@ def checkpoint_finding(run: RunFacts, write_rate: float | None) -> Finding:
     return Finding("checkpoint", "ok", found)
 
 
-def place_finding(place: Place) -> Finding:
+def destination_finding(place: Destination) -> Finding:
     """Whether a place can be written and has room."""
     topic = place.name
     if place.problem:

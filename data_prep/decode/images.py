@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mcjepa.data_prep.decode.failures import DecodeFailure, require_megapixels
 from mcjepa.data_prep.decode.kinds import HEAD_BYTES, describe_content
+from mcjepa.data_prep.decode.orientation import EXIF, UPRIGHT
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -116,9 +117,6 @@ def _to_rgb(image: Image.Image) -> ByteArray:
 
 
 def _upright(pixels: ByteArray, image: Image.Image) -> ByteArray:
-    """Turn a picture by its EXIF orientation (1 to 8, CIPA DC-008): 2, 4, 5 and 7 are mirrored."""
-    orientation = image.getexif().get(ORIENTATION_TAG, 1) if "exif" in image.info else 1
-    if orientation in (2, 4, 5, 7):
-        pixels = pixels[:, ::-1]
-    turns = {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}.get(orientation, 0)
-    return np.ascontiguousarray(np.rot90(pixels, turns))
+    """Turn a picture by its EXIF orientation; an unknown one turns nothing."""
+    tag = image.getexif().get(ORIENTATION_TAG, 1) if "exif" in image.info else 1
+    return EXIF.get(tag, UPRIGHT).apply(pixels)

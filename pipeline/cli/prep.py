@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcjepa.data_prep.settings import PrepConfig
 from mcjepa.pipeline.cli.output import StageProgress
 from mcjepa.pipeline.exits import OK, PARTIAL, REJECTED
 from mcjepa.pipeline.recipe.recipe import load_recipe, required
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from mcjepa.data_prep.dataset.status import DatasetStatus
     from mcjepa.data_prep.job import ProgressEvent
     from mcjepa.data_prep.plan.forecast import DatasetPlan
+    from mcjepa.data_prep.settings import PrepConfig
 
 
 def _config(arguments: argparse.Namespace) -> PrepConfig:

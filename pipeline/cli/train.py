@@ -42,8 +42,6 @@ def quickstart(arguments: argparse.Namespace) -> int:
 def train(arguments: argparse.Namespace) -> int:
     """`mcjepa train`: 130 where the run was stopped before its end."""
     from mcjepa.pipeline.launch.ranks import start_ranks
-
-    recipe, plain = load_recipe(arguments.recipe, arguments.overrides)
     from mcjepa.pipeline.stages.training import ranks_to_start, run_training, single_run
 
     recipe, plain = load_recipe(arguments.recipe, arguments.overrides)

@@ -25,7 +25,7 @@ from mcjepa.pipeline.engine.state import reset_updates
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.settings.train import EngineConfig, TrainConfig
 from mcjepa.pipeline.stream.seeding import mix64
-from mcjepa.pipeline.world import World, adopt_world, check_gpus, gpu_index, keep_freed_memory, ranks_here
+from mcjepa.pipeline.world import World, adopt_world, check_gpus, disable_malloc_trim, gpu_index, ranks_here
 
 __all__ = [
     "World",
@@ -44,7 +44,7 @@ def _import_deepspeed() -> Any:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     hidden = "mlflow" not in sys.modules
     if hidden:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]  # its autotuner would import it: seconds a rank
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # its autotuner would import it: seconds per rank
     try:
         import deepspeed
     finally:
@@ -79,7 +79,7 @@ def start_world(config: EngineConfig) -> World:
         index = gpu_index(local_rank, ranks_here(world_size), visible, os.environ)
         torch.cuda.set_device(index)
     else:
-        keep_freed_memory()
+        disable_malloc_trim()
     torch.set_num_threads(config.threads or max(len(os.sched_getaffinity(0)) // ranks_here(world_size), 1))
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls
     deepspeed = _import_deepspeed()

@@ -1,4 +1,4 @@
-"""Facts of a preflight: reads manifests, a little of the shards, disks and addresses; nothing stays written."""
+"""Facts of a preflight: reads manifests, a little of the shards, disks and addresses; leaves no files behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from mcjepa.cluster.preflight.data import StreamFacts
 from mcjepa.cluster.preflight.findings import Finding
-from mcjepa.cluster.preflight.run import Place
+from mcjepa.cluster.preflight.run import Destination
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.layout import shard_key
 from mcjepa.data_prep.storage import FolderStore, absolute_location, open_store
@@ -84,7 +84,7 @@ def read_rate(config: StreamConfig) -> float | None:
     return total / spent if total else None
 
 
-def look_at_place(name: str, location: str, needed_bytes: int = 0) -> Place:
+def probe_destination(name: str, location: str, needed_bytes: int = 0) -> Destination:
     """Writes an object there, reads it back and removes it; a folder that is not there yet is not made."""
     key, content = f".mcjepa-probe-{secrets.token_hex(6)}", secrets.token_bytes(64)
     try:
@@ -93,7 +93,7 @@ def look_at_place(name: str, location: str, needed_bytes: int = 0) -> Place:
             with tempfile.NamedTemporaryFile(dir=folder, prefix=key) as file:
                 file.write(content)
                 file.flush()
-            return Place(name, location, shutil.disk_usage(folder).free, "", needed_bytes)
+            return Destination(name, location, shutil.disk_usage(folder).free, "", needed_bytes)
         store = open_store(location)
         key = key.removeprefix(".")  # hidden names are not listed by stores
         store.write(key, content)
@@ -101,8 +101,8 @@ def look_at_place(name: str, location: str, needed_bytes: int = 0) -> Place:
         store.remove(key)
     except (DataError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return Place(name, location, None, f"cannot be written: {reason}", needed_bytes)
-    return Place(name, location, None, "" if same else "gave back other bytes than were written", needed_bytes)
+        return Destination(name, location, None, f"cannot be written: {reason}", needed_bytes)
+    return Destination(name, location, None, "" if same else "gave back other bytes than were written", needed_bytes)
 
 
 def _nearest_folder(path: str) -> Path:
@@ -145,7 +145,7 @@ def tracking_finding(uri: str) -> Finding:
                 "start it or correct tracking.uri; later `mcjepa tracking sync RUN`",
             )  # fmt: skip
     if uri.startswith("sqlite:///"):
-        place = look_at_place("tracking", str(Path(uri.removeprefix("sqlite:///")).parent))
+        place = probe_destination("tracking", str(Path(uri.removeprefix("sqlite:///")).parent))
         if place.problem:
             return Finding(
                 "tracking", "error", f"{uri}: {place.problem}", "a folder that can be written", "correct tracking.uri"

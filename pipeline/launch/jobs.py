@@ -69,7 +69,7 @@ def launch_warnings(launch: Launch, *, refuse: bool) -> list[str]:
     """What is wrong with a job, one line each.
 
     Raises:
-        UsageError: it is launched already.
+        UsageError: it has already been launched.
         DataError: its preflight has errors, and `refuse` is set.
     """
     return job_warnings(launch.job) + _preflight(launch.job, launch.recipe, refuse=refuse)
@@ -172,13 +172,13 @@ def job_warnings(job: Job) -> list[str]:
     """What can be seen to be wrong with a job before it is queued, one line each; called before every submission.
 
     Raises:
-        UsageError: it is launched already.
+        UsageError: it has already been launched.
     """
     active = [s for s in read_status(job.folder) if s.active] if (job.folder / RECORD).is_file() else []
     if active:
         raise UsageError(
-            f"{job.name} is launched already: job {active[0].id} is {active[0].state} ({job.folder}), expected none; "
-            "`mcjepa launch cancel` ends it, or choose another folder (train.run=RUN, out=OUT)"
+            f"{job.name} has already been launched: job {active[0].id} is {active[0].state} ({job.folder}), "
+            "expected none; `mcjepa launch cancel` ends it, or choose another folder (train.run=RUN, out=OUT)"
         )
     found = []
     if job.site.kind == "slurm" and str(job.folder).startswith("/tmp/") and job.need.nodes > 1:

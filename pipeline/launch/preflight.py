@@ -26,8 +26,8 @@ from mcjepa.cluster.preflight.run import (
     RunFacts,
     checkpoint_bytes,
     checkpoint_finding,
+    destination_finding,
     interruption_finding,
-    place_finding,
     time_finding,
 )
 from mcjepa.cluster.preflight.scheduler import read_slurm, scheduler_findings
@@ -132,7 +132,7 @@ def _stage_findings(recipe: Recipe, job: Job) -> list[Finding]:
     """Preparation and evaluation: the scheduler, the place of what they write, MLflow."""
     findings = scheduler_findings(job.need, len(job.elements), read_slurm()) if job.site.kind == "slurm" else []
     place = required(recipe.prep, "prep", recipe).root if job.stage == "prep" else recipe.out
-    findings.append(place_finding(plan_facts.look_at_place("out", place)))
+    findings.append(destination_finding(plan_facts.probe_destination("out", place)))
     if job.site.kind == "slurm":
         findings += plan_facts.password_finding(recipe.tracking.uri, job.site.setup)
     return [*findings, plan_facts.tracking_finding(recipe.tracking.uri)]
@@ -248,11 +248,11 @@ def _places(config: TrainConfig, setting: Setting, checkpoint: int) -> list[Find
     """The places that the run writes to."""
     keep, remote = config.checkpoint, "://" in config.run and not config.run.startswith("file://")
     most = (keep.keep_last + 1 + bool(keep.best_metric)) * checkpoint
-    looks = [plan_facts.look_at_place("run", config.run, 0 if remote else most)]
+    looks = [plan_facts.probe_destination("run", config.run, 0 if remote else most)]
     if remote:
         scratch = keep.scratch or tempfile.gettempdir()
-        looks.append(plan_facts.look_at_place("scratch", scratch, WAITING * checkpoint))
+        looks.append(plan_facts.probe_destination("scratch", scratch, WAITING * checkpoint))
     cache = config.stream.store.cache_dir
     if cache and (setting.site is None or setting.site.kind != "slurm"):  # of a cluster, it is on the nodes
-        looks.append(plan_facts.look_at_place("cache", cache, config.stream.store.cache_bytes))
-    return [place_finding(look) for look in looks]
+        looks.append(plan_facts.probe_destination("cache", cache, config.stream.store.cache_bytes))
+    return [destination_finding(look) for look in looks]

@@ -13,7 +13,6 @@ from mcjepa.evals.cards import Score, write_scores
 from mcjepa.evals.progress import OnEvent, torch_threads
 from mcjepa.evals.record import publish
 from mcjepa.evals.run import run_evaluation, train_along
-from mcjepa.evals.settings import EvalConfig
 from mcjepa.evals.subject import load_subject
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.tracking import TrackingConfig
@@ -21,7 +20,7 @@ from mcjepa.pipeline.world import adopt_world
 
 if TYPE_CHECKING:
     from mcjepa.evals.flow.methods import Entrant
-    from mcjepa.evals.vos.settings import VosConfig
+    from mcjepa.evals.settings import EvalConfig
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,12 @@ def score_weights(kind: str, weights: str, config: EvalConfig, results: Results,
     return scores
 
 
-def score_masks(estimates: Path, config: VosConfig, results: Results, on_event: OnEvent) -> list[Score]:
+def score_masks(estimates: Path, config: EvalConfig, results: Results, on_event: OnEvent) -> list[Score]:
     """Scores a folder of masks."""
     from mcjepa.evals.vos.score import score_estimates
 
-    scores = [score_estimates(estimates, config, results.out, on_event)]
+    assert config.vos is not None
+    scores = [score_estimates(estimates, config.vos, results.out, on_event)]
     write_scores(scores, results.out)
     publish(scores, results.out, "vos", "files", results.tracking)
     return scores
@@ -152,12 +152,14 @@ def _flow_entrant(weights: str | None, estimates: str | None, config: EvalConfig
     return Entrant.of(load_subject(weights, config.device, config.seed)) if weights else None
 
 
-def check_finetune_ranks(micro_batch: int, ranks: int) -> None:
+def check_finetune_ranks(config: EvalConfig, ranks: int) -> None:
     """Refuses ranks that do not divide a micro-batch.
 
     Raises:
         UsageError: they do not.
     """
+    assert config.finetune is not None
+    micro_batch = config.finetune.micro_batch
     if micro_batch % ranks:
         raise UsageError(
             f"{ranks} ranks share micro-batches of {micro_batch}, expected a micro_batch that the ranks divide; "
@@ -171,12 +173,11 @@ def finetune_weights(weights: str, config: EvalConfig, results: Results, on_even
     Returns:
         The scores; None on ranks other than the first.
     """
-    assert config.finetune is not None
     adopt_world(os.environ)
     ranks = int(os.environ["WORLD_SIZE"])
     if ranks == 1:
         return score_weights("finetune", weights, config, results, on_event)
-    check_finetune_ranks(config.finetune.micro_batch, ranks)
+    check_finetune_ranks(config, ranks)
     with _joined_ranks() as rank:
         if rank == 0:
             return score_weights("finetune", weights, config, results, on_event)

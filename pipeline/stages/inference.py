@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.infer.clip import Clip
 from mcjepa.evals.infer.run import ClipResult, infer_clip
-from mcjepa.evals.infer.settings import InferConfig
 from mcjepa.evals.subject import McJepaUnderTest, choose_device, load_model, read_weights
 from mcjepa.pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from mcjepa.evals.infer.settings import InferConfig
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mcjepa.pipeline.cli.main import main
-from mcjepa.pipeline.launch.facts import look_at_place, tracking_finding, write_rate
+from mcjepa.pipeline.launch.facts import probe_destination, tracking_finding, write_rate
 from tests.cluster.launch_recipe import write_site
 from tests.pipeline.small_recipe import write_small_recipe
 from tests.servers.slurm import SlurmCluster
@@ -100,7 +100,7 @@ def test_a_launch_is_refused_with_all_errors_but_a_dry_run_shows_them(
 
 
 def test_places_are_tried_and_left_as_they_were(tmp_path: Path) -> None:
-    place = look_at_place("run", str(tmp_path / "not" / "there"), 5)
+    place = probe_destination("run", str(tmp_path / "not" / "there"), 5)
     assert not place.problem and place.free_bytes and place.needed_bytes == 5
     assert not (tmp_path / "not").exists() and list(tmp_path.iterdir()) == []
     rate = write_rate(str(tmp_path))
@@ -110,10 +110,10 @@ def test_places_are_tried_and_left_as_they_were(tmp_path: Path) -> None:
 def test_a_bucket_is_tried_by_an_object_that_is_removed_again(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from mcjepa.data_prep.storage import open_store
 
-    assert look_at_place("run", s3).problem == ""
+    assert probe_destination("run", s3).problem == ""
     assert list(open_store(s3).list("")) == []
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    assert "cannot be written" in look_at_place("run", s3.replace("prefix", "other")).problem
+    assert "cannot be written" in probe_destination("run", s3.replace("prefix", "other")).problem
 
 
 def test_mlflow_that_is_away_is_a_warning_because_training_goes_on() -> None:
