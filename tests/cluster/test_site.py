@@ -67,7 +67,7 @@ def test_a_wrong_site_file_is_one_clear_error(tmp_path: Path, content: dict[str,
 
 def test_an_unknown_site_names_those_that_ship() -> None:
     for name in ("nowhere", "../quickstart", "site/local"):
-        with pytest.raises(UsageError, match=r"debug, local, slurm"):
+        with pytest.raises(UsageError, match=r"debug, local, slurm|did you mean 'local'"):
             load_site(name)
 
 

@@ -16,16 +16,18 @@ import pytest
 import torch
 
 from mcjepa.cluster.errors import LaunchError
-from mcjepa.cluster.job import read_record, write_record
+from mcjepa.cluster.job import After, read_record, write_record
 from mcjepa.cluster.preflight.scheduler import read_slurm, scheduler_findings
 from mcjepa.cluster.restarts import JobState
 from mcjepa.cluster.site import GpuOption, Resources, Site, needed
 from mcjepa.cluster.slurm import job_states
 from mcjepa.cluster.status import cancel, log_files, read_status
 from mcjepa.cluster.submit import job_script, submit
+from mcjepa.pipeline.launch.jobs import resubmit
 from mcjepa.pipeline.world import gpu_index
 from tests.cluster.slurm_jobs import Submitted, make_job, submitted, wait_started
 from tests.pipeline.small_recipe import write_small_recipe
+from tests.processes import wait_until_ended
 from tests.servers.slurm import GPU_TYPE, SlurmCluster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -353,3 +355,29 @@ def test_a_refused_cancel_does_not_say_that_the_job_is_cancelled(
             cancel(it.job.folder)
     assert not read_record(it.job.folder).cancelled and read_status(it.job.folder)[0].state == "PENDING"
     assert cancel(it.job.folder) == it.record.ids and read_record(it.job.folder).cancelled
+
+
+def test_resuming_a_job_submits_again_what_was_to_follow_it_and_cancelling_reaches_it(
+    any_slurm_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    train = submitted(tmp_path / "train", "wait", default=ONE)
+    behind = make_job(tmp_path / "behind", "finish", default=ONE)
+    submit(dataclasses.replace(behind, after=After("ok", train.job.folder, train.record.ids[0])))
+    beside = make_job(tmp_path / "beside", "wait", default=ONE)
+    words = (*beside.elements[0].argv, "--follow")
+    live = submit(dataclasses.replace(beside, elements=(dataclasses.replace(beside.elements[0], argv=words),)))
+    record = read_record(train.job.folder)
+    record.followers = [str(behind.folder), str(beside.folder)]
+    write_record(train.job.folder, record)
+    wait_started(train.job)
+    any_slurm_cluster.run("scancel", train.record.ids[0])
+    any_slurm_cluster.wait_state(train.record.ids[0], "CANCELLED")
+    again, _ = resubmit(train.job.folder)
+    assert [job.folder for job, _ in again] == [train.job.folder, behind.folder]
+    assert read_status(beside.folder)[0].id == live.ids[0]
+    ended = [Submitted(job, record).state(any_slurm_cluster) for job, record in again]
+    assert ended == ["COMPLETED", "COMPLETED"] and again[1][0].after
+    assert again[1][0].after.job == again[0][1].ids[0]
+    running = wait_started(beside)
+    assert cancel(train.job.folder) == live.ids
+    assert wait_until_ended(running, 10) == []
