@@ -257,8 +257,8 @@ def job_warnings(job: Job) -> list[str]:
     active = [s for s in read_status(job.folder) if s.active] if (job.folder / RECORD).is_file() else []
     if active:
         raise UsageError(
-            f"{job.name} has already been launched: job {active[0].id} is {active[0].state} ({job.folder}), "
-            "expected none; `mcjepa launch cancel` ends it, or choose another folder (train.run=RUN, out=OUT)"
+            f"{job.name} has already been launched: job {active[0].id} is {active[0].state} ({job.folder}), expected "
+            "none; `mcjepa launch cancel` ends it, or choose another folder (train.run=RUN, out=OUT)"
         )
     found = []
     if job.site.kind == "slurm" and str(job.folder).startswith("/tmp/") and job.need.nodes > 1:

@@ -79,6 +79,16 @@ def test_links_and_pictures_of_the_site_lead_somewhere(site: Path, pages: dict[s
     assert dead == []
 
 
+def test_lists_and_tables_of_the_pages_are_shown_as_such(site: Path) -> None:
+    """They need an empty line above them here, other than on a code host."""
+    wrong = []
+    for path in site.rglob("*.html"):
+        for paragraph in re.findall(r"<p>(.*?)</p>", path.read_text(encoding="utf-8"), re.DOTALL):
+            if re.search(r"^\s*(\* |- |\d+\. |\|.*\|$)", paragraph, re.MULTILINE):
+                wrong.append(f"{path.relative_to(site)}: {paragraph[:80]}")
+    assert wrong == []
+
+
 def _anchors(target: Path, pages: dict[str, _Page], site: Path) -> set[str]:
     return pages[target.relative_to(site.resolve()).as_posix()].anchors
 

@@ -12,7 +12,7 @@ from tests.rooms import REPOSITORY, imported_names, imports_within
 
 FLOORS = (
     ("progress",),
-    ("subject", "cards", "pictures"),
+    ("models", "cards", "pictures"),
     ("video_writer",),
     ("flow", "probe", "vos", "classification", "infer"),
     ("finetune",),
