@@ -310,8 +310,14 @@ COMMANDS = (
         (*RECIPE, SITE, DRY_RUN, JSON),
     ),
     Command(
+        "launch all", "launch:stage",
+        "prepare, train and evaluate: each stage as a job that waits for the one before to succeed",
+        "mcjepa launch all quickstart --site slurm",
+        (*RECIPE, SITE, NODES, DRY_RUN, JSON),
+    ),
+    Command(
         "launch resume", "launch:resume",
-        "submit an earlier launch again, unchanged; a run continues from its newest checkpoint",
+        "submit an earlier launch again, unchanged, and what followed it; a run continues from its newest checkpoint",
         "mcjepa launch resume outputs/paper/run",
         LAUNCHED,
     ),
