@@ -1,14 +1,18 @@
-"""`mcjepa` and `python -m mcjepa`: the command line, of which no process imports anything from the current folder.
+"""`mcjepa` and `python -m mcjepa`: the command line, and what its processes need settled before anything is imported.
 
-`-m` puts the current folder at the front of the module path, where a user's `queue.py` would shadow the standard
-library's. It goes before anything else is imported; PYTHONSAFEPATH keeps it away from all descendants.
+No process imports anything from the current folder: `-m` puts it at the front of the module path, where a user's
+`queue.py` would shadow the standard library's. PYTHONSAFEPATH keeps it away from all descendants.
+
+Threads of torch wait asleep and not in a busy loop. Where cores are shared, a thread that spins at a barrier takes the
+core from the one that it waits for: a step of two threads beside another job took twenty times as long as one of a
+single thread. libgomp reads OMP_WAIT_POLICY when torch is loaded, once.
 """
 
 import os
 import sys
 
 
-def _leave_current_folder() -> None:
+def _settle() -> None:
     try:
         here = os.getcwd()
     except FileNotFoundError:  # it was removed meanwhile
@@ -16,9 +20,10 @@ def _leave_current_folder() -> None:
     if not sys.flags.safe_path and sys.path and sys.path[0] in ("", here):
         del sys.path[0]
     os.environ["PYTHONSAFEPATH"] = "1"
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-_leave_current_folder()
+_settle()
 
 
 def main() -> int:

@@ -25,6 +25,7 @@ import torch
 
 from mcjepa.model.config import ModelConfig
 from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.pipeline.agreement import require_same_start
 from mcjepa.pipeline.checkpoint import CheckpointKeeper, newest_weights
 from mcjepa.pipeline.checkpoint.resume import find_start
 from mcjepa.pipeline.engine.engine import build_engine, seed_step, set_learning_rates, start_world, stop_world
@@ -96,6 +97,7 @@ def train(
     world = start_world(config.engine)
     with contextlib.ExitStack() as stack:
         stack.callback(stop_world)
+        require_same_start(recipe, world, "recipe")
         stop = stack.enter_context(StopRequest())
         run, step = _open_run(config, model_config, world, stack)
         records = RunRecords(run.folder, world, tracking, recipe, run.facts)
@@ -139,6 +141,7 @@ def _open_run(
         device=world.device,
     )
     stack.callback(loader.close)
+    require_same_start(loader.order, world, "set of datasets")
     for name, summary in loader.describe().items():
         log.info("%s: %s", name, summary)
     facts = run_facts(config, loader)

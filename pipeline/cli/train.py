@@ -42,7 +42,7 @@ def quickstart(arguments: argparse.Namespace) -> int:
 def train(arguments: argparse.Namespace) -> int:
     """`mcjepa train`: 130 where the run was stopped before its end."""
     from mcjepa.pipeline.launch.ranks import start_ranks
-    from mcjepa.pipeline.stages.training import limit_spinning_threads, ranks_to_start, run_training, single_run
+    from mcjepa.pipeline.stages.training import ranks_to_start, run_training, single_run
 
     recipe, plain = load_recipe(arguments.recipe, arguments.overrides)
     config = single_run(recipe)
@@ -52,7 +52,6 @@ def train(arguments: argparse.Namespace) -> int:
     if config.replay:
         from mcjepa.pipeline.replay import explain_replay, replay
 
-        limit_spinning_threads()
         report = replay(config, recipe.model)
         print(json.dumps(report) if arguments.json else "\n".join(explain_replay(report)))
         return OK

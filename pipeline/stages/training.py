@@ -62,7 +62,6 @@ def run_training(recipe: Recipe, plain: dict[str, Any], on_progress: Callable[[T
 
     started = time.perf_counter()
     config = single_run(recipe)
-    limit_spinning_threads()
     adopt_world(os.environ)
     first_rank = os.environ["RANK"] == "0"
     report = train(config, recipe.model, recipe.tracking, plain, on_progress)
@@ -75,8 +74,3 @@ def run_training(recipe: Recipe, plain: dict[str, Any], on_progress: Callable[[T
     }
     open_store(config.run).write(TRAIN_REPORT, json.dumps(record, indent=1).encode())
     return Trained(report.finished, record)
-
-
-def limit_spinning_threads() -> None:
-    """Threads that spin at barriers starve each other; called before the first OpenMP region."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
