@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from mcjepa.data_prep.errors import DataError
 
 Item = TypeVar("Item")
@@ -57,6 +55,8 @@ def evenly_spaced(items: Sequence[Item], most: int) -> list[Item]:
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Torch computes with `count` CPU threads inside (0: as before), and as before afterwards."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

@@ -1,4 +1,8 @@
-"""What is scored on a flow set, behind one signature: a model, flow that was computed before, classical baselines."""
+"""What is scored on a flow set, behind one signature: a model, flow that was computed before, classical baselines.
+
+The baselines need no weights: they take grey images at full resolution and are the bars that a model has to beat.
+Legend: B batch, 3 RGB, 2 = (u, v), H W image.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mcjepa.data_prep.corpora.items import FlowPair
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.flow.estimates import EstimateFolder
-from mcjepa.evals.flow.pairs import model_size, resize_flow, resize_frame
-from mcjepa.evals.flow.settings import BASELINES
+from mcjepa.evals.flow.settings import BASELINES, RESIZE_FORMS
 from mcjepa.evals.subject import ModelUnderTest, Subject, image_tensor
 
 Frame = NDArray[np.uint8]
@@ -133,6 +137,44 @@ def flow_methods(
     return Methods(model=entrant.model if entrant else None, estimates=estimates, baselines=chosen, resize=resize)
 
 
+def model_size(resize: str, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width in px that frames of that size are resized to under a setting of `FlowEvalConfig.resize`.
+
+    >>> model_size("none", (436, 1024)), model_size("multiple-of-64", (436, 1024)), model_size("384x832", (436, 1024))
+    ((436, 1024), (448, 1024), (384, 832))
+    """
+    form = RESIZE_FORMS.fullmatch(resize)
+    assert form is not None  # FlowEvalConfig checks it
+    if form["multiple"]:
+        multiple = int(form["multiple"])
+        height, width = (-(-side // multiple) * multiple for side in size)
+        return height, width
+    return (int(form["height"]), int(form["width"])) if form["height"] else size
+
+
+def resize_frame(frame_B3HW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, pixel areas aligned; unchanged where it has that size."""
+    if tuple(frame_B3HW.shape[-2:]) == size:
+        return frame_B3HW
+    return F.interpolate(frame_B3HW, size, mode="bilinear", align_corners=False)
+
+
+def resize_flow(flow_B2HW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, with u scaled as the width and v as the height; unchanged where it has that size."""
+    height, width = flow_B2HW.shape[-2:]
+    if (height, width) == size:
+        return flow_B2HW
+    factors = flow_B2HW.new_tensor([size[1] / width, size[0] / height])[:, None, None]
+    return F.interpolate(flow_B2HW, size, mode="bilinear", align_corners=False) * factors
+
+
+def describe_resizing(resize: str) -> str:
+    """The setting in words, for the card."""
+    if resize == "none":
+        return "not resized; the model pads inside"
+    return f"resized for the model ({resize}, bilinear), its flow resized back and scaled"
+
+
 def _known(flow_HW2: Flow, frames: Frames, valid_HW: NDArray[np.bool_] | None) -> Flow:
     """The estimate, checked: it must have the frames' size and be known wherever it is scored."""
     size = frames.images[0].shape[:2]
@@ -147,9 +189,6 @@ def _known(flow_HW2: Flow, frames: Frames, valid_HW: NDArray[np.bool_] | None) -
 
 def _text(shape: Sequence[int]) -> str:
     return f"{shape[1]}x{shape[0]} px"
-
-
-# Flow methods that need no weights, on grey images at full resolution: the bars that a model has to beat.
 
 
 FlowMethod = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]

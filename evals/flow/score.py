@@ -18,10 +18,10 @@ from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import Card, Score, package_versions
 from mcjepa.evals.flow.estimates import EstimateFolder
 from mcjepa.evals.flow.gallery import draw_gallery
-from mcjepa.evals.flow.methods import MODEL, Entrant, Methods, flow_methods
+from mcjepa.evals.flow.methods import MODEL, Entrant, Methods, describe_resizing, flow_methods
 from mcjepa.evals.flow.metrics import FlowSums, add_sums, summarise
 from mcjepa.evals.flow.overlap import Failure
-from mcjepa.evals.flow.pairs import MeasuredPair, describe, measure_pairs
+from mcjepa.evals.flow.pairs import MeasuredPair, measure_pairs
 from mcjepa.evals.flow.settings import FlowEvalConfig
 from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, set_reader, silent
 from mcjepa.evals.subject import Subject
@@ -181,7 +181,7 @@ def _card(entrant: Entrant | None, flow_set: FlowSet, outcome: _Outcome, config:
     if entrant is None:
         handling = "not resized"
     else:
-        handling = describe(config.resize) if entrant.model else "estimates as they are"
+        handling = describe_resizing(config.resize) if entrant.model else "estimates as they are"
     return Card(
         data_set=flow_set.name,
         split=_split(flow_set.scan, config),

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from mcjepa.data_prep.corpora import FLOW_SETS
-from mcjepa.evals.flow import pairs as resizing
-from mcjepa.evals.flow.methods import Entrant, flow_methods
-from mcjepa.evals.flow.pairs import model_size, resize_flow, resize_frame
+from mcjepa.evals.flow import methods as resizing
+from mcjepa.evals.flow.methods import Entrant, flow_methods, model_size, resize_flow, resize_frame
 from mcjepa.evals.flow.score import score_flow_sets
 from mcjepa.evals.flow.settings import FlowEvalConfig
 from mcjepa.evals.subject import ModelUnderTest
@@ -77,7 +76,7 @@ def test_the_protocol_is_on_the_card(
 def test_sizes_are_rounded_up_and_a_multiple_stays() -> None:
     assert model_size("multiple-of-64", (64, 65)) == (64, 128)
     assert model_size("multiple-of-1", (7, 9)) == (7, 9)
-    assert "none" not in resizing.describe("multiple-of-64")
+    assert "none" not in resizing.describe_resizing("multiple-of-64")
 
 
 @pytest.mark.parametrize("resize", ["", "64", "0x64", "multiple-of-0", "64x64x3", "half", "none "])
