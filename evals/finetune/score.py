@@ -1,4 +1,8 @@
-"""The score of a fine-tuned network: metrics, card, table by image, overlays."""
+"""Fine-tunes a model with UperNet on a labelled set and scores it: mean IoU, card, table by image, overlays.
+
+The test is mmsegmentation's protocol: the whole image or sliding windows, images fitted into `image_scale`, logits
+brought back to the labels' size, their softmax averaged over scales and mirrors. Legend: K classes, H W pixels.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +27,9 @@ from mcjepa.evals.finetune.model import Segmenter, parameter_groups, resize_to, 
 from mcjepa.evals.finetune.settings import FinetuneConfig
 from mcjepa.evals.finetune.train import make_optimizer, require_equal_on_ranks, train
 from mcjepa.evals.pictures import class_colours, overlay_labels, side_by_side, write_png
+from mcjepa.evals.probe.images import LabelledSet, fitted_size, read_labelled_set, resize_image, window_boxes
 from mcjepa.evals.probe.metrics import confusion_matrix, iou_per_class, mean_iou, pixel_accuracy
 from mcjepa.evals.probe.results import metric_name
-from mcjepa.evals.probe.tiles import fitted_size, resize_image, window_boxes
 from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, silent
 from mcjepa.evals.subject import Subject
 
@@ -50,7 +54,7 @@ class FinetunedResult:
 
 
 def assemble_score(
-    subject: Subject, data: FinetuneData, config: FinetuneConfig, seed: int, result: FinetunedResult, out: Path
+    subject: Subject, data: LabelledSet, config: FinetuneConfig, seed: int, result: FinetunedResult, out: Path
 ) -> Score:
     """The score `finetune/SET`, with pictures written to `out`."""
     confusion = result.confusion
@@ -93,7 +97,7 @@ def _rows(result: FinetunedResult) -> Iterator[dict[str, object]]:
         }
 
 
-def _card(subject: Subject, data: FinetuneData, config: FinetuneConfig, seed: int, result: FinetunedResult) -> Card:
+def _card(subject: Subject, data: LabelledSet, config: FinetuneConfig, seed: int, result: FinetunedResult) -> Card:
     long, short = config.image_scale
     height, width = config.crop_px
     return Card(
@@ -124,7 +128,7 @@ def _card(subject: Subject, data: FinetuneData, config: FinetuneConfig, seed: in
     )
 
 
-def _trained_on(data: FinetuneData, config: FinetuneConfig) -> int:
+def _trained_on(data: LabelledSet, config: FinetuneConfig) -> int:
     return min(len(data.train), config.max_train or len(data.train))
 
 
@@ -138,7 +142,7 @@ def _test(config: FinetuneConfig) -> str:
     return f"windows of {height}x{width} px overlapping by a third" if config.test == "slide" else "whole image"
 
 
-def _draw_pictures(data: FinetuneData, result: FinetunedResult, out: Path) -> Iterator[Picture]:
+def _draw_pictures(data: LabelledSet, result: FinetunedResult, out: Path) -> Iterator[Picture]:
     colours = class_colours(len(data.classes)).tolist()
     legend = tuple(
         (name, "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in zip(data.classes, colours, strict=True)
@@ -156,9 +160,6 @@ def _draw_pictures(data: FinetuneData, result: FinetunedResult, out: Path) -> It
         )
 
 
-# Fine-tunes a model with UperNet on a labelled set and scores it by mean IoU.
-
-
 TEST_ONLY = (
     *("root", "val_split", "max_val", "test", "test_scales", "test_flip"),
     *("workers", "checkpoint_every", "pictures"),
@@ -167,18 +168,28 @@ TEST_ONLY = (
 EVENTS = 1_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinetuneData:
-    """The two parts of a labelled set."""
+def run_finetune(subject: Subject, config: FinetuneConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
+    """Trains the encoder on, and scores it; the only rank, or the first of several.
 
-    root: Path
-    train: Sequence[LabelledImage]
-    val: Sequence[LabelledImage]
-    classes: tuple[str, ...]
+    Raises:
+        DataError: the set is unknown or missing, or as `score_finetune`.
+    """
+    data = read_labelled_set(config, "finetune.set")
+    return score_finetune(subject, data, config, seed, out / "finetune" / config.set, on_event)
+
+
+def join_finetune(subject: Subject, config: FinetuneConfig, seed: int, out: Path) -> None:
+    """The part of every rank but the first in a distributed fine-tuning: it trains, and scores nothing.
+
+    Raises:
+        DataError: as `run_finetune`.
+    """
+    data = read_labelled_set(config, "finetune.set")
+    finetuned_network(subject, data, config, seed, out / "finetune" / config.set)
 
 
 def score_finetune(
-    subject: Subject, data: FinetuneData, config: FinetuneConfig, seed: int, out: Path, on_event: OnEvent = silent
+    subject: Subject, data: LabelledSet, config: FinetuneConfig, seed: int, out: Path, on_event: OnEvent = silent
 ) -> Score:
     """Trains encoder and head on the training part, or continues or takes over what is in `out`, and scores it.
 
@@ -206,7 +217,7 @@ def score_finetune(
 
 
 def finetuned_network(
-    subject: Subject, data: FinetuneData, config: FinetuneConfig, seed: int, out: Path, on_event: OnEvent = silent
+    subject: Subject, data: LabelledSet, config: FinetuneConfig, seed: int, out: Path, on_event: OnEvent = silent
 ) -> tuple[Segmenter, Progress]:
     """The trained network, on the model's device; all ranks of a distributed training call this.
 
@@ -248,7 +259,7 @@ def _identity(
 
 
 def test_network(
-    network: Segmenter, data: FinetuneData, config: FinetuneConfig, on_event: OnEvent = silent
+    network: Segmenter, data: LabelledSet, config: FinetuneConfig, on_event: OnEvent = silent
 ) -> FinetunedResult:
     """Predicts every validation image that can be read.
 
@@ -276,12 +287,6 @@ def test_network(
         reason = failed[0] if failed else "the list is empty"
         raise DataError(f"validation images of {data.root}: {reason}; expected readable images; check the folder")
     return FinetunedResult(by_image=by_image, predictions=predictions, failed=tuple(failed), progress=Progress())
-
-
-# The test of a fine-tuned network: whole image or sliding windows, several scales, mirrored.
-#
-# mmsegmentation's protocol: images are fitted into `image_scale`, logits brought back to the labels' size, their
-# softmax averaged over scales and mirrors. Legend: K classes, H W pixels.
 
 
 STRIDE_PARTS = (2, 3)

@@ -214,9 +214,6 @@ def _split(scan: FlowScan, config: FlowEvalConfig) -> str:
     return "; ".join(parts)
 
 
-# The flow sets that the settings name, scored one after the other.
-
-
 def score_flow_sets(
     entrant: Entrant | None, config: FlowEvalConfig, out: Path, on_event: OnEvent = silent
 ) -> list[Score]:

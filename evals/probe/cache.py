@@ -1,7 +1,7 @@
 """The folder of cached features: who makes them, who waits, what makes room.
 
     CACHE/KEY/        see feature_file.py
-    CACHE/heads/      see head_checkpoint.py
+    CACHE/heads/      see fitting.py
     CACHE/KEY.lock    held alone by the process that encodes, shared by those that read
 
 Features are encoded once for each encoder, list of images and preprocessing; every later head, seed or run maps them
@@ -80,7 +80,7 @@ class FeatureCache:
         Args:
             model: the encoder.
             items: images with labels.
-            images: their digest, `feature_keys.images_digest`.
+            images: their digest, `images.images_digest`.
             plan: what is done to them.
             on_image: called with the number of images done.
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+
+from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import Card, Score, package_versions
 from mcjepa.evals.probe.cache import FeatureCache
-from mcjepa.evals.probe.features import images_digest
-from mcjepa.evals.probe.probed import ProbedEncoder, ProbedHead, probe_encoder
+from mcjepa.evals.probe.feature_file import FeatureFile
+from mcjepa.evals.probe.fitting import ProbeRun, device_of, features_of, make_fit
+from mcjepa.evals.probe.head import PixelClassifier, predict_labels
+from mcjepa.evals.probe.images import LabelledSet, images_digest, read_labelled_set
+from mcjepa.evals.probe.metrics import confusion_matrix, mean_iou, pixel_accuracy
 from mcjepa.evals.probe.results import (
+    ProbedEncoder,
+    ProbedHead,
     draw_confusion,
     draw_overlays,
     image_rows,
@@ -18,12 +27,20 @@ from mcjepa.evals.probe.results import (
     total_confusion,
     write_tables,
 )
-from mcjepa.evals.probe.runs import ProbeData, ProbeRun
 from mcjepa.evals.probe.settings import ProbeConfig, both_sides, describe_protocol
 from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, silent
 from mcjepa.evals.subject import McJepaUnderTest, ModelUnderTest, Subject, random_twin
 
-__all__ = ["ProbeData", "score_name", "score_probe"]
+
+def run_probe(subject: Subject, config: ProbeConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
+    """Probes frozen features on the set that the settings name.
+
+    Raises:
+        DataError: the set is unknown or missing, or has nothing that can be scored.
+    """
+    return score_probe(
+        subject, read_labelled_set(config, "probe.set"), config, seed, out / score_name(config), on_event
+    )
 
 
 def score_name(config: ProbeConfig) -> str:
@@ -33,7 +50,7 @@ def score_name(config: ProbeConfig) -> str:
 
 def score_probe(
     subject: Subject,
-    data: ProbeData,
+    data: LabelledSet,
     config: ProbeConfig,
     seed: int,
     out: Path,
@@ -94,7 +111,7 @@ def score_probe(
     )
 
 
-def _digests(data: ProbeData, name: str, on_event: OnEvent) -> tuple[str, str]:
+def _digests(data: LabelledSet, name: str, on_event: OnEvent) -> tuple[str, str]:
     total = len(data.train) + len(data.val)
 
     def digest(part: Sequence, before: int) -> str:
@@ -121,7 +138,63 @@ def _probe_random(subject: Subject, run: ProbeRun, seeds: Sequence[int], name: s
     return dataclasses.replace(found, heads=tuple(heads))
 
 
-def _card(subject: Subject, data: ProbeData, config: ProbeConfig, seeds: Sequence[int], result: ProbedEncoder) -> Card:
+def probe_encoder(model: ModelUnderTest, run: ProbeRun, seeds: Sequence[int], name: str) -> ProbedEncoder:
+    """Fits a head a seed to the training images and scores each on the validation images.
+
+    Args:
+        model: the encoder.
+        run: data, protocol, cache.
+        seeds: of the heads.
+        name: of the score, for progress.
+
+    Raises:
+        DataError: no training or no validation image could be read, or the features have no room.
+    """
+
+    def tell(phase: str, done: int, total: int) -> None:
+        run.on_event(EvalEvent(score=name, phase=phase, done=done, total=total))
+
+    fit, train_failed, trained_on = make_fit(model, run, tell)
+    val = features_of(model, run, training=False, tell=tell)
+    device = device_of(model)
+    heads = []
+    for seed in seeds:
+        classifier = fit(seed)
+        heads.append(_score_head(classifier, val, run, device, lambda done: tell("predict", done, len(val))))
+    return ProbedEncoder(
+        heads=tuple(heads),
+        failed=(*train_failed, *val.failed),
+        trained_on=trained_on,
+        sizes=tuple(sorted({f"{image.labels.shape[1]}x{image.labels.shape[0]}" for image in val})),
+        channels=sum(some_map.shape[0] for some_map in val[0].tiles[0].maps),
+    )
+
+
+def _score_head(
+    classifier: PixelClassifier, val: FeatureFile, run: ProbeRun, device: torch.device, on_image: Callable[[int], None]
+) -> ProbedHead:
+    classes = len(run.data.classes)
+    total = np.zeros((classes, classes), np.int64)
+    by_image, predictions = {}, {}
+    for done, image in enumerate(val, start=1):
+        predicted = predict_labels(classifier, image, device)
+        confusion = confusion_matrix(image.labels.numpy(), predicted, classes)
+        total += confusion
+        by_image[image.name] = (int(confusion.sum()), 100.0 * mean_iou(confusion), 100.0 * pixel_accuracy(confusion))
+        if image.name in run.shown:
+            predictions[image.name] = predicted
+        on_image(done)
+    if not total.sum():
+        raise DataError(
+            f"all {len(val)} validation images of {run.data.root} are void; expected pixels with a class; "
+            "check the labels"
+        )
+    return ProbedHead(confusion=total, by_image=by_image, predictions=predictions)
+
+
+def _card(
+    subject: Subject, data: LabelledSet, config: ProbeConfig, seeds: Sequence[int], result: ProbedEncoder
+) -> Card:
     several = ", mean over the seeds" if len(seeds) > 1 else ""
     return Card(
         data_set=config.set,

@@ -2,6 +2,10 @@
 
 A step's batch is a pure function of the seed and the step: sample number p = step * batch + i is image p mod N of a
 permutation of its epoch p div N, and its random numbers are drawn for (seed, p) alone.
+
+The augmentation is mmsegmentation's for VOC, ADE20K and Cityscapes: `Resize` with ratio_range 0.5 to 2, `RandomCrop`
+with cat_max_ratio 0.75, `RandomFlip` 0.5, `PhotoMetricDistortion` with its defaults, `Pad` to the crop (void labels).
+Images are RGB (H, W, 3) uint8, labels (H, W) uint8 with 255 = void.
 """
 
 from __future__ import annotations
@@ -19,10 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcjepa.data_prep.corpora.items import LabelledImage
-from mcjepa.evals.probe.features import EncodedImage, encode_tensor, read_labelled
+from mcjepa.evals.probe.features import EncodedImage, encode_tensor
+from mcjepa.evals.probe.images import Size, fitted_size, read_labelled, resize_image, resize_labels
 from mcjepa.evals.probe.metrics import VOID
 from mcjepa.evals.probe.settings import ProbeConfig, both_sides
-from mcjepa.evals.probe.tiles import Size, fitted_size, resize_image, resize_labels
 from mcjepa.evals.subject import COARSEST_STRIDE, ModelUnderTest, image_tensor
 
 
@@ -160,13 +164,6 @@ class AugmentedWindows:
         image, labels = read_labelled(self.items[self._order.image_of(sample)], self.classes)
         crop = both_sides(self.config.crop_px)
         return augment_sample(image, labels, self.config.resize_px, crop, self._order.random(sample))
-
-
-# mmsegmentation's training augmentation: random size, crop, flip and colours, with the labels.
-#
-# Its standard pipeline for VOC, ADE20K and Cityscapes: `Resize` with ratio_range 0.5 to 2, `RandomCrop` with
-# cat_max_ratio 0.75, `RandomFlip` 0.5, `PhotoMetricDistortion` with its defaults, `Pad` to the crop (void labels).
-# Images are RGB (H, W, 3) uint8, labels (H, W) uint8 with 255 = void.
 
 
 SMALLEST_RATIO, LARGEST_RATIO = 0.5, 2.0

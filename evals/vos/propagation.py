@@ -6,7 +6,7 @@ softmax(q.k / temperature). Labels stay soft. Sources: DINO, CRW and VFS, see `e
 
 Only the context's features are held, never a video's. The affinity is computed for one square tile of queries at a
 time against the part of the context that the tile can reach, and for part of the tile where that is still large.
-Legend: C channels, O labels (background first), h w cells, n context frames, q queries, k keys.
+Legend: C channels, O labels (background first), h w cells, H W pixels, n context frames, q queries, k keys.
 """
 
 from __future__ import annotations
@@ -191,9 +191,6 @@ def largest(values_qk: Tensor, count: int, group: int = GROUP_KEYS) -> tuple[Ten
     return best, torch.where(in_group, index, place - count * group + whole)
 
 
-# Masks of a whole sequence from its first one, by a model's features: a frame at a time, in and out.
-
-
 OnFeatures = Callable[[int, Tensor], None]
 """Called with every frame's number and features (C, h, w)."""
 
@@ -238,11 +235,6 @@ def encode_frame(model: ModelUnderTest, frame: NDArray[np.uint8], size: tuple[in
         frame = np.asarray(resized, np.uint8)
     map_Chw = map_of_stride(features_by_stride(model, image_tensor(frame)), stride)[0]
     return map_Chw[:, : -(-size[0] // stride), : -(-size[1] // stride)]
-
-
-# From masks to labels on the feature grid and back, and the size at which frames are encoded.
-#
-# Legend: O labels (background first), h w cells, H W pixels.
 
 
 def encoded_size(size: tuple[int, int], config: VosConfig) -> tuple[int, int]:

@@ -1,5 +1,4 @@
-"""Scores masks of video objects: those that a model propagates, or those that are there already, beside copying the
-first one."""
+"""Scores masks of video objects, propagated by a model or read from files, beside copying the first one."""
 
 from __future__ import annotations
 
@@ -30,9 +29,6 @@ from mcjepa.evals.vos.sequence import (
     require_estimates,
 )
 from mcjepa.evals.vos.settings import VosConfig
-
-# The card of a score of video objects: protocol, counts, and what was not scored.
-
 
 OFFICIAL_SEQUENCES = {"davis": 30, "davis2017": 30, "davis2016": 20, "davis2017-test-dev": 30}
 """Sequences of the official lists."""
@@ -273,9 +269,6 @@ def _set_metrics(rows: Sequence[dict[str, object]]) -> dict[str, float]:
     for suffix in ("", f"_{COPY_FIRST}"):
         metrics[f"jf{suffix}"] = (metrics[f"j_mean{suffix}"] + metrics[f"f_mean{suffix}"]) / 2
     return metrics
-
-
-# Mask propagation on the set that the settings name, of a model or of masks that are files.
 
 
 def run_vos(subject: Subject, config: VosConfig, out: Path, on_event: OnEvent) -> Score:

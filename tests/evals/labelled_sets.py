@@ -13,7 +13,8 @@ from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.evals.pictures import class_colours
 from mcjepa.evals.probe.cache import FeatureCache
 from mcjepa.evals.probe.feature_file import FeatureFile
-from mcjepa.evals.probe.features import EncodedImage, EncodedTile, EncodingPlan, images_digest
+from mcjepa.evals.probe.features import EncodedImage, EncodedTile, EncodingPlan
+from mcjepa.evals.probe.images import images_digest
 from mcjepa.evals.subject import ModelUnderTest
 
 STRIDES = (8, 16, 32, 64)

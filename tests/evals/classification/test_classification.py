@@ -21,7 +21,7 @@ from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.classification.features import FeatureCache, PooledFeatures, pool
 from mcjepa.evals.classification.heads import feature_statistics, hold_out, knn_predictions, train_linear
 from mcjepa.evals.classification.images import prepare, read_class_folders
-from mcjepa.evals.classification.outputs import confusion
+from mcjepa.evals.classification.results import confusion
 from mcjepa.evals.classification.score import score_classify
 from mcjepa.evals.classification.settings import ClassifyConfig
 from mcjepa.evals.progress import EvalEvent

@@ -25,9 +25,10 @@ from mcjepa.data_prep.corpora import CAMVID_CLASSES, SEGMENTATION_CLASSES, SEGME
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.finetune.data import Batch
 from mcjepa.evals.finetune.model import Segmenter, TrainableEncoder, convnext_layer, parameter_groups, trainable_of
-from mcjepa.evals.finetune.score import FinetuneData, constant_prediction, predict_labels, score_finetune
+from mcjepa.evals.finetune.score import constant_prediction, predict_labels, score_finetune
 from mcjepa.evals.finetune.settings import FinetuneConfig
 from mcjepa.evals.finetune.train import make_optimizer, schedule_factor, train_step
+from mcjepa.evals.probe.images import LabelledSet
 from mcjepa.evals.progress import EvalEvent
 from mcjepa.evals.run import run_evaluation
 from mcjepa.evals.settings import EvalConfig
@@ -57,9 +58,9 @@ NARROW = EncoderConfig(stem_channels=(4, 4), stage_channels=(8, 8, 8, 8), depths
 
 
 @pytest.fixture
-def data(moving_photos: Path) -> FinetuneData:
+def data(moving_photos: Path) -> LabelledSet:
     read = SEGMENTATION_SETS["moving-photos"]
-    return FinetuneData(
+    return LabelledSet(
         root=moving_photos,
         train=read(moving_photos, "train"),
         val=read(moving_photos, "val"),
@@ -251,7 +252,7 @@ def test_two_ranks_do_the_step_of_one(tmp_path: Path) -> None:
 
 
 def test_score_has_protocol_table_curve_and_pictures_and_leaves_the_weights_alone(
-    subject: Subject, data: FinetuneData, tmp_path: Path
+    subject: Subject, data: LabelledSet, tmp_path: Path
 ) -> None:
     before = {name: value.clone() for name, value in subject.model.model.state_dict().items()}  # type: ignore[attr-defined]
     events: list[EvalEvent] = []
@@ -268,7 +269,7 @@ def test_score_has_protocol_table_curve_and_pictures_and_leaves_the_weights_alon
 
 
 def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(
-    subject: Subject, data: FinetuneData, tmp_path: Path
+    subject: Subject, data: LabelledSet, tmp_path: Path
 ) -> None:
     whole = score_finetune(subject, data, CONFIG, 5, tmp_path / "whole")
 
@@ -291,7 +292,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(
 
 
 def test_a_finished_network_is_tested_again_without_training(
-    subject: Subject, data: FinetuneData, tmp_path: Path
+    subject: Subject, data: LabelledSet, tmp_path: Path
 ) -> None:
     first = score_finetune(subject, data, CONFIG, 5, tmp_path)
     events: list[EvalEvent] = []
@@ -303,7 +304,7 @@ def test_a_finished_network_is_tested_again_without_training(
 
 
 def test_files_of_another_training_are_refused_with_what_differs(
-    subject: Subject, data: FinetuneData, tmp_path: Path
+    subject: Subject, data: LabelledSet, tmp_path: Path
 ) -> None:
     score_finetune(subject, data, CONFIG, 5, tmp_path)
     with pytest.raises(DataError, match=r"of another training: lr 0\.01 \(now 0\.002\), weights '9be' \(now 'abc'\)"):
@@ -316,7 +317,7 @@ def test_files_of_another_training_are_refused_with_what_differs(
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not whole", b"no such thing", bytes(100)], ids=len)
 @pytest.mark.parametrize("name", ["checkpoint.pt", "segmenter.safetensors"])
 def test_a_damaged_file_is_named_with_what_to_do(
-    name: str, content: bytes, subject: Subject, data: FinetuneData, tmp_path: Path
+    name: str, content: bytes, subject: Subject, data: LabelledSet, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=f"{name} is damaged.*remove it"):
@@ -324,9 +325,7 @@ def test_a_damaged_file_is_named_with_what_to_do(
 
 
 @pytest.mark.parametrize(("name", "stop_at"), [("checkpoint.pt", 3), ("segmenter.safetensors", 0)])
-def test_one_flipped_bit_is_found(
-    name: str, stop_at: int, subject: Subject, data: FinetuneData, tmp_path: Path
-) -> None:
+def test_one_flipped_bit_is_found(name: str, stop_at: int, subject: Subject, data: LabelledSet, tmp_path: Path) -> None:
     def stop(event: EvalEvent) -> None:
         if event.phase == "fine-tuning" and event.done == stop_at > 0:
             raise KeyboardInterrupt
@@ -342,7 +341,7 @@ def test_one_flipped_bit_is_found(
 
 
 def test_unreadable_images_of_both_parts_make_the_score_incomplete(
-    subject: Subject, data: FinetuneData, tmp_path: Path
+    subject: Subject, data: LabelledSet, tmp_path: Path
 ) -> None:
     train, val = ([dataclasses.replace(item) for item in part[:3]] for part in (data.train, data.val))
     train[0] = dataclasses.replace(train[0], image=tmp_path / "gone.png")
@@ -354,7 +353,7 @@ def test_unreadable_images_of_both_parts_make_the_score_incomplete(
     assert any("lost.png" in text for text in score.card.failed)
 
 
-def test_any_encoder_with_the_members_of_trainable_is_fine_tuned(data: FinetuneData, tmp_path: Path) -> None:
+def test_any_encoder_with_the_members_of_trainable_is_fine_tuned(data: LabelledSet, tmp_path: Path) -> None:
     class Plain:
         strides, channels = (8, 16), (5, 6)
 

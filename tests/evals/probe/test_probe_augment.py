@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mcjepa.evals.probe.images import fitted_size, resize_image, resize_labels, window_boxes
 from mcjepa.evals.probe.settings import ProbeConfig
-from mcjepa.evals.probe.tiles import fitted_size, resize_image, resize_labels, window_boxes
 from mcjepa.evals.probe.windows import AugmentedWindows, augment_sample, choose_crop, distort_colours
 from mcjepa.evals.subject import ModelUnderTest
 from tests.evals.labelled_sets import STRIDES, write_items

@@ -21,7 +21,8 @@ from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.probe.cache import FeatureCache
 from mcjepa.evals.probe.feature_file import FeatureFile
-from mcjepa.evals.probe.features import encode_images, features_key, images_digest, model_digest
+from mcjepa.evals.probe.features import encode_images, features_key, model_digest
+from mcjepa.evals.probe.images import images_digest
 from mcjepa.evals.subject import ModelUnderTest, load_model
 from tests.evals.labelled_sets import PLAN, cache_in, features_of, write_items
 

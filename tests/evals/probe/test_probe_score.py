@@ -17,7 +17,8 @@ from mcjepa.data_prep.corpora import SEGMENTATION_CLASSES, SEGMENTATION_SETS
 from mcjepa.data_prep.corpora.image_files import write_id_png
 from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
-from mcjepa.evals.probe.score import ProbeData, score_probe
+from mcjepa.evals.probe.images import LabelledSet
+from mcjepa.evals.probe.score import score_probe
 from mcjepa.evals.probe.settings import PROTOCOLS, ProbeConfig, describe_protocol, protocol_settings
 from mcjepa.evals.progress import EvalEvent
 from mcjepa.evals.subject import ModelUnderTest, Subject, load_model, random_twin
@@ -41,13 +42,15 @@ def subject(foreign_model: Callable[..., ModelUnderTest]) -> Subject:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> ProbeData:
+def data(tmp_path: Path) -> LabelledSet:
     """Bands of five classes."""
     train = write_items(tmp_path / "train", [(64, 80)] * 6)
-    return ProbeData(root=tmp_path, train=train, val=write_items(tmp_path / "val", [(64, 80), (70, 90)]), classes=NAMES)
+    return LabelledSet(
+        root=tmp_path, train=train, val=write_items(tmp_path / "val", [(64, 80), (70, 90)]), classes=NAMES
+    )
 
 
-def score_in(tmp_path: Path, subject: Subject, data: ProbeData, **changes: object):
+def score_in(tmp_path: Path, subject: Subject, data: LabelledSet, **changes: object):
     """The score of `CONFIG` with changes."""
     config = dataclasses.replace(CONFIG, **changes)  # type: ignore[arg-type]
     return score_probe(subject, data, config, 5, tmp_path / "results/probe/bands")
@@ -71,7 +74,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
     ids=["cached", "batch-norm", "knn", "windows", "mmseg"],
 )
 def test_every_protocol_beats_the_model_that_sees_nothing_and_repeats_itself(
-    tmp_path: Path, subject: Subject, data: ProbeData, changes: dict[str, object]
+    tmp_path: Path, subject: Subject, data: LabelledSet, changes: dict[str, object]
 ) -> None:
     score = score_in(tmp_path, subject, data, **changes)
     assert score.metrics["miou"] > score.metrics["miou_random"] + 15
@@ -81,7 +84,7 @@ def test_every_protocol_beats_the_model_that_sees_nothing_and_repeats_itself(
 
 
 def test_the_score_tells_its_protocol_and_writes_its_tables_and_pictures(
-    tmp_path: Path, subject: Subject, data: ProbeData
+    tmp_path: Path, subject: Subject, data: LabelledSet
 ) -> None:
     events: list[EvalEvent] = []
     out = tmp_path / "results/probe/bands"
@@ -104,7 +107,7 @@ def test_the_score_tells_its_protocol_and_writes_its_tables_and_pictures(
 
 
 def test_several_seeds_give_mean_and_deviation_of_single_scores(
-    tmp_path: Path, subject: Subject, data: ProbeData
+    tmp_path: Path, subject: Subject, data: LabelledSet
 ) -> None:
     changes = {"steps": 8, "warmup_steps": 0, "loss_stride_px": 8}
     single = [score_in(tmp_path, subject, data, **changes, seeds=(seed,)).metrics for seed in (0, 1, 2)]
@@ -120,7 +123,7 @@ def test_several_seeds_give_mean_and_deviation_of_single_scores(
     assert [float(row["miou"]) for row in table] == pytest.approx([metrics["miou"] for metrics in single])
 
 
-def test_our_model_has_a_random_encoder_a_seed(tmp_path: Path, weights_folder: Path, data: ProbeData) -> None:
+def test_our_model_has_a_random_encoder_a_seed(tmp_path: Path, weights_folder: Path, data: LabelledSet) -> None:
     model = load_model(weights_folder, torch.device("cpu"))
     ours = Subject(model=model, name="m", random_model=random_twin(model, 0))
     quick = {"steps": 2, "warmup_steps": 0, "loss_stride_px": 8, "pictures": 0}
@@ -134,7 +137,7 @@ def test_our_model_has_a_random_encoder_a_seed(tmp_path: Path, weights_folder: P
     assert knn.card.schedule == "none"
 
 
-def harmed(data: ProbeData, harm: str) -> Sequence[LabelledImage]:
+def harmed(data: LabelledSet, harm: str) -> Sequence[LabelledImage]:
     """The validation images with one of them harmed."""
     bad = data.val[1]
     if harm == "class":
@@ -150,7 +153,7 @@ def harmed(data: ProbeData, harm: str) -> Sequence[LabelledImage]:
     ("harm", "reason"), [("class", r"\[77\]; expected 0..4"), ("size", "one size"), ("torn", "not a readable image")]
 )
 def test_an_image_that_cannot_be_scored_is_named_and_not_averaged_away(
-    tmp_path: Path, subject: Subject, data: ProbeData, harm: str, reason: str
+    tmp_path: Path, subject: Subject, data: LabelledSet, harm: str, reason: str
 ) -> None:
     whole = score_in(tmp_path, subject, dataclasses.replace(data, val=data.val[:1]))
     score = score_in(tmp_path, subject, dataclasses.replace(data, val=harmed(data, harm)))
@@ -162,7 +165,7 @@ def test_an_image_that_cannot_be_scored_is_named_and_not_averaged_away(
 
 @pytest.mark.parametrize("augment", ["none", "mmseg"])
 def test_a_training_image_that_cannot_be_read_is_named_too(
-    tmp_path: Path, subject: Subject, data: ProbeData, augment: str
+    tmp_path: Path, subject: Subject, data: LabelledSet, augment: str
 ) -> None:
     Path(data.train[2].image).write_bytes(b"")
     changes = {"augment": augment, "norm": "batch", "crop_px": 64, "steps": 2, "warmup_steps": 0}
@@ -172,7 +175,7 @@ def test_a_training_image_that_cannot_be_read_is_named_too(
 
 
 def test_void_labels_are_not_scored_and_nothing_but_void_is_refused(
-    tmp_path: Path, subject: Subject, data: ProbeData
+    tmp_path: Path, subject: Subject, data: LabelledSet
 ) -> None:
     labels = np.full((70, 90), 255, np.uint8)
     write_id_png(Path(data.val[1].labels), labels)
@@ -183,7 +186,7 @@ def test_void_labels_are_not_scored_and_nothing_but_void_is_refused(
         score_in(tmp_path, subject, dataclasses.replace(data, val=data.val[1:]))
 
 
-def test_probe_without_readable_images_is_refused(tmp_path: Path, subject: Subject, data: ProbeData) -> None:
+def test_probe_without_readable_images_is_refused(tmp_path: Path, subject: Subject, data: LabelledSet) -> None:
     bad = LabelledImage("bad", tmp_path / "no.png", tmp_path / "no.png")
     for changes in ({}, {"augment": "mmseg", "norm": "batch", "crop_px": 64}):
         with pytest.raises(DataError, match=r"training images.*bad"):
@@ -208,7 +211,7 @@ def test_real_samples_are_probed_in_the_sets_own_windows(
 ) -> None:
     folder = sample_data / root
     items = SEGMENTATION_SETS[name](folder, split)[:2]
-    data = ProbeData(root=folder, train=items, val=items, classes=SEGMENTATION_CLASSES[name](folder))
+    data = LabelledSet(root=folder, train=items, val=items, classes=SEGMENTATION_CLASSES[name](folder))
     settings = protocol_settings({"camvid": "cached", "voc2012": "vicregl-voc"}.get(name, f"vicregl-{name}"))
     quick = {"set": name, "steps": 3, "warmup_steps": 0, "batch": 2, "loss_stride_px": 8, "lr": 0.05}
     config = ProbeConfig(**settings | quick, random_baseline=False)
