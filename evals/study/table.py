@@ -174,7 +174,8 @@ def verdict(table: StudyTable) -> str:
 def markdown(table: StudyTable) -> str:
     """The tables as Markdown."""
     labels = list(table.measures)
-    lines = [f"# {table.name}", "", f"{table.steps} steps a run; mean ± standard deviation over seeds (number of seeds).", ""]  # fmt: skip
+    head = f"{table.steps} steps a run; mean ± standard deviation over seeds (number of seeds)."
+    lines = [f"# {table.name}", "", head, ""]
     lines += _rows(["arm", *labels], [[arm, *(_cell(table, arm, label) for label in labels)] for arm in table.cells])
     if table.missing:
         lines += ["", f"Not scored yet: {', '.join(table.missing)}."]

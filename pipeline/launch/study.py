@@ -23,6 +23,7 @@ import yaml
 from mcjepa.cluster.local import INTERRUPTED, Interrupted, run_ranks
 from mcjepa.data_prep.storage import atomic_write
 from mcjepa.pipeline.errors import RunError, UsageError
+from mcjepa.pipeline.exits import OK, PARTIAL
 from mcjepa.pipeline.launch.ranks import program
 from mcjepa.pipeline.recipe.files import apply_overrides, validate
 from mcjepa.pipeline.recipe.recipe import Recipe, required
@@ -81,15 +82,13 @@ def study_runs(recipe: Recipe) -> list[StudyRun]:
 
 
 def run_recipe(run: StudyRun, recipe: Recipe, plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe of one run, as plain data.
+    """The recipe of one run, as plain data; `start_of` adds the weights that it starts from.
 
     Raises:
-        UsageError: an arm's override is none of the recipe's keys, or the arm that it starts from has no weights.
+        UsageError: an arm's override is none of the recipe's keys, or a value does not fit.
     """
-    study = required(recipe.study, "study", recipe)
-    arm = study.arms[run.arm]
     words = {
-        **arm.overrides,
+        **required(recipe.study, "study", recipe).arms[run.arm].overrides,
         "name": f"{recipe.name}-{run.arm}-{run.seed}",
         "out": str(run.folder),
         "train.run": str(run.run),
@@ -97,14 +96,24 @@ def run_recipe(run: StudyRun, recipe: Recipe, plain: Mapping[str, Any]) -> dict[
         "eval.seed": run.seed,
         "study": None,
     }
-    if arm.starts_from:
-        weights = StudyRun(arm.starts_from, run.seed, run.folder.parents[1] / arm.starts_from / run.folder.name).weights
-        if weights is None:
-            raise UsageError(f"{run.name} starts from {arm.starts_from}, which has no weights; train that arm first")
-        words["train.init_from"] = str(weights)
     content = apply_overrides(dict(plain), [f"{key}={json.dumps(value)}" for key, value in words.items()])
     validate(Recipe, content, f"study of {recipe.name}, {run.name}")
     return content
+
+
+def start_of(run: StudyRun, recipe: Recipe) -> str:
+    """The weights of another arm and the same seed that a run starts from; empty: none.
+
+    Raises:
+        UsageError: that arm has none yet.
+    """
+    other = required(recipe.study, "study", recipe).arms[run.arm].starts_from
+    if not other:
+        return ""
+    before = StudyRun(other, run.seed, run.folder.parents[1] / other / run.folder.name)
+    if not before.trained or before.weights is None:
+        raise UsageError(f"{run.name} starts from {before.name}, which is not trained; train that arm first")
+    return str(before.weights)
 
 
 def run_study(recipe: Recipe, plain: Mapping[str, Any], say: Callable[[str], None], start: Start | None = None) -> None:
@@ -117,14 +126,17 @@ def run_study(recipe: Recipe, plain: Mapping[str, Any], say: Callable[[str], Non
         start: runs a command line; None: as a process of this machine.
 
     Raises:
-        UsageError: as `run_recipe`; or a run was trained with other settings.
+        UsageError: as `run_recipe` and `start_of`; or a run was begun with other settings.
         RunError: a command failed; it is named with its log.
         Interrupted: we were asked to stop.
     """
     runs, start = study_runs(recipe), start or _start
+    contents = [run_recipe(run, recipe, plain) for run in runs]
     parent = _parent_run(recipe, plain)
-    for number, run in enumerate(runs, 1):
-        done = _run_once(run, run_recipe(run, recipe, plain), parent, start)
+    for number, (run, content) in enumerate(zip(runs, contents, strict=True), 1):
+        weights = start_of(run, recipe)
+        content["train"] = content["train"] | ({"init_from": weights} if weights else {})
+        done = _run_once(run, content, parent, start)
         say(f"{number}/{len(runs)} {run.name}: {done}")
 
 
@@ -159,7 +171,7 @@ def _checked(words: list[str], path: Path, variables: Mapping[str, str], start: 
     code = start(words, path, variables)
     if code == INTERRUPTED:
         raise Interrupted("a run was asked to stop")
-    if code:
+    if code not in (OK, PARTIAL):  # scores that lack an item say so on their cards
         lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines() if path.is_file() else []
         raise RunError(f"{' '.join(words[3:])} ended with {code}: {(lines or [''])[-1]} (all of it in {path})")
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import mcjepa.model
 from mcjepa.model.warp import inside, range_map, reached, upsample_flow, visible, warp
 
 REPOSITORY = Path(__file__).resolve().parents[2]
