@@ -39,7 +39,7 @@ class Comparison:
     arm: str
     test: PairedTest
     p_holm: float
-    """The t test's p, corrected for all comparisons of the table."""
+    """The t test's p, corrected for all arms that the measure compares."""
     better: bool
     """Whether the reference's mean is the better one."""
 
@@ -123,25 +123,28 @@ def build_table(
 
 
 def _comparisons(config: StudyConfig, cells: Mapping[str, Mapping[str, Cell]]) -> tuple[Comparison, ...]:
-    """The reference against every other arm by every measure that both have of some common seeds."""
-    reference = config.compared_with
-    found: list[tuple[str, str, PairedTest]] = []
-    for label in config.measures:
-        for arm in config.arms:
-            ours, theirs = cells[reference].get(label), cells[arm].get(label)
-            if arm == reference or not ours or not theirs:
-                continue
-            seeds = sorted(ours.by_seed.keys() & theirs.by_seed.keys())
-            if seeds:
-                test = paired_test([ours.by_seed[s] for s in seeds], [theirs.by_seed[s] for s in seeds])
-                found.append((label, arm, test))
-    corrected = holm([test.p_t for _, _, test in found])
-    return tuple(
-        Comparison(
-            label, reference, arm, test, p, (test.difference < 0) == (config.measures[label].better == "lower")
-        )
-        for (label, arm, test), p in zip(found, corrected, strict=True)
-    )  # fmt: skip
+    """The reference against every other arm, measure by measure; a measure's tests are corrected together."""
+    found: list[Comparison] = []
+    for label, measure in config.measures.items():
+        tests = _tests_of(label, config, cells)
+        corrected = holm([test.p_t for test in tests.values()])
+        for (arm, test), p in zip(tests.items(), corrected, strict=True):
+            better = (test.difference < 0) == (measure.better == "lower")
+            found.append(Comparison(label, config.compared_with, arm, test, p, better))
+    return tuple(found)
+
+
+def _tests_of(label: str, config: StudyConfig, cells: Mapping[str, Mapping[str, Cell]]) -> dict[str, PairedTest]:
+    """Other arm -> the reference against it by one measure, over the seeds that both have."""
+    ours, tests = cells[config.compared_with].get(label), {}
+    for arm in config.arms:
+        theirs = cells[arm].get(label)
+        if arm == config.compared_with or not ours or not theirs:
+            continue
+        seeds = sorted(ours.by_seed.keys() & theirs.by_seed.keys())
+        if seeds:
+            tests[arm] = paired_test([ours.by_seed[s] for s in seeds], [theirs.by_seed[s] for s in seeds])
+    return tests
 
 
 def _over_time(runs: Sequence[Sequence[Record]], meter: str) -> dict[int, Spread]:
