@@ -1,11 +1,14 @@
-"""The card beside every score: the protocol, the weights and the data that make the number comparable."""
+"""The card beside every score: the protocol, the weights and the data that make the number comparable.
+
+On disk a score is an entry of OUT/scores.json, OUT/SCORE/items.csv and the pictures that it names. scores.json holds
+{"version": 1, "key": …, "scores": [...]}; paths in it are relative to it. `key` says what was asked: the same weights
+evaluated by the same settings have the same, so that a restarted evaluation knows what it has done.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import dataclasses
-import hashlib
 import io
 import json
 import logging
@@ -17,7 +20,6 @@ from typing import Any
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write
-from mcjepa.evals.settings import EvalConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,24 +157,9 @@ def package_versions(*packages: str) -> dict[str, str]:
     return found
 
 
-# Scores on disk: OUT/scores.json, OUT/SCORE/items.csv, and the pictures that they name.
-#
-# scores.json holds {"version": 1, "key": …, "scores": [...]}; paths in it are relative to it. `key` says what was
-# asked: the same weights evaluated by the same settings have the same, so that a restarted evaluation knows what it has
-# done.
-
-
 SCORES_VERSION = 1
 SCORES_NAME = "scores.json"
 log = logging.getLogger(__name__)
-
-
-def evaluation_key(weights_digest: str, lineage: Mapping[str, Any], config: EvalConfig) -> str:
-    """sha256 over the weights' digest and lineage, and every setting of the evaluation but device and threads."""
-    asked = dataclasses.asdict(config)
-    for name in ("device", "threads"):
-        del asked[name]
-    return hashlib.sha256(json.dumps([weights_digest, dict(lineage), asked], sort_keys=True).encode()).hexdigest()
 
 
 def write_scores(scores: Sequence[Score], out: Path, key: str = "") -> None:

@@ -1,4 +1,7 @@
-"""What an evaluation tells its caller while it runs, and the choice of items under a cap."""
+"""What the kinds of evaluation share: progress, torch's threads, sets by name, items under a cap, checks of settings.
+
+Settings import this: it loads torch only where it is asked to count its threads.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-
-import torch
 
 from mcjepa.data_prep.errors import DataError
 
@@ -51,21 +52,17 @@ def evenly_spaced(items: Sequence[Item], most: int) -> list[Item]:
     return [items[index * len(items) // most] for index in range(most)]
 
 
-# How many threads torch computes with while something is scored.
-
-
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Torch computes with `count` CPU threads inside (0: as before), and as before afterwards."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-# Reading in processes of torch's DataLoader: what their loss means to a user.
 
 
 @contextmanager
@@ -84,9 +81,6 @@ def explained_worker_loss(setting: str) -> Iterator[None]:
             f"a process that reads images ended ({' '.join(str(error).split())}); expected memory and room in /dev/shm "
             f"for all of them; lower {setting}, or take 0"
         ) from error
-
-
-# Where the sets of an evaluation are found: their readers by name, and their folders.
 
 
 def set_reader(readers: Mapping[str, Callable[..., Any]], name: str, field: str) -> Callable[..., Any]:
@@ -111,9 +105,6 @@ def set_folder(root: str, name: str) -> Path:
             f"no folder {root!r} for the set {name}; expected the one its archive unpacks to; pass its path as root"
         )
     return Path(root)
-
-
-# How settings of evaluations are checked.
 
 
 MAX_LEVEL = 6

@@ -217,15 +217,14 @@ Scores belong to their protocol: `mcjepa eval all RECIPE --weights DIR` makes th
 
 
 def _usage(whole: bool) -> str:
+    start = "import mcjepa  # loading needs torch, numpy and safetensors, not transformers\n\n"
     if not whole:
         return (
-            "from mcjepa.model.pretrained import load_encoder  # needs torch, numpy and safetensors only\n"
-            'encoder = load_encoder("FOLDER")\n'
+            f'{start}encoder = mcjepa.load_encoder("FOLDER")  # this folder\n'
             "pyramid = encoder(image_B3HW)  # six maps, finest first"
         )
     return (
-        "from mcjepa.model.pretrained import load  # needs torch, numpy and safetensors only\n"
-        'model = load("FOLDER")\n'
+        f'{start}model = mcjepa.load("FOLDER")  # this folder\n'
         "pyramid = model.forward_pyramid(image_B3HW)  # six maps, finest first\n"
         "embedding = model.forward_embedding(image_B3HW)\n"
         "flow_B2HW = model.estimate_flow(frame0_B3HW, frame1_B3HW)  # pixels, from frame 0 to frame 1"

@@ -33,6 +33,7 @@ ALLOWED_ROOMS = {
         "mcjepa.data_prep.decode",
         "mcjepa.data_prep.storage",
         "mcjepa.data_prep.errors",
+        "mcjepa.data_prep.decode",  # evals/infer/inputs.py only: see tests/evals/test_evals_structure.py
         "mcjepa.pipeline.tracking",
         "mcjepa.pipeline.pictures",
         "mcjepa.pipeline.errors",

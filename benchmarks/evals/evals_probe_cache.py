@@ -29,11 +29,11 @@ from mcjepa.data_prep.corpora.image_files import read_rgb, write_png
 from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.corpora.samples import packaged_photos
 from mcjepa.evals.probe.cache import FeatureCache
-from mcjepa.evals.probe.features import EncodingPlan, Statistics, images_digest, measure_statistics
+from mcjepa.evals.probe.features import EncodingPlan, Statistics, measure_statistics
+from mcjepa.evals.probe.fitting import train_head
 from mcjepa.evals.probe.head import LinearHead
-from mcjepa.evals.probe.probe import train_head
+from mcjepa.evals.probe.images import images_digest, resize_image
 from mcjepa.evals.probe.settings import ProbeConfig, protocol_settings
-from mcjepa.evals.probe.tiles import resize_image
 from mcjepa.evals.probe.windows import AugmentedWindows, CachedWindows, WindowSource
 from mcjepa.model.config import ModelConfig
 from mcjepa.model.encoder import Encoder

@@ -1,7 +1,11 @@
-"""Weighted nearest neighbours, DINO's protocol (Caron et al. 2021, after Wu et al. 2018).
+"""Two classifiers on pooled features: weighted nearest neighbours and a linear head.
 
-Features are brought to length 1; the k training images of the highest cosine similarity s vote for their class with
-exp(s / temperature). Legend: N queries, K classes, D channels.
+The neighbours follow DINO's protocol (Caron et al. 2021, after Wu et al. 2018): features are brought to length 1; the k
+training images of the highest cosine similarity s vote for their class with exp(s / temperature).
+
+The linear head is trained on standardised features by SGD, all learning rates of the sweep at once. The rate is chosen
+on a held-out part of the training images, then one head is trained on all of them. Memory is bound by the batch:
+features stay in their file. Legend: N queries or images, K classes, D channels.
 """
 
 from __future__ import annotations
@@ -82,12 +86,6 @@ def vote(similarity_Nk: Tensor, labels_Nk: Tensor, classes: int, temperature: fl
     votes.scatter_add_(1, labels_Nk, (similarity_Nk / temperature).exp())
     most, order = votes.topk(min(TOP, classes), dim=1)
     return torch.where(most > 0, order, NOBODY)
-
-
-# A linear head on standardised pooled features: SGD, all learning rates of the sweep trained at once.
-#
-# The rate is chosen on a held-out part of the training images, then one head is trained on all of them. Memory is bound
-# by the batch: features stay in their file. Legend: N images, K classes, D channels.
 
 
 MOMENTUM = 0.9

@@ -3,45 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mcjepa.evals.cards import Card, Score, package_versions
-from mcjepa.evals.classification.features import FeatureCache, PooledFeatures
-from mcjepa.evals.classification.heads import TOP, LinearResult, knn_predictions, train_linear
+from mcjepa.evals.classification.features import PooledFeatureCache
+from mcjepa.evals.classification.heads import knn_predictions, train_linear
 from mcjepa.evals.classification.images import ClassifyData, read_class_folders
-from mcjepa.evals.classification.outputs import draw_pictures, write_tables
+from mcjepa.evals.classification.results import (
+    ClassifiedModel,
+    accuracies,
+    class_rows,
+    draw_pictures,
+    main_classifier,
+    write_tables,
+)
 from mcjepa.evals.classification.settings import ClassifyConfig
+from mcjepa.evals.models import EvalModel, LoadedModel
 from mcjepa.evals.progress import EvalEvent, OnEvent, set_folder, silent
-from mcjepa.evals.subject import ModelUnderTest, Subject
 
-MAIN_K = 20
 EVENTS = 200
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassifiedModel:
-    """What one encoder's features gave."""
-
-    train: PooledFeatures
-    val: PooledFeatures
-    predictions: dict[str, NDArray[np.int64]]
-    """`knn10`, …, `linear` to classes (N, min(5, K)) of the readable validation images."""
-    linear: LinearResult | None
-
-
 def score_classify(
-    subject: Subject, data: ClassifyData, config: ClassifyConfig, seed: int, out: Path, on_event: OnEvent = silent
+    loaded: LoadedModel, data: ClassifyData, config: ClassifyConfig, seed: int, out: Path, on_event: OnEvent = silent
 ) -> Score:
     """Encodes both splits and classifies the validation images; again with the random twin if the settings ask for it.
 
     Args:
-        subject: the model, and its random twin where the baseline is wanted.
+        loaded: the model, and its random twin where the baseline is wanted.
         data: training and validation images.
         config: protocol.
         seed: of the linear head.
@@ -58,35 +50,36 @@ def score_classify(
     """
     name = f"classify/{config.set}"
     folder = Path(config.cache) if config.cache else out.parent.parent.parent / "pooled-features"
-    cache = FeatureCache(
-        folder=folder, model=subject.digest, device=getattr(subject.model, "device", torch.device("cpu"))
+    cache = PooledFeatureCache(
+        folder=folder, model=loaded.digest, device=getattr(loaded.model, "device", torch.device("cpu"))
     )
-    result = classify_model(subject.model, cache, data, config, (seed, name, on_event))
-    metrics = _metrics(result, len(data.classes), "")
+    result = classify_model(loaded.model, cache, data, config, (seed, name, on_event))
+    metrics = accuracies(result, len(data.classes), "")
     rivals: tuple[str, ...] = ()
-    if config.random_baseline and subject.random_model is not None:
-        who = f"random twin {seed} of {subject.digest}" if subject.digest else ""
+    if config.random_baseline and loaded.random_model is not None:
+        who = f"random twin {seed} of {loaded.digest}" if loaded.digest else ""
         twin = dataclasses.replace(cache, model=who)
         told = (seed, f"{name} (random encoder)", on_event)
-        random = classify_model(subject.random_model, twin, data, config, told)
-        metrics |= _metrics(random, len(data.classes), "_random")
+        random = classify_model(loaded.random_model, twin, data, config, told)
+        metrics |= accuracies(random, len(data.classes), "_random")
         rivals = ("random",)
     majority = int(np.bincount(result.train.labels).argmax())
-    metrics[f"{_main(result)}_top1_majority"] = 100.0 * float((result.val.labels == majority).mean())
+    shown = main_classifier(result)
+    metrics[f"{shown}_top1_majority"] = 100.0 * float((result.val.labels == majority).mean())
     write_tables(result.predictions, data, result.val, out)
     return Score(
         name=name,
         metrics=metrics,
-        card=_card(subject, data, config, seed, result),
+        card=_card(loaded, data, config, seed, result),
         rivals=(*rivals, "majority"),
-        table=tuple(_rows(data, result)),
-        pictures=draw_pictures(_main(result), result.predictions[_main(result)], data, result.val, config, out),
+        table=tuple(class_rows(data, result)),
+        pictures=draw_pictures(main_classifier(result), result.predictions[shown], data, result.val, config, out),
     )
 
 
 def classify_model(
-    model: ModelUnderTest,
-    cache: FeatureCache,
+    model: EvalModel,
+    cache: PooledFeatureCache,
     data: ClassifyData,
     config: ClassifyConfig,
     told: tuple[int, str, OnEvent],
@@ -122,45 +115,7 @@ def classify_model(
     return ClassifiedModel(train=train, val=val, predictions=predictions, linear=linear)
 
 
-def _main(result: ClassifiedModel) -> str:
-    """The classifier that tables and pictures show."""
-    if result.linear is not None:
-        return "linear"
-    return _main_knn(result)
-
-
-def _main_knn(result: ClassifiedModel) -> str:
-    preferred = f"knn{MAIN_K}"
-    return preferred if preferred in result.predictions else next(iter(result.predictions))
-
-
-def _metrics(result: ClassifiedModel, classes: int, suffix: str) -> dict[str, float]:
-    metrics = {}
-    for name, found in result.predictions.items():
-        hits = found == result.val.labels[:, None]
-        metrics[f"{name}_top1{suffix}"] = 100.0 * float(hits[:, 0].mean())
-        if classes > TOP:
-            metrics[f"{name}_top5{suffix}"] = 100.0 * float(hits.any(1).mean())
-    return metrics
-
-
-def _rows(data: ClassifyData, result: ClassifiedModel) -> Iterator[dict[str, object]]:
-    """One row a class: numbers of images and accuracy by the main classifiers, %; NaN without validation images."""
-    shown = dict.fromkeys((_main_knn(result), _main(result)))
-    for index, label in enumerate(data.classes):
-        mine = result.val.labels == index
-        row: dict[str, object] = {
-            "class": label,
-            "train_images": int((result.train.labels == index).sum()),
-            "val_images": int(mine.sum()),
-        }
-        for name in shown:
-            right = result.predictions[name][mine, 0] == index
-            row[f"{name}_top1"] = 100.0 * float(right.mean()) if mine.any() else float("nan")
-        yield row
-
-
-def _card(subject: Subject, data: ClassifyData, config: ClassifyConfig, seed: int, result: ClassifiedModel) -> Card:
+def _card(loaded: LoadedModel, data: ClassifyData, config: ClassifyConfig, seed: int, result: ClassifiedModel) -> Card:
     strides = ", ".join(str(2**level) for level in sorted(config.levels))
     left_out = [k for k in config.knn_k if k > len(result.train)]
     neighbours = ", ".join(name.removeprefix("knn") for name in result.predictions if name != "linear")
@@ -182,9 +137,9 @@ def _card(subject: Subject, data: ClassifyData, config: ClassifyConfig, seed: in
         "is the most frequent training class",
         seeds=(seed,),
         config=dataclasses.asdict(config),
-        weights_digest=subject.digest,
-        model=subject.name,
-        lineage=subject.lineage,
+        weights_digest=loaded.digest,
+        model=loaded.name,
+        lineage=loaded.lineage,
         versions=package_versions("torch", "numpy", "pillow", "opencv-python-headless"),
     )
 
@@ -204,14 +159,11 @@ def _schedule(config: ClassifyConfig, result: ClassifiedModel) -> str:
     )
 
 
-# Image classification on the folders of classes that the settings name.
-
-
-def run_classify(subject: Subject, config: ClassifyConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
+def run_classify(loaded: LoadedModel, config: ClassifyConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
     """Classifies by frozen features.
 
     Raises:
         DataError: the folder is missing, or has nothing that can be scored.
     """
     data = read_class_folders(set_folder(config.root, config.set), config.max_train, config.max_val)
-    return score_classify(subject, data, config, seed, out / "classify" / config.set, on_event)
+    return score_classify(loaded, data, config, seed, out / "classify" / config.set, on_event)

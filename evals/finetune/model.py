@@ -1,5 +1,9 @@
 """What fine-tuning needs of a model, our encoder behind it, and the network of encoder and heads.
 
+The heads are UperNet's (Xiao et al. 2018, "Unified Perceptual Parsing for Scene Understanding"): pyramid pooling on the
+coarsest map, a feature pyramid over all maps, and an auxiliary FCN head, with the layers of mmsegmentation's UPerHead
+and FCNHead: every convolution but a classifier is followed by batch normalisation and ReLU and has no bias.
+
 Legend: B batch, 3 RGB in [0, 1], C channel, K classes, h w feature map, H W pixels.
 """
 
@@ -14,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcjepa.evals.finetune.settings import FinetuneConfig
-from mcjepa.evals.subject import McJepaUnderTest
+from mcjepa.evals.models import McJepaEvalModel
 from mcjepa.model.encoder import Block, Encoder
 from mcjepa.model.layer_norm import ChannelLayerNorm
 from mcjepa.model.reduction import global_sum, world_size
@@ -102,7 +106,7 @@ def trainable_of(model: object) -> Trainable:
     Raises:
         ValueError: the model has none.
     """
-    if isinstance(model, McJepaUnderTest):
+    if isinstance(model, McJepaEvalModel):
         return TrainableEncoder(model.model.encoder)
     if isinstance(model, Trainable):
         return model
@@ -179,13 +183,6 @@ def _group(below: int, layer: int, decays: bool, members: list[nn.Parameter], co
         "peak_lr": rate,
         "weight_decay": config.weight_decay if decays else 0.0,
     }
-
-
-# UperNet: pyramid pooling on the coarsest map, a feature pyramid over all maps, and an auxiliary FCN head.
-#
-# Xiao et al. 2018, "Unified Perceptual Parsing for Scene Understanding", with the layers of mmsegmentation's UPerHead
-# and FCNHead: every convolution but a classifier is followed by batch normalisation and ReLU and has no bias.
-# Legend: B batch, C channel, K classes, h w feature map.
 
 
 CLASSIFIER_STD = 0.01

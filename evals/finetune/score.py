@@ -1,4 +1,8 @@
-"""The score of a fine-tuned network: metrics, card, table by image, overlays."""
+"""Fine-tunes a model with UperNet on a labelled set and scores it: mean IoU, card, table by image, overlays.
+
+The test is mmsegmentation's protocol: the whole image or sliding windows, images fitted into `image_scale`, logits
+brought back to the labels' size, their softmax averaged over scales and mirrors. Legend: K classes, H W pixels.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +21,17 @@ from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write
 from mcjepa.evals.cards import Card, Picture, Score, package_versions
-from mcjepa.evals.finetune.checkpoint import Keeper, Progress
+from mcjepa.evals.finetune.checkpoint import Keeper, TrainingProgress
 from mcjepa.evals.finetune.data import TrainingSamples
 from mcjepa.evals.finetune.model import Segmenter, parameter_groups, resize_to, trainable_of
 from mcjepa.evals.finetune.settings import FinetuneConfig
 from mcjepa.evals.finetune.train import make_optimizer, require_equal_on_ranks, train
+from mcjepa.evals.models import LoadedModel
 from mcjepa.evals.pictures import class_colours, overlay_labels, side_by_side, write_png
+from mcjepa.evals.probe.images import LabelledSet, fitted_size, read_labelled_set, resize_image, window_boxes
 from mcjepa.evals.probe.metrics import confusion_matrix, iou_per_class, mean_iou, pixel_accuracy
 from mcjepa.evals.probe.results import metric_name
-from mcjepa.evals.probe.tiles import fitted_size, resize_image, window_boxes
 from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, silent
-from mcjepa.evals.subject import Subject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +44,7 @@ class FinetunedResult:
     """Labels (H, W) of the images that are shown."""
     failed: tuple[str, ...]
     """ "name: reason" of validation images that could not be read."""
-    progress: Progress
+    progress: TrainingProgress
     """Of the training."""
 
     @property
@@ -50,7 +54,7 @@ class FinetunedResult:
 
 
 def assemble_score(
-    subject: Subject, data: FinetuneData, config: FinetuneConfig, seed: int, result: FinetunedResult, out: Path
+    loaded: LoadedModel, data: LabelledSet, config: FinetuneConfig, seed: int, result: FinetunedResult, out: Path
 ) -> Score:
     """The score `finetune/SET`, with pictures written to `out`."""
     confusion = result.confusion
@@ -60,7 +64,7 @@ def assemble_score(
             **_metrics(confusion, data.classes),
             **{f"{name}_majority": value for name, value in _metrics(constant_prediction(confusion), ()).items()},
         },
-        card=_card(subject, data, config, seed, result),
+        card=_card(loaded, data, config, seed, result),
         rivals=("majority",),
         table=tuple(_rows(result)),
         pictures=tuple(_draw_pictures(data, result, out)),
@@ -93,7 +97,7 @@ def _rows(result: FinetunedResult) -> Iterator[dict[str, object]]:
         }
 
 
-def _card(subject: Subject, data: FinetuneData, config: FinetuneConfig, seed: int, result: FinetunedResult) -> Card:
+def _card(loaded: LoadedModel, data: LabelledSet, config: FinetuneConfig, seed: int, result: FinetunedResult) -> Card:
     long, short = config.image_scale
     height, width = config.crop_px
     return Card(
@@ -117,14 +121,14 @@ def _card(subject: Subject, data: FinetuneData, config: FinetuneConfig, seed: in
         "%; `majority` is the best constant prediction",
         seeds=(seed,),
         config=dataclasses.asdict(config),
-        weights_digest=subject.digest,
-        model=subject.name,
-        lineage=subject.lineage,
+        weights_digest=loaded.digest,
+        model=loaded.name,
+        lineage=loaded.lineage,
         versions=package_versions("torch", "numpy", "opencv-python-headless"),
     )
 
 
-def _trained_on(data: FinetuneData, config: FinetuneConfig) -> int:
+def _trained_on(data: LabelledSet, config: FinetuneConfig) -> int:
     return min(len(data.train), config.max_train or len(data.train))
 
 
@@ -138,7 +142,7 @@ def _test(config: FinetuneConfig) -> str:
     return f"windows of {height}x{width} px overlapping by a third" if config.test == "slide" else "whole image"
 
 
-def _draw_pictures(data: FinetuneData, result: FinetunedResult, out: Path) -> Iterator[Picture]:
+def _draw_pictures(data: LabelledSet, result: FinetunedResult, out: Path) -> Iterator[Picture]:
     colours = class_colours(len(data.classes)).tolist()
     legend = tuple(
         (name, "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in zip(data.classes, colours, strict=True)
@@ -156,9 +160,6 @@ def _draw_pictures(data: FinetuneData, result: FinetunedResult, out: Path) -> It
         )
 
 
-# Fine-tunes a model with UperNet on a labelled set and scores it by mean IoU.
-
-
 TEST_ONLY = (
     *("root", "val_split", "max_val", "test", "test_scales", "test_flip"),
     *("workers", "checkpoint_every", "pictures"),
@@ -167,23 +168,33 @@ TEST_ONLY = (
 EVENTS = 1_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinetuneData:
-    """The two parts of a labelled set."""
+def run_finetune(loaded: LoadedModel, config: FinetuneConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
+    """Trains the encoder on, and scores it; the only rank, or the first of several.
 
-    root: Path
-    train: Sequence[LabelledImage]
-    val: Sequence[LabelledImage]
-    classes: tuple[str, ...]
+    Raises:
+        DataError: the set is unknown or missing, or as `score_finetune`.
+    """
+    data = read_labelled_set(config, "finetune.set")
+    return score_finetune(loaded, data, config, seed, out / "finetune" / config.set, on_event)
+
+
+def join_finetune(loaded: LoadedModel, config: FinetuneConfig, seed: int, out: Path) -> None:
+    """The part of every rank but the first in a distributed fine-tuning: it trains, and scores nothing.
+
+    Raises:
+        DataError: as `run_finetune`.
+    """
+    data = read_labelled_set(config, "finetune.set")
+    finetuned_network(loaded, data, config, seed, out / "finetune" / config.set)
 
 
 def score_finetune(
-    subject: Subject, data: FinetuneData, config: FinetuneConfig, seed: int, out: Path, on_event: OnEvent = silent
+    loaded: LoadedModel, data: LabelledSet, config: FinetuneConfig, seed: int, out: Path, on_event: OnEvent = silent
 ) -> Score:
     """Trains encoder and head on the training part, or continues or takes over what is in `out`, and scores it.
 
     Args:
-        subject: the model; it is copied, not changed.
+        loaded: the model; it is copied, not changed.
         data: training and validation images with labels.
         config: the recipe.
         seed: of the head, the batches and everything random.
@@ -198,16 +209,16 @@ def score_finetune(
         DataError: nothing readable, a loss that is not finite, or `out` holds another training.
         ValueError: the model cannot be fine-tuned.
     """
-    network, progress = finetuned_network(subject, data, config, seed, out, on_event)
+    network, progress = finetuned_network(loaded, data, config, seed, out, on_event)
     result = test_network(network, data, config, on_event)
     lines = [f"{step},{loss:.6g}" for step, loss in progress.curve]
     atomic_write(out / "curve.csv", ("\n".join(["step,loss", *lines]) + "\n").encode())
-    return assemble_score(subject, data, config, seed, dataclasses.replace(result, progress=progress), out)
+    return assemble_score(loaded, data, config, seed, dataclasses.replace(result, progress=progress), out)
 
 
 def finetuned_network(
-    subject: Subject, data: FinetuneData, config: FinetuneConfig, seed: int, out: Path, on_event: OnEvent = silent
-) -> tuple[Segmenter, Progress]:
+    loaded: LoadedModel, data: LabelledSet, config: FinetuneConfig, seed: int, out: Path, on_event: OnEvent = silent
+) -> tuple[Segmenter, TrainingProgress]:
     """The trained network, on the model's device; all ranks of a distributed training call this.
 
     Raises:
@@ -216,12 +227,12 @@ def finetuned_network(
     items = evenly_spaced(data.train, config.max_train)
     if not items:
         raise DataError(f"no training image in {data.root}; expected at least one; check the folder and the split")
-    encoder = trainable_of(subject.model)
+    encoder = trainable_of(loaded.model)
     device = next(encoder.module.parameters()).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Segmenter(encoder, len(data.classes), config).to(device)
-    keeper = Keeper(out, _identity(subject, items, data.classes, config, seed))
+    keeper = Keeper(out, _identity(loaded, items, data.classes, config, seed))
     finished = keeper.load_finished(network)
     require_equal_on_ranks(int(finished is not None), "finished networks")
     if finished is not None:
@@ -238,17 +249,17 @@ def finetuned_network(
 
 
 def _identity(
-    subject: Subject, items: Sequence[LabelledImage], classes: Sequence[str], config: FinetuneConfig, seed: int
+    loaded: LoadedModel, items: Sequence[LabelledImage], classes: Sequence[str], config: FinetuneConfig, seed: int
 ) -> dict[str, object]:
     """What decides the trained network."""
     names = hashlib.sha256("\n".join(item.name for item in items).encode()).hexdigest()
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in TEST_ONLY}
-    who = {"weights": subject.digest, "model": subject.name, "seed": seed}
+    who = {"weights": loaded.digest, "model": loaded.name, "seed": seed}
     return {**who, "training images": names, "classes": len(classes), **settings}
 
 
 def test_network(
-    network: Segmenter, data: FinetuneData, config: FinetuneConfig, on_event: OnEvent = silent
+    network: Segmenter, data: LabelledSet, config: FinetuneConfig, on_event: OnEvent = silent
 ) -> FinetunedResult:
     """Predicts every validation image that can be read.
 
@@ -275,13 +286,9 @@ def test_network(
     if not by_image:
         reason = failed[0] if failed else "the list is empty"
         raise DataError(f"validation images of {data.root}: {reason}; expected readable images; check the folder")
-    return FinetunedResult(by_image=by_image, predictions=predictions, failed=tuple(failed), progress=Progress())
-
-
-# The test of a fine-tuned network: whole image or sliding windows, several scales, mirrored.
-#
-# mmsegmentation's protocol: images are fitted into `image_scale`, logits brought back to the labels' size, their
-# softmax averaged over scales and mirrors. Legend: K classes, H W pixels.
+    return FinetunedResult(
+        by_image=by_image, predictions=predictions, failed=tuple(failed), progress=TrainingProgress()
+    )
 
 
 STRIDE_PARTS = (2, 3)

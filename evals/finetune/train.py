@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mcjepa.data_prep.errors import DataError
-from mcjepa.evals.finetune.checkpoint import Keeper, Progress
+from mcjepa.evals.finetune.checkpoint import Keeper, TrainingProgress
 from mcjepa.evals.finetune.data import Batch, TrainingSamples, training_batches
 from mcjepa.evals.finetune.model import Segmenter, resize_to
 from mcjepa.evals.finetune.settings import FinetuneConfig
@@ -52,7 +52,7 @@ def train(
     samples: TrainingSamples,
     keeper: Keeper,
     on_step: Callable[[int], None] = lambda step: None,
-) -> Progress:
+) -> TrainingProgress:
     """Trains to the last step, from the checkpoint if there is one, and writes the finished network.
 
     Args:
@@ -66,7 +66,7 @@ def train(
         DataError: the loss is not finite, no image can be read, or the checkpoint is of another training.
     """
     config, rank = samples.config, dist.get_rank() if world_size() > 1 else 0
-    progress = keeper.load_checkpoint(network, optimizer) or Progress()
+    progress = keeper.load_checkpoint(network, optimizer) or TrainingProgress()
     require_equal_on_ranks(progress.step, "steps in the checkpoint")
     on_step(progress.step)
     sums: list[float] = []
@@ -89,7 +89,7 @@ def train(
     return progress
 
 
-def _gather_failures(progress: Progress) -> None:
+def _gather_failures(progress: TrainingProgress) -> None:
     """Adds the images that other ranks could not read."""
     if world_size() > 1:
         lists: list[list[str]] = [[] for _ in range(world_size())]

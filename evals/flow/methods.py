@@ -1,4 +1,8 @@
-"""What is scored on a flow set, behind one signature: a model, flow that was computed before, classical baselines."""
+"""What is scored on a flow set, behind one signature: a model, flow that was computed before, classical baselines.
+
+The baselines need no weights: they take grey images at full resolution and are the bars that a model has to beat.
+Legend: B batch, 3 RGB, 2 = (u, v), H W image.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,16 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mcjepa.data_prep.corpora.items import FlowPair
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.flow.estimates import EstimateFolder
-from mcjepa.evals.flow.pairs import model_size, resize_flow, resize_frame
-from mcjepa.evals.flow.settings import BASELINES
-from mcjepa.evals.subject import ModelUnderTest, Subject, image_tensor
+from mcjepa.evals.flow.settings import BASELINES, RESIZE_FORMS
+from mcjepa.evals.models import EvalModel, LoadedModel, image_tensor
 
-Frame = NDArray[np.uint8]
 Flow = NDArray[np.float32]
 
 MODEL = "model"
@@ -27,13 +30,13 @@ MODEL = "model"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entrant:
+class Method:
     """What a set is scored for, and what its card says of it: a model, or a folder of estimates."""
 
     name: str
     """For people."""
 
-    model: ModelUnderTest | None = None
+    model: EvalModel | None = None
     """The model; None where estimates are read."""
 
     estimates: Path | None = None
@@ -46,9 +49,9 @@ class Entrant:
     """Where the weights come from."""
 
     @staticmethod
-    def of(subject: Subject) -> Entrant:
+    def of(loaded: LoadedModel) -> Method:
         """A model as the other evaluations know it."""
-        return Entrant(name=subject.name, model=subject.model, digest=subject.digest, lineage=subject.lineage)
+        return Method(name=loaded.name, model=loaded.model, digest=loaded.digest, lineage=loaded.lineage)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,28 +59,28 @@ class Frames:
     """A pair's frames as read, and as the model takes them."""
 
     pair: FlowPair
-    images: tuple[Frame, Frame]
+    images: tuple[NDArray[np.uint8], NDArray[np.uint8]]
     tensors: tuple[Tensor, Tensor] | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Methods:
-    """The entrant and the baselines of one set."""
+class FlowMethods:
+    """The scored method and the baselines of one set."""
 
-    model: ModelUnderTest | None
+    model: EvalModel | None
     estimates: EstimateFolder | None
-    baselines: Mapping[str, FlowMethod]
+    baselines: Mapping[str, FlowBaseline]
     resize: str
 
     @property
     def names(self) -> list[str]:
-        """Names in the order of the columns: the entrant first, where there is one."""
+        """Names in the order of the columns: the scored method first, where there is one."""
         first = [MODEL] if self.model or self.estimates else []
         return [*first, *self.baselines]
 
     @property
     def lead(self) -> str:
-        """The method that worst pairs and pictures go by: the entrant, else the strongest baseline there is."""
+        """The method that worst pairs and pictures go by: the scored one, else the strongest baseline there is."""
         strongest = ("dis-medium", "dis-fast", "dis-ultrafast", "farneback")
         return next(name for name in (MODEL, *strongest, *self.names) if name in self.names)
 
@@ -114,23 +117,61 @@ class Methods:
 
 
 def flow_methods(
-    entrant: Entrant | None, baselines: Sequence[str], resize: str = "none", estimates: EstimateFolder | None = None
-) -> Methods:
+    method: Method | None, baselines: Sequence[str], resize: str = "none", estimates: EstimateFolder | None = None
+) -> FlowMethods:
     """The methods of a set.
 
     Args:
-        entrant: the model, or whose estimates they are; None: baselines only.
+        method: the model, or whose estimates they are; None: baselines only.
         baselines: their names.
         resize: `FlowEvalConfig.resize`, for the model.
-        estimates: the entrant's estimates of the set.
+        estimates: the method's estimates of the set.
 
     Raises:
         ValueError: there is no such baseline, or nothing to score at all.
     """
-    chosen = {name: baseline_method(name) for name in baselines}
-    if entrant is None and not chosen:
+    chosen = {name: flow_baseline(name) for name in baselines}
+    if method is None and not chosen:
         raise ValueError("no weights, no estimates and no baselines; expected something to score; name one")
-    return Methods(model=entrant.model if entrant else None, estimates=estimates, baselines=chosen, resize=resize)
+    return FlowMethods(model=method.model if method else None, estimates=estimates, baselines=chosen, resize=resize)
+
+
+def model_size(resize: str, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width in px that frames of that size are resized to under a setting of `FlowEvalConfig.resize`.
+
+    >>> model_size("none", (436, 1024)), model_size("multiple-of-64", (436, 1024)), model_size("384x832", (436, 1024))
+    ((436, 1024), (448, 1024), (384, 832))
+    """
+    form = RESIZE_FORMS.fullmatch(resize)
+    assert form is not None  # FlowEvalConfig checks it
+    if form["multiple"]:
+        multiple = int(form["multiple"])
+        height, width = (-(-side // multiple) * multiple for side in size)
+        return height, width
+    return (int(form["height"]), int(form["width"])) if form["height"] else size
+
+
+def resize_frame(frame_B3HW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, pixel areas aligned; unchanged where it has that size."""
+    if tuple(frame_B3HW.shape[-2:]) == size:
+        return frame_B3HW
+    return F.interpolate(frame_B3HW, size, mode="bilinear", align_corners=False)
+
+
+def resize_flow(flow_B2HW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, with u scaled as the width and v as the height; unchanged where it has that size."""
+    height, width = flow_B2HW.shape[-2:]
+    if (height, width) == size:
+        return flow_B2HW
+    factors = flow_B2HW.new_tensor([size[1] / width, size[0] / height])[:, None, None]
+    return F.interpolate(flow_B2HW, size, mode="bilinear", align_corners=False) * factors
+
+
+def describe_resizing(resize: str) -> str:
+    """The setting in words, for the card."""
+    if resize == "none":
+        return "not resized; the model pads inside"
+    return f"resized for the model ({resize}, bilinear), its flow resized back and scaled"
 
 
 def _known(flow_HW2: Flow, frames: Frames, valid_HW: NDArray[np.bool_] | None) -> Flow:
@@ -149,10 +190,7 @@ def _text(shape: Sequence[int]) -> str:
     return f"{shape[1]}x{shape[0]} px"
 
 
-# Flow methods that need no weights, on grey images at full resolution: the bars that a model has to beat.
-
-
-FlowMethod = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]
+FlowBaseline = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]
 """Two RGB frames (H, W, 3) uint8 to the flow (H, W, 2) float32 from the first to the second, px, (right,
 down)."""
 
@@ -174,7 +212,7 @@ FARNEBACK = {
 """OpenCV's documented settings, with the 7-pixel neighbourhood and its recommended sigma of 1.5."""
 
 
-def baseline_method(name: str) -> FlowMethod:
+def flow_baseline(name: str) -> FlowBaseline:
     """The method of that name; each call of the result is independent of the ones before.
 
     Raises:

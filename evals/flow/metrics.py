@@ -4,8 +4,19 @@ For a pixel with true flow g and estimate f (both (u, v) in px, u to the right, 
 
     EPE = |f - g|        over 3 px: EPE > 3        outlier (KITTI's Fl): EPE > 3 and EPE > 0.05 |g|
 
-Regions: see `evals.flow.metrics`; KITTI's noc is "matched". Source: the KITTI devkit's evaluate_flow.cpp and the
-Sintel benchmark's definitions. Legend: H W image, 2 = (u, v).
+Regions, the parts of a frame that the benchmarks define:
+
+* all: every pixel whose true flow is known and valid.
+* s0_10, s10_40, s40_plus (Sintel): by the length of the true flow, px.
+* matched, unmatched (Sintel): visible in the second frame, or not: covered there (the occlusion map), or outside of
+  it by its true flow. Sintel's maps do not mark pixels that leave the frame. KITTI's noc is "matched".
+* d0_10, d10_60, d60_140 (Sintel): matched pixels by the distance to the nearest occlusion boundary. The benchmark's
+  program is not public; taken is the Euclidean distance, px, to the nearest pixel that the occlusion map marks, so a
+  pixel right beside it has distance 1.
+* bg, fg (KITTI 2015): outside and inside of independently moving objects.
+
+Source: the KITTI devkit's evaluate_flow.cpp and the Sintel benchmark's definitions. Legend: H W image, N valid pixels,
+2 = (u, v).
 """
 
 from __future__ import annotations
@@ -72,17 +83,6 @@ def endpoint_error(estimate_HW2: NDArray, truth_HW2: NDArray) -> NDArray[np.floa
     return np.linalg.norm(np.asarray(estimate_HW2, np.float64) - np.asarray(truth_HW2, np.float64), axis=-1)
 
 
-def measure_pair(
-    estimate_HW2: NDArray,
-    truth_HW2: NDArray,
-    valid_HW: NDArray[np.bool_],
-    occluded_HW: NDArray[np.bool_] | None = None,
-) -> FlowSums:
-    """Errors of one pair by the regions that `split_regions` gives; see `measure_regions`."""
-    regions = split_regions(truth_HW2, valid_HW, occluded_HW)
-    return measure_regions(estimate_HW2, truth_HW2, valid_HW, regions)
-
-
 def measure_regions(
     estimate_HW2: NDArray, truth_HW2: NDArray, valid_HW: NDArray[np.bool_], regions: Regions
 ) -> FlowSums:
@@ -140,20 +140,6 @@ def summarise(sums: FlowSums) -> dict[str, float]:
 
 def _ratio(numerator: float, denominator: int) -> float:
     return numerator / denominator if denominator else float("nan")
-
-
-# Parts of a frame that flow errors are measured over, as the benchmarks define them.
-#
-# * all: every pixel whose true flow is known and valid.
-# * s0_10, s10_40, s40_plus (Sintel): by the length of the true flow, px.
-# * matched, unmatched (Sintel): visible in the second frame, or not: covered there (the occlusion map), or outside of
-#   it by its true flow. Sintel's maps do not mark pixels that leave the frame.
-# * d0_10, d10_60, d60_140 (Sintel): matched pixels by the distance to the nearest occlusion boundary. The benchmark's
-#   program is not public; taken is the Euclidean distance, px, to the nearest pixel that the occlusion map marks, so a
-#   pixel right beside it has distance 1.
-# * bg, fg (KITTI 2015): outside and inside of independently moving objects.
-#
-# Legend: H W image, N valid pixels, 2 = (u, v).
 
 
 BoolArray = NDArray[np.bool_]

@@ -6,17 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mcjepa.data_prep.corpora.image_files import read_ids
 from mcjepa.data_prep.corpora.items import FlowPair, FlowTruth
 from mcjepa.data_prep.errors import DataError
-from mcjepa.evals.flow.methods import MODEL, Flow, Frames, Methods
+from mcjepa.evals.flow.methods import MODEL, Flow, FlowMethods, Frames
 from mcjepa.evals.flow.metrics import FlowSums, Regions, measure_regions, split_regions, summarise
 from mcjepa.evals.flow.overlap import Failure, Stages, run_overlapped
-from mcjepa.evals.flow.settings import RESIZE_FORMS
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Work:
     flow: Flow | None = None
 
 
-def measure_pairs(pairs: Sequence[FlowPair], methods: Methods, workers: int) -> Iterator[MeasuredPair | Failure]:
+def measure_pairs(pairs: Sequence[FlowPair], methods: FlowMethods, workers: int) -> Iterator[MeasuredPair | Failure]:
     """Every pair's sums in the pairs' order, or why it has none; see `run_overlapped`."""
     stages: Stages[FlowPair, Work, Work, MeasuredPair] = Stages(
         load=lambda pair: load_pair(pair, methods),
@@ -62,7 +59,7 @@ def measure_pairs(pairs: Sequence[FlowPair], methods: Methods, workers: int) -> 
     return run_overlapped(pairs, stages, workers)
 
 
-def load_pair(pair: FlowPair, methods: Methods) -> Work:
+def load_pair(pair: FlowPair, methods: FlowMethods) -> Work:
     """The first stage: frames and ground truth.
 
     Raises:
@@ -94,7 +91,7 @@ def read_truths(pair: FlowPair) -> Truths:
     return Truths(everywhere=truth, regions=regions, visible=visible, visible_regions=chosen)
 
 
-def measure_work(work: Work, methods: Methods) -> MeasuredPair:
+def measure_work(work: Work, methods: FlowMethods) -> MeasuredPair:
     """The last stage: errors of the model's flow, and of the other methods, which it runs."""
     sums: dict[str, FlowSums] = {}
     if work.flow is not None:
@@ -119,46 +116,3 @@ def _scored(truths: Truths) -> NDArray[np.bool_]:
 
 def _text(shape: tuple[int, ...]) -> str:
     return f"{shape[1]}x{shape[0]} px"
-
-
-# How frames are brought to the size that a model gets them in, and its flow back.
-#
-# Legend: B batch, 3 RGB, 2 = (u, v), H W image.
-
-
-def model_size(resize: str, size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width in px that frames of that size are resized to under a setting of `FlowEvalConfig.resize`.
-
-    >>> model_size("none", (436, 1024)), model_size("multiple-of-64", (436, 1024)), model_size("384x832", (436, 1024))
-    ((436, 1024), (448, 1024), (384, 832))
-    """
-    form = RESIZE_FORMS.fullmatch(resize)
-    assert form is not None  # FlowEvalConfig checks it
-    if form["multiple"]:
-        multiple = int(form["multiple"])
-        height, width = (-(-side // multiple) * multiple for side in size)
-        return height, width
-    return (int(form["height"]), int(form["width"])) if form["height"] else size
-
-
-def resize_frame(frame_B3HW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, pixel areas aligned; unchanged where it has that size."""
-    if tuple(frame_B3HW.shape[-2:]) == size:
-        return frame_B3HW
-    return F.interpolate(frame_B3HW, size, mode="bilinear", align_corners=False)
-
-
-def resize_flow(flow_B2HW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, with u scaled as the width and v as the height; unchanged where it has that size."""
-    height, width = flow_B2HW.shape[-2:]
-    if (height, width) == size:
-        return flow_B2HW
-    factors = flow_B2HW.new_tensor([size[1] / width, size[0] / height])[:, None, None]
-    return F.interpolate(flow_B2HW, size, mode="bilinear", align_corners=False) * factors
-
-
-def describe(resize: str) -> str:
-    """The setting in words, for the card."""
-    if resize == "none":
-        return "not resized; the model pads inside"
-    return f"resized for the model ({resize}, bilinear), its flow resized back and scaled"

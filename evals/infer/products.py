@@ -1,6 +1,8 @@
 """Where a clip's results lie, and how each is written: whole or not at all.
 
 OUT/CLIP/flo/FRAME.flo, kitti/FRAME.png, colour/FRAME.png, features/FRAME.png, flow.mp4, features.mp4, infer.json
+
+Colours mean the same in every frame of a clip: the length of flow, and the features' main directions.
 """
 
 from __future__ import annotations
@@ -147,9 +149,6 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f"{path} is damaged; expected the record of an earlier run; pass --overwrite")
     return record
-
-
-# Colours that mean the same in every frame of a clip: the length of flow, and the features' main directions.
 
 
 Picture = NDArray[np.uint8]

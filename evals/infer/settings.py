@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mcjepa.evals.progress import MAX_LEVEL, require
-from mcjepa.evals.subject import COARSEST_STRIDE
 
 Product = Literal["flo", "kitti", "colour", "video", "features"]
 PRODUCTS: dict[str, str] = {
@@ -42,7 +41,7 @@ class InferConfig:
     """Length of flow with full colour, px; 0 = the 99th percentile of the longest of four pairs of the clip (ours)."""
 
     def __post_init__(self) -> None:
-        unit = COARSEST_STRIDE
+        unit = 2**MAX_LEVEL
         strides = [2**level for level in range(1, MAX_LEVEL + 1)]
         require(bool(self.write), "write is empty", f"some of {', '.join(PRODUCTS)}")
         require(

@@ -1,9 +1,10 @@
-"""Frozen features of labelled images: how they are encoded, and their mean and deviation.
+"""Frozen features of labelled images: how they are encoded, their mean and deviation, their key.
 
 Every level keeps its own resolution: apart they cost a tenth of the concatenated grid. Resizing is linear and a 1x1
 convolution acts on each position alone, so a linear head may be applied to every level first and its K logits resized
-afterwards: the same numbers as resizing, concatenating and then applying it, at a fraction of the work
-(`probe.py`). Legend: N images, C channels, h w cells, H W pixels.
+afterwards: the same numbers as resizing, concatenating and then applying it, at a fraction of the work (`head.py`).
+Cached features depend on the encoder, on the images with their labels and on the preprocessing: their key is a digest
+over these. Legend: N images, C channels, h w cells, H W pixels.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,12 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcjepa.data_prep.corpora.items import LabelledImage
-from mcjepa.data_prep.corpora.places import read_bytes
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import package_versions
-from mcjepa.evals.probe.metrics import VOID
-from mcjepa.evals.probe.tiles import Box, Size, fitted_size, resize_image, resize_labels, window_boxes
-from mcjepa.evals.subject import McJepaUnderTest, ModelUnderTest, features_by_stride, image_tensor, map_of_stride
+from mcjepa.evals.models import EvalModel, McJepaEvalModel, features_by_stride, image_tensor, map_of_stride
+from mcjepa.evals.probe.images import Box, Size, fitted_size, read_labelled, resize_image, resize_labels, window_boxes
 
 
 @dataclass(frozen=True)
@@ -85,25 +84,8 @@ def resize_map(map_BChw: Tensor, factor: int) -> Tensor:
     return F.interpolate(map_BChw, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
-def read_labelled(item: LabelledImage, classes: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """An image (H, W, 3) and its labels (H, W), both uint8, every label checked.
-
-    Raises:
-        DataError: a file cannot be read, sizes differ, or a label is no class of the set and not void.
-    """
-    image, labels = item.read()
-    found = np.unique(labels)
-    wrong = found[(found != VOID) & ((found < 0) | (found >= classes))]
-    if wrong.size:
-        raise DataError(
-            f"{item.labels} has the label ids {wrong[:5].tolist()}; expected 0..{classes - 1}, or {VOID} for void; "
-            "correct the file or choose the set that it belongs to"
-        )
-    return image, labels.astype(np.uint8)
-
-
 def encode_images(
-    model: ModelUnderTest, items: Sequence[LabelledImage], plan: EncodingPlan, batch: int
+    model: EvalModel, items: Sequence[LabelledImage], plan: EncodingPlan, batch: int
 ) -> Iterator[EncodedImage | FailedImage]:
     """Encodes images in their order, those of equal size together.
 
@@ -140,7 +122,7 @@ def _load(item: LabelledImage, plan: EncodingPlan) -> _Loaded:
     return _Loaded(item.name, resize_image(image, size), resize_labels(labels, size) if plan.resize_labels else labels)
 
 
-def _encode_group(model: ModelUnderTest, together: Sequence[_Loaded], plan: EncodingPlan) -> Iterator[EncodedImage]:
+def _encode_group(model: EvalModel, together: Sequence[_Loaded], plan: EncodingPlan) -> Iterator[EncodedImage]:
     """Images of one size; window by window, all images of the group in one forward pass."""
     if not together:
         return
@@ -156,7 +138,7 @@ def _encode_group(model: ModelUnderTest, together: Sequence[_Loaded], plan: Enco
         yield EncodedImage(loaded.name, size, tuple(mine), torch.from_numpy(np.ascontiguousarray(loaded.labels)))
 
 
-def encode_tensor(model: ModelUnderTest, image_B3HW: Tensor, strides: Sequence[int]) -> list[Tensor]:
+def encode_tensor(model: EvalModel, image_B3HW: Tensor, strides: Sequence[int]) -> list[Tensor]:
     """Maps (B, C, h, w) of the given strides, of images of any one size."""
     maps = features_by_stride(model, image_B3HW)
     return [map_of_stride(maps, stride) for stride in strides]
@@ -198,38 +180,19 @@ def measure_statistics(
     return Statistics(tuple(mean.float() for mean in means), tuple(v.float() for v in variances), count)
 
 
-# What cached features depend on, as one digest: the encoder, the images with their labels, and the preprocessing.
-
-
 FORMAT = 1
 """Of the cache's files and of the arithmetic around the encoder; a new one makes old features unknown."""
 
 
-def model_digest(model: ModelUnderTest) -> str:
+def model_digest(model: EvalModel) -> str:
     """sha256 of our encoder's settings and weights; empty for a model of which neither is known."""
-    if not isinstance(model, McJepaUnderTest):
+    if not isinstance(model, McJepaEvalModel):
         return ""
     digest = hashlib.sha256(repr(model.model.config.encoder).encode())
     for name, tensor in sorted(model.model.encoder.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     digest.update(model.device.type.encode())
-    return digest.hexdigest()
-
-
-def images_digest(items: Sequence[LabelledImage], on_image: Callable[[int], None] = lambda done: None) -> str:
-    """sha256 over the names, the bytes and the label tables of images; a file that cannot be read counts as such."""
-    digest = hashlib.sha256()
-    for done, item in enumerate(items, start=1):
-        digest.update(f"{item.name}\0{item.void_label}\0{item.classes}\0".encode())
-        for place in (item.image, item.labels):
-            try:
-                content = read_bytes(place)
-            except (DataError, OSError):
-                digest.update(b"unreadable\0")
-                continue
-            digest.update(hashlib.sha256(content).digest())
-        on_image(done)
     return digest.hexdigest()
 
 

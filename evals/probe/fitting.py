@@ -1,4 +1,10 @@
-"""How a head is fitted to training images: trained on cached or augmented ones, or a bank of cells."""
+"""How a head is fitted to training images: trained on cached or augmented ones, or a bank of cells.
+
+Training is VICRegL's protocol (mmsegmentation): cross-entropy at the labels' resolution, AdamW, linear warm-up and
+polynomial decay. A head in training is saved as `CACHE/heads/KEY.pt`, which is gone when the training is done: a step's
+batch depends on the seed and the step alone, so head, optimiser and step are all that a continued training needs to end
+with the same bits on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +15,108 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write
+from mcjepa.evals.models import EvalModel
+from mcjepa.evals.probe.cache import FeatureCache
 from mcjepa.evals.probe.feature_file import FeatureFile
-from mcjepa.evals.probe.features import Statistics, measure_statistics, model_digest, read_labelled
-from mcjepa.evals.probe.head import LinearHead
+from mcjepa.evals.probe.features import EncodingPlan, Statistics, measure_statistics, model_digest, resize_map
+from mcjepa.evals.probe.head import LinearHead, PixelClassifier
+from mcjepa.evals.probe.images import LabelledSet, read_labelled
 from mcjepa.evals.probe.knn import NearestCells, collect_cells
-from mcjepa.evals.probe.probe import PixelClassifier, train_head
-from mcjepa.evals.probe.runs import ProbeRun, Tell, device_of, features_of, require_some
-from mcjepa.evals.probe.settings import ProbeConfig
-from mcjepa.evals.probe.windows import AugmentedWindows, CachedWindows
-from mcjepa.evals.subject import ModelUnderTest
+from mcjepa.evals.probe.metrics import VOID
+from mcjepa.evals.probe.settings import ProbeConfig, both_sides
+from mcjepa.evals.probe.windows import AugmentedWindows, CachedWindows, TrainingWindow, WindowSource
+from mcjepa.evals.progress import OnEvent
 
+MOST_LOGITS = 2**27
+"""Logits of pixels that are in memory at once while training."""
+WARMUP_START = 1e-6
 HEAD_EVENTS = 50
+SHAPES_NO_TRAINING = (
+    *("root", "val_split", "window_px", "window_stride_px", "knn_k", "knn_temperature", "knn_cells", "max_val"),
+    *("workers", "seeds", "cache", "cache_gib", "keep_features", "checkpoint_steps", "random_baseline", "pictures"),
+)
+"""Settings that change nothing in the training of a head."""
+log = logging.getLogger(__name__)
+
+Tell = Callable[[str, int, int], None]
+"""Told of a phase, how much of it is done, and how much there is."""
 Fit = Callable[[int], PixelClassifier]
 """Gives the head of a seed."""
 
 
-def fitting(model: ModelUnderTest, run: ProbeRun, tell: Tell) -> tuple[Fit, Sequence[str], int]:
+@dataclass(frozen=True, kw_only=True)
+class ProbeRun:
+    """What all heads of a score share."""
+
+    data: LabelledSet
+    """Images, as many as are used."""
+    config: ProbeConfig
+    """Protocol."""
+    cache: FeatureCache
+    """Where features are kept."""
+    digests: tuple[str, str]
+    """Of the training and of the validation images."""
+    shown: tuple[str, ...]
+    """Validation images of which predictions are kept for pictures."""
+    on_event: OnEvent
+    """Progress."""
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Strides of the levels, finest first."""
+        return tuple(2**level for level in sorted(self.config.levels))
+
+    def plan(self, training: bool) -> EncodingPlan:
+        """How images are encoded: training images whole, validation images in the test's windows."""
+        window, stride = both_sides(self.config.window_px), both_sides(self.config.window_stride_px)
+        return EncodingPlan(
+            strides=self.strides,
+            classes=len(self.data.classes),
+            resize=self.config.resize_px,
+            window=(0, 0) if training else window,
+            window_stride=(0, 0) if training else stride,
+            resize_labels=training,
+        )
+
+
+def features_of(model: EvalModel, run: ProbeRun, *, training: bool, tell: Tell) -> FeatureFile:
+    """Features of the training or of the validation images.
+
+    Raises:
+        DataError: none could be read, or they have no room.
+    """
+    items = run.data.train if training else run.data.val
+    part = "training" if training else "validation"
+    plan, digest = run.plan(training), run.digests[0 if training else 1]
+    features = run.cache.features(model, items, digest, plan, lambda done: tell(f"encode {part}", done, len(items)))
+    require_some(features, features.failed, part, run)
+    return features
+
+
+def require_some(images: Sequence[object], failed: Sequence[str], part: str, run: ProbeRun) -> None:
+    """Raises a DataError if no image of a part could be read."""
+    if not images:
+        reason = failed[0] if failed else "the list is empty"
+        raise DataError(f"{part} images of {run.data.root}: {reason}; expected readable images; check the folder")
+
+
+def device_of(model: EvalModel) -> torch.device:
+    """Where heads are fitted: beside the encoder."""
+    found = getattr(model, "device", None)
+    return found if isinstance(found, torch.device) else torch.device("cpu")
+
+
+def make_fit(model: EvalModel, run: ProbeRun, tell: Tell) -> tuple[Fit, Sequence[str], int]:
     """How a head is fitted for a seed; the training images that failed, and how many there are."""
     config, device = run.config, device_of(model)
     if config.head == "linear" and config.augment == "mmseg":
@@ -103,7 +187,7 @@ def _nearest_cells(
 
 
 def _train_cached(
-    model: ModelUnderTest, train: FeatureFile, statistics: Statistics | None, run: ProbeRun, seed: int, tell: Tell
+    model: EvalModel, train: FeatureFile, statistics: Statistics | None, run: ProbeRun, seed: int, tell: Tell
 ) -> LinearHead:
     source = CachedWindows(train, run.strides, run.config, seed)
     head = LinearHead(source.channels, run.strides, len(run.data.classes), seed, batch_norm=run.config.norm == "batch")
@@ -114,7 +198,7 @@ def _train_cached(
 
 
 def _train_augmented(
-    model: ModelUnderTest, items: Sequence[LabelledImage], run: ProbeRun, seed: int, tell: Tell
+    model: EvalModel, items: Sequence[LabelledImage], run: ProbeRun, seed: int, tell: Tell
 ) -> LinearHead:
     config, classes = run.config, len(run.data.classes)
     with AugmentedWindows(model, items, run.strides, classes, config, seed) as source:
@@ -123,7 +207,7 @@ def _train_augmented(
         return train_head(source, head, config, device_of(model), _steps_told(run, tell), saved)
 
 
-def _checkpoint(model: ModelUnderTest, run: ProbeRun, seed: int) -> HeadCheckpoint | None:
+def _checkpoint(model: EvalModel, run: ProbeRun, seed: int) -> HeadCheckpoint | None:
     """Where the training of a head is saved; None for a model that cannot be told from another."""
     known = model_digest(model)
     if not known or not run.config.checkpoint_steps:
@@ -142,18 +226,94 @@ def _steps_told(run: ProbeRun, tell: Tell) -> Callable[[int], None]:
     return told
 
 
-# Checkpoints of a head in training: `CACHE/heads/KEY.pt`, gone when the training is done.
-#
-# A step's batch depends on the seed and the step alone, so head, optimiser and step are all that a continued training
-# needs to end with the same bits on the CPU.
+def schedule_factor(step: int, config: ProbeConfig) -> float:
+    """Learning rate of a step (from 0) as a part of the peak, as mmsegmentation's `poly` with linear warm-up.
+
+    The decay (1 - step / steps)**power runs from the first step on; the warm-up is a second factor from 1e-6 to 1.
+    """
+    decay = (1.0 - step / config.steps) ** config.poly_power
+    if step >= config.warmup_steps:
+        return decay
+    return decay * (1.0 - (1.0 - step / config.warmup_steps) * (1.0 - WARMUP_START))
 
 
-SHAPES_NO_TRAINING = (
-    *("root", "val_split", "window_px", "window_stride_px", "knn_k", "knn_temperature", "knn_cells", "max_val"),
-    *("workers", "seeds", "cache", "cache_gib", "keep_features", "checkpoint_steps", "random_baseline", "pictures"),
-)
-"""Settings that change nothing in the training of a head."""
-log = logging.getLogger(__name__)
+def train_head(
+    source: WindowSource,
+    head: LinearHead,
+    config: ProbeConfig,
+    device: torch.device,
+    on_step: Callable[[int], None] = lambda step: None,
+    checkpoint: HeadCheckpoint | None = None,
+) -> LinearHead:
+    """Trains the head in place; the same windows, settings and head give the same result on the CPU.
+
+    Args:
+        source: batches of windows.
+        head: as it was initialised.
+        config: steps, rates, batch.
+        device: where the head is trained.
+        on_step: called with the number of steps done.
+        checkpoint: where the training is saved and goes on from.
+    """
+    head.to(device).train()
+    optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    start = checkpoint.load(head, optimizer) if checkpoint else 0
+    for step in range(start, config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * schedule_factor(step, config)
+        windows = [
+            TrainingWindow(tuple(m.to(device, torch.float32) for m in w.maps), w.labels) for w in source.batch(step)
+        ]
+        statistics = None
+        if head.batch_norm:
+            parts = ((window.maps, (window.labels.shape[0], window.labels.shape[1])) for window in windows)
+            statistics = measure_statistics(parts, head.strides)
+            head.follow_statistics(statistics)
+        optimizer.zero_grad(set_to_none=True)
+        if batch_loss(head, windows, config.loss_stride_px, statistics, backward=True) is not None:
+            optimizer.step()
+        if checkpoint:
+            checkpoint.after(step + 1, config.steps, head, optimizer)
+        on_step(step + 1)
+    return head.eval()
+
+
+def batch_loss(
+    head: LinearHead,
+    windows: Sequence[TrainingWindow],
+    label_stride: int,
+    statistics: Statistics | None = None,
+    *,
+    backward: bool,
+) -> float | None:
+    """Mean cross-entropy over all pixels of the batch that are not void; None if there is no such pixel.
+
+    Windows of equal size go through the head together, as many as memory allows; with `backward` their gradients are
+    accumulated: frozen features have none, so the batch's statistics are constants.
+    """
+    half = label_stride // 2
+    chosen = [window.labels[half::label_stride, half::label_stride] for window in windows]
+    counted = [int((labels != VOID).sum()) for labels in chosen]
+    total = sum(counted)
+    if total == 0:
+        return None
+    groups: dict[tuple[int, ...], list[TrainingWindow]] = {}
+    for window, labels, count in zip(windows, chosen, counted, strict=True):
+        if count:
+            groups.setdefault(tuple(labels.shape), []).append(TrainingWindow(window.maps, labels))
+    value, classes = 0.0, len(head.bias)
+    for (height, width), members in groups.items():
+        at_once = max(1, MOST_LOGITS // (classes * height * width))
+        for start in range(0, len(members), at_once):
+            some = members[start : start + at_once]
+            maps = [torch.stack(level) for level in zip(*(member.maps for member in some), strict=True)]
+            labels = torch.stack([member.labels for member in some]).to(maps[0].device)
+            logits = resize_map(head(maps, statistics), head.strides[0] // label_stride)[:, :, :height, :width]
+            loss = F.cross_entropy(logits, labels.long(), ignore_index=VOID, reduction="sum") / total
+            if backward:
+                loss.backward()
+            value += float(loss.detach())
+    return value
 
 
 def training_key(model: str, images: str, config: ProbeConfig, seed: int) -> str:

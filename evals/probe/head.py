@@ -1,23 +1,37 @@
-"""The linear head of the segmentation probe: normalisation and one 1x1 convolution on concatenated levels.
+"""The linear head of the segmentation probe, and the classes of pixels that a head gives.
 
-What VICRegL trains with mmsegmentation (its `LinearHead`): levels resized to the finest grid and concatenated,
-batch normalisation, 1x1 convolution. Normalisation by channel is affine, so it is folded into the convolution's
-weights, which are applied level by level before the resizing. Legend: B batch, K classes, C channels, h w cells.
+The head is what VICRegL trains with mmsegmentation (its `LinearHead`): levels resized to the finest grid and
+concatenated, batch normalisation, 1x1 convolution. Normalisation by channel is affine, so it is folded into the
+convolution's weights, which are applied level by level before the resizing. The test averages the scores of
+overlapping windows. Legend: B batch, K classes, C channels, h w cells, H W pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mcjepa.evals.probe.features import Statistics, resize_map
+from mcjepa.evals.probe.features import EncodedImage, Statistics, resize_map
 
 BATCH_EPS = 1e-5
 BATCH_MOMENTUM = 0.1
 SMALLEST_DEVIATION = 1e-6
+
+
+class PixelClassifier(Protocol):
+    """Something fitted to features: the linear head or the nearest cells."""
+
+    strides: tuple[int, ...]
+
+    def __call__(self, maps: Sequence[Tensor]) -> Tensor:
+        """Scores of classes (B, K, h, w) on the finest grid from the levels' maps (B, C, h, w)."""
+        ...
 
 
 class LinearHead(nn.Module):
@@ -89,3 +103,32 @@ class LinearHead(nn.Module):
             learned = self.scales[level]
             scale, shift = scale * learned, shift * learned + self.shifts[level]
         return self.weights[level] * scale, self.weights[level] @ shift
+
+
+@torch.inference_mode()
+def predict_labels(classifier: PixelClassifier, image: EncodedImage, device: torch.device) -> NDArray[np.uint8]:
+    """The class of every pixel of one image, (H, W) uint8, at the size of its labels.
+
+    The scores of overlapping windows are averaged at the resized image's size, then brought to the labels' size.
+    """
+    finest = classifier.strides[0]
+    whole: Tensor | None = None
+    counts = torch.zeros(image.size, device=device)
+    for tile in image.tiles:
+        top, left, height, width = tile.box
+        cells = classifier([some_map[None].to(device, torch.float32) for some_map in tile.maps])
+        scores = resize_map(cells, finest)[0, :, :height, :width]
+        if len(image.tiles) == 1:
+            whole = scores
+            counts += 1.0
+            break
+        if whole is None:
+            whole = scores.new_zeros(scores.shape[0], *image.size)
+        whole[:, top : top + height, left : left + width] += scores
+        counts[top : top + height, left : left + width] += 1.0
+    assert whole is not None  # every image has a window
+    merged = (whole / counts)[None]
+    if tuple(image.labels.shape) != image.size:
+        size = (image.labels.shape[0], image.labels.shape[1])
+        merged = F.interpolate(merged, size=size, mode="bilinear", align_corners=False)
+    return merged[0].argmax(0).to(torch.uint8).cpu().numpy()

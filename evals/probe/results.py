@@ -1,4 +1,4 @@
-"""Numbers, tables and files of a probe's score, from what its heads found."""
+"""What the heads of a probe found, and the numbers, tables and pictures of its score."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 import cv2
@@ -18,9 +19,41 @@ from mcjepa.data_prep.storage import atomic_write
 from mcjepa.evals.cards import Picture
 from mcjepa.evals.pictures import class_colours, overlay_labels, side_by_side, write_png
 from mcjepa.evals.probe.metrics import accuracy_per_class, iou_per_class, mean_accuracy, mean_iou, pixel_accuracy
-from mcjepa.evals.probe.probed import ProbedEncoder
 
 SUMMARIES = {"miou": mean_iou, "pixel_accuracy": pixel_accuracy, "mean_accuracy": mean_accuracy}
+NAMED_CLASSES = 40
+"""More classes than this are drawn without names and numbers."""
+CELL_PX, SMALL_CELL_PX, LETTER_PX = 44, 6, 8
+FONT, FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.4
+WHITE, BLACK, GREY = (255, 255, 255), (0, 0, 0), (225, 225, 225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbedHead:
+    """What one head found."""
+
+    confusion: NDArray[np.int64]
+    """(K, K) over all validation images, rows = truth."""
+    by_image: dict[str, tuple[int, float, float]]
+    """Counted pixels, mIoU and pixel accuracy of each image."""
+    predictions: dict[str, NDArray[np.uint8]]
+    """Of the images that are shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbedEncoder:
+    """What the heads of one encoder found."""
+
+    heads: tuple[ProbedHead, ...]
+    """One a seed."""
+    failed: tuple[str, ...]
+    """Images that could not be read, each "name: reason"."""
+    trained_on: int
+    """Training images."""
+    sizes: tuple[str, ...] = ()
+    """Sizes of the scored images, WIDTHxHEIGHT."""
+    channels: int = 0
+    """Channels of the concatenated levels."""
 
 
 def metrics_of(result: ProbedEncoder, classes: Sequence[str], suffix: str = "") -> dict[str, float]:
@@ -116,16 +149,6 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     for row in rows:
         writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
     atomic_write(path, text.getvalue().encode())
-
-
-# Pictures of a probe's score: overlays of truth and predictions, and the confusion matrix.
-
-
-NAMED_CLASSES = 40
-"""More classes than this are drawn without names and numbers."""
-CELL_PX, SMALL_CELL_PX, LETTER_PX = 44, 6, 8
-FONT, FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.4
-WHITE, BLACK, GREY = (255, 255, 255), (0, 0, 0), (225, 225, 225)
 
 
 def draw_overlays(

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+
+from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import Card, Score, package_versions
+from mcjepa.evals.models import EvalModel, LoadedModel, McJepaEvalModel, random_twin
 from mcjepa.evals.probe.cache import FeatureCache
-from mcjepa.evals.probe.features import images_digest
-from mcjepa.evals.probe.probed import ProbedEncoder, ProbedHead, probe_encoder
+from mcjepa.evals.probe.feature_file import FeatureFile
+from mcjepa.evals.probe.fitting import ProbeRun, device_of, features_of, make_fit
+from mcjepa.evals.probe.head import PixelClassifier, predict_labels
+from mcjepa.evals.probe.images import LabelledSet, images_digest, read_labelled_set
+from mcjepa.evals.probe.metrics import confusion_matrix, mean_iou, pixel_accuracy
 from mcjepa.evals.probe.results import (
+    ProbedEncoder,
+    ProbedHead,
     draw_confusion,
     draw_overlays,
     image_rows,
@@ -18,12 +28,17 @@ from mcjepa.evals.probe.results import (
     total_confusion,
     write_tables,
 )
-from mcjepa.evals.probe.runs import ProbeData, ProbeRun
 from mcjepa.evals.probe.settings import ProbeConfig, both_sides, describe_protocol
 from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, silent
-from mcjepa.evals.subject import McJepaUnderTest, ModelUnderTest, Subject, random_twin
 
-__all__ = ["ProbeData", "score_name", "score_probe"]
+
+def run_probe(loaded: LoadedModel, config: ProbeConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
+    """Probes frozen features on the set that the settings name.
+
+    Raises:
+        DataError: the set is unknown or missing, or has nothing that can be scored.
+    """
+    return score_probe(loaded, read_labelled_set(config, "probe.set"), config, seed, out / score_name(config), on_event)
 
 
 def score_name(config: ProbeConfig) -> str:
@@ -32,8 +47,8 @@ def score_name(config: ProbeConfig) -> str:
 
 
 def score_probe(
-    subject: Subject,
-    data: ProbeData,
+    loaded: LoadedModel,
+    data: LabelledSet,
     config: ProbeConfig,
     seed: int,
     out: Path,
@@ -42,7 +57,7 @@ def score_probe(
     """Fits a head to frozen features and scores it; again on the random twin if the settings ask for it.
 
     Args:
-        subject: the model, and its random twin where the baseline is wanted.
+        loaded: the model, and its random twin where the baseline is wanted.
         data: training and validation images with labels.
         config: protocol.
         seed: of the head, its batches and the random encoder, where `config.seeds` names none.
@@ -78,8 +93,8 @@ def score_probe(
             shown=tuple(item.name for item in evenly_spaced(data.val, config.pictures)) if config.pictures else (),
             on_event=on_event,
         )
-        result = probe_encoder(subject.model, run, seeds, name)
-        random = _probe_random(subject, run, seeds, name) if config.random_baseline else None
+        result = probe_encoder(loaded.model, run, seeds, name)
+        random = _probe_random(loaded, run, seeds, name) if config.random_baseline else None
     write_tables(out, data.classes, seeds, result, random)
     pictures = draw_overlays(data.val, result, random, data.classes, out)
     if config.pictures:
@@ -87,14 +102,14 @@ def score_probe(
     return Score(
         name=name,
         metrics=metrics_of(result, data.classes) | (metrics_of(random, data.classes, "_random") if random else {}),
-        card=_card(subject, data, config, seeds, result),
+        card=_card(loaded, data, config, seeds, result),
         rivals=("random",) if random is not None else (),
         table=tuple(image_rows(result, random)),
         pictures=tuple(pictures),
     )
 
 
-def _digests(data: ProbeData, name: str, on_event: OnEvent) -> tuple[str, str]:
+def _digests(data: LabelledSet, name: str, on_event: OnEvent) -> tuple[str, str]:
     total = len(data.train) + len(data.val)
 
     def digest(part: Sequence, before: int) -> str:
@@ -106,22 +121,78 @@ def _digests(data: ProbeData, name: str, on_event: OnEvent) -> tuple[str, str]:
     return digest(data.train, 0), digest(data.val, len(data.train))
 
 
-def _probe_random(subject: Subject, run: ProbeRun, seeds: Sequence[int], name: str) -> ProbedEncoder | None:
-    """The same probe on random encoders, one a seed where the model is ours, else on the subject's own twin."""
-    if subject.random_model is None:
+def _probe_random(loaded: LoadedModel, run: ProbeRun, seeds: Sequence[int], name: str) -> ProbedEncoder | None:
+    """The same probe on random encoders, one per seed where the model is ours, else on the model's own twin."""
+    if loaded.random_model is None:
         return None
     named = f"{name} (random encoder)"
-    if not isinstance(subject.model, McJepaUnderTest):
-        return probe_encoder(subject.random_model, run, seeds, named)
+    if not isinstance(loaded.model, McJepaEvalModel):
+        return probe_encoder(loaded.random_model, run, seeds, named)
     heads: list[ProbedHead] = []
     for seed in seeds:
-        twin: ModelUnderTest = random_twin(subject.model, seed)
+        twin: EvalModel = random_twin(loaded.model, seed)
         found = probe_encoder(twin, run, (seed,), named)
         heads += found.heads
     return dataclasses.replace(found, heads=tuple(heads))
 
 
-def _card(subject: Subject, data: ProbeData, config: ProbeConfig, seeds: Sequence[int], result: ProbedEncoder) -> Card:
+def probe_encoder(model: EvalModel, run: ProbeRun, seeds: Sequence[int], name: str) -> ProbedEncoder:
+    """Fits one head per seed to the training images and scores each on the validation images.
+
+    Args:
+        model: the encoder.
+        run: data, protocol, cache.
+        seeds: of the heads.
+        name: of the score, for progress.
+
+    Raises:
+        DataError: no training or no validation image could be read, or the features have no room.
+    """
+
+    def tell(phase: str, done: int, total: int) -> None:
+        run.on_event(EvalEvent(score=name, phase=phase, done=done, total=total))
+
+    fit, train_failed, trained_on = make_fit(model, run, tell)
+    val = features_of(model, run, training=False, tell=tell)
+    device = device_of(model)
+    heads = []
+    for seed in seeds:
+        classifier = fit(seed)
+        heads.append(_score_head(classifier, val, run, device, lambda done: tell("predict", done, len(val))))
+    return ProbedEncoder(
+        heads=tuple(heads),
+        failed=(*train_failed, *val.failed),
+        trained_on=trained_on,
+        sizes=tuple(sorted({f"{image.labels.shape[1]}x{image.labels.shape[0]}" for image in val})),
+        channels=sum(some_map.shape[0] for some_map in val[0].tiles[0].maps),
+    )
+
+
+def _score_head(
+    classifier: PixelClassifier, val: FeatureFile, run: ProbeRun, device: torch.device, on_image: Callable[[int], None]
+) -> ProbedHead:
+    classes = len(run.data.classes)
+    total = np.zeros((classes, classes), np.int64)
+    by_image, predictions = {}, {}
+    for done, image in enumerate(val, start=1):
+        predicted = predict_labels(classifier, image, device)
+        confusion = confusion_matrix(image.labels.numpy(), predicted, classes)
+        total += confusion
+        by_image[image.name] = (int(confusion.sum()), 100.0 * mean_iou(confusion), 100.0 * pixel_accuracy(confusion))
+        if image.name in run.shown:
+            predictions[image.name] = predicted
+        on_image(done)
+    if not total.sum():
+        raise DataError(
+            f"all {len(val)} validation images of {run.data.root} are void; expected pixels with a class; "
+            "check the labels"
+        )
+    return ProbedHead(confusion=total, by_image=by_image, predictions=predictions)
+
+
+def _card(
+    loaded: LoadedModel, data: LabelledSet, config: ProbeConfig, seeds: Sequence[int], result: ProbedEncoder
+) -> Card:
     several = ", mean over the seeds" if len(seeds) > 1 else ""
     return Card(
         data_set=config.set,
@@ -138,9 +209,9 @@ def _card(subject: Subject, data: ProbeData, config: ProbeConfig, seeds: Sequenc
         f"prediction, %{several}",
         seeds=tuple(seeds),
         config=dataclasses.asdict(config),
-        weights_digest=subject.digest,
-        model=subject.name,
-        lineage=subject.lineage,
+        weights_digest=loaded.digest,
+        model=loaded.name,
+        lineage=loaded.lineage,
         versions=package_versions("torch", "numpy", "opencv-python-headless"),
     )
 

@@ -1,8 +1,13 @@
 """Settings of the segmentation probe.
 
 Every field is written into the card of the score it shapes. Tags of origin: [C]/[S] the paper as two or one
-account report it, [D] the named parent's default, [I] inferred, "ours" where neither says anything. Named sets of
-values are in `protocols.py`.
+account report it, [D] the named parent's default, [I] inferred, "ours" where neither says anything.
+
+`PROTOCOLS` are named sets of values. `vicregl-*` are the linear probes of VICRegL (Bardes et al. 2022,
+github.com/facebookresearch/VICRegL, `segmentation/`) for ConvNeXt: batch normalisation and one 1x1 convolution on the
+four concatenated stages, mmsegmentation's augmentation, the test in overlapping windows. VICRegL has no ConvNeXt
+settings for Cityscapes: its schedule with mmsegmentation's sizes for that set stands in [I]. `cached` and `knn` are
+ours, for minutes instead of days; steps times rate is the same in `cached` as in VICRegL's.
 """
 
 from __future__ import annotations
@@ -179,15 +184,6 @@ def both_sides(sides: Sides) -> tuple[int, int]:
     ((512, 512), (512, 1024))
     """
     return (sides, sides) if isinstance(sides, int) else sides
-
-
-# Named protocols of the segmentation probe: what each setting is, and which protocol some settings are nearest to.
-#
-# `vicregl-*` are the linear probes of VICRegL (Bardes et al. 2022, github.com/facebookresearch/VICRegL,
-# `segmentation/`) for ConvNeXt: batch normalisation and one 1x1 convolution on the four concatenated stages,
-# mmsegmentation's augmentation, the test in overlapping windows. VICRegL has no ConvNeXt settings for Cityscapes: its
-# schedule with mmsegmentation's sizes for that set stands in [I]. `cached` and `knn` are ours, for minutes instead of
-# days; steps times rate is the same in `cached` as in VICRegL's.
 
 
 _VICREGL: Mapping[str, Any] = {

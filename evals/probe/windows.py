@@ -2,6 +2,10 @@
 
 A step's batch is a pure function of the seed and the step: sample number p = step * batch + i is image p mod N of a
 permutation of its epoch p div N, and its random numbers are drawn for (seed, p) alone.
+
+The augmentation is mmsegmentation's for VOC, ADE20K and Cityscapes: `Resize` with ratio_range 0.5 to 2, `RandomCrop`
+with cat_max_ratio 0.75, `RandomFlip` 0.5, `PhotoMetricDistortion` with its defaults, `Pad` to the crop (void labels).
+Images are RGB (H, W, 3) uint8, labels (H, W) uint8 with 255 = void.
 """
 
 from __future__ import annotations
@@ -19,11 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcjepa.data_prep.corpora.items import LabelledImage
-from mcjepa.evals.probe.features import EncodedImage, encode_tensor, read_labelled
+from mcjepa.evals.models import COARSEST_STRIDE, EvalModel, image_tensor
+from mcjepa.evals.probe.features import EncodedImage, encode_tensor
+from mcjepa.evals.probe.images import Size, fitted_size, read_labelled, resize_image, resize_labels
 from mcjepa.evals.probe.metrics import VOID
 from mcjepa.evals.probe.settings import ProbeConfig, both_sides
-from mcjepa.evals.probe.tiles import Size, fitted_size, resize_image, resize_labels
-from mcjepa.evals.subject import COARSEST_STRIDE, ModelUnderTest, image_tensor
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class WindowSource(Protocol):
 
 
 @dataclass(frozen=True)
-class SampleOrder:
+class WindowOrder:
     """Which image each sample of a training is."""
 
     images: int
@@ -76,7 +80,7 @@ class CachedWindows:
         self.channels = tuple(some_map.shape[0] for some_map in images[0].tiles[0].maps)
         self._images, self._strides = images, tuple(strides)
         self._batch, self._crop = config.batch, both_sides(config.crop_px)
-        self._order = SampleOrder(len(images), seed)
+        self._order = WindowOrder(len(images), seed)
 
     def batch(self, step: int) -> list[TrainingWindow]:
         """See `WindowSource.batch`."""
@@ -110,7 +114,7 @@ def cut_window(image: EncodedImage, strides: Sequence[int], crop: Size, rng: np.
 class AugmentedWindows:
     """Windows of images that are augmented as mmsegmentation does and then encoded; a context manager."""
 
-    model: ModelUnderTest
+    model: EvalModel
     """The encoder."""
     items: Sequence[LabelledImage]
     """Readable images."""
@@ -129,7 +133,7 @@ class AugmentedWindows:
         size = COARSEST_STRIDE
         maps = encode_tensor(self.model, torch.zeros(1, 3, size, size), self.strides)
         self.channels = tuple(some_map.shape[1] for some_map in maps)
-        self._order = SampleOrder(len(self.items), self.seed)
+        self._order = WindowOrder(len(self.items), self.seed)
         self._pool = ThreadPoolExecutor(self.config.workers, thread_name_prefix="augment")
         self._ahead: dict[int, list[Future[tuple[NDArray[np.uint8], NDArray[np.uint8]]]]] = {}
 
@@ -160,13 +164,6 @@ class AugmentedWindows:
         image, labels = read_labelled(self.items[self._order.image_of(sample)], self.classes)
         crop = both_sides(self.config.crop_px)
         return augment_sample(image, labels, self.config.resize_px, crop, self._order.random(sample))
-
-
-# mmsegmentation's training augmentation: random size, crop, flip and colours, with the labels.
-#
-# Its standard pipeline for VOC, ADE20K and Cityscapes: `Resize` with ratio_range 0.5 to 2, `RandomCrop` with
-# cat_max_ratio 0.75, `RandomFlip` 0.5, `PhotoMetricDistortion` with its defaults, `Pad` to the crop (void labels).
-# Images are RGB (H, W, 3) uint8, labels (H, W) uint8 with 255 = void.
 
 
 SMALLEST_RATIO, LARGEST_RATIO = 0.5, 2.0

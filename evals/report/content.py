@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from mcjepa.evals.cards import Score
-from mcjepa.evals.report.comparison import Evaluated
+
+if TYPE_CHECKING:
+    from mcjepa.evals.report.comparison import Evaluated
 
 Curve = Sequence[tuple[float, float]]
 """Points (step, value), steps ascending; values may be NaN or infinite."""

@@ -1,4 +1,7 @@
-"""Pictures of a sequence: a late frame with its masks, and the features' main colours over the video."""
+"""Pictures of a sequence: a late frame with its masks, and the features' main colours over the video.
+
+Predicted masks can be kept as palette PNGs, as DAVIS' servers take them, and as the video tinted by them.
+"""
 
 from __future__ import annotations
 
@@ -82,9 +85,6 @@ def _of_size(picture: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.ui
     if picture.shape[:2] == size:
         return picture
     return np.asarray(cv2.resize(picture, (size[1], size[0]), interpolation=cv2.INTER_NEAREST), np.uint8)
-
-
-# What can be kept of predicted masks: palette PNGs as DAVIS' servers take them, and the video tinted by them.
 
 
 class MaskSink:

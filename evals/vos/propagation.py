@@ -6,7 +6,7 @@ softmax(q.k / temperature). Labels stay soft. Sources: DINO, CRW and VFS, see `e
 
 Only the context's features are held, never a video's. The affinity is computed for one square tile of queries at a
 time against the part of the context that the tile can reach, and for part of the tile where that is still large.
-Legend: C channels, O labels (background first), h w cells, n context frames, q queries, k keys.
+Legend: C channels, O labels (background first), h w cells, H W pixels, n context frames, q queries, k keys.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcjepa.data_prep.corpora.items import MaskedVideo
-from mcjepa.evals.subject import ModelUnderTest, features_by_stride, image_tensor, map_of_stride
+from mcjepa.evals.models import EvalModel, features_by_stride, image_tensor, map_of_stride
 from mcjepa.evals.vos.sequence import Ids
 from mcjepa.evals.vos.settings import Neighbourhood, VosConfig
 
@@ -191,15 +191,12 @@ def largest(values_qk: Tensor, count: int, group: int = GROUP_KEYS) -> tuple[Ten
     return best, torch.where(in_group, index, place - count * group + whole)
 
 
-# Masks of a whole sequence from its first one, by a model's features: a frame at a time, in and out.
-
-
 OnFeatures = Callable[[int, Tensor], None]
 """Called with every frame's number and features (C, h, w)."""
 
 
 def track_masks(
-    model: ModelUnderTest, video: MaskedVideo, first_HW: Ids, config: VosConfig, on_features: OnFeatures | None = None
+    model: EvalModel, video: MaskedVideo, first_HW: Ids, config: VosConfig, on_features: OnFeatures | None = None
 ) -> Iterator[tuple[int, Ids]]:
     """Predicted masks of every frame after the first, as they are made.
 
@@ -231,18 +228,13 @@ def track_masks(
         yield index, labels_to_mask(labels, config.stride, size, first_HW.shape, config.stretch)
 
 
-def encode_frame(model: ModelUnderTest, frame: NDArray[np.uint8], size: tuple[int, int], stride: int) -> Tensor:
+def encode_frame(model: EvalModel, frame: NDArray[np.uint8], size: tuple[int, int], stride: int) -> Tensor:
     """Features (C, h, w) of one RGB frame at that size (H, W); cells beyond the frame are cut off."""
     if frame.shape[:2] != size:
         resized = cv2.resize(frame, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
         frame = np.asarray(resized, np.uint8)
     map_Chw = map_of_stride(features_by_stride(model, image_tensor(frame)), stride)[0]
     return map_Chw[:, : -(-size[0] // stride), : -(-size[1] // stride)]
-
-
-# From masks to labels on the feature grid and back, and the size at which frames are encoded.
-#
-# Legend: O labels (background first), h w cells, H W pixels.
 
 
 def encoded_size(size: tuple[int, int], config: VosConfig) -> tuple[int, int]:

@@ -3,6 +3,8 @@
 Scored are the objects of the first frame, in every frame but the first, whose mask is given, and the last (the
 official rule for the semi-supervised task). Objects that appear later cannot be asked for: they are named, not scored.
 An object that is absent from a frame counts as found there only if nothing is predicted.
+
+Existing masks of another method are read from DIR/SEQUENCE/FRAME.png, palette or grey, as DAVIS' tools read them.
 """
 
 from __future__ import annotations
@@ -130,9 +132,6 @@ def require_known_ids(mask_HW: Ids, objects: tuple[int, ...], place: str) -> Non
 def frame_place(video: MaskedVideo, index: int) -> str:
     """A frame as people find it: SEQUENCE/00007."""
     return f"{video.name}/{Path(str(video.frames[index])).stem}"
-
-
-# Masks that somebody else's method has written: DIR/SEQUENCE/FRAME.png, palette or grey, as DAVIS' tools read them.
 
 
 def read_estimates(folder: Path, video: MaskedVideo) -> Iterator[tuple[int, Ids]]:

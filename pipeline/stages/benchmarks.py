@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcjepa.evals.cards import Score, write_scores
+from mcjepa.evals.models import load_for_scoring
 from mcjepa.evals.progress import OnEvent, torch_threads
 from mcjepa.evals.record import publish
 from mcjepa.evals.run import run_evaluation, train_along
-from mcjepa.evals.subject import load_subject
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.tracking import TrackingConfig
 from mcjepa.pipeline.world import adopt_world
 
 if TYPE_CHECKING:
-    from mcjepa.evals.flow.methods import Entrant
+    from mcjepa.evals.flow.methods import Method
     from mcjepa.evals.settings import EvalConfig
 
 
@@ -100,8 +100,8 @@ def score_flow(
 
     assert config.flow is not None
     with torch_threads(config.threads):
-        entrant = _flow_entrant(weights, estimates, config)
-        scores = score_flow_sets(entrant, config.flow, results.out, on_event)
+        method = _flow_method(weights, estimates, config)
+        scores = score_flow_sets(method, config.flow, results.out, on_event)
     write_scores(scores, results.out)
     publish(scores, results.out, "flow", Path(weights).name if weights else "files", results.tracking)
     return scores
@@ -131,25 +131,25 @@ def submit_flow(
     folder = find_set_folder(root, data_set)
     pairs = FLOW_TEST_SETS[data_set](folder)
     require_whole(data_set, pairs)
-    entrant = _flow_entrant(weights, estimates, config)
+    method = _flow_method(weights, estimates, config)
     with torch_threads(config.threads):
-        if entrant is None:
+        if method is None:
             check_submission(archive, data_set, pairs, on_event)
         else:
-            given = entrant.estimates
+            given = method.estimates
             files = EstimateFolder(given, data_set, folder, pairs, alone=True) if given else None
-            methods = flow_methods(entrant, (), config.flow.resize, files)
+            methods = flow_methods(method, (), config.flow.resize, files)
             write_submission(archive, data_set, pairs, methods, config.flow.workers, on_event)
     return {"submission": str(archive), "set": data_set, "files": len(pairs), "bytes": archive.stat().st_size}
 
 
-def _flow_entrant(weights: str | None, estimates: str | None, config: EvalConfig) -> Entrant | None:
-    from mcjepa.evals.flow.methods import Entrant
+def _flow_method(weights: str | None, estimates: str | None, config: EvalConfig) -> Method | None:
+    from mcjepa.evals.flow.methods import Method
 
     if estimates:
         folder = Path(estimates)
-        return Entrant(name=f"estimates in {folder.name}", estimates=folder)
-    return Entrant.of(load_subject(weights, config.device, config.seed)) if weights else None
+        return Method(name=f"estimates in {folder.name}", estimates=folder)
+    return Method.of(load_for_scoring(weights, config.device, config.seed)) if weights else None
 
 
 def check_finetune_ranks(config: EvalConfig, ranks: int) -> None:

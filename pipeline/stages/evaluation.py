@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mcjepa.data_prep.errors import DataError
-from mcjepa.evals.cards import SCORES_NAME, Score, evaluation_key, read_scores, stored_key
+from mcjepa.evals.cards import SCORES_NAME, Score, read_scores, stored_key
+from mcjepa.evals.models import Weights, read_weights
 from mcjepa.evals.progress import OnEvent
 from mcjepa.evals.record import record_scores
 from mcjepa.evals.report.chain import REPORT, SUMMARY, Chain, write_results
@@ -24,7 +25,7 @@ from mcjepa.evals.report.comparison import ComparedScore, Evaluated, compare
 from mcjepa.evals.report.content import ReportContent
 from mcjepa.evals.report.page import write_report
 from mcjepa.evals.run import run_evaluation
-from mcjepa.evals.subject import Weights, read_weights
+from mcjepa.evals.settings import evaluation_key
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.recipe.recipe import Recipe, required
 from mcjepa.pipeline.run.folder import METRICS, PREP_REPORT, TRAIN_REPORT, read_metrics, read_run_record

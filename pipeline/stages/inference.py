@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.infer.clip import Clip
 from mcjepa.evals.infer.run import ClipResult, infer_clip
-from mcjepa.evals.subject import McJepaUnderTest, choose_device, load_model, read_weights
+from mcjepa.evals.models import McJepaEvalModel, choose_device, load_model, read_weights
 from mcjepa.pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Failure:
     reason: str
 
 
-def load_weights(weights: Path, device: str) -> tuple[McJepaUnderTest, str]:
+def load_weights(weights: Path, device: str) -> tuple[McJepaEvalModel, str]:
     """The model of a weights folder and the digest of its weights.
 
     Raises:
@@ -43,7 +43,7 @@ def load_weights(weights: Path, device: str) -> tuple[McJepaUnderTest, str]:
 
 
 def infer_clips(
-    model: McJepaUnderTest,
+    model: McJepaEvalModel,
     digest: str,
     clips: list[Clip],
     config: InferConfig,

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.probe.features import EncodedImage, EncodedTile, Statistics, measure_statistics, resize_map
-from mcjepa.evals.probe.fitting import HeadCheckpoint, training_key
-from mcjepa.evals.probe.head import LinearHead
-from mcjepa.evals.probe.probe import batch_loss, predict_labels, schedule_factor, train_head
+from mcjepa.evals.probe.fitting import HeadCheckpoint, batch_loss, schedule_factor, train_head, training_key
+from mcjepa.evals.probe.head import LinearHead, predict_labels
 from mcjepa.evals.probe.settings import ProbeConfig
-from mcjepa.evals.probe.windows import CachedWindows, SampleOrder, TrainingWindow, cut_window
+from mcjepa.evals.probe.windows import CachedWindows, TrainingWindow, WindowOrder, cut_window
 from tests.evals.labelled_sets import CHANNELS, STRIDES, encoded_image
 
 CPU = torch.device("cpu")
@@ -132,7 +131,7 @@ def test_side_shorter_than_the_window_stays_whole(crop: tuple[int, int], shape: 
 
 
 def test_every_image_comes_once_an_epoch_and_a_step_is_a_function_of_its_number() -> None:
-    order = SampleOrder(7, seed=3)
+    order = WindowOrder(7, seed=3)
     epochs = [[order.image_of(epoch * 7 + n) for n in range(7)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs) and epochs[0] != epochs[1]
     images = [encoded_image(seed, 200, 300) for seed in range(7)]
@@ -159,7 +158,7 @@ def test_loss_is_the_mean_over_counted_pixels_of_the_whole_batch_whatever_the_si
     assert batch_loss(head, windows, 1, backward=True) == pytest.approx(expected.item(), rel=1e-5)
     gradient = head.weights[0].grad.clone()  # type: ignore[union-attr]
     head.zero_grad()
-    monkeypatch.setattr("mcjepa.evals.probe.probe.MOST_LOGITS", 1)  # one window at a time
+    monkeypatch.setattr("mcjepa.evals.probe.fitting.MOST_LOGITS", 1)  # one window at a time
     assert batch_loss(head, windows, 1, backward=True) == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(head.weights[0].grad, gradient)
 

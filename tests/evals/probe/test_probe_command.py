@@ -16,10 +16,9 @@ from tests.evals.labelled_sets import write_items
 QUICK = ("steps=3", "warmup_steps=0", "loss_stride_px=8", "levels=[3,6]", "pictures=1", "knn_cells=64", "knn_k=3")
 
 
-@pytest.fixture
-def camvid(tmp_path: Path) -> Path:
-    """A set in CamVid's layout."""
-    root = tmp_path / "CamVid"
+def write_camvid(folder: Path) -> Path:
+    """A small set in CamVid's layout: the root it was written to."""
+    root = folder / "CamVid"
     for split, count in (("train", 4), ("val", 2)):
         items = write_items(root / split, [(64, 80)] * count)
         (root / f"{split}annot").mkdir()
@@ -28,6 +27,12 @@ def camvid(tmp_path: Path) -> Path:
         lines = [f"CamVid/{split}/{item.name}.png CamVid/{split}annot/{item.name}.png\n" for item in items]
         (root / f"{split}.txt").write_text("".join(lines))
     return root
+
+
+@pytest.fixture
+def camvid(tmp_path: Path) -> Path:
+    """A set in CamVid's layout."""
+    return write_camvid(tmp_path)
 
 
 def probe(weights: Path, root: Path, *words: str) -> int:

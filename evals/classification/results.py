@@ -1,10 +1,11 @@
-"""What a classification leaves beside its score: predictions, confusion tables, hits and misses."""
+"""What the classifiers found, and the numbers, tables and pictures of their score."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,64 @@ from numpy.typing import NDArray
 from mcjepa.data_prep.storage import atomic_write
 from mcjepa.evals.cards import Picture
 from mcjepa.evals.classification.features import PooledFeatures
+from mcjepa.evals.classification.heads import TOP, LinearResult
 from mcjepa.evals.classification.images import ClassifyData
 from mcjepa.evals.classification.settings import ClassifyConfig
 from mcjepa.evals.pictures import side_by_side, write_png
 from mcjepa.evals.progress import evenly_spaced
 
 PANEL_PX = 160
+MAIN_K = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifiedModel:
+    """What one encoder's features gave."""
+
+    train: PooledFeatures
+    val: PooledFeatures
+    predictions: dict[str, NDArray[np.int64]]
+    """`knn10`, …, `linear` to classes (N, min(5, K)) of the readable validation images."""
+    linear: LinearResult | None
+
+
+def main_classifier(result: ClassifiedModel) -> str:
+    """The classifier that tables and pictures show."""
+    if result.linear is not None:
+        return "linear"
+    return _main_knn(result)
+
+
+def _main_knn(result: ClassifiedModel) -> str:
+    preferred = f"knn{MAIN_K}"
+    return preferred if preferred in result.predictions else next(iter(result.predictions))
+
+
+def accuracies(result: ClassifiedModel, classes: int, suffix: str) -> dict[str, float]:
+    """`NAME_top1` and, from six classes on, `NAME_top5` of every classifier, in %, with a suffix."""
+    metrics = {}
+    for name, found in result.predictions.items():
+        hits = found == result.val.labels[:, None]
+        metrics[f"{name}_top1{suffix}"] = 100.0 * float(hits[:, 0].mean())
+        if classes > TOP:
+            metrics[f"{name}_top5{suffix}"] = 100.0 * float(hits.any(1).mean())
+    return metrics
+
+
+def class_rows(data: ClassifyData, result: ClassifiedModel) -> Iterator[dict[str, object]]:
+    """One row a class: numbers of images and accuracy by the main classifiers, %; NaN without validation images."""
+    shown = dict.fromkeys((_main_knn(result), main_classifier(result)))
+    for index, label in enumerate(data.classes):
+        mine = result.val.labels == index
+        row: dict[str, object] = {
+            "class": label,
+            "train_images": int((result.train.labels == index).sum()),
+            "val_images": int(mine.sum()),
+        }
+        for name in shown:
+            right = result.predictions[name][mine, 0] == index
+            row[f"{name}_top1"] = 100.0 * float(right.mean()) if mine.any() else float("nan")
+        yield row
 
 
 def write_tables(

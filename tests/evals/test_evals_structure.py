@@ -1,0 +1,69 @@
+"""The doors inside evals: kinds know the ground floor and not each other, and no two files import each other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+
+import pytest
+
+from tests.rooms import REPOSITORY, imported_names, imports_within
+
+FLOORS = (
+    ("progress",),
+    ("models", "cards", "pictures"),
+    ("video_writer",),
+    ("flow", "probe", "vos", "classification", "infer"),
+    ("finetune",),
+    ("settings", "report"),
+    ("run", "record"),
+)
+"""From the ground up; rooms of one floor do not know each other. Fine-tuning is tested by the probe's measures."""
+ARROWS = imports_within("evals")
+FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
+KINDS = ("flow", "probe", "vos", "classification", "infer", "finetune")
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {name.partition(".")[0] for name in ARROWS if name} == set(FLOOR)
+
+
+@pytest.mark.parametrize("room", [room for floor in FLOORS for room in floor])
+def test_a_room_imports_only_rooms_below_it(room: str) -> None:
+    wrong = [
+        f"{name} imports {other}"
+        for name, others in ARROWS.items()
+        if name.partition(".")[0] == room
+        for other in others
+        if (below := other.partition(".")[0]) != room and FLOOR[below] >= FLOOR[room]
+    ]
+    assert wrong == []
+
+
+def test_no_two_files_import_each_other_by_any_way() -> None:
+    TopologicalSorter(ARROWS).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("settings", ["settings", *(f"{kind}.settings" for kind in KINDS)])
+def test_settings_import_settings_and_their_checks_only(settings: str) -> None:
+    assert {name for name in ARROWS[settings] if not name.endswith("settings")} <= {"progress"}
+
+
+def test_only_inference_decodes_videos() -> None:
+    users = {
+        path.relative_to(REPOSITORY).as_posix()
+        for path in (REPOSITORY / "evals").rglob("*.py")
+        if any(name.startswith("mcjepa.data_prep.decode") for name in imported_names(path))
+    }
+    assert users == {"evals/infer/inputs.py"}
+
+
+def test_one_kind_is_run_without_the_code_of_the_others() -> None:
+    others = tuple(f"mcjepa.evals.{kind}.score" for kind in KINDS if kind != "probe")
+    code = (
+        "import sys, mcjepa.evals.run, mcjepa.evals.probe.score\n"
+        f"print([name for name in {others} if name in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
