@@ -12,7 +12,7 @@ import pytest
     "module",
     [
         "mcjepa.evals.progress",
-        "mcjepa.evals.report.charts",
+        "mcjepa.data_prep.card.charts",
         "mcjepa.evals.report.content",
         "mcjepa.evals.flow.metrics",
         "mcjepa.evals.flow.metrics",
