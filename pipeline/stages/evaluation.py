@@ -24,8 +24,7 @@ from mcjepa.evals.report.chain import REPORT, SUMMARY, Chain, write_results
 from mcjepa.evals.report.comparison import ComparedScore, Evaluated, compare_scores
 from mcjepa.evals.report.content import ReportContent
 from mcjepa.evals.report.page import write_report
-from mcjepa.evals.run import run_evaluation
-from mcjepa.evals.settings import evaluation_key
+from mcjepa.evals.run import evaluation_key, run_evaluation
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.recipe.recipe import Recipe, required
 from mcjepa.pipeline.run.folder import METRICS, PREP_REPORT, TRAIN_REPORT, read_metrics, read_run_record
