@@ -14,6 +14,7 @@ import re
 import socket
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -111,6 +112,67 @@ def ranks_here(world_size: int) -> int:
         if os.environ.get(name, "").isdigit():
             return max(int(os.environ[name]), 1)
     return world_size
+
+
+def gpu_index(local_rank: int, ranks: int, visible: int, environment: Mapping[str, str]) -> int:
+    """Which of the GPUs that this process sees is its own.
+
+    Where it sees as many as there are ranks on the node, that of its number. Where it sees fewer, something has bound
+    GPUs to tasks: Slurm then tells how many the step has on this node (SLURM_GPUS_ON_NODE), others set
+    CUDA_VISIBLE_DEVICES for each process.
+
+    Args:
+        local_rank: of this process.
+        ranks: on this node.
+        visible: GPUs that torch sees here, 1 or more.
+        environment: of this process.
+
+    Raises:
+        UsageError: there are more ranks than GPUs.
+
+    >>> gpu_index(3, 8, 8, {}), gpu_index(3, 8, 1, {"SLURM_GPUS_ON_NODE": "8"})
+    (3, 0)
+    """
+    told = environment.get("SLURM_GPUS_ON_NODE", "")
+    bound = int(told) if told.isdigit() else ranks if environment.get("CUDA_VISIBLE_DEVICES", "").isdigit() else 0
+    if max(visible, bound) < ranks:
+        raise UsageError(
+            f"{ranks} ranks on {socket.gethostname()}, which has {max(visible, bound)} GPU(s) for them, expected one "
+            "for each; start fewer ranks (tasks_per_node of the site, --ranks), or ask for more GPUs"
+        )
+    return local_rank % visible
+
+
+def check_gpus(wanted: str, visible: int) -> None:
+    """Refuses to compute on the CPU where GPUs were asked for.
+
+    Args:
+        wanted: GPUs a node that the site asks for (MCJEPA_GPUS); empty: none.
+        visible: GPUs that torch sees here.
+
+    Raises:
+        UsageError: it sees none.
+    """
+    if not wanted.isdigit() or int(wanted) == 0 or visible:
+        return
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs"
+    built = f"ROCm {torch.version.hip}" if torch.version.hip else built
+    raise UsageError(
+        f"torch sees no GPU on {socket.gethostname()}, expected {wanted}, which the site asks for; {_driver()}, torch "
+        f"{torch.__version__} is built for {built}, CUDA_VISIBLE_DEVICES is "
+        f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}; install a build for that driver, have the node mended, "
+        "or set gpus: 0 in the site file"
+    )
+
+
+def _driver() -> str:
+    """The GPU driver that is loaded here, in words."""
+    for name, path in (("NVIDIA", "/proc/driver/nvidia/version"), ("AMD", "/sys/module/amdgpu/version")):
+        with contextlib.suppress(OSError):
+            text = Path(path).read_text(encoding="utf-8").splitlines()[0]
+            version = re.search(r"\d+\.[\d.]+", text)
+            return f"the {name} driver is {version.group(0) if version else text}"
+    return "no GPU driver is loaded"
 
 
 def _free_port() -> int:

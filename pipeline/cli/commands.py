@@ -55,6 +55,7 @@ class Command(NamedTuple):
 GROUPS = {
     "prep": "turn corpora into published datasets",
     "eval": "score weights on benchmarks",
+    "study": "train, evaluate and compare the arms of a recipe's study over several seeds",
     "launch": "run prep, train or eval in the background, on Slurm or on Ray clusters",
     "drill": "rehearse an interruption of a recipe's run on this machine and compare losses and samples",
     "tracking": "records of runs on their way to MLflow",
@@ -237,6 +238,18 @@ COMMANDS = (
         ),
     ),
     Command(
+        "study run", "study:run",
+        "train and evaluate every arm with every seed, then print the tables; running it again continues",
+        "mcjepa study run study/main data=DATA",
+        (*RECIPE, JSON),
+    ),
+    Command(
+        "study table", "study:table",
+        "print means, spreads and tests of significance of what has been scored so far",
+        "mcjepa study table study/main data=DATA",
+        (*RECIPE, JSON),
+    ),
+    Command(
         "infer", "infer:infer",
         "compute flow and features of your own frames and videos",
         "mcjepa infer RUN/weights/step-000001200 first.png second.png --out results\n"
@@ -310,8 +323,14 @@ COMMANDS = (
         (*RECIPE, SITE, DRY_RUN, JSON),
     ),
     Command(
+        "launch all", "launch:stage",
+        "prepare, train and evaluate: each stage as a job that waits for the one before to succeed",
+        "mcjepa launch all quickstart --site slurm",
+        (*RECIPE, SITE, NODES, DRY_RUN, JSON),
+    ),
+    Command(
         "launch resume", "launch:resume",
-        "submit an earlier launch again, unchanged; a run continues from its newest checkpoint",
+        "submit an earlier launch again, unchanged, and what followed it; a run continues from its newest checkpoint",
         "mcjepa launch resume outputs/paper/run",
         LAUNCHED,
     ),

@@ -153,10 +153,11 @@ def _end(arguments: argparse.Namespace, scores: Sequence[Score]) -> int:
 
 
 def _results(arguments: argparse.Namespace) -> Results:
+    from mcjepa.pipeline.recipe.recipe import without_credentials
     from mcjepa.pipeline.stages.benchmarks import Results
     from mcjepa.pipeline.tracking import TrackingConfig
 
-    named = arguments.tracking
+    named = without_credentials(arguments.tracking or "")
     tracking = TrackingConfig(uri=named, experiment=arguments.experiment) if named else None
     return Results(Path(arguments.out), tracking)
 

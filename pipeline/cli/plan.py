@@ -19,12 +19,13 @@ def plan(arguments: argparse.Namespace) -> int:
     """`mcjepa plan`: 3 where the run would be refused."""
     from mcjepa.cluster.preflight.findings import errors_of, findings_table
     from mcjepa.pipeline.launch.preflight import AskedSetting, measured, preflight, setting_of
-    from mcjepa.pipeline.launch.sites import load_site
+    from mcjepa.pipeline.launch.sites import launch_errors, load_site
 
     recipe, plain = load_recipe(arguments.recipe, arguments.overrides)
     site = load_site(arguments.site) if arguments.site else None
     names = [field.name for field in dataclasses.fields(AskedSetting)]
-    setting = setting_of(site, AskedSetting(**{name: getattr(arguments, name) for name in names}))
+    with launch_errors():
+        setting = setting_of(site, AskedSetting(**{name: getattr(arguments, name) for name in names}))
     if arguments.measure is not None:
         setting = measured(setting, plain, arguments.measure)
     findings = preflight(recipe, setting)

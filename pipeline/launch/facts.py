@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import secrets
 import shutil
-import subprocess
 import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def tracking_finding(uri: str) -> Finding:
     """Whether MLflow can be reached; it may be away, a run's records then wait in its spool."""
     if uri.startswith(("http://", "https://")):
         try:
-            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=CONTACT_S):
+            with urllib.request.urlopen(_request(f"{uri.rstrip('/')}/health"), timeout=CONTACT_S):
                 return Finding("tracking", "ok", f"MLflow answers at {uri}")
         except (urllib.error.URLError, OSError, ValueError) as error:
             return Finding(
@@ -152,19 +153,27 @@ def tracking_finding(uri: str) -> Finding:
     return Finding("tracking", "ok", f"MLflow in {uri}")
 
 
-def known_partitions() -> dict[str, str] | None:
-    """Slurm's partitions with their time limits and nodes; None where Slurm cannot be asked."""
-    if not shutil.which("sinfo"):
-        return None
-    words = ["sinfo", "-h", "-o", "%R|%l|%D"]
-    try:
-        answer = subprocess.run(words, capture_output=True, text=True, timeout=30)
-    except subprocess.TimeoutExpired:
-        return None
-    if answer.returncode:
-        return None
-    rows = [line.split("|") for line in answer.stdout.splitlines() if line.count("|") == 2]
-    return {name: f"time limit {limit}, {nodes} nodes" for name, limit, nodes in rows}
+def _request(url: str) -> urllib.request.Request:
+    """A request with the user and password of MLflow's variables, where they are set."""
+    request = urllib.request.Request(url)
+    user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD"))
+    if user and password:
+        request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
+    return request
+
+
+def password_finding(uri: str, setup: Sequence[str]) -> list[Finding]:
+    """A warning where jobs of Slurm would not have the password that we reach MLflow with."""
+    if not uri.startswith(("http://", "https://")) or setup or not os.environ.get("MLFLOW_TRACKING_PASSWORD"):
+        return []
+    return [
+        Finding(
+            "password", "warning", "MLflow's password is yours alone: jobs of Slurm get no secret from here",
+            "a line of `setup` that reads it from a file of yours",
+            "add setup: ['source $HOME/.mcjepa-secrets'] to the site file, with export MLFLOW_TRACKING_USERNAME=… and "
+            "MLFLOW_TRACKING_PASSWORD=… in that file",
+        )
+    ]  # fmt: skip
 
 
 def device_memory(on_gpu: bool) -> int | None:

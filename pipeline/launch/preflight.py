@@ -1,4 +1,4 @@
-"""The preflight of a training run: facts of recipe and site are gathered here and judged by `cluster.preflight`."""
+"""The preflight of a job: facts of recipe and site are gathered here and judged by `cluster.preflight`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mcjepa.cluster.job import Job
 from mcjepa.cluster.preflight.data import (
     CacheFacts,
     ClusterFacts,
@@ -27,14 +28,15 @@ from mcjepa.cluster.preflight.run import (
     checkpoint_finding,
     destination_finding,
     interruption_finding,
-    partition_finding,
     time_finding,
 )
+from mcjepa.cluster.preflight.scheduler import read_slurm, scheduler_findings
 from mcjepa.cluster.site import Need, Site, needed, variables
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.launch import facts as plan_facts
 from mcjepa.pipeline.launch.ranks import measure_step_s
 from mcjepa.pipeline.recipe.recipe import Recipe, required
+from mcjepa.pipeline.recipe.sweep import sweep_runs
 from mcjepa.pipeline.settings.train import TrainConfig
 from mcjepa.pipeline.step.schedule import build_schedule
 from mcjepa.pipeline.stream.order import lanes_for
@@ -109,15 +111,31 @@ def measured(setting: Setting, plain: Mapping[str, Any], steps: int) -> Setting:
 
 def site_memory(need: Need | None) -> int | None:
     """Memory of a node where ranks compute on CPUs; a site file does not say that of a GPU."""
-    return int(need.memory_gb * 1e9) if need and need.memory_gb and not need.gpus_per_node else None
+    if not need or need.gpus_per_node or not need.node_memory_gb:
+        return None
+    return int(need.node_memory_gb * 1e9)
 
 
-def launch_findings(recipe: Recipe, site: Site, need: Need) -> list[Finding]:
-    """The preflight of a training job; what a rank's step holds is counted only where the memory is known."""
+def launch_findings(recipe: Recipe, job: Job) -> list[Finding]:
+    """The preflight of a job; what a rank's step holds is counted only where the memory is known."""
+    site, need = job.site, job.need
+    if job.stage != "train":
+        with _site_storage(site):
+            return _stage_findings(recipe, job)
     here = site.kind != "slurm"
     memory = plan_facts.device_memory(need.gpus_per_node > 0) if here else site_memory(need)
     cluster = ClusterFacts(need.nodes, need.tasks, need.gpus_per_node)
     return preflight(recipe, Setting(cluster, memory, None, site, need, brief=True))
+
+
+def _stage_findings(recipe: Recipe, job: Job) -> list[Finding]:
+    """Preparation and evaluation: the scheduler, the place of what they write, MLflow."""
+    findings = scheduler_findings(job.need, len(job.elements), read_slurm()) if job.site.kind == "slurm" else []
+    place = required(recipe.prep, "prep", recipe).root if job.stage == "prep" else recipe.out
+    findings.append(destination_finding(plan_facts.probe_destination("out", place)))
+    if job.site.kind == "slurm":
+        findings += plan_facts.password_finding(recipe.tracking.uri, job.site.setup)
+    return [*findings, plan_facts.tracking_finding(recipe.tracking.uri)]
 
 
 def preflight(recipe: Recipe, setting: Setting) -> list[Finding]:
@@ -150,8 +168,9 @@ def _preflight(recipe: Recipe, config: TrainConfig, setting: Setting) -> list[Fi
     findings = world_findings(setting.cluster, lanes, config.engine.accumulation_steps)
     fits = not errors_of(findings)
     if setting.need and setting.site and setting.site.kind == "slurm":
-        known = plan_facts.known_partitions()
-        findings.append(partition_finding(setting.need.partition, known, setting.need.time_min, setting.need.nodes))
+        elements = len(sweep_runs(recipe.sweep, config.run)) if recipe.sweep else 1
+        findings += scheduler_findings(setting.need, elements, read_slurm())
+        findings += plan_facts.password_finding(recipe.tracking.uri, setting.site.setup)
     streams, datasets = plan_facts.read_streams(config.stream, config.seed)
     findings += datasets
     findings += [found for stream in streams for found in stream_findings(stream, setting.cluster)]

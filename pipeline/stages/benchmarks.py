@@ -191,9 +191,11 @@ def _joined_ranks() -> Iterator[int]:
     import torch
     import torch.distributed as dist
 
-    gpus = torch.cuda.is_available()
+    from mcjepa.pipeline.world import gpu_index, ranks_here
+
+    gpus, world = torch.cuda.device_count(), int(os.environ["WORLD_SIZE"])
     if gpus:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(gpu_index(int(os.environ["LOCAL_RANK"]), ranks_here(world), gpus, os.environ))
     dist.init_process_group("nccl" if gpus else "gloo")
     try:
         yield dist.get_rank()
