@@ -29,8 +29,8 @@ ALLOWED_ROOMS = {
     ),
     "evals": (
         "mcjepa.model",
+        "mcjepa.data_prep.card",  # evals/report only: see tests/evals/test_evals_structure.py
         "mcjepa.data_prep.corpora",
-        "mcjepa.data_prep.decode",
         "mcjepa.data_prep.storage",
         "mcjepa.data_prep.errors",
         "mcjepa.data_prep.decode",  # evals/infer/inputs.py only: see tests/evals/test_evals_structure.py
