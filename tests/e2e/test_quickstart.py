@@ -208,6 +208,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 3 and "empty" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.timeout(900)
 def test_the_readme_can_be_pasted_after_a_quickstart(finished: Path, tmp_path: Path) -> None:
     """Its table's commands, cut as short as the quickstart was, and its marked Python, in the order of the page."""
     page = (REPOSITORY / "README.md").read_text(encoding="utf-8")
