@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
+from mcjepa.data_prep.corpora.census import Census, describe_others
 from mcjepa.data_prep.corpora.moving_photos.generate import generate
 from mcjepa.data_prep.corpora.moving_photos.sets import MovingPhotosIndex
 from mcjepa.data_prep.dataset.inputs import InputRecord, Outcome, read_inputs
@@ -58,6 +59,8 @@ class DatasetReport:
     """Quarantined, then filtered inputs with their reasons, the first thousand of each."""
     reused_shards: int
     """Finished shards of an earlier run that were kept; all of them when nothing had to be done."""
+    others: str = ""
+    """What lies in the corpora and is no input, in words."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,9 @@ def _begin(name: str, config: DatasetConfig, root: str, tell: OnEvent, stack: co
     tell(ProgressEvent("plan", name, 0, 1))
     published = store.exists(MANIFEST_NAME)
     writer = None if published else stack.enter_context(sole_writer(store))
-    plan = begin_plan(store, config, _with_progress(name, list_inputs(config), tell), guarded=list_guarded(config))
+    census = Census()
+    inputs = _with_progress(name, list_inputs(config, census), tell)
+    plan = begin_plan(store, config, inputs, guarded=list_guarded(config), census=census)
     require_same_plan(store, plan, list_inputs(config))
     tell(ProgressEvent("plan", name, 1, 1))
     return _Dataset(name, config, store, plan, writer, tell)
@@ -229,6 +234,7 @@ def _report(dataset: _Dataset, manifest: DatasetManifest, reused: int) -> Datase
         totals=manifest.totals,
         rejected=(*_first(dataset.store, manifest, "quarantined"), *_first(dataset.store, manifest, "filtered")),
         reused_shards=reused,
+        others=describe_others(manifest.census),
     )
 
 

@@ -33,6 +33,9 @@ class CorpusConfig:
     """How many times its inputs are listed in the dataset (paper: sets are repeated to balance them)."""
     labels: bool = False
     """Store the name of an input's first folder as its class in KEY.json (ImageFolder). Ours."""
+    members: tuple[str, ...] = ()
+    """Ends of the names that are taken (`jpg`, `rgb.png`, `_left.png`), of readers of any files; empty: every file of
+    the reader's kind, one picture or video of a WebDataset sample. Ours."""
 
     def __post_init__(self) -> None:
         """Refuse a repetition below one."""

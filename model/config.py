@@ -86,6 +86,10 @@ class FlowConfig:
     """What is correlated: the features as they are [D: PWC-Net, ARFlow]; brought to zero mean and unit variance a
     sample [D: UFlow]; or the cosine of features standardised a channel. The paper tried l2-normalised features and
     rejected them [S]; small models learn several times faster from cosines [ours]."""
+    cost_norm: Literal["none", "sample"] = "none"
+    """What is done to the costs of a level before they are read: nothing [D: PWC-Net]; or zero mean and unit variance
+    over the displacements and positions of each sample, which keeps small differences of similar costs from drowning
+    in the features beside them: small models reach in 200 steps what takes them 500 without [ours]."""
     normalize: bool = True
     """LayerNorm behind every convolution but the last; without it the paper saw collapse [C]."""
     coarsest_stride: Literal[8, 16, 32, 64] = 64
@@ -134,10 +138,29 @@ class LossConfig:
     photometric_scales: tuple[float, ...] = (1.0,)
     """Weights of the reconstruction from the finest decoded flow to coarser ones; the paper: full size only
     [C]. ARFlow's (1, 1, 1, 1) leads small models out of the zero-flow solution [D: ARFlow]."""
+    photometric_reduction: Literal[1, 2, 4] = 1
+    """Images are averaged over squares of this many pixels a side before they are compared, at every scale; 1: full
+    size [C]. 2 costs a quarter, and motions of pixels lose little [ours]."""
+    feature_levels: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    """Coefficients of the levels in the regression and cycle terms, coarsest first; the paper has one a level [C], its
+    values are not reported. A level at 0 is not computed: the finest one, which no flow is decoded from, costs as much
+    as all others together [ours]."""
+    feature_target: Literal["live", "fixed"] = "live"
+    """Whether the features that regression and cycle predict carry gradient too [C: as the terms are written]. `fixed`
+    cuts it there, which halves the pull of both terms on the features' scale [ours]."""
+    feature_scale: Literal["absolute", "relative"] = "absolute"
+    """Squared differences of regression and cycle as they are [C]; or over the variance of the level's channels,
+    gradient included, so that shrinking features gain nothing from them [ours]."""
     smoothness_order: Literal[1, 2] = 1
     """Order of the flow's differences [C: first; ARFlow takes the second for KITTI]."""
     smoothness_edge: float = 10.0
     """Edge weight exp(-edge * |dI|) for images in [0, 1] [D: ARFlow]."""
+    occlusion: Literal["two-way", "range-map"] = "two-way"
+    """How occluded pixels are found: by the two-way test [D: ARFlow, UFlow]; or where the other frame's flow, followed
+    pixel by pixel, lands nowhere near [D: ARFlow, UFlow for other sets]. The second says something sensible while the
+    two directions do not agree yet, so at the start of short trainings [ours]."""
+    occlusion_range: float = 0.2
+    """`range-map`: occluded where less than this many pixels of the other frame land [D: ARFlow]."""
     occlusion_scale: float = 0.01
     """Occluded where |f + f'|^2 > scale * (|f|^2 + |f'|^2) + offset [D: ARFlow, UFlow]."""
     occlusion_offset: float = 0.5
@@ -161,6 +184,13 @@ class LossConfig:
     def __post_init__(self) -> None:
         if len(self.vc_variance) != 6 or len(self.vc_covariance) != 6:
             raise ValueError("model.loss: vc_variance and vc_covariance take six values, coarsest level first")
+        if len(self.feature_levels) != 6 or min(self.feature_levels) < 0 or not any(self.feature_levels):
+            raise ValueError(
+                f"model.loss.feature_levels is {self.feature_levels}, expected six values of at least 0, coarsest "
+                "level first, not all 0; to leave both terms out set their weights to 0"
+            )
+        if not 0 < self.occlusion_range <= 1:
+            raise ValueError(f"model.loss.occlusion_range is {self.occlusion_range}, expected above 0, at most 1")
         if sum(self.photometric_scales) <= 0 or min(self.photometric_scales) < 0:
             raise ValueError("model.loss.photometric_scales: weights must not be negative and one must be positive")
 

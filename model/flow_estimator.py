@@ -51,6 +51,17 @@ def _matchable(a: Tensor, b: Tensor, match: str) -> tuple[Tensor, Tensor]:
     return left.to(a.dtype), right.to(a.dtype)
 
 
+def _standardize(cost_BKhw: Tensor) -> Tensor:
+    """Zero mean and unit variance over the displacements and positions of each sample, computed in fp32.
+
+    Cosines of neighbouring features are nearly alike: what tells displacements apart is a small part of each, an order
+    below the features and the flow that the estimator reads beside them.
+    """
+    cost = cost_BKhw.to(torch.promote_types(cost_BKhw.dtype, torch.float32))
+    variance, mean = torch.var_mean(cost, dim=(1, 2, 3), keepdim=True, correction=0)
+    return ((cost - mean) * torch.rsqrt(variance + 1e-6)).to(cost_BKhw.dtype)
+
+
 class DenseConvolutions(nn.Module):
     """Densely connected 3x3 convolutions: layer k sees the input and the outputs of all layers before it.
 
@@ -176,7 +187,8 @@ class FlowEstimator(nn.Module):
             else:
                 flow = torch.zeros((a.shape[0], 2, *size), device=a.device)
             left, right = _matchable(a, b.to(a.dtype), self.config.match)
-            cost = nn.functional.leaky_relu(correlate(left, right, self.config.search_range), 0.1)
+            cost = correlate(left, right, self.config.search_range)
+            cost = _standardize(cost) if self.config.cost_norm == "sample" else nn.functional.leaky_relu(cost, 0.1)
             parts = (cost, self.project[level - self.first](a), flow.to(a.dtype))
             limit = self.config.max_flow_px / self.strides[level]
             flows.append((flow + self.residual(torch.cat(parts, dim=1))).clamp(-limit, limit))

@@ -22,11 +22,11 @@ from mcjepa.model.flow_estimator import FlowEstimator
 from mcjepa.model.inputs import require_alike, require_images, require_sides
 from mcjepa.model.losses.cycle import cycle_loss
 from mcjepa.model.losses.reconstruction import reconstruction_loss
-from mcjepa.model.losses.regression import regression_loss
+from mcjepa.model.losses.regression import channel_variances, regression_loss
 from mcjepa.model.losses.smoothness import smoothness_loss
 from mcjepa.model.losses.variance_covariance import variance_covariance_loss
 from mcjepa.model.losses.vicreg import vicreg_terms
-from mcjepa.model.warp import upsample_flow, visible, warp
+from mcjepa.model.warp import reached, upsample_flow, visible, warp
 
 PAIR_TERMS = ("regression", "reconstruction", "smoothness", "cycle", "vc")
 TERMS = (*PAIR_TERMS, "content")
@@ -200,22 +200,54 @@ class MCJEPA(nn.Module):
     ) -> dict[str, Tensor]:
         form, finest = self.config.loss, self.config.flow.finest_stride
         full = upsample_flow(flows[0], (images.shape[-2], images.shape[-1]), finest)
-        mask = visible(full, swap_halves(full), form.occlusion_scale, form.occlusion_offset)
+        mask = self._visible(full, flows[0])
         meters["visible_share"] = mask.mean()
         mask = trust_if_mostly_visible(mask, form.min_visible_share)
         meters["flow_px"] = full.detach().square().sum(1).sqrt().mean()
         masks = [_pool(mask, stride) for stride in self.encoder.strides]
         level_flows = self._flow_of_every_level(pyramid, flows)
         terms = {"reconstruction": self._reconstruction(images, flows, mask)}
+        if weights.get("regression", 0.0) or weights.get("cycle", 0.0):
+            terms |= self._feature_terms(pyramid, others, level_flows, masks, weights)
+        terms["smoothness"] = smoothness_loss(full, images, form.smoothness_edge, form.smoothness_order)
+        return terms
+
+    def _visible(self, full: Tensor, flow: Tensor) -> Tensor:
+        """The mask (B, 1, H, W) of pixels with a correspondence, by the configured test.
+
+        Cells of the finest decoded level are what a range map can tell apart, so it is made there.
+        """
+        form, finest = self.config.loss, self.config.flow.finest_stride
+        if form.occlusion == "range-map":
+            mask = reached(flow, swap_halves(flow), form.occlusion_range)
+            return F.interpolate(mask, scale_factor=finest)[..., : full.shape[-2], : full.shape[-1]]
+        return visible(full, swap_halves(full), form.occlusion_scale, form.occlusion_offset)
+
+    def _feature_terms(
+        self,
+        pyramid: list[Tensor],
+        others: list[Tensor],
+        level_flows: list[Tensor],
+        masks: list[Tensor],
+        weights: Mapping[str, float],
+    ) -> dict[str, Tensor]:
+        """Regression and cycle of the levels that count; both need the other frame's features, warped once."""
+        form = self.config.loss
+        coefficients = form.feature_levels[::-1]
+        used = [level for level, coefficient in enumerate(coefficients) if coefficient]
+        maps, flows, seen = ([x[level] for level in used] for x in (pyramid, level_flows, masks))
+        moved = [warp(others[level], level_flows[level]) for level in used]
+        targets = [x.detach() for x in maps] if form.feature_target == "fixed" else maps
+        scale = maps[0].new_tensor([coefficients[level] for level in used])
+        if form.feature_scale == "relative":
+            scale = scale / channel_variances(maps).clamp_min(1e-8)
+        terms: dict[str, Tensor] = {}
         if weights.get("regression", 0.0):
-            predicted = [warp(other, flow) for other, flow in zip(others, level_flows, strict=True)]
-            terms["regression"] = regression_loss(pyramid, predicted, masks)
+            terms["regression"] = regression_loss(targets, moved, seen, scale)
         if weights.get("cycle", 0.0):
-            back = [swap_halves(flow) for flow in level_flows]
-            terms["cycle"] = cycle_loss(pyramid, level_flows, back, masks)
-        terms["smoothness"] = smoothness_loss(
-            flows[0], _pool(images, finest), form.smoothness_edge, form.smoothness_order
-        )
+            # `moved` of the other direction is this frame's features as the other frame sees them.
+            there, back = ([swap_halves(x) for x in halves] for halves in (moved, flows))
+            terms["cycle"] = cycle_loss(targets, flows, back, seen, there, scale)
         return terms
 
     def _flow_of_every_level(self, pyramid: list[Tensor], flows: list[Tensor]) -> list[Tensor]:
@@ -234,14 +266,19 @@ class MCJEPA(nn.Module):
         return everywhere
 
     def _reconstruction(self, images: Tensor, flows: list[Tensor], mask: Tensor) -> Tensor:
-        """Scale k: the k-th finest flow, upsampled to 1 / 2^k of the image's size, against the pooled images."""
+        """Scale k: the k-th finest flow, upsampled to 1 / 2^k of the image's size, against the pooled images.
+
+        With `photometric_reduction` r both are 1 / r of that size.
+        """
         total, used = images.new_zeros((), dtype=torch.float32), 0.0
-        for k, (flow, weight) in enumerate(zip(flows, self.config.loss.photometric_scales, strict=False)):
-            image = _pool(images, 2**k)
+        form, finest = self.config.loss, self.config.flow.finest_stride
+        for k, (flow, weight) in enumerate(zip(flows, form.photometric_scales, strict=False)):
+            factor = 2**k * form.photometric_reduction
+            image = _pool(images, factor)
             if weight == 0.0 or min(image.shape[-2:]) < 4:
                 continue
             size = (image.shape[-2], image.shape[-1])
-            guess = warp(swap_halves(image), upsample_flow(flow, size, self.config.flow.finest_stride))
-            distance = reconstruction_loss(image, guess, _pool(mask, 2**k), self.config.loss)
+            guess = warp(swap_halves(image), upsample_flow(flow, size, finest // form.photometric_reduction))
+            distance = reconstruction_loss(image, guess, _pool(mask, factor), form)
             total, used = total + weight * distance, used + weight
         return total / used if used else total

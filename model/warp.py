@@ -86,3 +86,42 @@ def visible(flow_ab: Tensor, flow_ba: Tensor, scale: float, offset: float) -> Te
     error = (flow_ab + back).square().sum(1, keepdim=True)
     size = flow_ab.square().sum(1, keepdim=True) + back.square().sum(1, keepdim=True)
     return ((error <= scale * size + offset) & inside(flow_ab)).float()
+
+
+@torch.no_grad()
+def range_map(flow_B2hw: Tensor) -> Tensor:
+    """How many pixels land on each cell when all follow their flow, each spread bilinearly over four cells.
+
+    Args:
+        flow_B2hw: (B, 2, h, w), in cells; for the visibility of `a` that of the other frame, b -> a.
+
+    Returns:
+        (B, 1, h, w), fp32: 1 everywhere for zero flow, 0 where nothing arrives.
+    """
+    batch, _, height, width = flow_B2hw.shape
+    x, y = _target_positions(flow_B2hw.float())
+    left, top = x.floor(), y.floor()
+    images = torch.arange(batch, device=flow_B2hw.device).view(-1, 1, 1) * (height * width)
+    counts = torch.zeros(batch * height * width, device=flow_B2hw.device)
+    for column in (left, left + 1):
+        for row in (top, top + 1):
+            share = (1 - (x - column).abs()) * (1 - (y - row).abs())
+            on_map = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            cell = images + (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long()
+            counts.index_add_(0, cell.flatten(), (share * on_map).flatten())
+    return counts.view(batch, 1, height, width)
+
+
+@torch.no_grad()
+def reached(flow_ab: Tensor, flow_ba: Tensor, least: float) -> Tensor:
+    """Pixels of `a` that stay in the frame and on which at least `least` pixels of `b` land (Wang et al. 2018).
+
+    Args:
+        flow_ab: (B, 2, h, w), in pixels.
+        flow_ba: (B, 2, h, w), in pixels.
+        least: threshold on `range_map(flow_ba)`.
+
+    Returns:
+        float mask of shape (B, 1, h, w), 1 where visible. No gradient passes.
+    """
+    return ((range_map(flow_ba) >= least) & inside(flow_ab)).float()

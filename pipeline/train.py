@@ -29,6 +29,7 @@ from mcjepa.pipeline.agreement import require_same_start
 from mcjepa.pipeline.checkpoint import CheckpointKeeper, newest_weights
 from mcjepa.pipeline.checkpoint.resume import find_start
 from mcjepa.pipeline.engine.engine import build_engine, seed_step, set_learning_rates, start_world, stop_world
+from mcjepa.pipeline.engine.parameters import stop_gradients
 from mcjepa.pipeline.monitor.guards import StepSetting, StopRequest
 from mcjepa.pipeline.monitor.instruments import Instruments
 from mcjepa.pipeline.monitor.watchdog import Watchdog
@@ -128,6 +129,8 @@ def _open_run(
     torch.manual_seed(config.seed)
     model = MCJEPA(model_config)
     origin = load_initial_weights(model, config.init_from, folder.path, continued=start is not None)
+    if config.frozen_encoder:
+        stop_gradients(model.encoder)
     engine = build_engine(model, config, world)
     loader = build_loader(
         config.stream,

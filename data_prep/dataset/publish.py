@@ -110,6 +110,8 @@ def publish_dataset(store: Store, plan: PlanSummary) -> DatasetManifest:
         parameters=plan.parameters,
         shards=tuple(tally.shards),
         totals=totals,
+        files=plan.files,
+        census=plan.census,
     )
     return _publish(store, manifest)
 

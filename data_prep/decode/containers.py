@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mcjepa.data_prep.decode.colour import name_wide_colours
 from mcjepa.data_prep.decode.completeness import packet_end_s, require_whole_file, require_whole_play
 from mcjepa.data_prep.decode.failures import DecodeFailure, require_megapixels
 from mcjepa.data_prep.decode.kinds import HEAD_BYTES, describe_content
@@ -39,8 +40,6 @@ BACK_S, AHEAD_S = 0.1, 3600.0
 """Steps of the decoding time that no single recording makes; before a key frame, no step back at all."""
 PROBED_FRAMES, PROBED_PACKETS = 3, 64
 MOST_ASPECT = 8
-HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
-WIDE_PRIMARIES = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,7 @@ class FrameFacts:
     @property
     def wide_colours(self) -> str:
         """What of its colours is not that of plain video, in words; empty where nothing is."""
-        found = [f"HDR ({name})" for number, name in HDR_TRANSFERS.items() if number == self.transfer]
-        found += [f"{name} primaries" for number, name in WIDE_PRIMARIES.items() if number == self.primaries]
-        return ", ".join(found)
+        return name_wide_colours(self.transfer, self.primaries)
 
 
 @dataclass(frozen=True)

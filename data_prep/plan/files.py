@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 
+from mcjepa.data_prep.corpora.census import Census
 from mcjepa.data_prep.decode.encoders import encoder_version
 from mcjepa.data_prep.decode.videos import decoder_version
 from mcjepa.data_prep.errors import DataError, PlanMismatch
@@ -31,17 +32,26 @@ from mcjepa.data_prep.storage.json_files import encode_json, read_lines, write_l
 
 
 def summarise_plan(
-    config: DatasetConfig, inputs: Iterable[PlannedInput], *, guarded: Iterable[PlannedInput] = ()
+    config: DatasetConfig,
+    inputs: Iterable[PlannedInput],
+    *,
+    guarded: Iterable[PlannedInput] = (),
+    census: Census | None = None,
 ) -> PlanSummary:
-    """The plan of a list of inputs; nothing is written."""
+    """The plan of a list of inputs, with what `census` has counted meanwhile; nothing is written."""
     digest = _new_digest(config, guarded)
     for planned in inputs:
         digest.add(planned)
-    return digest.summary()
+    return digest.summary(census)
 
 
 def begin_plan(
-    store: Store, config: DatasetConfig, inputs: Iterable[PlannedInput], *, guarded: Iterable[PlannedInput] = ()
+    store: Store,
+    config: DatasetConfig,
+    inputs: Iterable[PlannedInput],
+    *,
+    guarded: Iterable[PlannedInput] = (),
+    census: Census | None = None,
 ) -> PlanSummary:
     """Plan a dataset and write its plan, unless one is there: `require_same_plan` compares them.
 
@@ -50,12 +60,13 @@ def begin_plan(
         config: Its settings.
         inputs: All its inputs, in order.
         guarded: Inputs of the evaluation sets that the leakage filter guards.
+        census: Has counted, when the inputs are listed, what lies in the corpora.
 
     Raises:
         DataError: the inputs cannot be listed or the plan cannot be written.
     """
     if store.exists(PLAN_NAME):
-        return summarise_plan(config, inputs, guarded=guarded)
+        return summarise_plan(config, inputs, guarded=guarded, census=census)
     digest = _new_digest(config, guarded)
     path = store.scratch() / f"{PLAN_INPUTS_NAME}.{os.getpid()}.partial"
     try:
@@ -64,7 +75,7 @@ def begin_plan(
         store.write_file(PLAN_INPUTS_NAME, path)
     finally:
         path.unlink(missing_ok=True)
-    summary = digest.summary()
+    summary = digest.summary(census)
     store.write_if_absent(PLAN_NAME, encode_json(summary))  # another run's plan is compared by the caller
     return summary
 
@@ -81,7 +92,8 @@ def read_plan(store: Store) -> PlanSummary:
         content = json.loads(store.read(PLAN_NAME))
     except ValueError as error:
         raise DataError(f"{where} is no JSON ({error}); expected a plan; remove {store.location}") from error
-    if not isinstance(content, dict) or set(content) != fields or content["version"] != PLAN_VERSION:
+    known = isinstance(content, dict) and fields - {"files", "census"} <= set(content) <= fields
+    if not known or content["version"] != PLAN_VERSION:
         raise DataError(f"{where} is no plan of version {PLAN_VERSION}; expected one; remove {store.location}")
     return PlanSummary(**content)
 

@@ -16,7 +16,12 @@ from mcjepa.model.warp import warp
 
 
 def cycle_loss(
-    maps: Sequence[Tensor], flows_ab: Sequence[Tensor], flows_ba: Sequence[Tensor], masks: Sequence[Tensor]
+    maps: Sequence[Tensor],
+    flows_ab: Sequence[Tensor],
+    flows_ba: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    moved: Sequence[Tensor] | None = None,
+    coefficients: Tensor | None = None,
 ) -> Tensor:
     """Masked mean squared difference of the maps and their round trip, summed over levels.
 
@@ -25,9 +30,13 @@ def cycle_loss(
         flows_ab: flow a -> b of every level, in its cells, each (B, 2, h, w).
         flows_ba: flow b -> a likewise.
         masks: visible share of every cell of a, (B, 1, h, w).
+        moved: warp(X_a, flow_ba) of every level, where the caller has it: half of this term's work.
+        coefficients: of each level, as in `regression_loss`.
 
     Returns:
         Scalar, fp32.
     """
-    round_trips = [warp(warp(x, ba), ab) for x, ab, ba in zip(maps, flows_ab, flows_ba, strict=True)]
-    return regression_loss(maps, round_trips, masks)
+    if moved is None:
+        moved = [warp(x, ba) for x, ba in zip(maps, flows_ba, strict=True)]
+    round_trips = [warp(x, ab) for x, ab in zip(moved, flows_ab, strict=True)]
+    return regression_loss(maps, round_trips, masks, coefficients)

@@ -55,6 +55,7 @@ class Command(NamedTuple):
 GROUPS = {
     "prep": "turn corpora into published datasets",
     "eval": "score weights on benchmarks",
+    "study": "train, evaluate and compare the arms of a recipe's study over several seeds",
     "launch": "run prep, train or eval in the background, on Slurm or on Ray clusters",
     "drill": "rehearse an interruption of a recipe's run on this machine and compare losses and samples",
     "tracking": "records of runs on their way to MLflow",
@@ -235,6 +236,18 @@ COMMANDS = (
             WEIGHTS, DATA, SET, *RESULTS, settings_of("eval.classify"),
             number("--seed", "N", "seed of the linear head (%(default)s)"),
         ),
+    ),
+    Command(
+        "study run", "study:run",
+        "train and evaluate every arm with every seed, then print the tables; running it again continues",
+        "mcjepa study run study/main data=DATA",
+        (*RECIPE, JSON),
+    ),
+    Command(
+        "study table", "study:table",
+        "print means, spreads and tests of significance of what has been scored so far",
+        "mcjepa study table study/main data=DATA",
+        (*RECIPE, JSON),
     ),
     Command(
         "infer", "infer:infer",

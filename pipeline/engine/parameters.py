@@ -52,6 +52,15 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     return [{**group, "name": name} for name, group in sorted(groups.items())]
 
 
+def stop_gradients(module: nn.Module) -> None:
+    """Lets no gradient into a module whose outputs are a list of tensors: they leave it as constants.
+
+    Its parameters stay in their groups, so that checkpoints have the same form; `Schedule.idle_groups` holds them
+    still.
+    """
+    module.register_forward_hook(lambda _module, _inputs, outputs: [x.detach() for x in outputs])
+
+
 def branch_gradient_norms(engine: Any) -> dict[str, float] | None:
     """Norm of the averaged gradient of every branch, before clipping; all ranks call it after the backward pass.
 

@@ -30,6 +30,7 @@ from mcjepa.pipeline.recipe.sweep import sweep_runs
 from mcjepa.pipeline.run.folder import RECIPE
 from mcjepa.pipeline.stream.order import check_world_size
 from mcjepa.pipeline.tracking import Tracker
+from mcjepa.pipeline.tracking.lineage import PARENT_VARIABLE
 
 FOLLOW = ("--follow", "--patience-s", "86400")
 """An evaluation beside the training gives up after a day without new weights."""
@@ -287,7 +288,7 @@ def _submit(job: Job, recipe: Recipe, plain: Mapping[str, Any]) -> Record:
     if recipe.sweep:
         parent = _parent_run(recipe, plain)
         elements = tuple(
-            dataclasses.replace(e, environment={**e.environment, "MCJEPA_PARENT_RUN": parent}) for e in job.elements
+            dataclasses.replace(e, environment={**e.environment, PARENT_VARIABLE: parent}) for e in job.elements
         )
         job = dataclasses.replace(job, elements=elements)
     return submit(job)

@@ -72,7 +72,9 @@ class PeriodicMeters:
     def before_backward(self, loss: Tensor) -> None:
         """Spread of the features; the tasks' gradients where both take part."""
         self._spreads()
-        if self._config.cosine and len(self._pyramids) == 2 and self._engine.zero_optimization_stage() < 3:
+        trained = all(levels[0].requires_grad for levels in self._pyramids.values())  # not frozen
+        whole = self._engine.zero_optimization_stage() < 3
+        if self._config.cosine and len(self._pyramids) == 2 and trained and whole:
             self.values.update(task_gradients(self._engine, loss, self._pyramids["pairs"], self._pyramids["views"]))
         self._pyramids = {}
 

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from mcjepa.data_prep.settings import PrepConfig
 from mcjepa.evals.settings import EvalConfig
+from mcjepa.evals.study.settings import StudyConfig
 from mcjepa.model.config import ModelConfig
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.recipe.files import (
@@ -52,6 +53,8 @@ class Recipe:
     sweep: dict[str, list[Any]] | None = None
     """Keys of this recipe and the values that they take in turn, e.g. {train.optimizer.encoder_lr: [1e-4, 3e-4]}:
     `mcjepa launch train` trains every combination in a folder of its own below `train.run`."""
+    study: StudyConfig | None = None
+    """Arms of this recipe that are trained from several seeds and compared: `mcjepa study`."""
 
 
 def load_recipe(name: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str, Any]]:

@@ -177,6 +177,9 @@ class TrainConfig:
     init_from: str = ""
     """Weights that a new run starts from, a safetensors file or a folder with one: mcjepa's own (whole or the encoder
     alone) or a published ConvNeXt for the encoder's stages; empty: random. A continued run does not read it [ours]."""
+    frozen_encoder: bool = False
+    """The encoder stays as it starts: no gradient reaches it, its rate is 0, and only estimator and expander learn.
+    With `init_from`, the paper's flow head on a frozen encoder [S]."""
     stream: StreamConfig = field(default_factory=StreamConfig)
     """Where samples come from and what is done to them."""
     terms: TermsConfig = field(default_factory=TermsConfig)

@@ -61,6 +61,7 @@ def describe_preparation(report: PrepReport) -> dict[str, Any]:
             "location": d.location,
             **dataclasses.asdict(d.totals),
             "reused_shards": d.reused_shards,
+            "others": d.others,
         }
         for d in report.datasets
     }

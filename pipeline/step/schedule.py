@@ -59,6 +59,8 @@ class Schedule:
     """Steps over which its weight rises."""
     weights: Mapping[str, float]
     """Full weight of every loss term, the video balance multiplied in."""
+    frozen: tuple[str, ...] = ()
+    """Parameter groups that no step trains."""
 
     def rate_factor(self, step: int) -> float:
         """Factor on every group's peak learning rate in a step."""
@@ -72,14 +74,14 @@ class Schedule:
         }
 
     def idle_groups(self, step: int) -> tuple[str, ...]:
-        """Parameter groups that no loss term has reached yet: `estimator`, `expander`.
+        """Parameter groups that no loss term has reached yet (`estimator`, `expander`), and those that are frozen.
 
         They are held still. Otherwise AdamW would count the steps without gradients, and its bias correction would be
         gone when the branch starts: a first update of three times the rate.
         """
         weights = self.weights_at(step)
         motion = any(weights[name] for name in MOTION_TERMS)
-        return (*(() if motion else ("estimator",)), *(() if weights["content"] else ("expander",)))
+        return (*(() if motion else ("estimator",)), *(() if weights["content"] else ("expander",)), *self.frozen)
 
 
 def build_schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
@@ -106,4 +108,5 @@ def build_schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
         weights={
             name: term.weight * (1.0 if name == "content" else terms.video_balance) for name, term in terms.items()
         },
+        frozen=("encoder",) if config.frozen_encoder else (),
     )

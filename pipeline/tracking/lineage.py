@@ -59,10 +59,12 @@ def dataset_records(
     ]
 
 
+PARENT_VARIABLE = "MCJEPA_PARENT_RUN"
+"""Names the MLflow run that a new run is a child of."""
 NAMES = {
     "MCJEPA_JOB": "mcjepa.slurm_job",
     "MCJEPA_SITE": "mcjepa.site",
-    "MCJEPA_PARENT_RUN": "mlflow.parentRunId",
+    PARENT_VARIABLE: "mlflow.parentRunId",
 }
 
 

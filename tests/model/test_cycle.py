@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mcjepa.model.losses.cycle import cycle_loss
+from mcjepa.model.warp import warp
 
 
 def constant_flow(u: float, v: float, size: tuple[int, int]) -> Tensor:
@@ -62,3 +63,10 @@ def test_nothing_visible_gives_zero_and_finite_gradients() -> None:
     loss.backward()
     assert loss.item() == 0
     assert flow.grad is not None and flow.grad.abs().max() == 0
+
+
+def test_features_that_the_caller_has_moved_give_the_same() -> None:
+    x, ab, ba, mask = torch.randn(1, 2, 6, 8), torch.randn(1, 2, 6, 8), torch.randn(1, 2, 6, 8), torch.ones(1, 1, 6, 8)
+    plain = cycle_loss([x], [ab], [ba], [mask])
+    assert torch.equal(cycle_loss([x], [ab], [ba], [mask], [warp(x, ba)]), plain)
+    torch.testing.assert_close(cycle_loss([x], [ab], [ba], [mask], coefficients=torch.tensor([3.0])), 3 * plain)

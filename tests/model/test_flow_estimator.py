@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mcjepa.model.config import FlowConfig, ModelConfig
 from mcjepa.model.encoder import STRIDES
-from mcjepa.model.flow_estimator import DenseConvolutions, FlowEstimator, ResidualFlow
+from mcjepa.model.flow_estimator import DenseConvolutions, FlowEstimator, ResidualFlow, _standardize
 from mcjepa.model.mcjepa import MCJEPA
 
 CHANNELS = (2, 3, 4, 5, 6, 7)
@@ -196,6 +196,35 @@ def test_cosine_matching_ignores_scale_and_offset_of_a_channel_and_stays_within_
     same = matching_cost(estimator, a, a)
     centre = same.shape[1] // 2
     torch.testing.assert_close(same[:, centre], torch.ones_like(same[:, centre]), rtol=1e-3, atol=1e-3)
+
+
+def test_standardized_costs_have_mean_zero_and_variance_one_a_sample_and_ignore_scale() -> None:
+    cost = 0.9 + 0.01 * torch.randn(3, 25, 4, 6)
+    out = _standardize(cost)
+    torch.testing.assert_close(out.mean((1, 2, 3)), torch.zeros(3), rtol=0, atol=1e-4)
+    torch.testing.assert_close(out.var((1, 2, 3), correction=0), torch.ones(3), rtol=0.02, atol=0)
+    torch.testing.assert_close(_standardize(7 * cost - 3), out, rtol=0.02, atol=0.02)
+    assert _standardize(cost.bfloat16()).dtype == torch.bfloat16
+    assert _standardize(torch.full((1, 9, 2, 2), 0.5)).abs().max() == 0
+
+
+def test_standardizing_the_costs_by_hand() -> None:
+    out = _standardize(torch.tensor([1.0, 3.0]).view(1, 2, 1, 1))
+    assert out.flatten().tolist() == pytest.approx([-1.0, 1.0], rel=1e-5)
+
+
+def test_gradients_of_standardized_costs_agree_with_finite_differences(in_float64: None) -> None:
+    cost = torch.randn(2, 9, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(_standardize, (cost,), atol=1e-4, rtol=1e-3)
+
+
+def test_raw_features_of_any_scale_give_the_same_standardized_costs(make_estimator: MakeEstimator) -> None:
+    estimator = make_estimator(cost_norm="sample")
+    for project in estimator.project:
+        torch.nn.init.zeros_(project.weight)  # what is read of the features besides their costs
+    a, b = random_pyramid(64, 64), random_pyramid(64, 64)
+    for flow, other in zip(estimator(a, b), estimator([9 * x for x in a], [9 * x for x in b]), strict=True):
+        torch.testing.assert_close(flow, other, rtol=1e-2, atol=1e-2)
 
 
 def test_matching_of_constant_maps_is_finite(make_estimator: MakeEstimator) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -203,6 +204,66 @@ def test_feature_terms_are_those_of_both_directions_by_their_own_flows(model: MC
     torch.testing.assert_close(terms["cycle"], cycle, rtol=1e-4, atol=1e-5)
 
 
+def with_form(model: MCJEPA, **settings: object) -> MCJEPA:
+    """The model with other settings of its loss."""
+    other = copy.deepcopy(model)
+    other.config = replace(model.config, loss=replace(model.config.loss, **settings))  # type: ignore[arg-type]
+    return other
+
+
+def test_coefficients_of_feature_levels_are_named_coarsest_first_and_add_up(model: MCJEPA, pairs: Batch) -> None:
+    def terms(*levels: float) -> dict[str, Tensor]:
+        return with_form(model, feature_levels=levels)(pairs, None, WEIGHTS).terms
+
+    whole, finest, rest = terms(2, 2, 2, 2, 2, 2), terms(0, 0, 0, 0, 0, 1), terms(1, 1, 1, 1, 1, 0)
+    plain = model(pairs, None, WEIGHTS).terms
+    for name in ("regression", "cycle"):
+        torch.testing.assert_close(whole[name], 2 * plain[name])
+        torch.testing.assert_close(finest[name] + rest[name], plain[name])
+
+
+def test_feature_levels_that_say_nothing_are_refused() -> None:
+    for levels in ((0.0,) * 6, (1.0,) * 5, (1.0, 1.0, 1.0, 1.0, 1.0, -1.0)):
+        with pytest.raises(ValueError, match="feature_levels"):
+            LossConfig(feature_levels=levels)
+
+
+def growth(model: MCJEPA, pairs: Batch, term: str) -> float:
+    """Slope of a feature term along the scale of the finest level's features, which only that term sees."""
+    stem = model.encoder.stem_fine
+    model.zero_grad()
+    model(pairs, None, {term: 1.0}).loss.backward()
+    slope = (stem.weight.grad * stem.weight).sum()
+    if stem.bias is not None:
+        slope = slope + (stem.bias.grad * stem.bias).sum()
+    return float(slope.detach())
+
+
+@pytest.mark.parametrize("term", ["regression", "cycle"])
+def test_features_that_shrink_gain_nothing_at_relative_scale(model: MCJEPA, pairs: Batch, term: str) -> None:
+    """The finest level is a linear map of the image (no activation), so its scale is that of its weights; the flow
+    is held, because it is decoded from other levels."""
+    for parameter in model.flow_estimator.parameters():
+        parameter.requires_grad_(False)
+    levels = (0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+    held = with_constant_flow(model, 1.0, 0.5)
+    plain = growth(with_form(held, feature_levels=levels), pairs, term)
+    fixed = growth(with_form(held, feature_levels=levels, feature_target="fixed"), pairs, term)
+    relative = growth(with_form(held, feature_levels=levels, feature_scale="relative"), pairs, term)
+    value = with_form(held, feature_levels=levels)(pairs, None, {term: 1.0}).terms[term].item()
+    assert plain == pytest.approx(2 * value, rel=1e-3)  # a square: growing features cost, so descent shrinks them
+    assert 0 < fixed < plain
+    assert abs(relative) < 1e-4 * plain
+
+
+def test_range_map_occlusion_takes_zero_flow_as_visible_and_contradicting_flows_too(tiny_config: ModelConfig) -> None:
+    form = replace(tiny_config.loss, occlusion="range-map")
+    model = with_constant_flow(MCJEPA(replace(tiny_config, loss=form)), 16.0, 0.0).eval()
+    out = model(tuple(torch.rand(2, 1, 3, 64, 64)), None, {"reconstruction": 1.0})
+    # 16 columns leave the frame to the right, and nothing lands on the 16 at the left.
+    assert out.meters["visible_share"].item() == pytest.approx(32 / 64)
+
+
 def test_variance_and_covariance_weights_are_named_coarsest_level_first(tiny_config: ModelConfig) -> None:
     one_level = replace(tiny_config.loss, vc_variance=(1, 0, 0, 0, 0, 0), vc_covariance=(0, 0, 0, 0, 0, 1))
     model, frames = MCJEPA(replace(tiny_config, loss=one_level)), torch.rand(2, 1, 3, 64, 64)
@@ -260,14 +321,32 @@ def test_photometric_scales_average(tiny_config: ModelConfig, scales: tuple[floa
     torch.testing.assert_close(term, mean, rtol=1e-4, atol=1e-6)
 
 
-def test_smoothness_is_taken_of_the_finest_decoded_flow(model: MCJEPA, pairs: Batch) -> None:
+@pytest.mark.parametrize("reduction", [2, 4])
+def test_reduced_reconstruction_compares_pooled_images(model: MCJEPA, reduction: int) -> None:
+    frames = tuple(torch.rand(2, 1, 3, 64, 72))
+    reduced = with_form(model, photometric_reduction=reduction, photometric_scales=(1.0, 0.5), min_visible_share=1.0)
+    term = reduced(frames, None, {"reconstruction": 1.0}).terms["reconstruction"]
+    with torch.no_grad():
+        pyramids = [model.forward_pyramid(frame) for frame in frames]
+        flows = [model.flow_estimator(*ends)[:2] for ends in (pyramids, pyramids[::-1])]
+    expected = torch.zeros(())
+    for (a, b), flow in zip((frames, frames[::-1]), flows, strict=True):
+        for k, weight in enumerate((1.0, 0.5)):
+            small, other = (_pool(x, reduction * 2**k) for x in (a, b))
+            size = (small.shape[-2], small.shape[-1])
+            guess = warp(other, upsample_flow(flow[k], size, 4 // reduction))
+            whole = torch.ones_like(small[:, :1])
+            expected = expected + weight * reconstruction_loss(small, guess, whole, model.config.loss) / 2
+    torch.testing.assert_close(term, expected / 1.5, rtol=1e-4, atol=1e-5)
+
+
+def test_smoothness_is_taken_of_the_finest_decoded_flow_at_full_size(model: MCJEPA, pairs: Batch) -> None:
     images = torch.cat(pairs)
     with torch.no_grad():
         pyramid = model.forward_pyramid(images)
         flow = model.flow_estimator(pyramid, [swap_halves(x) for x in pyramid])[0]
-    small = torch.nn.functional.avg_pool2d(images, 4, ceil_mode=True, count_include_pad=False)
     term = model(pairs, None, {"smoothness": 1.0}).terms["smoothness"]
-    torch.testing.assert_close(term, smoothness_loss(flow, small, 10.0, 1))
+    torch.testing.assert_close(term, smoothness_loss(upsample_flow(flow, (70, 64), 4), images, 10.0, 1))
 
 
 @pytest.mark.parametrize(("coarsest", "finest"), [(8, 8), (16, 4), (32, 8)])

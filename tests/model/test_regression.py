@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mcjepa.model.losses.regression import regression_loss
+from mcjepa.model.losses.regression import channel_variances, regression_loss
 
 
 def test_two_levels_by_hand() -> None:
@@ -52,3 +52,28 @@ def test_levels_that_do_not_match_up_are_refused() -> None:
     x, mask = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
     with pytest.raises(ValueError, match="shorter"):
         regression_loss([x, x], [x], [mask])
+
+
+def test_coefficients_weigh_the_levels() -> None:
+    maps, mask = [torch.tensor(3.0).view(1, 1, 1, 1), torch.tensor(5.0).view(1, 1, 1, 1)], torch.ones(1, 1, 1, 1)
+    zeros = [torch.zeros(1, 1, 1, 1)] * 2
+    assert regression_loss(maps, zeros, [mask, mask], torch.tensor([2.0, 0.1])).item() == pytest.approx(20.5)
+
+
+def test_channel_variances_are_those_over_all_positions() -> None:
+    maps = [torch.randn(2, 3, 4, 5), torch.randn(2, 6, 2, 2)]
+    expected = [x.transpose(0, 1).flatten(1).var(1, correction=0).mean() for x in maps]
+    torch.testing.assert_close(channel_variances(maps), torch.stack(expected))
+    torch.testing.assert_close(
+        channel_variances([3 * x + 7 for x in maps]), 9 * torch.stack(expected), rtol=1e-4, atol=0
+    )
+
+
+def test_gradients_of_channel_variances_agree_with_finite_differences(in_float64: None) -> None:
+    x = torch.randn(2, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(2, 1, 1, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a, b: channel_variances([a, b]), (x, y), atol=1e-4, rtol=1e-3)
+
+
+def test_constant_maps_have_no_variance() -> None:
+    assert channel_variances([torch.full((1, 2, 1, 1), 3.0)]).tolist() == [0.0]

@@ -31,14 +31,16 @@ def test_affine_flow_costs_nothing_at_second_order_only() -> None:
 def test_affine_flow_on_a_flat_image_by_hand() -> None:
     loss = smoothness_loss(affine_flow(6, 8), torch.full((1, 3, 6, 8), 0.5), 10.0, 1)
     along_x, along_y = (0.5 + 0.1) / 2, (0.25 + 1) / 2  # means over u and v
-    assert loss.item() == pytest.approx((along_x + along_y) / 2 / 6)
+    assert loss.item() == pytest.approx((along_x + along_y) / 2 / 6 / 2)  # first differences are halved
 
 
 def test_an_edge_of_the_image_lets_the_flow_jump() -> None:
     flow, image = torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 4)
     flow[:, 0, :, 2:] = 8.0
     without = smoothness_loss(flow, image, 10.0, 1)
-    assert without.item() == pytest.approx(8 / 4 * (1 / 3) / 2 / 2)  # one of 3 steps, one of 2 components, x of x, y
+    assert without.item() == pytest.approx(
+        8 / 4 * (1 / 3) / 2 / 2 / 2
+    )  # one of 3 steps, one of 2 components, x of x, y; halved
     image[..., 2:] = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)
     with_edge = smoothness_loss(flow, image, 10.0, 1)
     assert with_edge.item() == pytest.approx(without.item() * math.exp(-10 * 0.2), rel=1e-5)
@@ -50,6 +52,15 @@ def test_a_bend_at_second_order_by_hand() -> None:
     flow[:, 1] = torch.tensor([0.0, 0.0, 2.0, 4.0]).view(4, 1)  # second differences along y: 2, 0
     loss = smoothness_loss(flow, torch.zeros(1, 3, 4, 4), 10.0, 2)
     assert loss.item() == pytest.approx(2 / 4 * (1 / 2) / 2 / 2)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_a_picture_and_its_motion_enlarged_cost_as_much_less_as_the_picture_is_wider(factor: int) -> None:
+    """In pixels the slope of an enlarged motion is the same, and it is divided by a longer side."""
+    small = smoothness_loss(affine_flow(6, 8), torch.zeros(1, 3, 6, 8), 10.0, 1)
+    height, width = 6 * factor, 8 * factor
+    large = smoothness_loss(affine_flow(height, width), torch.zeros(1, 3, height, width), 10.0, 1)
+    assert large.item() == pytest.approx(small.item() / factor, rel=1e-5)
 
 
 def test_mirroring_changes_nothing() -> None:

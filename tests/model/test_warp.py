@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import mcjepa.model
-from mcjepa.model.warp import inside, upsample_flow, visible, warp
+from mcjepa.model.warp import inside, range_map, reached, upsample_flow, visible, warp
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -132,6 +132,30 @@ def test_the_tolerance_of_the_two_way_test_is_the_documented_one() -> None:
 def test_no_gradient_passes_the_two_way_test() -> None:
     flow = torch.zeros(1, 2, 4, 4, requires_grad=True)
     assert not visible(flow, flow, scale=0.01, offset=0.5).requires_grad
+
+
+def test_a_range_map_counts_what_lands_on_each_cell() -> None:
+    assert torch.equal(range_map(torch.zeros(2, 2, 3, 5)), torch.ones(2, 1, 3, 5))
+    flow = torch.zeros(1, 2, 1, 4)
+    flow[0, 0] = torch.tensor([0.0, 1.0, -0.25, 9.0])  # the second lands on the third cell, the third beside it
+    assert range_map(flow).flatten().tolist() == pytest.approx([1.0, 0.25, 1.75, 0.0])
+
+
+def test_a_range_map_keeps_samples_apart_and_loses_what_leaves() -> None:
+    flow = torch.cat((constant_flow(1, 0, (4, 4)), constant_flow(0, -1.5, (4, 4))))
+    counts = range_map(flow)
+    assert counts[0].sum().item() == 12 and counts[0, 0, :, 0].tolist() == [0, 0, 0, 0]
+    assert counts[1, 0, :, 0].tolist() == pytest.approx([1, 1, 0.5, 0])
+
+
+def test_reached_is_what_the_other_frame_lands_on_and_stays_inside() -> None:
+    there, back = constant_flow(2, 0, (4, 8)), constant_flow(-2, 0, (4, 8))
+    there.requires_grad_()
+    mask = reached(there, back, 0.2)
+    assert mask[0, 0, 0].tolist() == [1, 1, 1, 1, 1, 1, 0, 0] and not mask.requires_grad
+    cover = torch.zeros(1, 2, 1, 4)
+    cover[0, 0, 0, 3] = -1.0  # the last pixel of b belongs to the third of a, so nothing of b is the last of a
+    assert reached(torch.zeros(1, 2, 1, 4), cover, 0.2).flatten().tolist() == [1, 1, 1, 0]
 
 
 def test_examples_in_the_docstrings_of_the_model_hold() -> None:

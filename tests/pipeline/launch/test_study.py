@@ -1,0 +1,150 @@
+"""The loop of a study: order, going on where it ended, what it refuses; and the arm whose encoder is frozen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from small_recipe import train_small, write_small_recipe
+
+from mcjepa.pipeline.errors import RunError, UsageError
+from mcjepa.pipeline.launch.study import run_study, study_runs
+from mcjepa.pipeline.recipe.recipe import load_recipe
+from mcjepa.pipeline.stages.study import study_table
+from mcjepa.pipeline.tracking.lineage import PARENT_VARIABLE
+
+STUDY = {
+    "arms": {
+        "content-only": {"overrides": {"train.stream.pair_batch": 0}},
+        "frozen": {"starts_from": "content-only", "overrides": {"train.frozen_encoder": True}},
+    },
+    "seeds": [0, 7],
+    "measures": {"mIoU": {"of": ["probe/moving-photos/miou"], "better": "higher"}},
+}
+
+
+class Commands:
+    """Stands for the commands: writes what they leave behind, and fails or stops where it is told to."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.parents: set[str] = set()
+        self.code_of: dict[str, int] = {}
+
+    def __call__(self, words: list[str], log: Path, variables: Mapping[str, str]) -> int:
+        content = yaml.safe_load(Path(words[-1]).read_text())
+        out, kind = Path(content["out"]), words[3]
+        name = f"{kind} {out.parent.name} {content['train']['seed']}"
+        self.seen.append(name)
+        if name in self.code_of:
+            log.write_text("a line\nthe disk is full\n")
+            return self.code_of[name]
+        if kind == "train":
+            self.parents.add(variables[PARENT_VARIABLE])
+            (out / "run" / "weights" / "step-000000004").mkdir(parents=True, exist_ok=True)
+            (out / "run" / "train_report.json").write_text('{"finished": true, "steps": 4}')
+        else:
+            assert content["eval"]["seed"] == content["train"]["seed"]
+            miou = 20.0 + content["train"]["seed"]
+            (out / "summary.json").write_text(json.dumps({"scores": {"probe/moving-photos": {"miou": miou}}}))
+        return 0
+
+
+ALL = [f"{kind} {arm} {seed}" for seed in (0, 7) for arm in ("content-only", "frozen") for kind in ("train", "eval")]
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    content = {"base": "quickstart", "name": "small", "out": str(tmp_path / "study"), "study": STUDY}
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_every_arm_and_seed_is_trained_and_scored_below_one_mlflow_run(recipe_file: Path) -> None:
+    recipe, plain = load_recipe(str(recipe_file), [])
+    commands, said = Commands(), list[str]()
+    run_study(recipe, plain, said.append, commands)
+    assert commands.seen == ALL and said[-1] == "4/4 frozen/seed-7: trained and evaluated"
+    frozen = yaml.safe_load((Path(recipe.out) / "runs/frozen/seed-7/recipe.yaml").read_text())
+    assert frozen["train"]["init_from"].endswith("content-only/seed-7/run/weights/step-000000004")
+    assert frozen["train"]["frozen_encoder"] and frozen["study"] is None
+    assert frozen["tracking"] == plain["tracking"]  # one MLflow for all
+    table, text = study_table(recipe)
+    assert table.missing == () and "| content-only | 23.5 ± 4.9 (2) |" in text
+    assert (Path(recipe.out) / "small.table.md").read_text() == text
+
+    again = Commands()
+    run_study(recipe, plain, said.append, again)
+    assert again.seen == [] and said[-1] == "4/4 frozen/seed-7: finished before"
+    known = json.loads((Path(recipe.out) / "study.json").read_text())
+    assert {known["small"]} == commands.parents
+
+
+def test_a_half_finished_study_goes_on_where_it_ended(recipe_file: Path) -> None:
+    recipe, plain = load_recipe(str(recipe_file), [])
+    broken = Commands()
+    broken.code_of = {"eval frozen 0": 3}
+    with pytest.raises(RunError, match=r"eval all .*frozen/seed-0/recipe.yaml ended with 3: the disk is full"):
+        run_study(recipe, plain, lambda line: None, broken)
+    table, _ = study_table(recipe)
+    assert table.missing == ("content-only/seed-7", "frozen/seed-0", "frozen/seed-7")
+    commands = Commands()
+    run_study(recipe, plain, lambda line: None, commands)
+    assert commands.seen == ["eval frozen 0", *ALL[4:]]
+
+
+def test_other_protocols_are_scored_again_and_other_trainings_refused(recipe_file: Path) -> None:
+    recipe, plain = load_recipe(str(recipe_file), [])
+    run_study(recipe, plain, lambda line: None, Commands())
+    commands = Commands()
+    run_study(*load_recipe(str(recipe_file), ["eval.probe.steps=77"]), lambda line: None, commands)
+    assert commands.seen == [name for name in ALL if name.startswith("eval")]
+    with pytest.raises(UsageError, match="content-only/seed-0 was begun with another `train`"):
+        run_study(*load_recipe(str(recipe_file), ["train.steps=9"]), lambda line: None, Commands())
+
+
+def test_a_stop_is_passed_on_and_no_run_is_called_failed(recipe_file: Path) -> None:
+    recipe, plain = load_recipe(str(recipe_file), [])
+    commands = Commands()
+    commands.code_of = {"train frozen 0": 130}
+    with pytest.raises(KeyboardInterrupt):
+        run_study(recipe, plain, lambda line: None, commands)
+
+
+def test_wrong_studies_are_refused_before_anything_starts(recipe_file: Path) -> None:
+    recipe, plain = load_recipe(str(recipe_file), ["study.arms.content-only.overrides={train.stpes: 3}"])
+    commands = Commands()
+    with pytest.raises(UsageError, match=r"unknown key 'train.stpes': did you mean 'train.steps'"):
+        run_study(recipe, plain, lambda line: None, commands)
+    assert commands.seen == []
+    with pytest.raises(UsageError, match="`mcjepa study run` comes before"):
+        study_table(load_recipe(str(recipe_file), ["out=elsewhere"])[0])
+    recipe_file.write_text(yaml.safe_dump({"base": "quickstart", "study": {"seeds": [0]}}))
+    with pytest.raises(UsageError, match="no arms"):
+        study_runs(load_recipe(str(recipe_file), [])[0])
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_frozen_encoder_keeps_its_weights_to_the_bit_while_the_estimator_learns(tmp_path: Path, stage: int) -> None:
+    recipe = write_small_recipe(tmp_path, meters={"every": 1})
+    first = tmp_path / "first"
+    assert train_small(recipe, first, "train.steps=2", "train.stream.pair_batch=0").returncode == 0
+    run = tmp_path / "frozen"
+    words = ("train.frozen_encoder=true", f"train.init_from={first}/weights/step-000000002", "train.steps=4")
+    words = (*words, f"train.engine.zero_stage={stage}", "train.optimizer.encoder_weight_decay=0.1")
+    done = train_small(recipe, run, *words)
+    assert done.returncode == 0, done.stderr
+    before = load_file(first / "weights/step-000000002/model.safetensors")
+    after = load_file(run / "weights/step-000000004/model.safetensors")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not any(name.startswith("encoder.") for name in moved)
+    assert any(name.startswith("flow_estimator.") for name in moved) and any(n.startswith("expander.") for n in moved)
+    records = [json.loads(line) for line in (run / "logs/metrics.jsonl").read_text().splitlines()]
+    assert all(record.get("gradient_norm_encoder", 0.0) == 0.0 for record in records)
+    assert all(record["gradient_norm_estimator"] > 0.0 for record in records)
