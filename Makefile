@@ -7,7 +7,7 @@ SETTINGS := pyproject.toml requirements.lock install.sh
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check lint format fast-tests bench clean
+.PHONY: help quickstart test check lint format fast-tests docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ fast-tests: $(VENV)/.dev
 format: $(VENV)/.dev ## let ruff format and sort
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
+docs: $(VENV)/.docs ## the pages of docs/ as a site in build/site; a dead link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "build/site/index.html"
+
 bench: $(VENV)/.dev ## every measurement in benchmarks/, shortly
 	@for file in $$(grep -l '"benchmark":' benchmarks/*/*.py); do \
 		$(BIN)/python -m "benchmarks.$$(basename "$$file" .py)" | tail -n 1; done
@@ -37,6 +40,6 @@ bench: $(VENV)/.dev ## every measurement in benchmarks/, shortly
 clean: ## remove .venv and caches; results stay
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
 
-$(VENV)/.samples $(VENV)/.test $(VENV)/.dev: $(SETTINGS)
+$(VENV)/.samples $(VENV)/.test $(VENV)/.dev $(VENV)/.docs: $(SETTINGS)
 	@./install.sh $(subst .,,$(notdir $@))
 	@touch $@

@@ -1,8 +1,8 @@
 #!/bin/sh
-# install.sh EXTRA: makes .venv and installs mcjepa with one extra (samples, test or dev) into it, editable.
+# install.sh EXTRA: makes .venv and installs mcjepa with one extra (samples, test, dev or docs) into it, editable.
 # Needs Python >= 3.11 with pip; no root, no compiler, no CUDA. Called by make, which knows when it is due.
 set -eu
-extra=${1:?usage: install.sh samples|test|dev}
+extra=${1:?usage: install.sh samples|test|dev|docs}
 venv=${VENV:-.venv}
 python=${PYTHON:-python3}
 

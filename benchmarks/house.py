@@ -29,7 +29,7 @@ ENTERED = """
 import json, sys
 entered = set()
 def look(frame, event, _):
-    if event == "call" and frame.f_code.co_name != "<module>":
+    if event == "call" and frame.f_code.co_flags & 1:  # CO_OPTIMIZED: a function; not the body of a module or class
         entered.add(frame.f_code.co_filename)
 def within(owner, name, first, last):
     inner, count = getattr(owner, name), [0]

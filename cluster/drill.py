@@ -24,7 +24,7 @@ from typing import Literal
 import psutil
 
 from mcjepa.cluster.errors import LaunchError
-from mcjepa.cluster.local import GRACE_S, INTERRUPTED, end_processes, ends_with_parent
+from mcjepa.cluster.local import GRACE_S, INTERRUPTED, death_signal, end_processes
 
 Kind = Literal["preempt", "node-loss", "storage"]
 FAULT_FILE_BYTES = 32 << 10
@@ -177,7 +177,7 @@ def _started(run: Rehearsal) -> Iterator[subprocess.Popen[bytes]]:
     with run.log.open("ab") as log:
         process = subprocess.Popen(
             list(run.argv), env={**os.environ, **run.environment}, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=ends_with_parent(),
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=death_signal(),
         )  # fmt: skip
     try:
         yield process

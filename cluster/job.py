@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
+import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -131,8 +130,7 @@ def write_record(folder: Path, record: Record) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes readable JSON, at once or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    with temporary.open("x", encoding="utf-8") as file:  # with the rights that the user's umask leaves
         json.dump(content, file, indent=1)
-    Path(name).chmod(0o644)
-    Path(name).replace(path)
+    temporary.replace(path)

@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,8 @@ from pathlib import Path
 from types import FrameType
 
 import psutil
+
+from mcjepa.cluster.rendezvous import free_port
 
 GRACE_S = 7.0
 INTERRUPTED = 130
@@ -79,7 +80,7 @@ def run_ranks(
         **(environment or {}),
         "WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
+        "MASTER_PORT": str(free_port(os.getpid(), "127.0.0.1")),
     }
     commands = [
         (list(argv), {**world, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)})
@@ -88,19 +89,12 @@ def run_ranks(
     return run_together(commands, grace_s=grace_s, logs=logs)
 
 
-def free_port() -> int:
-    """A port of the loopback interface that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def ends_with_parent(number: int = signal.SIGKILL) -> Callable[[], None]:
+def death_signal(number: int = signal.SIGKILL) -> Callable[[], None]:
     """For `preexec_fn`: the new process gets this signal when the thread that makes it ends, however it ends."""
-    return partial(end_with_parent, number, os.getpid())
+    return partial(set_death_signal, number, os.getpid())
 
 
-def end_with_parent(number: int, parent: int) -> None:
+def set_death_signal(number: int, parent: int) -> None:
     """Makes this process get a signal when its parent ends; it ends at once where that has happened already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
@@ -160,7 +154,7 @@ def _start(argv: Sequence[str], variables: Mapping[str, str], log: Path | None) 
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            preexec_fn=ends_with_parent(),
+            preexec_fn=death_signal(),
         )
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 from mcjepa.cluster.errors import LaunchError
-from mcjepa.cluster.local import end_processes, ends_with_parent
+from mcjepa.cluster.local import death_signal, end_processes
 from mcjepa.cluster.rendezvous import free_port, own_address
 from mcjepa.cluster.site import RayConfig
 
@@ -38,7 +38,7 @@ QUIET = {
 
 
 @dataclass(frozen=True)
-class Place:
+class RayMember:
     """This node among those of the job."""
 
     rank: int
@@ -63,7 +63,7 @@ class RayNode:
         marks: folder that all nodes reach; each node puts a file there when it has joined.
     """
 
-    def __init__(self, place: Place, config: RayConfig, cpus: int, marks: Path) -> None:
+    def __init__(self, place: RayMember, config: RayConfig, cpus: int, marks: Path) -> None:
         self._place, self._config, self._cpus, self._marks = place, config, cpus, marks
         self._folder = Path(f"/tmp/mcjepa-ray-{place.job}-{place.rank}")  # sockets below it: at most 107 characters
         self._process: subprocess.Popen[bytes] | None = None
@@ -80,7 +80,7 @@ class RayNode:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=ends_with_parent(signal.SIGTERM),  # on which it ends all of its processes
+                preexec_fn=death_signal(signal.SIGTERM),  # on which it ends all of its processes
             )
         return self
 

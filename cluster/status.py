@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +12,9 @@ from mcjepa.cluster.errors import LaunchError
 from mcjepa.cluster.job import IN_TERMINAL, read_record, write_record
 from mcjepa.cluster.local import INTERRUPTED
 from mcjepa.cluster.restarts import JobState
+from mcjepa.cluster.slurm import GONE, is_active, job_states, run
 
-GONE = "GONE"
-"""The scheduler knows the job no more, or the process has ended without a word."""
-ENDED = {"done": "COMPLETED", "failed": "FAILED", "requeue": "FAILED"}
-ACTIVE = frozenset({"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "PREEMPTED", "STOPPED"})
+VERDICTS = {"done": "COMPLETED", "failed": "FAILED", "requeue": "FAILED"}
 CANCEL_S = 150.0
 
 
@@ -39,7 +35,7 @@ class JobStatus:
     @property
     def active(self) -> bool:
         """Whether it runs or will run."""
-        return self.state in ACTIVE
+        return is_active(self.state)
 
 
 def read_status(folder: Path) -> list[JobStatus]:
@@ -51,27 +47,15 @@ def read_status(folder: Path) -> list[JobStatus]:
     record = read_record(folder)
     if not record.jobs:
         return []
-    states = slurm_states(record.ids) if record.last["kind"] == "slurm" else {}
+    states = job_states(record.ids) if record.last["kind"] == "slurm" else {}
     found = []
     for element, job in zip(record.elements, record.ids, strict=True):
         state = JobState(folder, job)
         word, detail = states[job] if states else _local_state(folder, job, state)
+        if word == GONE and record.last["kind"] == "slurm":
+            word, detail = _noted_state(state, record.cancelled) or (word, detail)
         found.append(JobStatus(job, element.name, word, detail, len(state.starts), state.content["idle"]))
     return found
-
-
-def slurm_states(ids: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Slurm's state and detail of each job: of the queue, else of the accounting, else `GONE`.
-
-    Raises:
-        LaunchError: there is no Slurm here, or it does not answer.
-    """
-    bases = ",".join(sorted({job.split("_")[0] for job in ids}))
-    found = dict(_rows("squeue", "-h", "-r", "--states=all", "-j", bases, "-o", "%i|%T|%R"))
-    if any(job not in found for job in ids):
-        accounted = _rows("sacct", "-n", "-X", "-P", "-j", bases, "-o", "JobID,State,NodeList", quiet=True)
-        found = {**{job: (state.split(" ")[0], where) for job, (state, where) in accounted}, **found}
-    return {job: found.get(job, (GONE, "the scheduler knows it no more")) for job in ids}
 
 
 def cancel(folder: Path) -> list[str]:
@@ -83,13 +67,13 @@ def cancel(folder: Path) -> list[str]:
     record = read_record(folder)
     ended = [job for follower in record.followers for job in cancel(Path(follower))]
     active = [status.id for status in read_status(folder) if status.active]
-    record.cancelled = True
-    write_record(folder, record)
     for job in active:
         if record.last["kind"] == "slurm":
-            _run("scancel", job)
+            run("scancel", job)
         elif not local_jobs.stop(job, folder, CANCEL_S):
             raise LaunchError(f"job {job} still runs {CANCEL_S:g} s after SIGTERM, expected it to end; kill it")
+    record.cancelled = True
+    write_record(folder, record)
     if record.last["kind"] == "slurm" and active:
         _wait_ended(folder)
     return [*ended, *active]
@@ -123,7 +107,15 @@ def _local_state(folder: Path, job: str, state: JobState) -> tuple[str, str]:
     end = state.starts[-1].get("end") if state.starts else None
     if not end:
         return GONE, "ended without a word"
-    return ("CANCELLED" if end["code"] == INTERRUPTED else ENDED[end["verdict"]]), f"exit code {end['code']}"
+    return ("CANCELLED" if end["code"] == INTERRUPTED else VERDICTS[end["verdict"]]), f"exit code {end['code']}"
+
+
+def _noted_state(state: JobState, cancelled: bool) -> tuple[str, str] | None:
+    """What the job itself noted at its end, where Slurm has forgotten it; None where it was to come back."""
+    end = state.starts[-1].get("end", {}) if state.starts else {}
+    if end.get("verdict") in ("done", "failed"):
+        return VERDICTS[end["verdict"]], f"exit code {end['code']}; the scheduler knows it no more"
+    return ("CANCELLED", "the scheduler knows it no more") if cancelled else None
 
 
 def _wait_ended(folder: Path) -> None:
@@ -133,21 +125,3 @@ def _wait_ended(folder: Path) -> None:
         if time.monotonic() > deadline:
             raise LaunchError(f"jobs of {folder} are still ending after {CANCEL_S:g} s; look at `squeue`")
         time.sleep(0.5)
-
-
-def _rows(*words: str, quiet: bool = False) -> list[tuple[str, tuple[str, str]]]:
-    """Lines `a|b|c` of a command's output, as (a, (b, c))."""
-    lines = [line.split("|") for line in _run(*words, quiet=quiet).splitlines()]
-    return [(line[0], (line[1], line[2])) for line in lines if len(line) == 3]
-
-
-def _run(*words: str, quiet: bool = False) -> str:
-    try:
-        answer = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        if quiet:
-            return ""
-        raise LaunchError(f"{words[0]} cannot be run here ({error}); ask on a machine of the Slurm cluster") from error
-    if answer.returncode and not quiet and "Invalid job id" not in answer.stderr:
-        raise LaunchError(f"{words[0]} failed ({answer.stderr.strip()}), expected Slurm to answer; try again later")
-    return answer.stdout

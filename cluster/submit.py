@@ -16,7 +16,8 @@ from typing import Any
 from mcjepa.cluster.errors import LaunchError
 from mcjepa.cluster.job import IN_TERMINAL, RECORD, Job, Record, read_record, write_json, write_record
 from mcjepa.cluster.script import NO_TIMEOUTS, python_words, slurm_parameters
-from mcjepa.cluster.site import needed
+from mcjepa.cluster.site import needed, wanted_gpus
+from mcjepa.cluster.slurm import only_own_environment
 from mcjepa.cluster.task import LocalSetting, LocalTask, RayTask, SlurmTask
 
 MODULE = "-u -m submitit.core._submit"
@@ -70,10 +71,11 @@ def _submit_slurm(job: Job) -> dict[str, Any]:
     executor._executor.update_parameters(**parameters)
     tasks = [_slurm_task(job, number) for number in range(len(job.elements))]
     try:
-        if len(tasks) == 1:
-            return {"ids": [executor.submit(tasks[0]).job_id]}
-        with executor.batch():
-            jobs = [executor.submit(task) for task in tasks]
+        with only_own_environment():
+            if len(tasks) == 1:
+                return {"ids": [executor.submit(tasks[0]).job_id]}
+            with executor.batch():
+                jobs = [executor.submit(task) for task in tasks]
         return {"ids": [job.job_id for job in jobs]}
     except submitit.core.utils.FailedJobError as error:
         raise LaunchError(
@@ -86,7 +88,7 @@ def _slurm_task(job: Job, number: int) -> SlurmTask:
     element, site = job.elements[number], job.site
     if job.on_ray:
         return RayTask(job.stage, element, job.folder, site.save_s, site.ray, site.interface)
-    return SlurmTask(job.stage, element, job.folder, site.save_s)
+    return SlurmTask(job.stage, element, job.folder, site.save_s, site.interface)
 
 
 def _submit_here(job: Job) -> dict[str, Any]:
@@ -97,7 +99,9 @@ def _submit_here(job: Job) -> dict[str, Any]:
         )
     ranks = needed(site, "train").tasks_per_node
     setting = LocalSetting(site.save_s, ranks, site.restarts.without_progress, debug, job.after)
-    tasks = [LocalTask(job.stage, element, job.folder, setting) for element in job.elements]
+    gpus = wanted_gpus(job.stage, job.need)
+    elements = [dataclasses.replace(e, environment={**e.environment, **gpus}) for e in job.elements]
+    tasks = [LocalTask(job.stage, element, job.folder, setting) for element in elements]
     if debug:
         codes = [task() for task in tasks]
         return {"ids": [IN_TERMINAL] * len(tasks), "code": next((code for code in codes if code), 0)}

@@ -20,11 +20,12 @@ from types import FrameType
 from typing import Any
 
 from mcjepa.cluster.batch import job_id, progress_of
+from mcjepa.cluster.errors import LaunchError
 from mcjepa.cluster.job import IN_TERMINAL, After, Element
-from mcjepa.cluster.local import INTERRUPTED, STOPS, Interrupted, end_with_parent, run_ranks, run_together
-from mcjepa.cluster.ray_cluster import POLL_S, Place, RayNode
-from mcjepa.cluster.rendezvous import torch_variables
-from mcjepa.cluster.restarts import PARTIAL, JobState, Outcome, judge
+from mcjepa.cluster.local import INTERRUPTED, STOPS, Interrupted, run_ranks, run_together, set_death_signal
+from mcjepa.cluster.ray_cluster import POLL_S, RayMember, RayNode
+from mcjepa.cluster.rendezvous import own_address, torch_variables
+from mcjepa.cluster.restarts import PARTIAL, USAGE, JobState, Outcome, judge
 from mcjepa.cluster.site import RayConfig, Stage
 
 
@@ -36,10 +37,12 @@ class SlurmTask:
         element: the command line.
         folder: of the job.
         save_s: seconds that the command has to save after a stop signal.
+        interface: network interfaces that this node must have, separated by commas; empty: any.
     """
 
-    def __init__(self, stage: Stage, element: Element, folder: Path, save_s: float) -> None:
+    def __init__(self, stage: Stage, element: Element, folder: Path, save_s: float, interface: str = "") -> None:
         self.stage, self.element, self.folder, self.save_s = stage, element, folder, save_s
+        self.interface = interface
 
     def checkpoint(self) -> Any:
         """Called by submitit for a signal that comes before our own handlers are in place: nothing is to be saved."""
@@ -55,7 +58,7 @@ class SlurmTask:
         state = JobState(self.folder, job_id(os.environ))
         rank = int(os.environ.get("SLURM_PROCID", "0"))
         try:
-            code = self.run(os.environ)
+            code = self._missing_interface() or self.run(os.environ)
         except Interrupted:
             code = INTERRUPTED
         stopped = code == INTERRUPTED  # also where the signal came to the command alone: its ranks stop together
@@ -71,6 +74,16 @@ class SlurmTask:
         argv = [sys.executable, *self.element.argv]
         return run_together([(argv, {**self.element.environment, **world})], grace_s=self.save_s)
 
+    def _missing_interface(self) -> int:
+        """The exit code of wrong settings where this node lacks an interface of the site; 0 where it has all."""
+        try:
+            for interface in filter(None, self.interface.split(",")):
+                own_address(interface)
+        except LaunchError as error:
+            print(f"mcjepa: {error}", file=sys.stderr)
+            return USAGE
+        return 0
+
     def _note(self, number: int, _: FrameType | None) -> None:
         self.received.append(number)
 
@@ -81,13 +94,13 @@ class RayTask(SlurmTask):
     def __init__(
         self, stage: Stage, element: Element, folder: Path, save_s: float, ray: RayConfig, interface: str
     ) -> None:
-        super().__init__(stage, element, folder, save_s)
-        self.ray, self.interface = ray, interface
+        super().__init__(stage, element, folder, save_s, interface)
+        self.ray = ray
 
     def run(self, environment: Mapping[str, str]) -> int:
         """Rank 0 runs the command; the others serve until it says that it is done."""
         job = job_id(environment)
-        place = Place(
+        place = RayMember(
             rank=int(environment["SLURM_PROCID"]),
             nodes=int(environment["SLURM_NNODES"]),
             head=environment["MASTER_ADDR"],
@@ -156,7 +169,7 @@ class LocalTask:
         job = IN_TERMINAL
         if not self.setting.in_terminal:
             job = os.environ["SUBMITIT_LOCAL_JOB_ID"]
-            end_with_parent(signal.SIGTERM, os.getppid())  # what controls it may be killed
+            set_death_signal(signal.SIGTERM, os.getppid())  # what controls it may be killed
         code = self._run(job)
         if code and not self.setting.in_terminal:
             sys.exit(code if code > 0 else 128 - code)

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
+from mcjepa.data_prep.corpora.census import Census, describe_others
 from mcjepa.data_prep.corpora.moving_photos.generate import generate
 from mcjepa.data_prep.corpora.moving_photos.sets import MovingPhotosIndex
 from mcjepa.data_prep.dataset.inputs import InputRecord, Outcome, read_inputs
 from mcjepa.data_prep.dataset.lease import Writer, WriterProgress, sole_writer
 from mcjepa.data_prep.dataset.manifest import DatasetManifest, Totals, read_manifest
 from mcjepa.data_prep.dataset.publish import publish_dataset
+from mcjepa.data_prep.dataset.repairs import as_planned
 from mcjepa.data_prep.layout import MANIFEST_NAME
-from mcjepa.data_prep.plan.files import begin_plan, read_plan_inputs, require_same_plan
+from mcjepa.data_prep.plan.files import begin_plan, read_plan, read_plan_inputs, require_same_plan, summarise_plan
 from mcjepa.data_prep.plan.listing import list_guarded, list_inputs
 from mcjepa.data_prep.plan.plan import PlannedInput, PlanSummary, split_into_shards
 from mcjepa.data_prep.settings import DatasetConfig, MovingPhotosConfig, PrepConfig
@@ -58,6 +60,8 @@ class DatasetReport:
     """Quarantined, then filtered inputs with their reasons, the first thousand of each."""
     reused_shards: int
     """Finished shards of an earlier run that were kept; all of them when nothing had to be done."""
+    others: str = ""
+    """What lies in the corpora and is no input, in words."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +138,12 @@ def _begin(name: str, config: DatasetConfig, root: str, tell: OnEvent, stack: co
     tell(ProgressEvent("plan", name, 0, 1))
     published = store.exists(MANIFEST_NAME)
     writer = None if published else stack.enter_context(sole_writer(store))
-    plan = begin_plan(store, config, _with_progress(name, list_inputs(config), tell), guarded=list_guarded(config))
-    require_same_plan(store, plan, list_inputs(config))
+    census = Census()
+    inputs = _with_progress(name, list_inputs(config, census), tell)
+    plan = begin_plan(store, config, inputs, guarded=list_guarded(config), census=census)
+    if published and plan.plan_digest != read_plan(store).plan_digest:
+        plan = summarise_plan(config, as_planned(store, list_inputs(config)), guarded=list_guarded(config))
+    require_same_plan(store, config, plan, list_inputs(config))
     tell(ProgressEvent("plan", name, 1, 1))
     return _Dataset(name, config, store, plan, writer, tell)
 
@@ -199,7 +207,7 @@ def _deduplicate(dataset: _Dataset, workers: int) -> bool:
     return deduplicate(
         dataset.store.location,
         dataset.config,
-        dataset.plan,
+        dataset.plan.shard_names,
         workers=workers,
         on_shard=lambda done, total: dataset.event("duplicates", done, total),
     )
@@ -229,6 +237,7 @@ def _report(dataset: _Dataset, manifest: DatasetManifest, reused: int) -> Datase
         totals=manifest.totals,
         rejected=(*_first(dataset.store, manifest, "quarantined"), *_first(dataset.store, manifest, "filtered")),
         reused_shards=reused,
+        others=describe_others(manifest.census),
     )
 
 

@@ -33,6 +33,9 @@ class CorpusConfig:
     """How many times its inputs are listed in the dataset (paper: sets are repeated to balance them)."""
     labels: bool = False
     """Store the name of an input's first folder as its class in KEY.json (ImageFolder). Ours."""
+    members: tuple[str, ...] = ()
+    """Ends of the names that are taken (`jpg`, `rgb.png`, `_left.png`), of readers of any files; empty: every file of
+    the reader's kind, one picture or video of a WebDataset sample. Ours."""
 
     def __post_init__(self) -> None:
         """Refuse a repetition below one."""
@@ -136,6 +139,25 @@ EncodingName = Literal["jpeg", "webp", "png"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class VideoConfig:
+    """What becomes of videos that are not plain."""
+
+    square_pixels: bool = True
+    """Store pixels that are not square (DVD, DV, broadcast) as they are shown; False: as they are coded. Ours."""
+    max_gap_s: float = 1.0
+    """Longest time between two frames of a video that follow each other within a sample, s: a pair across a phone's
+    freeze is no motion. Ours."""
+    interlaced: Literal["deinterlace", "keep", "refuse"] = "deinterlace"
+    """Interlaced frames: by yadif, a frame stays a frame; `keep`: combed as they are; `refuse`: filtered. Ours."""
+    wide_colours: Literal["refuse", "keep"] = "refuse"
+    """HDR (PQ, HLG) and primaries beyond BT.709's: `refuse`: filtered; `keep`: stored as if they were plain. Ours."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(self.max_gap_s > 0, f"video.max_gap_s={self.max_gap_s}", "a positive number of seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
     """How corpora become the shards of one dataset."""
 
@@ -164,10 +186,17 @@ class DatasetConfig:
     """Format of stored frames: JPEG (4:2:0 chroma), WebP, or lossless PNG. Ours."""
     quality: int = 95
     """Quality of JPEG and WebP, 1-100. Ours."""
+    order: Literal["shuffled", "listed"] = "shuffled"
+    """Order of the inputs in the shards: a seeded permutation, or by corpus and name, which puts a class's images
+    side by side. Ours."""
+    order_seed: int = 0
+    """Seed of that permutation."""
     inputs_per_shard: int = 8
     """Consecutive inputs whose samples make one shard. Ours."""
     decoder: DecoderName = "decord"
-    """Video decoder. Ours."""
+    """Video decoder; PyAV decodes what it cannot. Ours."""
+    video: VideoConfig = field(default_factory=VideoConfig)
+    """Videos that are not plain."""
     timeout_s: float = 120.0
     """Longest silence of the decoder on one input, s; then it is killed, the input quarantined. Ours."""
     memory_cap_mib: int = 4096

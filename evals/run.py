@@ -5,12 +5,17 @@ Each kind is imported when it is asked for: one score loads the code of one kind
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mcjepa.evals.cards import Score, write_scores
+from mcjepa.evals.models import LoadedModel, Weights, load_for_scoring
 from mcjepa.evals.progress import OnEvent, silent, torch_threads
-from mcjepa.evals.settings import EvalConfig, evaluation_key
-from mcjepa.evals.subject import Subject, Weights, load_subject
+from mcjepa.evals.settings import EvalConfig
 
 
 def run_evaluation(
@@ -30,37 +35,45 @@ def run_evaluation(
     Raises:
         DataError: there are no weights or no such device, or a set is unknown, missing or has nothing to score.
     """
-    return evaluate(load_subject(weights, config.device, config.seed), config, Path(out), on_event)
+    return evaluate(load_for_scoring(weights, config.device, config.seed), config, Path(out), on_event)
 
 
-def evaluate(subject: Subject, config: EvalConfig, out: Path, on_event: OnEvent = silent) -> list[Score]:
-    """Like `run_evaluation`, for any model behind the two methods of `ModelUnderTest`."""
+def evaluate(loaded: LoadedModel, config: EvalConfig, out: Path, on_event: OnEvent = silent) -> list[Score]:
+    """Like `run_evaluation`, for any model behind the two methods of `EvalModel`."""
     scores: list[Score] = []
     with torch_threads(config.threads):
         if config.flow is not None:
-            from mcjepa.evals.flow.methods import Entrant
+            from mcjepa.evals.flow.methods import Method
             from mcjepa.evals.flow.score import score_flow_sets
 
-            scores += score_flow_sets(Entrant.of(subject), config.flow, out, on_event)
+            scores += score_flow_sets(Method.of(loaded), config.flow, out, on_event)
         if config.probe is not None:
             from mcjepa.evals.probe.score import run_probe
 
-            scores.append(run_probe(subject, config.probe, config.seed, out, on_event))
+            scores.append(run_probe(loaded, config.probe, config.seed, out, on_event))
         if config.vos is not None:
             from mcjepa.evals.vos.score import run_vos
 
-            scores.append(run_vos(subject, config.vos, out, on_event))
+            scores.append(run_vos(loaded, config.vos, out, on_event))
         if config.finetune is not None:
             from mcjepa.evals.finetune.score import run_finetune
 
-            scores.append(run_finetune(subject, config.finetune, config.seed, out, on_event))
+            scores.append(run_finetune(loaded, config.finetune, config.seed, out, on_event))
         if config.classify is not None:
             from mcjepa.evals.classification.score import run_classify
 
-            scores.append(run_classify(subject, config.classify, config.seed, out, on_event))
-    key = evaluation_key(subject.digest, subject.lineage, config) if subject.digest else ""
+            scores.append(run_classify(loaded, config.classify, config.seed, out, on_event))
+    key = evaluation_key(loaded.digest, loaded.lineage, config) if loaded.digest else ""
     write_scores(scores, out, key)
     return scores
+
+
+def evaluation_key(weights_digest: str, lineage: Mapping[str, Any], config: EvalConfig) -> str:
+    """sha256 over the weights' digest and lineage, and every setting of the evaluation but device and threads."""
+    asked = dataclasses.asdict(config)
+    for name in ("device", "threads"):
+        del asked[name]
+    return hashlib.sha256(json.dumps([weights_digest, dict(lineage), asked], sort_keys=True).encode()).hexdigest()
 
 
 def train_along(weights: Path, config: EvalConfig, out: Path) -> None:
@@ -73,4 +86,4 @@ def train_along(weights: Path, config: EvalConfig, out: Path) -> None:
         from mcjepa.evals.finetune.score import join_finetune
 
         with torch_threads(config.threads):
-            join_finetune(load_subject(weights, config.device, config.seed), config.finetune, config.seed, out)
+            join_finetune(load_for_scoring(weights, config.device, config.seed), config.finetune, config.seed, out)

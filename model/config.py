@@ -138,6 +138,9 @@ class LossConfig:
     photometric_scales: tuple[float, ...] = (1.0,)
     """Weights of the reconstruction from the finest decoded flow to coarser ones; the paper: full size only
     [C]. ARFlow's (1, 1, 1, 1) leads small models out of the zero-flow solution [D: ARFlow]."""
+    photometric_reduction: Literal[1, 2, 4] = 1
+    """Images are averaged over squares of this many pixels a side before they are compared, at every scale; 1: full
+    size [C]. 2 costs a quarter, and motions of pixels lose little [ours]."""
     feature_levels: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
     """Coefficients of the levels in the regression and cycle terms, coarsest first; the paper has one a level [C], its
     values are not reported. A level at 0 is not computed: the finest one, which no flow is decoded from, costs as much

@@ -200,7 +200,7 @@ class MCJEPA(nn.Module):
     ) -> dict[str, Tensor]:
         form, finest = self.config.loss, self.config.flow.finest_stride
         full = upsample_flow(flows[0], (images.shape[-2], images.shape[-1]), finest)
-        mask = self._visible(full, swap_halves(full))
+        mask = self._visible(full, flows[0])
         meters["visible_share"] = mask.mean()
         mask = trust_if_mostly_visible(mask, form.min_visible_share)
         meters["flow_px"] = full.detach().square().sum(1).sqrt().mean()
@@ -212,12 +212,16 @@ class MCJEPA(nn.Module):
         terms["smoothness"] = smoothness_loss(full, images, form.smoothness_edge, form.smoothness_order)
         return terms
 
-    def _visible(self, flow: Tensor, back: Tensor) -> Tensor:
-        """The mask (B, 1, H, W) of pixels with a correspondence, by the configured test."""
-        form = self.config.loss
+    def _visible(self, full: Tensor, flow: Tensor) -> Tensor:
+        """The mask (B, 1, H, W) of pixels with a correspondence, by the configured test.
+
+        Cells of the finest decoded level are what a range map can tell apart, so it is made there.
+        """
+        form, finest = self.config.loss, self.config.flow.finest_stride
         if form.occlusion == "range-map":
-            return reached(flow, back, form.occlusion_range)
-        return visible(flow, back, form.occlusion_scale, form.occlusion_offset)
+            mask = reached(flow, swap_halves(flow), form.occlusion_range)
+            return F.interpolate(mask, scale_factor=finest)[..., : full.shape[-2], : full.shape[-1]]
+        return visible(full, swap_halves(full), form.occlusion_scale, form.occlusion_offset)
 
     def _feature_terms(
         self,
@@ -262,14 +266,19 @@ class MCJEPA(nn.Module):
         return everywhere
 
     def _reconstruction(self, images: Tensor, flows: list[Tensor], mask: Tensor) -> Tensor:
-        """Scale k: the k-th finest flow, upsampled to 1 / 2^k of the image's size, against the pooled images."""
+        """Scale k: the k-th finest flow, upsampled to 1 / 2^k of the image's size, against the pooled images.
+
+        With `photometric_reduction` r both are 1 / r of that size.
+        """
         total, used = images.new_zeros((), dtype=torch.float32), 0.0
-        for k, (flow, weight) in enumerate(zip(flows, self.config.loss.photometric_scales, strict=False)):
-            image = _pool(images, 2**k)
+        form, finest = self.config.loss, self.config.flow.finest_stride
+        for k, (flow, weight) in enumerate(zip(flows, form.photometric_scales, strict=False)):
+            factor = 2**k * form.photometric_reduction
+            image = _pool(images, factor)
             if weight == 0.0 or min(image.shape[-2:]) < 4:
                 continue
             size = (image.shape[-2], image.shape[-1])
-            guess = warp(swap_halves(image), upsample_flow(flow, size, self.config.flow.finest_stride))
-            distance = reconstruction_loss(image, guess, _pool(mask, 2**k), self.config.loss)
+            guess = warp(swap_halves(image), upsample_flow(flow, size, finest // form.photometric_reduction))
+            distance = reconstruction_loss(image, guess, _pool(mask, factor), form)
             total, used = total + weight * distance, used + weight
         return total / used if used else total

@@ -15,7 +15,7 @@ from typing import Any
 from mcjepa.data_prep.code import code_digest, code_name
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.tracking import flatten
-from mcjepa.pipeline.world import World, of_all_ranks
+from mcjepa.pipeline.world import World, gather_all
 
 MOST_NAMED = 3
 """Differences that an error names."""
@@ -41,7 +41,7 @@ def require_same_start(facts: Mapping[str, Any], world: World, what: str) -> Non
         UsageError: ranks differ; the message names up to three of the differences, each with its hosts.
     """
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-    starts = of_all_ranks(_Start(socket.gethostname(), code_name(), code_digest(), digest), world)
+    starts = gather_all(_Start(socket.gethostname(), code_name(), code_digest(), digest), world)
     odd = [rank for rank, start in enumerate(starts) if start.code_digest != starts[0].code_digest]
     if odd:
         raise UsageError(
@@ -50,7 +50,7 @@ def require_same_start(facts: Mapping[str, Any], world: World, what: str) -> Non
         )
     odd = [rank for rank, start in enumerate(starts) if start.facts_digest != starts[0].facts_digest]
     if odd:
-        raise UsageError(_differences(of_all_ranks(flatten(facts), world), starts, odd[0], what))
+        raise UsageError(_differences(gather_all(flatten(facts), world), starts, odd[0], what))
 
 
 def _differences(facts: list[dict[str, Any]], starts: list[_Start], rank: int, what: str) -> str:

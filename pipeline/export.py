@@ -139,7 +139,7 @@ def _from_checkpoint(checkpoint: Checkpoint, run: Path) -> Exportable:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise UsageError(f"checkpoint {checkpoint.name} does not fit {run / 'recipe.yaml'}: {error}") from error
+        raise UsageError(f"checkpoint {checkpoint.name} does not fit {run / RECIPE}: {error}") from error
     known = read_run_record(run)
     lineage = {"run_id": known.get("run_id", ""), "run": run.name, "step": checkpoint.step}
     lineage["dataset_ids"] = checkpoint.record["facts"]["dataset_ids"]
@@ -151,7 +151,7 @@ def _from_checkpoint(checkpoint: Checkpoint, run: Path) -> Exportable:
 def _model_config(run: Path) -> ModelConfig:
     path = run / RECIPE
     if not path.is_file():
-        raise UsageError(f"{run} has no recipe.yaml, expected the one that the run wrote; restore it")
+        raise UsageError(f"{run} has no {RECIPE}, expected the one that the run wrote; restore it")
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     return validate(ModelConfig, content["model"], f"{path}, model")
 
@@ -217,15 +217,14 @@ Scores belong to their protocol: `mcjepa eval all RECIPE --weights DIR` makes th
 
 
 def _usage(whole: bool) -> str:
+    start = "import mcjepa  # loading needs torch, numpy and safetensors, not transformers\n\n"
     if not whole:
         return (
-            "from mcjepa.model.pretrained import load_encoder  # needs torch, numpy and safetensors only\n"
-            'encoder = load_encoder("FOLDER")\n'
+            f'{start}encoder = mcjepa.load_encoder("FOLDER")  # this folder\n'
             "pyramid = encoder(image_B3HW)  # six maps, finest first"
         )
     return (
-        "from mcjepa.model.pretrained import load  # needs torch, numpy and safetensors only\n"
-        'model = load("FOLDER")\n'
+        f'{start}model = mcjepa.load("FOLDER")  # this folder\n'
         "pyramid = model.forward_pyramid(image_B3HW)  # six maps, finest first\n"
         "embedding = model.forward_embedding(image_B3HW)\n"
         "flow_B2HW = model.estimate_flow(frame0_B3HW, frame1_B3HW)  # pixels, from frame 0 to frame 1"

@@ -32,14 +32,13 @@ from mcjepa.pipeline.monitor.flight_record import (
     finite_samples,
     numbers,
     read_record,
-    restore_random_state,
     samples_of,
     state_of,
 )
 from mcjepa.pipeline.run.folder import RunFolder
 from mcjepa.pipeline.settings.train import TrainConfig
 from mcjepa.pipeline.step.schedule import build_schedule
-from mcjepa.pipeline.step.step import run_step
+from mcjepa.pipeline.step.step import restore_random_state, run_step
 from mcjepa.pipeline.stream.batches import StepBatch
 from mcjepa.pipeline.stream.loader import StepLoader, build_loader
 from mcjepa.pipeline.train import run_facts

@@ -1,7 +1,7 @@
 """Trains the joint model from published datasets: the whole loop, to be read in one sitting.
 
     mcjepa train RECIPE train.engine.precision=fp32                  on a CPU, one process
-    mcjepa train RECIPE --ranks 0                                    one node, a process a GPU (or a core without GPUs)
+    mcjepa train RECIPE --ranks 0                                    one node, a process per GPU (per core without GPUs)
     srun --ntasks-per-node 8 mcjepa train RECIPE                     many nodes, by Slurm's variables
     torchrun --nnodes 4 --nproc_per_node 8 … -m mcjepa train RECIPE        many nodes, by torchrun's
 
@@ -35,7 +35,7 @@ from mcjepa.pipeline.monitor.instruments import Instruments
 from mcjepa.pipeline.monitor.watchdog import Watchdog
 from mcjepa.pipeline.run.folder import RunFolder
 from mcjepa.pipeline.run.pictures import RunPictures
-from mcjepa.pipeline.run.weights import first_weights
+from mcjepa.pipeline.run.weights import load_initial_weights
 from mcjepa.pipeline.settings.train import TrackingConfig, TrainConfig
 from mcjepa.pipeline.step.clock import CLOSING
 from mcjepa.pipeline.step.micro_batches import check_micro_batches
@@ -128,7 +128,7 @@ def _open_run(
     start = find_start(folder.store, world)
     torch.manual_seed(config.seed)
     model = MCJEPA(model_config)
-    origin = first_weights(model, config.init_from, folder.path, continued=start is not None)
+    origin = load_initial_weights(model, config.init_from, folder.path, continued=start is not None)
     if config.frozen_encoder:
         stop_gradients(model.encoder)
     engine = build_engine(model, config, world)

@@ -1,4 +1,4 @@
-"""This process among all of a run: what the environment says of it, whoever set it.
+"""This process among all of a run: its rank, its memory allocator, and what all ranks agree on.
 
 Three ways of starting are known: the variables of torchrun and the deepspeed launcher (RANK, LOCAL_RANK, WORLD_SIZE,
 MASTER_ADDR, MASTER_PORT), those of Slurm's `srun` (SLURM_PROCID, SLURM_LOCALID, SLURM_NTASKS, SLURM_NODELIST), and
@@ -14,6 +14,7 @@ import re
 import socket
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +24,8 @@ from mcjepa.pipeline.errors import UsageError
 
 FIRST_PORT, PORTS = 20_000, 10_000
 """Ports that Slurm jobs meet at: below those that systems give to clients."""
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
+Fact = TypeVar("Fact")
 
 
 @dataclass(frozen=True)
@@ -111,38 +114,87 @@ def ranks_here(world_size: int) -> int:
     return world_size
 
 
+def gpu_index(local_rank: int, ranks: int, visible: int, environment: Mapping[str, str]) -> int:
+    """Which of the GPUs that this process sees is its own.
+
+    Where it sees as many as there are ranks on the node, that of its number. Where it sees fewer, something has bound
+    GPUs to tasks: Slurm then tells how many the step has on this node (SLURM_GPUS_ON_NODE), others set
+    CUDA_VISIBLE_DEVICES for each process.
+
+    Args:
+        local_rank: of this process.
+        ranks: on this node.
+        visible: GPUs that torch sees here, 1 or more.
+        environment: of this process.
+
+    Raises:
+        UsageError: there are more ranks than GPUs.
+
+    >>> gpu_index(3, 8, 8, {}), gpu_index(3, 8, 1, {"SLURM_GPUS_ON_NODE": "8"})
+    (3, 0)
+    """
+    told = environment.get("SLURM_GPUS_ON_NODE", "")
+    bound = int(told) if told.isdigit() else ranks if environment.get("CUDA_VISIBLE_DEVICES", "").isdigit() else 0
+    if max(visible, bound) < ranks:
+        raise UsageError(
+            f"{ranks} ranks on {socket.gethostname()}, which has {max(visible, bound)} GPU(s) for them, expected one "
+            "for each; start fewer ranks (tasks_per_node of the site, --ranks), or ask for more GPUs"
+        )
+    return local_rank % visible
+
+
+def check_gpus(wanted: str, visible: int) -> None:
+    """Refuses to compute on the CPU where GPUs were asked for.
+
+    Args:
+        wanted: GPUs a node that the site asks for (MCJEPA_GPUS); empty: none.
+        visible: GPUs that torch sees here.
+
+    Raises:
+        UsageError: it sees none.
+    """
+    if not wanted.isdigit() or int(wanted) == 0 or visible:
+        return
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs"
+    built = f"ROCm {torch.version.hip}" if torch.version.hip else built
+    raise UsageError(
+        f"torch sees no GPU on {socket.gethostname()}, expected {wanted}, which the site asks for; {_driver()}, torch "
+        f"{torch.__version__} is built for {built}, CUDA_VISIBLE_DEVICES is "
+        f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}; install a build for that driver, have the node mended, "
+        "or set gpus: 0 in the site file"
+    )
+
+
+def _driver() -> str:
+    """The GPU driver that is loaded here, in words."""
+    for name, path in (("NVIDIA", "/proc/driver/nvidia/version"), ("AMD", "/sys/module/amdgpu/version")):
+        with contextlib.suppress(OSError):
+            text = Path(path).read_text(encoding="utf-8").splitlines()[0]
+            version = re.search(r"\d+\.[\d.]+", text)
+            return f"the {name} driver is {version.group(0) if version else text}"
+    return "no GPU driver is loaded"
+
+
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
-# Asks the C library to keep freed memory instead of returning it to the system at once.
-#
-# Pictures and the temporaries of small steps are above glibc's limit, from which on every block is mapped and unmapped
-# by itself: faulting its pages in again costs a third of a small step on CPUs, and as much of decoding in loading
-# processes.
+def disable_malloc_trim() -> None:
+    """Asks the C library to keep freed memory, in this process and those forked from it; does nothing without glibc.
 
-
-_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
-
-
-def keep_freed_memory() -> None:
-    """From now on, in this process and those forked from it; does nothing without glibc."""
+    Images and the temporaries of small steps are above the limit from which glibc maps and unmaps every block by
+    itself: faulting its pages in again costs a third of a small step on CPUs, and as much of decoding in loaders.
+    """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-# Small facts that all ranks must agree on, between steps.
-
-
-Fact = TypeVar("Fact")
-
-
-def from_first_rank(fact: Fact, world: World) -> Fact:
-    """Rank 0's fact on every rank."""
+def broadcast_from_rank0(fact: Fact, world: World) -> Fact:
+    """Rank 0's fact on every rank; for small facts, between steps."""
     if world.size == 1:
         return fact
     facts: list[Any] = [fact]
@@ -151,7 +203,7 @@ def from_first_rank(fact: Fact, world: World) -> Fact:
     return told
 
 
-def of_all_ranks(fact: Fact, world: World) -> list[Fact]:
+def gather_all(fact: Fact, world: World) -> list[Fact]:
     """Every rank's fact, by rank, on every rank."""
     if world.size == 1:
         return [fact]

@@ -8,6 +8,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run side by side, a file's stay together, and all that need Slurm: its addresses are there once."""
     for item in items:
         needs = getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("slurm" if "slurm_cluster" in needs else item.nodeid.split("::")[0]))
+        item.add_marker(
+            pytest.mark.xdist_group(
+                "slurm" if any("slurm_cluster" in name for name in needs) else item.nodeid.split("::")[0]
+            )
+        )
 
 
 def _find_sample_data() -> Path | None:
@@ -78,18 +83,34 @@ def s3(s3_server: SeaweedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Iterator[SlurmCluster]:
-    """A real Slurm with two nodes on this machine.
+    """A real Slurm with two nodes on this machine, without accounting."""
+    yield from _started_slurm(nodes=2, gpus=2)
 
-    Without one its tests are skipped, but fail where MCJEPA_REQUIRE_SERVICES=1 says that it must be there.
-    """
+
+@pytest.fixture(scope="session")
+def accounted_slurm_cluster() -> Iterator[SlurmCluster]:
+    """A real Slurm with three nodes and a database that keeps jobs."""
+    yield from _started_slurm(nodes=3, gpus=2, accounting=True)
+
+
+def _started_slurm(**kind: Any) -> Iterator[SlurmCluster]:
+    """Without Slurm its tests are skipped, but fail where MCJEPA_REQUIRE_SERVICES=1 says that it must be there."""
     with contextlib.ExitStack() as stack:
         try:
-            cluster = stack.enter_context(running_slurm())
+            cluster = stack.enter_context(running_slurm(**kind))
         except SlurmNotRunnable as error:
             if os.environ.get("MCJEPA_REQUIRE_SERVICES") == "1":
                 raise
             pytest.skip(f"no Slurm: {error}")
         yield cluster
+
+
+@pytest.fixture(scope="session", params=["accounting", "no accounting"])
+def any_slurm_cluster(request: pytest.FixtureRequest) -> SlurmCluster:
+    """Each of the two."""
+    name = "accounted_slurm_cluster" if request.param == "accounting" else "slurm_cluster"
+    cluster: SlurmCluster = request.getfixturevalue(name)
+    return cluster
 
 
 @pytest.fixture

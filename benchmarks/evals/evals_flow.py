@@ -34,9 +34,9 @@ from mcjepa.data_prep.corpora.flow.files import write_flo
 from mcjepa.data_prep.corpora.image_files import read_rgb, write_png
 from mcjepa.data_prep.corpora.items import FlowPair
 from mcjepa.data_prep.corpora.samples import packaged_photos
-from mcjepa.evals.flow.methods import Entrant, Methods, flow_methods
+from mcjepa.evals.flow.methods import FlowMethods, Method, flow_methods
 from mcjepa.evals.flow.pairs import MeasuredPair, load_pair, measure_pairs, measure_work
-from mcjepa.evals.subject import McJepaUnderTest
+from mcjepa.evals.models import McJepaEvalModel
 from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
 from mcjepa.model.mcjepa import MCJEPA
 
@@ -62,16 +62,16 @@ def write_pairs(root: Path, count: int) -> list[FlowPair]:
     return FLOW_SCANS["sintel-clean"](root, subset=True).pairs
 
 
-def small_methods() -> Methods:
+def small_methods() -> FlowMethods:
     """A model of the quickstart's kind and three baselines."""
     encoder = EncoderConfig(stem_channels=(8, 16), stage_channels=(16, 24, 32, 48), depths=(1, 1, 1, 1))
     config = ModelConfig(encoder=encoder, flow=FlowConfig(width_factor=0.25), expander=ExpanderConfig(widths=(16, 16)))
     torch.manual_seed(0)
-    entrant = Entrant(name="small", model=McJepaUnderTest(MCJEPA(config), torch.device("cpu")))
-    return flow_methods(entrant, ("zero", "dis-medium", "farneback"))
+    method = Method(name="small", model=McJepaEvalModel(MCJEPA(config), torch.device("cpu")))
+    return flow_methods(method, ("zero", "dis-medium", "farneback"))
 
 
-def plain_loop(pairs: Sequence[FlowPair], methods: Methods) -> list[MeasuredPair]:
+def plain_loop(pairs: Sequence[FlowPair], methods: FlowMethods) -> list[MeasuredPair]:
     """The same stages, one pair after the other."""
     works = (load_pair(pair, methods) for pair in pairs)
     return [measure_work(replace(work, flow=methods.run_model(work.frames)), methods) for work in works]

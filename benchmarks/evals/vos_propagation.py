@@ -94,17 +94,17 @@ def write_video(folder: Path) -> MaskedVideo:
 
 def peak_of_video(folder: Path, preset: str) -> float:
     """Scores the video of `folder` and returns this process's peak, MiB; it runs in a process of its own."""
-    from mcjepa.evals.subject import McJepaUnderTest, Subject
+    from mcjepa.evals.models import LoadedModel, McJepaEvalModel
     from mcjepa.evals.vos.score import score_vos_set
     from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
     from mcjepa.model.mcjepa import MCJEPA
 
     encoder = EncoderConfig(size="nano", init_std=0.0)
     config = ModelConfig(encoder=encoder, flow=FlowConfig(width_factor=0.5), expander=ExpanderConfig(widths=(64,)))
-    subject = Subject(model=McJepaUnderTest(MCJEPA(config), torch.device("cpu")), name="nano")
+    loaded = LoadedModel(model=McJepaEvalModel(MCJEPA(config), torch.device("cpu")), name="nano")
     settings = VosConfig(**PRESETS[preset], masks=True, overlays=True, pictures=1)
     frames, masks = (tuple(sorted(folder.glob(f"*.{suffix}"))) for suffix in ("jpg", "png"))
-    score = score_vos_set(subject, folder, [MaskedVideo("texture", frames, masks)], settings, folder / "out")
+    score = score_vos_set(loaded, folder, [MaskedVideo("texture", frames, masks)], settings, folder / "out")
     if score.card.frames != FRAMES - 2:
         raise RuntimeError(f"{score.card.frames} frames were scored, expected {FRAMES - 2}: {score.card.failed}")
     # Not ru_maxrss, which a new program takes over from the one that started it.

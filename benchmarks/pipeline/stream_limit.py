@@ -29,7 +29,7 @@ from mcjepa.pipeline.stream.augment.views import make_views
 from mcjepa.pipeline.stream.samples import SampleStream, pair_stream, view_stream
 from mcjepa.pipeline.stream.seeding import mix64, seeded_random
 from mcjepa.pipeline.stream.shard_reader import ShardReader
-from mcjepa.pipeline.world import keep_freed_memory
+from mcjepa.pipeline.world import disable_malloc_trim
 
 SEED = 7
 
@@ -68,7 +68,7 @@ def main() -> None:
     steps = 150 if parser.parse_args().full else 40
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    keep_freed_memory()  # as a training process does
+    disable_malloc_trim()  # as a training process does
     with tempfile.TemporaryDirectory() as folder:
         images = publish_copies(f"{folder}/images", "image", packaged_samples("image"), 8, 500)
         clips = publish_copies(f"{folder}/clips", "clip", packaged_samples("clip"), 4, 250)

@@ -28,7 +28,7 @@ import torch
 from benchmarks.stream_corpus import packaged_samples, processor_seconds, publish_copies, stream_of
 from mcjepa.pipeline.settings.stream import ShardStoreConfig, StreamConfig
 from mcjepa.pipeline.stream.loader import build_loader
-from mcjepa.pipeline.world import keep_freed_memory
+from mcjepa.pipeline.world import disable_malloc_trim
 from tests.servers.seaweed import BUCKET, running_seaweed
 
 BATCH, SHARDS, SAMPLES_PER_SHARD = 64, 4, 200
@@ -63,7 +63,7 @@ def main() -> None:
     full = parser.parse_args().full
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    keep_freed_memory()  # as a training process does
+    disable_malloc_trim()  # as a training process does
     samples = packaged_samples("image")
     with tempfile.TemporaryDirectory() as folder, running_seaweed() as server:
         os.environ.update(server.variables)

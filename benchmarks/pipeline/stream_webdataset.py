@@ -32,10 +32,10 @@ import webdataset
 
 from benchmarks.stream_corpus import packaged_samples, processor_seconds, publish_copies, stream_of
 from mcjepa.pipeline.settings.stream import StreamConfig, ViewAugmentConfig
-from mcjepa.pipeline.stream.augment.geometry import DecodedFrame
 from mcjepa.pipeline.stream.augment.views import make_views
 from mcjepa.pipeline.stream.loader import build_loader
-from mcjepa.pipeline.world import keep_freed_memory
+from mcjepa.pipeline.world import disable_malloc_trim
+from tests.pipeline.decoded_frame import DecodedFrame
 
 BATCH, WORKERS, RUN_IN_STEPS, TIMED_STEPS = 64, 2, 4, 10
 LIMIT_S, LEAST_ROUNDS = 30.0, 3
@@ -99,7 +99,7 @@ def main() -> None:
     limit_s = LIMIT_S * (6 if parser.parse_args().full else 1)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    keep_freed_memory()  # as a training process does
+    disable_malloc_trim()  # as a training process does
     with tempfile.TemporaryDirectory() as folder:
         images = publish_copies(f"{folder}/images", "image", packaged_samples("image"), 8, 500)
         speeds = measure(images, limit_s)

@@ -25,7 +25,7 @@ from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.pipeline.engine.engine import build_engine, start_world, stop_world
 from mcjepa.pipeline.monitor.guards import StepSetting
 from mcjepa.pipeline.monitor.instruments import Instruments
-from mcjepa.pipeline.monitor.representation import CostlyMeters
+from mcjepa.pipeline.monitor.representation import PeriodicMeters
 from mcjepa.pipeline.recipe.recipe import load_recipe
 from mcjepa.pipeline.step.schedule import build_schedule
 from mcjepa.pipeline.step.step import run_step
@@ -78,7 +78,7 @@ def main() -> None:
             instruments.end(batch, result, setting, 0.0)
 
         def costly(batch: StepBatch) -> None:
-            tap = CostlyMeters(engine, batch, setting.weights, config.meters)
+            tap = PeriodicMeters(engine, batch, setting.weights, config.meters)
             run_step(engine, batch, setting.weights, stop_requested=False, clock=instruments.clock, tap=tap)
 
         for batch in batches:

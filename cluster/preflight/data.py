@@ -35,7 +35,7 @@ class StreamFacts:
     bytes: int
     """Of all its shards."""
     batch: int
-    """Samples a step over all ranks."""
+    """Samples per step over all ranks."""
     lanes: int
     steps_per_epoch: int
     tail: int
@@ -65,7 +65,7 @@ def world_findings(cluster: ClusterFacts, batches: dict[str, tuple[int, int]], p
 
     Args:
         cluster: where.
-        batches: stream -> samples a step and lanes; of the streams that the run has.
+        batches: stream -> samples per step and lanes; of the streams that the run has.
         parts: micro-batches a step.
     """
     ranks, findings = cluster.ranks, []
@@ -87,12 +87,12 @@ def world_findings(cluster: ClusterFacts, batches: dict[str, tuple[int, int]], p
         if share % parts:
             findings.append(
                 Finding(
-                    "batch", "error", f"{name}: a rank's {share} samples a step in {parts} micro-batches",
+                    "batch", "error", f"{name}: a rank's {share} samples per step in {parts} micro-batches",
                     f"a divisor of {share}", "change train.engine.accumulation_steps",
                 )
             )  # fmt: skip
         else:
-            findings.append(Finding("batch", "ok", f"{name}: {share // parts} samples a rank and micro-batch"))
+            findings.append(Finding("batch", "ok", f"{name}: {share // parts} samples per rank and micro-batch"))
     return findings
 
 
@@ -102,7 +102,7 @@ def stream_findings(stream: StreamFacts, cluster: ClusterFacts) -> list[Finding]
     found = (
         f"{stream.name}: {stream.samples} samples in {stream.shards} shards of {stream.datasets} datasets, "
         f"{readable_bytes(stream.bytes)} ({readable_bytes(stream.sample_bytes)} a sample); "
-        f"{stream.steps_per_epoch} steps an epoch, {stream.tail} samples left out"
+        f"{stream.steps_per_epoch} steps per epoch, {stream.tail} samples left out"
     )
     if stream.passes > 1:
         findings.append(
@@ -117,7 +117,7 @@ def stream_findings(stream: StreamFacts, cluster: ClusterFacts) -> list[Finding]
         findings.append(
             Finding(
                 "shards", "warning", f"{stream.name}: {stream.shards} shards for {cluster.nodes} nodes",
-                "several shards a node: whole shards are copied to every node that reads a part of one",
+                "several shards per node: whole shards are copied to every node that reads a part of one",
                 "prepare with a smaller inputs_per_shard",
             )
         )  # fmt: skip
@@ -141,7 +141,7 @@ def cache_finding(streams: list[StreamFacts], cluster: ClusterFacts, cache: Cach
     if not remote:
         return Finding("cache", "ok", "all datasets lie in folders: none is needed")
     needed = sum(node_bytes(stream, cluster) for stream in remote)
-    found = f"a node reads {readable_bytes(needed)} of shards an epoch"
+    found = f"a node reads {readable_bytes(needed)} of shards per epoch"
     if not cache.folder:
         requests = sum(stream.batch for stream in remote)
         return Finding(
@@ -165,7 +165,7 @@ def read_finding(
     Args:
         streams: the run's.
         cluster: where; a node's share of the reads is compared, as the rate is one machine's.
-        step_s: seconds a step; None: not known.
+        step_s: seconds per step; None: not known.
         rate: bytes a second that this machine read; None: not measured.
     """
     step_bytes = sum(stream.batch * stream.sample_bytes for stream in streams)

@@ -36,7 +36,7 @@ def errors_of(findings: Iterable[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.severity == "error"]
 
 
-def table(findings: Sequence[Finding]) -> list[str]:
+def findings_table(findings: Sequence[Finding]) -> list[str]:
     """Aligned lines, one finding after the other; what is not ok has its advice below it.
 
     >>> print(*table([Finding("lanes", "error", "6 ranks, 8 lanes", "a divisor of 8", "start 4")]), sep="\\n")

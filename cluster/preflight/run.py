@@ -32,13 +32,13 @@ class RunFacts:
     accelerators: int
     """GPUs in all; 0 on CPUs."""
     step_s: float | None
-    """Seconds a step; None: not known."""
+    """Seconds per step; None: not known."""
     time_limit_s: float | None = None
     """Of one job; None: none known."""
 
 
 @dataclass(frozen=True)
-class Place:
+class Destination:
     """A place that the run writes to or reads from."""
 
     name: str
@@ -107,7 +107,7 @@ def checkpoint_finding(run: RunFacts, write_rate: float | None) -> Finding:
     return Finding("checkpoint", "ok", found)
 
 
-def place_finding(place: Place) -> Finding:
+def destination_finding(place: Destination) -> Finding:
     """Whether a place can be written and has room."""
     topic = place.name
     if place.problem:
@@ -123,26 +123,3 @@ def place_finding(place: Place) -> Finding:
     if place.needed_bytes > place.free_bytes:
         return Finding(topic, "error", found, "room for it", "free some, name another folder, or keep fewer or less")
     return Finding(topic, "ok", found)
-
-
-def partition_finding(partition: str | None, known: dict[str, str] | None, time_min: int, nodes: int) -> Finding:
-    """Whether the cluster has the partition that the site names.
-
-    Args:
-        partition: of the site; None: the cluster's default.
-        known: partition -> its time limit and nodes in words; None: the cluster could not be asked.
-        time_min: the job's time limit, minutes.
-        nodes: the job's.
-    """
-    words = f"partition {partition or '(the default)'}, {nodes} node(s), {time_min} min"
-    if known is None:
-        return Finding(
-            "partition", "warning", f"{words}; Slurm could not be asked (sinfo), so it is not checked", "",
-            "run this where jobs are submitted",
-        )  # fmt: skip
-    if partition is not None and partition not in known:
-        return Finding(
-            "partition", "error", f"{words}; the cluster does not have it", f"one of {', '.join(sorted(known))}",
-            "correct `partition` in the site file",
-        )  # fmt: skip
-    return Finding("partition", "ok", words + (f" ({known[partition]})" if partition else ""))

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Protocol
 
 from mcjepa.data_prep.corpora import davis, frame_sets, inputs, tars
+from mcjepa.data_prep.corpora.census import Reading
 from mcjepa.data_prep.corpora.flow import sets as flow_sets
 from mcjepa.data_prep.corpora.flow import sets as flow_test_sets
 from mcjepa.data_prep.corpora.flow.pairs import PairLister, list_pairs_as_inputs, read_pairs
@@ -47,6 +48,14 @@ FLOW_SETS: dict[str, Callable[[Location], list[FlowPair]]] = {
     "moving-photos": partial(read_pairs, flow_sets.moving_photos, ""),
 }
 """Set name to `fn(root)`: all its pairs with ground truth; one that is not whole is an error."""
+
+
+class FreeReader(Protocol):
+    """A reader of any files."""
+
+    def __call__(self, root: str, split: str = "", reading: Reading | None = None) -> Iterator[Input]:
+        """The inputs of a corpus; what is no input is counted."""
+        ...
 
 
 class FlowScanner(Protocol):
@@ -99,7 +108,7 @@ VOS_SETS: dict[str, Callable[[Location], list[MaskedVideo]]] = {
 }
 """Set name to `fn(root)`: sequences with masks."""
 
-INPUT_READERS: dict[str, Callable[[str, str], Iterator[Input]]] = {
+FREE_READERS: dict[str, FreeReader] = {
     "videos": inputs.list_videos,
     "images": inputs.list_images,
     "imagefolder": inputs.list_image_classes,
@@ -107,6 +116,11 @@ INPUT_READERS: dict[str, Callable[[str, str], Iterator[Input]]] = {
     "frame-folders": inputs.list_frame_folders,
     "tars": tars.list_tars,
     "webdataset": tars.list_webdataset,
+}
+"""Readers of any files: they count what they pass over, and what they take can be chosen."""
+
+INPUT_READERS: dict[str, Callable[[str, str], Iterator[Input]]] = {
+    **FREE_READERS,
     "davis": davis.list_davis,
     "camvid": inputs.list_camvid,
     "sintel": frame_sets.list_sintel,

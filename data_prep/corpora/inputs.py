@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
+from mcjepa.data_prep.corpora.census import Census, Reading
 from mcjepa.data_prep.corpora.flow.pairs import list_pairs_as_inputs
 from mcjepa.data_prep.corpora.flow.sets import moving_photos
 from mcjepa.data_prep.corpora.items import Input, InputKind
@@ -19,44 +20,48 @@ from mcjepa.data_prep.errors import DataError
 
 T = TypeVar("T")
 DIGITS = re.compile(r"(\d+)")
+COMPANION = re.compile(r"[._-][a-zA-Z][a-zA-Z0-9]*$")
+"""What the name of a mask, a depth map or another view of a frame has more than the frame's."""
 
 
-def list_videos(root: str, split: str = "") -> Iterator[Input]:
+def list_videos(root: str, split: str = "", reading: Reading | None = None) -> Iterator[Input]:
     """All video files below ROOT/SPLIT, in any folders, by name."""
-    return _list_files(part_of(root, split), "video", VIDEO_SUFFIXES)
+    return _list_files(part_of(root, split), "video", VIDEO_SUFFIXES, reading)
 
 
-def list_images(root: str, split: str = "") -> Iterator[Input]:
+def list_images(root: str, split: str = "", reading: Reading | None = None) -> Iterator[Input]:
     """All image files below ROOT/SPLIT, in any folders, by name."""
-    return _list_files(part_of(root, split), "image", IMAGE_SUFFIXES)
+    return _list_files(part_of(root, split), "image", IMAGE_SUFFIXES, reading)
 
 
-def list_image_classes(root: str, split: str = "") -> Iterator[Input]:
+def list_image_classes(root: str, split: str = "", reading: Reading | None = None) -> Iterator[Input]:
     """ImageFolder: ROOT/SPLIT/CLASS/….jpg; the first folder is the label of an image.
 
     Source: the convention of torchvision.datasets.ImageFolder. Images beside the class folders have no label.
     """
-    for item in list_images(root, split):
+    for item in list_images(root, split, reading):
         yield replace(item, label=first_folder(item.name))
 
 
-def list_imagenet(root: str, split: str = "") -> Iterator[Input]:
+def list_imagenet(root: str, split: str = "", reading: Reading | None = None) -> Iterator[Input]:
     """ImageNet (ILSVRC 2012; Russakovsky et al. 2015, image-net.org): ROOT/{train,val}/WNID/NAME.JPEG.
 
     SPLIT is `train` when empty. ROOT is the folder of the unpacked archives, or ILSVRC/Data/CLS-LOC of Kaggle's.
     The label is the WordNet id; a validation set that was not sorted into folders has none.
     """
-    return list_image_classes(root, split or "train")
+    return list_image_classes(root, split or "train", reading)
 
 
-def list_frame_folders(root: str, split: str = "") -> Iterator[Input]:
+def list_frame_folders(root: str, split: str = "", reading: Reading | None = None) -> Iterator[Input]:
     """Every folder below ROOT/SPLIT that holds images is one sequence of frames, numbers in names in their order.
 
-    A folder comes after the folders in it; the root itself is called `.`.
+    A folder comes after the folders in it; the root itself is called `.`. A picture whose name is another one's and a
+    word more (`1_mask.jpg` beside `1.jpg`) belongs to that frame and is none, unless `members` choose it.
     """
+    reading = reading or Reading()
     tree = Tree(part_of(root, split))
-    for folder, frames in _by_folder(tree.media(IMAGE_SUFFIXES)):
-        yield from _sequence(tree, folder, frames)
+    for folder, frames in _by_folder(tree.media(IMAGE_SUFFIXES, reading)):
+        yield from _sequence(tree, folder, frames if reading.members else _without_companions(frames, reading.census))
 
 
 def list_camvid(root: str, split: str = "") -> Iterator[Input]:
@@ -117,10 +122,12 @@ def sequence_input(name: str, uri: str, frames: dict[str, int]) -> Input:
     return Input(name, uri, "frames", members, bytes=sum(frames.values()))
 
 
-def _list_files(root: str, kind: InputKind, suffixes: frozenset[str]) -> Iterator[Input]:
+def _list_files(
+    root: str, kind: InputKind, suffixes: frozenset[str], reading: Reading | None = None
+) -> Iterator[Input]:
     tree = Tree(root)
     base = tree.base
-    for name, size, refusal in tree.media(suffixes):
+    for name, size, refusal in tree.media(suffixes, reading):
         yield Input(name, base + name, kind, bytes=size, refusal=refusal)
 
 
@@ -136,6 +143,20 @@ def _by_folder(files: Iterable[FoundFile]) -> Iterator[tuple[str, list[FoundFile
         entered[-1][1].append(file)
     while entered:
         yield entered.pop()
+
+
+def _without_companions(files: list[FoundFile], census: Census) -> list[FoundFile]:
+    """The files without masks and the like of a frame, which are counted."""
+    stems = {file.name.rpartition(".")[0] for file in files}
+    kept = []
+    for file in files:
+        stem, _, suffix = file.name.rpartition(".")
+        companion = COMPANION.search(stem)
+        if companion and stem[: companion.start()] in stems and not file.refusal:
+            census.leave(f"{companion[0].replace('_', '.')}.{suffix}".lower(), "beside its frame")
+        else:
+            kept.append(file)
+    return kept
 
 
 def _sequence(tree: Tree, folder: str, files: list[FoundFile]) -> Iterator[Input]:

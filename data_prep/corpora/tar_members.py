@@ -18,6 +18,7 @@ from mcjepa.data_prep.storage import Store
 
 BLOCK_BYTES = 512
 MAX_HEADER_BYTES = 1 << 20
+PIECE_BYTES = 1 << 20
 REMOTE_BUFFER_BYTES = 1 << 20
 KINDS = {
     tarfile.LNKTYPE: "a hard link",
@@ -48,26 +49,46 @@ class OpenTar:
         self._total_bytes = total_bytes
 
     def members(self) -> Iterator[TarMember]:
-        """All members but folders; hidden ones are left out. The last tells of damage, if there is any."""
-        end = 0
-        try:
-            headers: Any = _Headers(self._file)
-            with tarfile.open(fileobj=headers, mode="r:", encoding="utf-8", errors="surrogateescape") as opened:
-                tar: Any = opened
-                while (member := tar.next()) is not None:
-                    tar.members = []  # else it keeps all of them
-                    name = clean_name(member.name)
-                    if not member.isdir() and not any(part.startswith(".") for part in name.split("/")):
-                        yield TarMember(name, member.offset_data, member.size, self._refusal(member))
-                end = tar.offset
-        except DataError:  # the store's, not the tar's
-            raise
-        except (tarfile.TarError, ValueError, OverflowError, LookupError, RecursionError) as error:
-            yield TarMember("", 0, -1, f"not read to its end as an uncompressed tar ({error})")
-            return
-        self._file.seek(end)
-        if self._file.read(BLOCK_BYTES) != bytes(BLOCK_BYTES):
-            yield TarMember("", 0, -1, f"damaged or cut off at byte {end}: no header and no end mark there")
+        """All members but folders; hidden ones are left out. The last tells of damage, if there is any.
+
+        Tars that were written one behind the other into one file are read as one.
+        """
+        start: int | None = 0
+        while start is not None:
+            end = 0
+            try:
+                self._file.seek(start)
+                headers: Any = _Headers(self._file, start)
+                with tarfile.open(fileobj=headers, mode="r:", encoding="utf-8", errors="surrogateescape") as opened:
+                    tar: Any = opened
+                    while (member := tar.next()) is not None:
+                        tar.members = []  # else it keeps all of them
+                        name = clean_name(member.name)
+                        if not member.isdir() and not any(part.startswith(".") for part in name.split("/")):
+                            yield TarMember(name, member.offset_data, member.size, self._refusal(member))
+                    end = tar.offset
+            except DataError:  # the store's, not the tar's
+                raise
+            except (tarfile.TarError, ValueError, OverflowError, LookupError, RecursionError) as error:
+                where = f" from byte {start}" if start else ""
+                yield TarMember("", 0, -1, f"not read to its end as an uncompressed tar{where} ({error})")
+                return
+            self._file.seek(end)
+            if self._file.read(BLOCK_BYTES) != bytes(BLOCK_BYTES):
+                yield TarMember("", 0, -1, f"damaged or cut off at byte {end}: no header and no end mark there")
+                return
+            start = self._next_block(end)
+
+    def _next_block(self, end: int) -> int | None:
+        """Place of the first block behind an end mark that is not zero; None where the file ends in zeros."""
+        at = end
+        self._file.seek(at)
+        while piece := self._file.read(PIECE_BYTES):
+            if piece.count(0) != len(piece):
+                used = len(piece) - len(piece.lstrip(b"\0"))
+                return at + used // BLOCK_BYTES * BLOCK_BYTES
+            at += len(piece)
+        return None
 
     def read(self, member: TarMember) -> bytes:
         """The content of a small member; the walk goes on where it was."""
@@ -116,9 +137,9 @@ def clean_name(name: str) -> str:
 class _Headers:
     """What tarfile may do with the file: small reads, and going forward."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, start: int) -> None:
         self._file = file
-        self._reached = 0
+        self._reached = start
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= MAX_HEADER_BYTES:

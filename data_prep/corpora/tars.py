@@ -1,55 +1,67 @@
 """Readers of tars: every image, or every sample's image or video, is an input where it lies in its tar.
 
-Only uncompressed tars can be read in place. Links, devices, sparse and cut-off members that are named as media
-are listed with the reason why they cannot be read, and so is a tar that is damaged.
+Only uncompressed tars can be read in place; packed ones are listed with that reason. Links, devices, sparse and cut-off
+members that are named as media are listed with the reason why they cannot be read, and so is a tar that is damaged.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
-from itertools import groupby
 
+from mcjepa.data_prep.corpora.census import Reading
 from mcjepa.data_prep.corpora.items import Input, InputKind
 from mcjepa.data_prep.corpora.tar_members import OpenTar, TarMember, open_tar
-from mcjepa.data_prep.corpora.trees import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FoundFile, Tree, part_of, suffix_of
+from mcjepa.data_prep.corpora.trees import (
+    IMAGE_SUFFIXES,
+    PACKERS,
+    VIDEO_SUFFIXES,
+    FoundFile,
+    Tree,
+    part_of,
+    suffix_of,
+)
 from mcjepa.data_prep.errors import DataError
 
 TAR_SUFFIXES = frozenset({".tar"})
+PACKED_TAR_SUFFIXES = frozenset({*(f".tar{packer}" for packer in PACKERS), ".tgz", ".tbz", ".tbz2", ".txz"})
 LABEL_SUFFIX = "cls"
 MAX_LABEL_BYTES = 64
+PREFERRED = ("mp4", "webm", "mkv", "avi", "mov", "jpg", "jpeg", "png", "webp")
+"""Of several members of a sample: which one is the sample's video or picture; then the others, by name."""
+ROLE = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9]+)+")
+"""An extension that tells what a member is (`seg.png`), in small letters; others are part of a name (`01.2020.jpg`)."""
 
 LabelledMember = tuple[TarMember, str]
 
 
-def list_tars(root: str, split: str = "") -> Iterator[Input]:
+def list_tars(root: str, split: str = "", reading: Reading | None = None) -> Iterator[Input]:
     """Every image in every .tar below ROOT/SPLIT, by tar and then by its place in it.
 
     The name of an input is the tar's, then the member's without `..` and the like; equal names get the offset too.
     A tar within a tar is refused: unpack the outer one.
     """
-    return _list_members(root, split, lambda tar: ((member, "") for member in tar.members()), _kind_of_image)
+    return _list_members(root, split, reading or Reading(), _chosen_images)
 
 
-def list_webdataset(root: str, split: str = "") -> Iterator[Input]:
-    """WebDataset shards (github.com/webdataset/webdataset): every image and video in every .tar below ROOT/SPLIT.
+def list_webdataset(root: str, split: str = "", reading: Reading | None = None) -> Iterator[Input]:
+    """WebDataset shards (github.com/webdataset/webdataset): the image or video of every sample in every .tar.
 
-    Members of one sample follow each other and share the part of their name before the first dot of the last
-    part (KEY.jpg, KEY.json, KEY.cls). The label is the text of KEY.cls, when it is short; captions and json are
-    not read.
+    Members of a sample share the part of their name before the first dot of the last part (KEY.jpg, KEY.json, KEY.cls),
+    wherever they stand in the tar. One is taken: that with a plain extension (KEY.jpg, not KEY.seg.png), videos before
+    pictures, or the only one; `members` takes those with just these extensions instead. The label is the text of
+    KEY.cls, when it is short; captions and json are not read.
     """
-    return _list_members(root, split, _labelled_samples, _kind_of_media)
+    return _list_members(root, split, reading or Reading(), _chosen_of_samples)
 
 
 def _list_members(
-    root: str,
-    split: str,
-    members: Callable[[OpenTar], Iterator[LabelledMember]],
-    kind_of: Callable[[str], InputKind | None],
+    root: str, split: str, reading: Reading, choose: Callable[[OpenTar, Reading], Iterator[LabelledMember]]
 ) -> Iterator[Input]:
     tree = Tree(part_of(root, split))
     found = False
-    for file in tree.media(TAR_SUFFIXES):
-        for item in _members_of(tree, file, members, kind_of):
+    for file in tree.media(TAR_SUFFIXES | PACKED_TAR_SUFFIXES, Reading(census=reading.census)):
+        for item in _members_of(tree, file, reading, choose):
             found = True
             yield item
     if not found:
@@ -57,26 +69,24 @@ def _list_members(
 
 
 def _members_of(
-    tree: Tree,
-    file: FoundFile,
-    members: Callable[[OpenTar], Iterator[LabelledMember]],
-    kind_of: Callable[[str], InputKind | None],
+    tree: Tree, file: FoundFile, reading: Reading, choose: Callable[[OpenTar, Reading], Iterator[LabelledMember]]
 ) -> Iterator[Input]:
     """The inputs of one tar; the tar itself, with the reason, when it cannot be read (to its end)."""
     uri = tree.base + file.name
-    if file.bytes < 0:
-        yield Input(file.name, uri, "image", refusal=file.refusal or "not a file")
+    if file.bytes < 0 or suffix_of(file.name) in PACKED_TAR_SUFFIXES:
+        packed = "a packed tar, which cannot be read in place; unpack it to .tar"
+        yield Input(file.name, uri, "image", refusal=file.refusal or (packed if file.bytes >= 0 else "not a file"))
         return
+    reading.census.entries -= 1  # its members count instead
     names: set[str] = set()
     try:
         with open_tar(uri, file.bytes) as tar:
-            for member, label in members(tar):
+            for member, label in choose(tar, reading):
                 if not member.name:
+                    reading.census.entries += 1
                     yield Input(file.name, uri, "image", bytes=file.bytes, refusal=member.refusal)
                     continue
-                kind = kind_of(member.name)
-                if kind is None:
-                    continue
+                kind: InputKind = "video" if suffix_of(member.name) in VIDEO_SUFFIXES else "image"
                 name = f"{file.name}/{member.name}"
                 while name in names:
                     name += f"@{member.offset}"
@@ -87,15 +97,70 @@ def _members_of(
                 else:
                     yield Input(name, uri, kind, span=(member.offset, member.bytes), bytes=member.bytes, label=label)
     except OSError as error:
+        reading.census.entries += 1
         yield Input(file.name, uri, "image", bytes=file.bytes, refusal=f"cannot be read ({error.strerror})")
 
 
-def _labelled_samples(tar: OpenTar) -> Iterator[LabelledMember]:
-    """Members with the label of their sample: one sample is held at a time."""
-    for _, group in groupby(tar.members(), lambda member: _split_name(member.name)[0]):
-        sample = list(group)
-        label = next((_read_label(tar, member) for member in sample if _is_label(member)), "")
-        yield from ((member, label) for member in sample)
+def _chosen_images(tar: OpenTar, reading: Reading) -> Iterator[LabelledMember]:
+    """The images of a tar, and tars in it, as they come."""
+    for member in tar.members():
+        reading.census.entries += bool(member.name)
+        suffix = suffix_of(member.name)
+        if member.name and suffix not in IMAGE_SUFFIXES | TAR_SUFFIXES:
+            reading.census.leave(suffix)
+        elif member.name and suffix in IMAGE_SUFFIXES and not reading.wants(member.name):
+            reading.census.leave(suffix, "not among members")
+        else:
+            yield member, ""
+
+
+def _chosen_of_samples(tar: OpenTar, reading: Reading) -> Iterator[LabelledMember]:
+    """The chosen members of a tar's samples with their labels, in order of their places; the tar's names are held."""
+    samples: dict[str, list[TarMember]] = {}
+    labels: dict[str, str] = {}
+    damage = [member for member in _collect(tar, reading, samples, labels) if not member.name]
+    chosen = [(member, labels.get(key, "")) for key, members in samples.items() for member in _choose(members, reading)]
+    yield from sorted(chosen, key=lambda pair: pair[0].offset)
+    yield from ((member, "") for member in damage)
+
+
+def _collect(
+    tar: OpenTar, reading: Reading, samples: dict[str, list[TarMember]], labels: dict[str, str]
+) -> Iterator[TarMember]:
+    """Sort a tar's media and labels by samples; the others are counted, and what tells of damage is given out."""
+    for member in tar.members():
+        if not member.name:
+            yield member
+            continue
+        reading.census.entries += 1
+        key, extension = _split_name(member.name)
+        suffix = suffix_of(member.name)
+        if suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES | TAR_SUFFIXES:
+            samples.setdefault(key, []).append(member)
+        elif extension.lower() == LABEL_SUFFIX and not member.refusal and member.bytes <= MAX_LABEL_BYTES:
+            labels.setdefault(key, tar.read(member).decode(errors="replace").strip())
+            reading.census.leave(suffix, "label")
+        else:
+            reading.census.leave(suffix, "too long for a label" if extension.lower() == LABEL_SUFFIX else "")
+
+
+def _choose(members: list[TarMember], reading: Reading) -> list[TarMember]:
+    """Those members of a sample that are inputs; the others are counted."""
+    extensions = [_split_name(member.name)[1].lower() for member in members]
+    wanted = [m.removeprefix(".").lower() for m in reading.members]
+    if wanted:
+        chosen = [number for number, extension in enumerate(extensions) if extension in wanted]
+    else:
+        plain = [number for number, extension in enumerate(extensions) if "." not in extension]
+        rank = {extension: place for place, extension in enumerate(PREFERRED)}
+        best = sorted(plain, key=lambda n: (rank.get(extensions[n], len(rank)), extensions[n]))
+        again = [n for n in best[1:] if extensions[n] == extensions[best[0]]]  # the same name twice in a tar
+        chosen = [*best[:1], *again] or ([0] if len(members) == 1 else [])
+    for number, extension in enumerate(extensions):
+        if number not in chosen:
+            ending = f".{extension}" if ROLE.fullmatch(extension) else suffix_of(members[number].name)
+            reading.census.leave(ending, "not chosen of its sample")
+    return [members[number] for number in chosen]
 
 
 def _split_name(name: str) -> tuple[str, str]:
@@ -107,22 +172,6 @@ def _split_name(name: str) -> tuple[str, str]:
     folder, slash, file = name.rpartition("/")
     stem, _, extension = file.partition(".")
     return f"{folder}{slash}{stem}", extension
-
-
-def _is_label(member: TarMember) -> bool:
-    return _split_name(member.name)[1] == LABEL_SUFFIX and not member.refusal and member.bytes <= MAX_LABEL_BYTES
-
-
-def _read_label(tar: OpenTar, member: TarMember) -> str:
-    return tar.read(member).decode(errors="replace").strip()
-
-
-def _kind_of_image(name: str) -> InputKind | None:
-    return "image" if suffix_of(name) in IMAGE_SUFFIXES | TAR_SUFFIXES else None
-
-
-def _kind_of_media(name: str) -> InputKind | None:
-    return "video" if suffix_of(name) in VIDEO_SUFFIXES else _kind_of_image(name)
 
 
 def _refusal_by_name(name: str) -> str:

@@ -13,12 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from mcjepa.data_prep.corpora.census import Reading, describe_others
 from mcjepa.data_prep.corpora.places import Location, is_local, plain_location
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import open_store
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
-VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".pgm", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+    | {".avif", ".jp2", ".j2k", ".heic", ".heif", ".hif"}
+)
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".3gp", ".3g2", ".mts", ".m2ts"}
+    | {".flv", ".f4v", ".ogv", ".mxf", ".qt", ".vob", ".asf", ".m2v", ".dv"}
+)
+PACKERS = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 
 
 class FoundFile(NamedTuple):
@@ -46,23 +54,38 @@ class Tree:
         self._store = open_store(self.root)
         self._listed: dict[str, dict[str, int]] = {}
 
-    def media(self, suffixes: frozenset[str]) -> Iterator[FoundFile]:
+    def media(self, suffixes: frozenset[str], reading: Reading | None = None) -> Iterator[FoundFile]:
         """All files with one of `suffixes` (any case), and what could hide such files but cannot be entered.
 
-        Streamed: memory holds one folder's names, or one page of an s3 listing.
+        Streamed: memory holds one folder's names, or one page of an s3 listing. What is passed over is counted.
+
+        Args:
+            suffixes: Those of the wanted kind.
+            reading: Which names are wanted, and who counts.
 
         Raises:
             DataError: there is none, or the folder cannot be read.
         """
+        reading = reading or Reading()
         found = False
         for name, size in self._store.files():
-            if suffix_of(name) not in suffixes and (size >= 0 or not _hides_files(self.base + name)):
+            reading.census.entries += 1
+            suffix = suffix_of(name)
+            if suffix not in suffixes and (size >= 0 or not _hides_files(self.base + name)):
+                reading.census.leave(suffix)
+                continue
+            if suffix in suffixes and not reading.wants(name):
+                reading.census.leave(suffix, "not among members")
                 continue
             found = True
             yield FoundFile(name, size, "" if size >= 0 else _refusal(self.base + name))
         if not found:
             kinds = ", ".join(sorted(suffixes))
-            raise DataError(f"{self.root} has no file ending in {kinds}; expected at least one; name another folder")
+            there = describe_others(reading.census.record())
+            raise DataError(
+                f"{self.root} has no file ending in {kinds}{f' (it has {there})' if there else ''}; "
+                "expected at least one; name another folder, or other `members`"
+            )
 
     def keep(self, *folders: str) -> None:
         """List the folders (`a/b`) once, for all that is asked of their files from now on."""
@@ -136,13 +159,14 @@ def files_below(root: Location, suffixes: frozenset[str]) -> Iterator[str]:
 
 
 def suffix_of(name: str) -> str:
-    """The last suffix of a name in small letters, with its dot; empty where there is none.
+    """The last suffix of a name in small letters, with its dot; empty where there is none. A packed tar has two.
 
-    >>> suffix_of("a.b/c.JPG"), suffix_of("a.b/c")
-    ('.jpg', '')
+    >>> suffix_of("a.b/c.JPG"), suffix_of("a.b/c"), suffix_of("c.tar.gz")
+    ('.jpg', '', '.tar.gz')
     """
-    _, dot, suffix = name.rpartition(".")
-    return f".{suffix.lower()}" if dot and "/" not in suffix else ""
+    stem, dot, ending = name.rpartition(".")
+    suffix = f".{ending.lower()}" if dot and "/" not in ending else ""
+    return f".tar{suffix}" if suffix in PACKERS and stem.lower().endswith(".tar") else suffix
 
 
 def _hides_files(path: str) -> bool:

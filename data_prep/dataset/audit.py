@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mcjepa.data_prep.corpora.census import describe_others
 from mcjepa.data_prep.dataset.inputs import OUTCOMES, InputsDigest, read_inputs
 from mcjepa.data_prep.dataset.manifest import DatasetManifest, ShardEntry, Sidecar, read_manifest, read_sidecar
 from mcjepa.data_prep.dataset.shards import BLOCK, tar_header
@@ -26,6 +27,12 @@ class AuditReport:
     bytes: int
     problems: tuple[str, ...]
     """One line each; empty when everything agrees."""
+    files: int = 0
+    """Files and tar members of the inputs."""
+    entries: int = 0
+    """All that lies in the corpora: files and others."""
+    others: str = ""
+    """What of it is no input, in words."""
 
     @property
     def ok(self) -> bool:
@@ -41,7 +48,7 @@ def audit_dataset(location: str) -> AuditReport:
     """
     store = open_store(location)
     manifest = read_manifest(store)
-    problems = list(_input_problems(store, manifest))
+    problems = [*_input_problems(store, manifest), *_census_problems(manifest)]
     samples = size = 0
     for entry in manifest.shards:
         samples += entry.samples
@@ -50,7 +57,16 @@ def audit_dataset(location: str) -> AuditReport:
     totals = manifest.totals
     if (totals.shards, totals.samples, totals.bytes) != (len(manifest.shards), samples, size):
         problems.append("manifest: totals are not the sums over its shards")
-    return AuditReport(manifest.dataset_id, len(manifest.shards), samples, size, tuple(problems))
+    return AuditReport(
+        dataset_id=manifest.dataset_id,
+        shards=len(manifest.shards),
+        samples=samples,
+        bytes=size,
+        problems=tuple(problems),
+        files=manifest.files,
+        entries=manifest.census.get("entries", 0),
+        others=describe_others(manifest.census),
+    )
 
 
 def _explained(where: str, problems: Iterator[str]) -> list[str]:
@@ -96,6 +112,13 @@ def _expected_headers(sidecar: Sidecar) -> Iterator[tuple[int, bytes, str]]:
         for member in sample.members:
             name = f"{sample.key}.{member.suffix}"
             yield member.offset - BLOCK, tar_header(name, member.bytes), name
+
+
+def _census_problems(manifest: DatasetManifest) -> Iterator[str]:
+    """Conservation over the corpora: entries = files of inputs + others."""
+    entries, others = manifest.census.get("entries", 0), sum(manifest.census.get("others", {}).values())
+    if manifest.census and entries != manifest.files + others:
+        yield f"census: {entries} entries in the corpora, {manifest.files} of inputs and {others} others"
 
 
 def _input_problems(store: Store, manifest: DatasetManifest) -> Iterator[str]:

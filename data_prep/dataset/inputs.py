@@ -22,6 +22,8 @@ from mcjepa.data_prep.storage import Store
 from mcjepa.data_prep.storage.json_files import read_lines
 
 Outcome = Literal["ok", "filtered", "quarantined"]
+LATER_FIELDS = ("decoder",)
+"""What lists of inputs of earlier versions lack."""
 OUTCOMES: tuple[Outcome, ...] = ("ok", "filtered", "quarantined")
 
 
@@ -41,6 +43,8 @@ class InputRecord:
     samples: int
     dropped: int = 0
     """Samples that filters refused."""
+    decoder: str = ""
+    """Which decoder gave a video's frames: the one asked for, or `pyav` for what that cannot read."""
 
 
 def record_from(content: dict[str, Any], where: str) -> InputRecord:
@@ -50,7 +54,7 @@ def record_from(content: dict[str, Any], where: str) -> InputRecord:
         DataError: a field is missing, unknown, or the outcome is none of the three.
     """
     fields = {f.name for f in dataclasses.fields(InputRecord)}
-    if set(content) != fields or content["outcome"] not in OUTCOMES:
+    if not fields - set(LATER_FIELDS) <= set(content) <= fields or content["outcome"] not in OUTCOMES:
         raise DataError(f"{where} has a malformed input line {content}; expected {sorted(fields)}; prepare again")
     return InputRecord(**content)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mcjepa.data_prep.errors import DataError
@@ -20,7 +20,9 @@ from mcjepa.data_prep.layout import manifest_key, sidecar_key
 from mcjepa.data_prep.storage import Store, open_store
 from mcjepa.data_prep.storage.json_files import build_record, encode_json, list_field, malformed_record, parse_record
 
-MANIFEST_VERSION = 2
+MANIFEST_VERSION = 3
+READABLE_MANIFESTS = (2, 3)
+"""Version 2 has no `files` and no `census`."""
 SIDECAR_VERSION = 2
 
 
@@ -74,6 +76,10 @@ class DatasetManifest:
     """Dataset id of the revision before; empty for the first."""
     requeue_digests: tuple[str, ...] = ()
     """Plan digests of the shards that requeues added, in order."""
+    files: int = 0
+    """Files and tar members that the inputs hold."""
+    census: dict[str, Any] = field(default_factory=dict)
+    """What lies in the corpora: `entries`, `others` by the end of their names, `unlabelled` inputs."""
     version: int = MANIFEST_VERSION
 
 
@@ -147,7 +153,9 @@ def read_manifest(location: str | Store, revision: int = 0) -> DatasetManifest:
         raise DataError(
             f"{where} is not there; expected a published dataset; run `mcjepa prep run` or correct the path"
         )
-    content = parse_record(store.read(key), where, MANIFEST_VERSION)
+    content = parse_record(store.read(key), where, *READABLE_MANIFESTS)
+    if content["version"] == 2:
+        content |= {"files": 0, "census": {}}
     content["requeue_digests"] = tuple(list_field(content, "requeue_digests", where))
     content["shards"] = tuple(build_record(ShardEntry, s, where) for s in list_field(content, "shards", where))
     content["totals"] = build_record(Totals, content.get("totals"), where)

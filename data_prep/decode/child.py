@@ -99,7 +99,12 @@ def _serve(item: Input, config: DatasetConfig, judge: SampleJudge | None, out: i
     try:
         for piece in cut_input(item, config, judge):
             if isinstance(piece, CutSample):
-                header = {"type": "sample", "suffixes": list(piece.members), "meta": piece.meta}
+                header = {
+                    "type": "sample",
+                    "suffixes": list(piece.members),
+                    "meta": piece.meta,
+                    "decoder": piece.decoder,
+                }
                 write_message(out, header, list(piece.members.values()))
             else:
                 write_message(out, {"type": "dropped", **dataclasses.asdict(piece)})

@@ -117,7 +117,8 @@ class DecodeClient:
                 if header["type"] == "dropped":
                     yield DroppedSample(tuple(header["frame_index"]), str(header["filter"]), str(header["reason"]))
                 else:
-                    yield CutSample(dict(zip(header["suffixes"], parts, strict=True)), header["meta"])
+                    members = dict(zip(header["suffixes"], parts, strict=True))
+                    yield CutSample(members, header["meta"], str(header["decoder"]))
         except (PipeClosed, BrokenPipeError):
             raise ChildDied(self._describe_death(), self._ready) from None
         finally:

@@ -16,7 +16,13 @@ from mcjepa.data_prep.decode.encoders import SUFFIXES, encode, shrink
 from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.flow_samples import encode_flow_sample, pair_frames, read_pair
 from mcjepa.data_prep.decode.images import read_image
-from mcjepa.data_prep.decode.selection import IntArray, choose_starts, frames_at_rate, needed_frames
+from mcjepa.data_prep.decode.selection import (
+    IntArray,
+    choose_starts,
+    frames_at_rate,
+    needed_frames,
+    unbroken_runs,
+)
 from mcjepa.data_prep.decode.videos import ByteArray, NumberedFrame, open_video
 from mcjepa.data_prep.settings import DatasetConfig
 
@@ -32,6 +38,8 @@ class CutSample:
     """Content by suffix: `jpg`; `00.jpg`, `01.jpg` …; of a flow pair `0.png`, `1.png`, `flow.flo`, `valid.png`."""
     meta: dict[str, Any]
     """fps_hz (None: no clock), pts_s and frame_index of every frame; label and scores where there are any."""
+    decoder: str = ""
+    """Which decoder gave its frames; empty for pictures."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +71,27 @@ def cut_input(
     if config.kind == "flow":
         yield cutter.cut_flow(item)
     elif item.kind == "video":
-        video = open_video(item.uri, config.decoder, config.max_megapixels)
-        cutter.require_size(video.table.width, video.table.height)
-        selected = frames_at_rate(video.table.times_s, config.rate_hz)
-        yield from cutter.cut(video.read, selected, video.table.fps_hz or None)
+        yield from _cut_video(cutter, item.uri, config)
     elif item.kind == "pair":  # two neighbours: there is nothing to step or stride over
         cutter = _Cutter(replace(config, frame_step=1, clip_stride=1), judge, item.label)
         read = partial(_read_pictures, pair_frames(item), config.max_megapixels)
-        yield from cutter.cut(read, np.arange(2), None)
+        yield from cutter.cut(read, np.arange(2))
     else:
         files = [Path(f) for f in item.files]
-        yield from cutter.cut(partial(_read_pictures, files, config.max_megapixels), np.arange(len(files)), None)
+        yield from cutter.cut(partial(_read_pictures, files, config.max_megapixels), np.arange(len(files)))
+
+
+def _cut_video(cutter: _Cutter, path: str, config: DatasetConfig) -> Iterator[CutSample | DroppedSample]:
+    video = open_video(path, config.decoder, config.max_megapixels, config.video)
+    cutter.decoder = video.decoder
+    cutter.require_size(*video.size)
+    table = video.table
+    runs = unbroken_runs(table.times_s, table.stretches, config.video.max_gap_s)
+    selected = frames_at_rate(table.times_s, config.rate_hz, table.stretches)
+    facts: dict[str, Any] = {"fps_hz": round(table.fps_hz, 6) if table.fps_hz else None}
+    if table.pixel_aspect != 1:
+        facts["pixel_aspect"] = list(table.pixel_aspect.as_integer_ratio())
+    yield from cutter.cut(video.read, selected, runs[selected], facts)
 
 
 def _read_pictures(files: Sequence[Path], max_megapixels: float, numbers: IntArray) -> Iterator[NumberedFrame]:
@@ -101,6 +119,8 @@ class _Cutter:
         self._config = config
         self._judge = judge
         self._label = label
+        self.decoder = ""
+        """Of a video: which decoder reads it."""
 
     def require_size(self, width: int, height: int) -> None:
         """Leave out what is too small.
@@ -112,14 +132,27 @@ class _Cutter:
             raise Unwanted(f"{width}x{height} px; the short side must be at least {self._config.min_size}")
 
     def cut(
-        self, read: Callable[[IntArray], Iterator[NumberedFrame]], selected: IntArray, fps_hz: float | None
+        self,
+        read: Callable[[IntArray], Iterator[NumberedFrame]],
+        selected: IntArray,
+        runs: IntArray | None = None,
+        facts: dict[str, Any] | None = None,
     ) -> Iterator[CutSample | DroppedSample]:
-        """Samples of the frames `selected`, whose numbers increase; only frames that a later sample needs are kept."""
+        """Samples of the frames `selected`, whose numbers increase; only frames that a later sample needs are kept.
+
+        Args:
+            read: Gives the frames of some numbers.
+            selected: Numbers of the frames to cut from, (n,).
+            runs: Their runs, which no sample leaves, (n,); None: one run.
+            facts: What KEY.json says of a video; None for pictures, which have no clock and must be of one size.
+        """
         config = self._config
+        runs = np.zeros(len(selected), np.int64) if runs is None else runs
         step, count = config.frame_step, config.frames_per_sample
-        starts = choose_starts(len(selected), count, step, config.clip_stride, config.max_samples_per_input)
+        starts = choose_starts(runs, count, step, config.clip_stride, config.max_samples_per_input)
         if not len(starts):
-            raise Unwanted(f"{len(selected)} frame(s); a sample spans {(count - 1) * step + 1}")
+            pieces = f" in {runs[-1] + 1} pieces" if len(runs) and runs[-1] else ""
+            raise Unwanted(f"{len(selected)} frame(s){pieces}; a sample spans {(count - 1) * step + 1}")
         frames = read(selected[needed_frames(starts, count, step)])
         waiting: dict[int, _Stored] = {}
         for start in starts.tolist():
@@ -129,18 +162,23 @@ class _Cutter:
                 frame = next(frames)
                 self.require_size(frame.rgb.shape[1], frame.rgb.shape[0])
                 waiting[frame.number] = _Stored(frame.pts_s, shrink(frame.rgb, config.short_side))
-            yield self._sample(numbers, [waiting[n] for n in numbers], fps_hz)
+            yield self._sample(numbers, [waiting[n] for n in numbers], facts)
         next(frames, None)  # there is no other, but the decoder finishes: damage after the last frame counts too
 
-    def _sample(self, numbers: list[int], frames: list[_Stored], fps_hz: float | None) -> CutSample | DroppedSample:
+    def _sample(
+        self, numbers: list[int], frames: list[_Stored], facts: dict[str, Any] | None
+    ) -> CutSample | DroppedSample:
         known = [f.pts_s for f in frames if f.pts_s is not None]
         if any(later <= earlier for earlier, later in pairwise(known)):
             raise DecodeFailure(f"presentation times {known} of frames {numbers} do not increase")
         sizes = sorted({f"{f.rgb.shape[1]}x{f.rgb.shape[0]}" for f in frames})
         if len(sizes) > 1:
-            raise DecodeFailure(f"frames {numbers} have different sizes: {' and '.join(sizes)} px")
+            reason = f"frames {numbers} have different sizes: {' and '.join(sizes)} px"
+            if facts is None:
+                raise DecodeFailure(reason)
+            return DroppedSample(tuple(numbers), "size", reason)
         meta = {
-            "fps_hz": None if fps_hz is None else round(fps_hz, 6),
+            **({"fps_hz": None} if facts is None else facts),
             "pts_s": [None if f.pts_s is None else round(f.pts_s, 6) for f in frames],
             "frame_index": numbers,
         }
@@ -174,4 +212,4 @@ class _Cutter:
             if verdict.filter:
                 return DroppedSample(tuple(meta["frame_index"]), verdict.filter, verdict.reason)
             meta["scores"] = verdict.scores
-        return CutSample(encode_members(), meta)
+        return CutSample(encode_members(), meta, self.decoder)

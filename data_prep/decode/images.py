@@ -1,12 +1,15 @@
 """Reading foreign pictures as RGB: by their header first, so that a decompression bomb is refused, not expanded.
 
 Rules: 16 bits become 8 by their high byte; grey, palette and 1-bit pictures become three channels; an alpha channel
-is left out; CMYK is turned into RGB as Pillow does; a picture that its EXIF orientation turns comes upright. A
-picture that is cut off or damaged is refused, never filled up, and so is one with several frames or pages.
+is left out; colours with a profile become sRGB; CMYK without one is turned into RGB as Pillow does; a picture that its
+EXIF orientation turns comes upright. A picture that is cut off or damaged is refused, never filled up, and so is one
+with several frames or pages. One rule for tails: a JPEG of one scan may lack its end mark when all its data are there.
 """
 
 from __future__ import annotations
 
+import functools
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -17,14 +20,24 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from mcjepa.data_prep.decode.failures import DecodeFailure, require_megapixels
-from mcjepa.data_prep.decode.kinds import HEAD_BYTES, describe_content
+from mcjepa.data_prep.decode.colour import changes_pixels, coded_colours, to_srgb
+from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted, require_megapixels
+from mcjepa.data_prep.decode.kinds import (
+    HEAD_BYTES,
+    describe_content,
+    explain_unreadable,
+    with_end_of_jpeg,
+    without_png_text,
+)
+from mcjepa.data_prep.decode.orientation import EXIF, UPRIGHT
 
 ByteArray = npt.NDArray[np.uint8]
 
 # None of these starts another program, as PostScript would.
 FORMATS = ("JPEG", "PNG", "WEBP", "PPM", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000")
 ORIENTATION_TAG = 0x0112
+COLR_BYTES = 1 << 16
+"""Where the boxes of an AVIF or HEIF file end that say what its colours are."""
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
@@ -33,16 +46,18 @@ def read_image(path: Path, max_megapixels: float) -> ByteArray:
 
     Raises:
         DecodeFailure: no readable picture, not a single one, or larger than allowed.
+        Unwanted: an HDR picture.
     """
     with _open(path) as file, _open_header(file) as image:
         require_megapixels(*image.size, max_megapixels)
         try:
             _require_one_frame(image)
-            if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-                pixels = _decode_jpeg(file, image)
+            profile = image.info.get("icc_profile")
+            if image.format in ("JPEG", "MPO") and not (image.mode == "L" and profile):
+                pixels = _decode_jpeg(file, image, profile)
             else:
                 image.load()
-                pixels = _to_rgb(image)
+                pixels = _to_rgb(image, profile)
             return _upright(pixels, image)
         except DAMAGE as error:
             raise DecodeFailure(f"cut off or damaged: {error}") from error
@@ -71,15 +86,46 @@ def _open_header(file: BinaryIO) -> Image.Image:
     if not head:
         raise DecodeFailure("the file is empty")
     kind = describe_content(head)
+    formats = (*FORMATS, _heif_format()) if kind == "a HEIF image" else FORMATS
+    if kind in ("a HEIF image", "an AVIF image") and (colours := coded_colours(head + file.read(COLR_BYTES))):
+        raise Unwanted(f"{colours}: stored as they are its colours would be wrong")
     try:
-        return Image.open(file, formats=FORMATS)
+        return _open_picture(file, formats)
     except Image.DecompressionBombError as error:
         raise DecodeFailure(f"too large to be opened: {error}") from error
     except UnidentifiedImageError:
-        found = f"{kind}, but it is damaged" if kind.endswith("image") else f"{kind}, not an image"
+        file.seek(0)
+        known = kind.endswith("image")
+        found = f"{kind}, {explain_unreadable(file.read(), kind)}" if known else f"{kind}, not an image"
         raise DecodeFailure(f"holds {found}") from None
     except DAMAGE as error:
         raise DecodeFailure(f"cut off or damaged: {error}") from error
+
+
+def _open_picture(file: BinaryIO, formats: tuple[str, ...]) -> Image.Image:
+    """Pillow's picture; of a PNG with more text than Pillow reads, without that text."""
+    try:
+        return Image.open(file, formats=formats)
+    except ValueError as error:
+        if "MAX_TEXT" not in str(error):
+            raise
+        file.seek(0)
+        return Image.open(io.BytesIO(without_png_text(file.read())), formats=FORMATS)
+
+
+@functools.cache
+def _heif_format() -> str:
+    """Name of the format that the extra `heif` adds to Pillow.
+
+    Raises:
+        DecodeFailure: it is not installed.
+    """
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise DecodeFailure("holds a HEIF image; it is read with the extra mcjepa[heif] only") from None
+    register_heif_opener()
+    return "HEIF"
 
 
 def _require_one_frame(image: Image.Image) -> None:
@@ -90,35 +136,41 @@ def _require_one_frame(image: Image.Image) -> None:
         raise DecodeFailure(f"holds {what}, not a still image")
 
 
-def _decode_jpeg(file: BinaryIO, image: Image.Image) -> ByteArray:
+def _decode_jpeg(file: BinaryIO, image: Image.Image, profile: bytes | None) -> ByteArray:
     """By simplejpeg, twice as fast as Pillow; what it warns of is judged by Pillow, which knows harmless cases."""
     file.seek(0)
+    data = with_end_of_jpeg(file.read())
+    if image.mode not in ("RGB", "L"):
+        return _by_pillow(data, profile)
     try:
-        pixels = simplejpeg.decode_jpeg(file.read(), "RGB", fastdct=False, fastupsample=False)
+        pixels = np.asarray(simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False), np.uint8)
     except ValueError as error:
         if "premature end" in str(error).lower():  # Pillow leaves grey where data is missing in the middle
             raise
-        file.seek(0)
+        return _by_pillow(data, profile)
+    if not changes_pixels(profile, image.mode):
+        return pixels
+    return np.asarray(to_srgb(Image.fromarray(pixels), profile), np.uint8)
+
+
+def _by_pillow(data: bytes, profile: bytes | None) -> ByteArray:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         image.load()
-        return _to_rgb(image)
-    return np.asarray(pixels, np.uint8)
+        return _to_rgb(image, profile)
 
 
-def _to_rgb(image: Image.Image) -> ByteArray:
+def _to_rgb(image: Image.Image, profile: bytes | None) -> ByteArray:
     if image.mode.startswith("I;16") or image.mode == "I":
         grey = np.asarray(image)
         if grey.min() < 0 or grey.max() > 0xFFFF:
             raise DecodeFailure("has 32-bit pixels; 8 and 16 bit are known")
-        return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        image = Image.fromarray((grey >> 8).astype(np.uint8))
     if image.mode == "F":
         raise DecodeFailure("has floating point pixels; 8 and 16 bit are known")
-    return np.asarray(image.convert("RGB"), np.uint8)
+    return np.asarray(to_srgb(image, profile), np.uint8)
 
 
 def _upright(pixels: ByteArray, image: Image.Image) -> ByteArray:
-    """Turn a picture by its EXIF orientation (1 to 8, CIPA DC-008): 2, 4, 5 and 7 are mirrored."""
-    orientation = image.getexif().get(ORIENTATION_TAG, 1) if "exif" in image.info else 1
-    if orientation in (2, 4, 5, 7):
-        pixels = pixels[:, ::-1]
-    turns = {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}.get(orientation, 0)
-    return np.ascontiguousarray(np.rot90(pixels, turns))
+    """Turn a picture by its EXIF orientation; an unknown one turns nothing."""
+    tag = image.getexif().get(ORIENTATION_TAG, 1) if "exif" in image.info else 1
+    return EXIF.get(tag, UPRIGHT).apply(pixels)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import struct
+
 HEAD_BYTES = 264
+
+END_OF_JPEG, START_OF_SCAN = b"\xff\xd9", b"\xff\xda"
+SEQUENTIAL = (b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x0b\x08", b"\xff\xc1\0\x11\x08")
+"""Frame headers of JPEGs with 8 bits and three channels or one, not progressive."""
 
 # What it is, where its mark lies, and the mark; the first that fits counts.
 SIGNATURES = (
@@ -15,7 +21,13 @@ SIGNATURES = (
     ("a JPEG 2000 image", 4, b"jP  \r\n"),
     ("an AVIF image", 4, b"ftypavif"),
     ("a HEIF image", 4, b"ftyphei"),
+    ("a HEIF image", 4, b"ftyphev"),
     ("a HEIF image", 4, b"ftypmif1"),
+    ("a HEIF image", 4, b"ftypmsf1"),
+    ("a JPEG XL image", 0, b"\xff\x0a"),
+    ("a JPEG XL image", 4, b"JXL \r\n"),
+    ("a BigTIFF image", 0, b"II+\0"),
+    ("a BigTIFF image", 0, b"MM\0+"),
     ("an MP4 audio file", 4, b"ftypM4A"),
     ("an MP4 or QuickTime video", 4, b"ftyp"),
     ("an MP4 or QuickTime video", 4, b"moov"),
@@ -47,3 +59,76 @@ def describe_content(head: bytes) -> str:
         if head[offset : offset + len(mark)] == mark:
             return name
     return f"nothing known (it starts with the bytes {head[:8].hex(' ')})"
+
+
+def explain_unreadable(data: bytes, kind: str) -> str:
+    """Why a picture that Pillow does not know is none that it can read: an unsupported one, or damaged.
+
+    Args:
+        data: The whole file.
+        kind: What `describe_content` says of it.
+    """
+    why = {"a JPEG image": _unsupported_jpeg, "a TIFF image": _unsupported_tiff}.get(kind, lambda _: "")(data)
+    if kind in ("a HEIF image", "a JPEG XL image", "a BigTIFF image"):
+        why = why or "a format that is not supported"
+    return why or "but it is damaged"
+
+
+def with_end_of_jpeg(data: bytes) -> bytes:
+    """A JPEG of one sequential scan with its end mark, which writers that are cut short leave out.
+
+    Nothing is filled up: a decoder still tells where picture data are missing. Where there are several scans it could
+    not tell, so those stay as they are.
+    """
+    lacks_end = data.rfind(END_OF_JPEG) < data.rfind(START_OF_SCAN)
+    if not lacks_end or data.count(START_OF_SCAN) != 1 or not any(mark in data for mark in SEQUENTIAL):
+        return data
+    return data + END_OF_JPEG[data.endswith(b"\xff") :]
+
+
+def without_png_text(data: bytes) -> bytes:
+    """A PNG without its compressed and international texts, which no picture needs."""
+    kept, at = [data[:8]], 8
+    while at + 12 <= len(data):
+        size = 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] not in (b"zTXt", b"iTXt", b"tEXt"):
+            kept.append(data[at : at + size])
+        at += size
+    return b"".join(kept)
+
+
+def _unsupported_jpeg(data: bytes) -> str:
+    """By its frame header (ITU-T T.81, B.2.2): what is not Huffman-coded with 8 bits."""
+    at = 2
+    while at + 9 < len(data) and data[at] == 0xFF:
+        mark, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if 0xC0 <= mark <= 0xCF and mark not in (0xC4, 0xC8, 0xCC):
+            if data[at + 4] != 8:
+                return f"of {data[at + 4]} bits, which is not supported: 8 bits are known"
+            kinds = {0xC3: "lossless", **dict.fromkeys(range(0xC9, 0xD0), "with arithmetic coding")}
+            return f"{kinds[mark]}, which is not supported" if mark in kinds else ""
+        at += 2 + length
+    return ""
+
+
+def _unsupported_tiff(data: bytes) -> str:
+    """By the tags of its first page (TIFF 6.0): bits, sample format and compression."""
+    order = "<" if data[:2] == b"II" else ">"
+    try:
+        (at,) = struct.unpack_from(f"{order}I", data, 4)
+        (count,) = struct.unpack_from(f"{order}H", data, at)
+        tags = {}
+        for number in range(count):
+            tag, kind, values, value = struct.unpack_from(f"{order}HHII", data, at + 2 + 12 * number)
+            if kind == 3 and values <= 2:
+                (value,) = struct.unpack_from(f"{order}H", data, at + 2 + 12 * number + 8)
+            elif kind == 3:
+                (value,) = struct.unpack_from(f"{order}H", data, value)
+            tags[tag] = value
+    except struct.error:
+        return ""
+    if not {256, 257} <= tags.keys():
+        return ""
+    samples = {1: "whole numbers", 2: "signed numbers", 3: "floating point numbers"}.get(tags.get(339, 1), "numbers")
+    what = f"{tags.get(277, 1)} channel(s) of {tags.get(258, 1)}-bit {samples}, compression {tags.get(259, 1)}"
+    return f"with {what}, which is not supported"

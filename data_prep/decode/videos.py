@@ -2,8 +2,10 @@
 
 The container is read by PyAV (`data_prep.decode.containers`), so number, time and choice of a frame do not depend on
 the decoder; the decoders give pixels. 8-bit pixels are equal in all three; of 10 bit, PyAV's differ by up to 3 of
-255 in the mean. Frames come upright: decord and torchcodec turn them by the display matrix themselves, PyAV's are
-turned here.
+255 in the mean. Frames come upright and with square pixels.
+
+decord and torchcodec decode plain videos only; `fitting_decoder` names what PyAV decodes for them. They turn some
+pictures wrongly (mirrored ones), squeeze those that come after a change of size, and know no interlacing.
 
 Always sequential: random access gives wrong frames on open-GOP HEVC, and a seek costs a whole GOP. Memory holds a few
 frames, whatever a video's length. So PyAV reads what the others cannot:
@@ -11,7 +13,8 @@ frames, whatever a video's length. So PyAV reads what the others cannot:
 * decord decodes ahead without limit while its user is busy (dmlc/decord issue 208: a video of 5 minutes fills 5 GB).
   It reads only videos that fit into DECORD_BYTES decoded as a whole. For larger ones PyAV takes no more CPU time.
 * decord and torchcodec read MP4, QuickTime, Matroska and WebM only: of transport streams decord gives no frame, of
-  AVI and MPEG program streams torchcodec loses the last ones.
+  AVI and MPEG program streams torchcodec loses the last ones. Without a declared duration (recorders in browsers)
+  decord fails.
 """
 
 from __future__ import annotations
@@ -23,16 +26,27 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ctypes.util import find_library
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
-from mcjepa.data_prep.decode.containers import VideoTable, read_table
-from mcjepa.data_prep.decode.failures import DecodeFailure
+from mcjepa.data_prep.decode.containers import (
+    VideoTable,
+    frame_orientation,
+    open_container,
+    read_table,
+    square_size,
+    walk,
+)
+from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
+from mcjepa.data_prep.decode.orientation import UPRIGHT
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.settings import DecoderName
+from mcjepa.data_prep.settings import DecoderName, VideoConfig
 
 ByteArray = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]
@@ -93,9 +107,9 @@ def _without_padding(pixels: ByteArray) -> ByteArray:
     return np.ascontiguousarray(pixels.reshape(height, width * channels)[:, : 3 * width]).reshape(height, width, 3)
 
 
-def decode_by_pyav(table: VideoTable, numbers: IntArray) -> Iterator[ByteArray]:
+def decode_by_pyav(table: VideoTable, numbers: IntArray, deinterlace: bool = False) -> Iterator[ByteArray]:
     """Frames `numbers` (increasing) by PyAV, a few of them ahead in a thread, as decord does."""
-    yield from _read_ahead(_decode_by_pyav(table, numbers), FRAMES_AHEAD)
+    yield from _read_ahead(_decode_by_pyav(table, numbers, deinterlace), FRAMES_AHEAD)
 
 
 def _read_ahead(frames: Iterator[ByteArray], most: int) -> Iterator[ByteArray]:
@@ -108,29 +122,95 @@ def _read_ahead(frames: Iterator[ByteArray], most: int) -> Iterator[ByteArray]:
             yield cast(ByteArray, frame)
 
 
-def _decode_by_pyav(table: VideoTable, numbers: IntArray) -> Iterator[ByteArray]:
+def _decode_by_pyav(table: VideoTable, numbers: IntArray, deinterlace: bool) -> Iterator[ByteArray]:
     """By PyAV, with decord's way of turning YUV into RGB."""
-    import av
     from av.video.reformatter import Interpolation
 
     wanted = iter(numbers.tolist())
     number = next(wanted, None)
-    with av.open(table.path, metadata_errors="replace") as container:
-        stream: Any = container.streams[table.stream]
-        stream.codec_context.thread_type = "NONE"
-        frame: Any
-        for at, frame in enumerate(container.decode(stream)):
+    orientation = UPRIGHT
+    with open_container(table.path) as container:
+        frames = _frames_in_order(container, table)
+        for at, frame in enumerate(deinterlaced(frames) if deinterlace else frames):
+            orientation = frame_orientation(frame) or orientation
             if at == number:
                 rgb = frame.to_ndarray(format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
-                yield np.ascontiguousarray(np.rot90(rgb, _quarter_turns(frame.rotation)))
+                yield np.ascontiguousarray(orientation.apply(rgb))
                 number = next(wanted, None)
             if number is None:
                 return
 
 
-def _quarter_turns(rotation_deg: int) -> int:
-    """Counter-clockwise quarter turns for a rotation as PyAV gives it; a broken display matrix turns nothing."""
-    return round(rotation_deg / 90) if abs(rotation_deg) <= 180 else 0
+def _frames_in_order(container: Any, table: VideoTable) -> Iterator[Any]:
+    """All frames, stretch by stretch: the decoder starts anew with each.
+
+    Raises:
+        DecodeFailure: a stretch that is not the last has another number of frames than its packets tell.
+    """
+    stream: Any = container.streams[table.stream]
+    context = stream.codec_context
+    context.thread_type = "NONE"
+    ends = np.flatnonzero(np.diff(table.stretches)) + 1
+    given = stretch = 0
+    for packet, begins in walk(container, stream):
+        if begins:
+            for frame in context.decode(None):
+                yield frame
+                given += 1
+            if given != ends[stretch]:
+                raise DecodeFailure(f"its part {stretch + 1} ends at frame {given}, by its packets at {ends[stretch]}")
+            context.flush_buffers()
+            stretch += 1
+        for frame in packet.decode():
+            yield frame
+            given += 1
+
+
+def deinterlaced(frames: Iterator[Any]) -> Iterator[Any]:
+    """The same number of frames; from the first interlaced one on, those that are so come from both of their fields."""
+    graph: Any = None
+    kind: tuple[int, int, str] | None = None
+    for frame in frames:
+        if graph is None and not frame.interlaced_frame:
+            yield frame
+            continue
+        if (frame.width, frame.height, frame.format.name) != kind:
+            yield from _drained(graph)
+            graph, kind = _yadif(frame), (frame.width, frame.height, frame.format.name)
+        graph.push(frame)
+        yield from _pulled(graph)
+    yield from _drained(graph)
+
+
+def _yadif(frame: Any) -> Any:
+    from av.filter import Graph
+
+    graph = Graph()
+    graph.link_nodes(
+        graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 1000)
+        ),
+        graph.add("yadif", "mode=send_frame:deint=interlaced"),
+        graph.add("buffersink"),
+    ).configure()
+    return graph
+
+
+def _drained(graph: Any) -> Iterator[Any]:
+    if graph is not None:
+        graph.push(None)
+        yield from _pulled(graph)
+
+
+def _pulled(graph: Any) -> Iterator[Any]:
+    from av.error import BlockingIOError as NeedsMore
+    from av.error import EOFError as AtEnd
+
+    while True:
+        try:
+            yield graph.pull()
+        except (NeedsMore, AtEnd):
+            return
 
 
 def decode_by_torchcodec(table: VideoTable, numbers: IntArray) -> Iterator[ByteArray]:
@@ -162,21 +242,43 @@ DECODERS: dict[DecoderName, Callable[[VideoTable, IntArray], Iterator[ByteArray]
 
 
 def fitting_decoder(table: VideoTable, decoder: DecoderName) -> DecoderName:
-    """The decoder that reads this video where `decoder` is wanted: itself or PyAV."""
+    """The decoder that reads this video where `decoder` is wanted: itself, or PyAV where the video is not plain."""
     decoded_bytes = len(table.times_s) * table.width * table.height * 3
-    if not table.container.startswith(INDEXED_CONTAINERS) or (decoder == "decord" and decoded_bytes > DECORD_BYTES):
-        return "pyav"
-    return decoder
+    plain = (
+        table.container.startswith(INDEXED_CONTAINERS)
+        and table.timed
+        and table.steady
+        and table.facts.orientation == UPRIGHT
+        and not table.facts.interlaced
+        and not table.stretches.any()
+    )
+    return decoder if plain and (decoder != "decord" or decoded_bytes <= DECORD_BYTES) else "pyav"
 
 
 class Video:
     """A video file: what its container says, and its frames."""
 
-    def __init__(self, table: VideoTable, decoder: DecoderName) -> None:
-        """Decode `table`'s stream by `decoder`; nothing is decoded yet."""
+    def __init__(self, table: VideoTable, decoder: DecoderName, config: VideoConfig) -> None:
+        """Decode `table`'s stream by `decoder`; nothing is decoded yet.
+
+        Raises:
+            Unwanted: its colours or its interlacing are refused by the settings.
+        """
         self.table = table
         self.frame_count = len(table.times_s)
-        self._decode = DECODERS[fitting_decoder(table, decoder)]
+        self.decoder = fitting_decoder(table, decoder)
+        self._decode = DECODERS[self.decoder]
+        facts = table.facts
+        if facts.wide_colours and config.wide_colours == "refuse":
+            raise Unwanted(f"{facts.wide_colours}: stored as they are its colours would be wrong; see wide_colours")
+        if facts.interlaced and config.interlaced == "refuse":
+            raise Unwanted("interlaced: refused by interlaced=refuse")
+        if config.interlaced == "deinterlace" and self.decoder == "pyav":
+            self._decode = partial(decode_by_pyav, deinterlace=True)
+        aspect = table.pixel_aspect if config.square_pixels else Fraction(1)
+        self.size = table.upright_size(aspect)
+        """Width and height of its first frames as `read` gives them, px."""
+        self._aspect = 1 / aspect if facts.orientation.transposed else aspect
 
     def read(self, numbers: IntArray) -> Iterator[NumberedFrame]:
         """The frames `numbers` (increasing).
@@ -188,19 +290,30 @@ class Video:
         at = 0
         for rgb in self._decode(self.table, numbers):
             number = int(numbers[at])
-            yield NumberedFrame(number, float(self.table.times_s[number]), rgb)
+            yield NumberedFrame(number, float(self.table.times_s[number]), square(rgb, self._aspect))
             at += 1
         if at < len(numbers):
             raise DecodeFailure(f"ended before frame {numbers[at]} of {self.frame_count}")
 
 
-def open_video(path: str, decoder: DecoderName, max_megapixels: float = float("inf")) -> Video:
+def square(rgb: ByteArray, aspect: Fraction) -> ByteArray:
+    """A picture (H, W, 3) whose pixels have this width over their height, with square pixels (bilinear)."""
+    if aspect == 1:
+        return rgb
+    size = square_size(rgb.shape[1], rgb.shape[0], aspect)
+    return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+def open_video(
+    path: str, decoder: DecoderName, max_megapixels: float = float("inf"), config: VideoConfig | None = None
+) -> Video:
     """Open a video file.
 
     Raises:
         DecodeFailure: no readable video, cut off, or its frames have more pixels than allowed.
+        Unwanted: its colours or its interlacing are refused by `config`; None refuses nothing.
     """
-    return Video(read_table(path, max_megapixels), decoder)
+    return Video(read_table(path, max_megapixels), decoder, config or VideoConfig(wide_colours="keep"))
 
 
 def import_decoder(decoder: DecoderName) -> None:

@@ -11,10 +11,12 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 
+from mcjepa.data_prep.corpora.census import Census
 from mcjepa.data_prep.decode.encoders import encoder_version
 from mcjepa.data_prep.decode.videos import decoder_version
 from mcjepa.data_prep.errors import DataError, PlanMismatch
 from mcjepa.data_prep.layout import MANIFEST_NAME, PLAN_INPUTS_NAME, PLAN_NAME
+from mcjepa.data_prep.plan.order import ordered_inputs
 from mcjepa.data_prep.plan.plan import (
     PLAN_VERSION,
     PlanDigest,
@@ -31,40 +33,51 @@ from mcjepa.data_prep.storage.json_files import encode_json, read_lines, write_l
 
 
 def summarise_plan(
-    config: DatasetConfig, inputs: Iterable[PlannedInput], *, guarded: Iterable[PlannedInput] = ()
+    config: DatasetConfig,
+    inputs: Iterable[PlannedInput],
+    *,
+    guarded: Iterable[PlannedInput] = (),
+    census: Census | None = None,
 ) -> PlanSummary:
-    """The plan of a list of inputs; nothing is written."""
+    """The plan of a list of inputs, with what `census` has counted meanwhile; nothing is written."""
     digest = _new_digest(config, guarded)
     for planned in inputs:
         digest.add(planned)
-    return digest.summary()
+    return digest.summary(census)
 
 
 def begin_plan(
-    store: Store, config: DatasetConfig, inputs: Iterable[PlannedInput], *, guarded: Iterable[PlannedInput] = ()
+    store: Store,
+    config: DatasetConfig,
+    inputs: Iterable[PlannedInput],
+    *,
+    guarded: Iterable[PlannedInput] = (),
+    census: Census | None = None,
 ) -> PlanSummary:
     """Plan a dataset and write its plan, unless one is there: `require_same_plan` compares them.
 
     Args:
         store: Where the dataset is made.
         config: Its settings.
-        inputs: All its inputs, in order.
+        inputs: All its inputs, as they are listed.
         guarded: Inputs of the evaluation sets that the leakage filter guards.
+        census: Has counted, when the inputs are listed, what lies in the corpora.
 
     Raises:
         DataError: the inputs cannot be listed or the plan cannot be written.
     """
     if store.exists(PLAN_NAME):
-        return summarise_plan(config, inputs, guarded=guarded)
+        return summarise_plan(config, inputs, guarded=guarded, census=census)
     digest = _new_digest(config, guarded)
     path = store.scratch() / f"{PLAN_INPUTS_NAME}.{os.getpid()}.partial"
     try:
         with explained_disk_errors(str(path)), path.open("wb") as file:
-            write_lines(file, _lines(inputs, digest))
+            counted = _counted(inputs, digest)
+            write_lines(file, map(input_to_line, ordered_inputs(counted, config, store.scratch())))
         store.write_file(PLAN_INPUTS_NAME, path)
     finally:
         path.unlink(missing_ok=True)
-    summary = digest.summary()
+    summary = digest.summary(census)
     store.write_if_absent(PLAN_NAME, encode_json(summary))  # another run's plan is compared by the caller
     return summary
 
@@ -81,7 +94,8 @@ def read_plan(store: Store) -> PlanSummary:
         content = json.loads(store.read(PLAN_NAME))
     except ValueError as error:
         raise DataError(f"{where} is no JSON ({error}); expected a plan; remove {store.location}") from error
-    if not isinstance(content, dict) or set(content) != fields or content["version"] != PLAN_VERSION:
+    known = isinstance(content, dict) and fields - {"files", "census"} <= set(content) <= fields
+    if not known or content["version"] != PLAN_VERSION:
         raise DataError(f"{where} is no plan of version {PLAN_VERSION}; expected one; remove {store.location}")
     return PlanSummary(**content)
 
@@ -91,8 +105,8 @@ def read_plan_inputs(store: Store) -> Iterator[PlannedInput]:
     yield from map(input_from_line, read_lines(store, PLAN_INPUTS_NAME))
 
 
-def require_same_plan(store: Store, plan: PlanSummary, inputs: Iterable[PlannedInput]) -> None:
-    """Refuse to go on with a dataset of another plan, saying what differs.
+def require_same_plan(store: Store, config: DatasetConfig, plan: PlanSummary, inputs: Iterable[PlannedInput]) -> None:
+    """Refuse to go on with a dataset of another plan, saying what differs; only then are `inputs` listed.
 
     Raises:
         PlanMismatch: the stored plan is another one.
@@ -103,7 +117,7 @@ def require_same_plan(store: Store, plan: PlanSummary, inputs: Iterable[PlannedI
     differences = differing_parameters(stored, plan)
     if stored.inputs != plan.inputs:
         differences.append(f"number of inputs: {stored.inputs} -> {plan.inputs}")
-    if first := differing_inputs(read_plan_inputs(store), inputs):
+    if first := differing_inputs(read_plan_inputs(store), ordered_inputs(inputs, config, store.scratch())):
         differences.append(first)
     state = "published" if store.exists(MANIFEST_NAME) else "begun"
     raise PlanMismatch(
@@ -123,7 +137,7 @@ def _new_digest(config: DatasetConfig, guarded: Iterable[PlannedInput]) -> PlanD
     return PlanDigest(config, *codecs, guarded=listing.hexdigest() if lines else "")
 
 
-def _lines(inputs: Iterable[PlannedInput], digest: PlanDigest) -> Iterator[object]:
+def _counted(inputs: Iterable[PlannedInput], digest: PlanDigest) -> Iterator[PlannedInput]:
     for planned in inputs:
         digest.add(planned)
-        yield input_to_line(planned)
+        yield planned

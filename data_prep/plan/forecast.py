@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mcjepa.data_prep.corpora.census import Census
 from mcjepa.data_prep.decode.client import DecodeClient
 from mcjepa.data_prep.decode.cutter import CutSample
 from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
@@ -59,7 +60,9 @@ def plan_prep(config: PrepConfig, *, probe: bool = False) -> tuple[DatasetPlan, 
 def _plan(name: str, config: DatasetConfig, root: str, workers: int, probe: bool) -> DatasetPlan:
     store = open_store(absolute_location(join_location(root, name)))
     sampler = InputSampler()
-    summary = summarise_plan(config, sampler.watch(list_inputs(config)), guarded=list_guarded(config))
+    census = Census()
+    inputs = sampler.watch(list_inputs(config, census))
+    summary = summarise_plan(config, inputs, guarded=list_guarded(config), census=census)
     state = _state(store, summary)
     reused = _finished(store) if state in ("begun", "published") else 0
     forecast = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from mcjepa.data_prep.corpora import INPUT_READERS
+from mcjepa.data_prep.corpora import FREE_READERS, INPUT_READERS
+from mcjepa.data_prep.corpora.census import Census, Reading
 from mcjepa.data_prep.corpora.inputs import first_folder
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.errors import DataError, nearest_name
@@ -14,8 +15,12 @@ from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig
 from mcjepa.data_prep.storage import absolute_location
 
 
-def list_inputs(config: DatasetConfig) -> Iterator[PlannedInput]:
+def list_inputs(config: DatasetConfig, census: Census | None = None) -> Iterator[PlannedInput]:
     """Every input of every corpus, repeated as its corpus says, in a fixed order.
+
+    Args:
+        config: The dataset's settings.
+        census: Counts what lies in the corpora (once for each repetition) while the inputs are listed.
 
     Raises:
         DataError: an unknown reader, or a corpus that is absent or empty.
@@ -23,7 +28,7 @@ def list_inputs(config: DatasetConfig) -> Iterator[PlannedInput]:
     for number, corpus in enumerate(config.corpora):
         for repetition in range(corpus.repeat):
             prefix = corpus_prefix(number, corpus.reader, repetition)
-            for item in read_corpus(corpus):
+            for item in read_corpus(corpus, census):
                 yield PlannedInput(f"{prefix}/{item.name}", item, item.bytes)
 
 
@@ -34,7 +39,7 @@ def list_guarded(config: DatasetConfig) -> Iterator[PlannedInput]:
         yield from list_inputs(replace(config, corpora=leakage.sets))
 
 
-def read_corpus(corpus: CorpusConfig) -> Iterator[Input]:
+def read_corpus(corpus: CorpusConfig, census: Census | None = None) -> Iterator[Input]:
     """The inputs of one corpus, at locations that hold in any process, labelled if its settings ask for it.
 
     Raises:
@@ -43,10 +48,31 @@ def read_corpus(corpus: CorpusConfig) -> Iterator[Input]:
     reader = INPUT_READERS.get(corpus.reader)
     if reader is None:
         raise DataError(f"no reader is called {corpus.reader!r}: {nearest_name(corpus.reader, INPUT_READERS)}")
-    inputs = reader(absolute_location(corpus.path) if corpus.path else "", corpus.split)
-    return map(_with_label, inputs) if corpus.labels else inputs
+    location = absolute_location(corpus.path) if corpus.path else ""
+    reading = Reading(corpus.members, Census() if census is None else census)
+    if corpus.reader in FREE_READERS:
+        inputs = FREE_READERS[corpus.reader](location, corpus.split, reading)
+    elif corpus.members:
+        readers = ", ".join(FREE_READERS)
+        raise DataError(f"reader {corpus.reader} with `members`; expected them with one of {readers}; leave them out")
+    else:
+        inputs = _counted(reader(location, corpus.split), reading.census)
+    return _labelled(inputs, corpus.reader, reading.census) if corpus.labels else inputs
 
 
-def _with_label(item: Input) -> Input:
-    """The input with its first folder, or its tar, as its class, unless its reader knew the class."""
-    return item if item.label else replace(item, label=first_folder(item.name).removesuffix(".tar"))
+def _counted(inputs: Iterator[Input], census: Census) -> Iterator[Input]:
+    """The inputs of a data set, whose layout names its files: only those are met."""
+    for item in inputs:
+        census.entries += len(item.files)
+        yield item
+
+
+def _labelled(inputs: Iterator[Input], reader: str, census: Census) -> Iterator[Input]:
+    """The inputs with their classes: as the reader knows them, else their first folder or tar.
+
+    A WebDataset sample without a label has none: its tar is no class.
+    """
+    for item in inputs:
+        label = item.label or ("" if reader == "webdataset" else first_folder(item.name).removesuffix(".tar"))
+        census.unlabelled += not label
+        yield replace(item, label=label)

@@ -14,11 +14,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from typing import Any
 
+from mcjepa.data_prep.corpora.census import Census
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.layout import shard_name
 from mcjepa.data_prep.settings import DatasetConfig
@@ -61,7 +62,16 @@ class PlanSummary:
     inputs: int
     bytes: int
     shards: int
+    files: int = 0
+    """Files and tar members that the inputs hold, each input at least one."""
+    census: dict[str, Any] = field(default_factory=dict)
+    """What lies in the corpora: entries, others by the end of their names, unlabelled. Not part of the digest."""
     version: int = PLAN_VERSION
+
+    @property
+    def shard_names(self) -> Sequence[str]:
+        """Names of its shards, in order."""
+        return [shard_name(self.kind, number) for number in range(self.shards)]
 
 
 def corpus_prefix(number: int, reader: str, repetition: int) -> str:
@@ -100,7 +110,8 @@ def describe_parameters(config: DatasetConfig) -> dict[str, Any]:
     leakage["sets"] = _without_paths(leakage["sets"])
     if config.kind == "image":
         del parameters["frames"], parameters["frame_step"]
-    return {**parameters, "layout_version": LAYOUT_VERSION}
+    plain: dict[str, Any] = json.loads(json.dumps({**parameters, "layout_version": LAYOUT_VERSION}))
+    return plain
 
 
 def _without_paths(corpora: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -122,7 +133,7 @@ class PlanDigest:
         self._config = config
         self._parameters = describe_parameters(config) | ({"guarded_inputs": guarded} if guarded else {})
         self._codecs = (decoder, encoder)
-        self._inputs = self._bytes = 0
+        self._inputs = self._bytes = self._files = 0
         start = [PLAN_VERSION, self._parameters, decoder, encoder]
         self._digest = hashlib.sha256(json.dumps(start, sort_keys=True).encode())
 
@@ -130,14 +141,15 @@ class PlanDigest:
         """Take in the next input."""
         self._inputs += 1
         self._bytes += max(0, planned.bytes)
+        self._files += len(planned.item.files)
         item = planned.item
         line = [planned.name, item.kind, planned.bytes, item.members]
         if item.span or item.roles or item.label or item.refusal:
             line += [item.roles, item.span, item.label, item.refusal]
         self._digest.update(json.dumps(line).encode())
 
-    def summary(self) -> PlanSummary:
-        """The plan of the inputs so far."""
+    def summary(self, census: Census | None = None) -> PlanSummary:
+        """The plan of the inputs so far, with the counts of what lies in their corpora."""
         return PlanSummary(
             plan_digest=self._digest.hexdigest(),
             kind=self._config.kind,
@@ -147,6 +159,8 @@ class PlanDigest:
             inputs=self._inputs,
             bytes=self._bytes,
             shards=-(-self._inputs // self._config.inputs_per_shard),
+            files=self._files,
+            census={} if census is None else census.record(),
         )
 
 

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,13 @@ def write_json(path: Path, document: Any) -> None:
 
 def write_neighbour(path: Path, data: bytes) -> str:
     """A temporary file beside `path` with the data on disk; removed again when writing fails."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    temporary = str(path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial"))
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)  # less the user's umask
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
     except BaseException:
         os.unlink(temporary)
         raise

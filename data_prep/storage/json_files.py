@@ -20,8 +20,8 @@ def encode_json(record: Any) -> bytes:
     return text.encode() + b"\n"
 
 
-def parse_record(data: bytes, where: str, version: int) -> dict[str, Any]:
-    """A JSON object of a given version; `where` names it in errors.
+def parse_record(data: bytes, where: str, *versions: int) -> dict[str, Any]:
+    """A JSON object of one of these versions; `where` names it in errors.
 
     Raises:
         DataError: it is none.
@@ -32,9 +32,9 @@ def parse_record(data: bytes, where: str, version: int) -> dict[str, Any]:
         raise malformed_record(where, f"no JSON ({error})") from error
     if not isinstance(content, dict):
         raise malformed_record(where, "no JSON object")
-    if content.get("version") != version:
+    if content.get("version") not in versions:
         raise DataError(
-            f"{where} has version {content.get('version')!r}; expected {version}; "
+            f"{where} has version {content.get('version')!r}; expected {' or '.join(map(str, versions))}; "
             "prepare the dataset again with this mcjepa, or use the one that wrote it"
         )
     return content

@@ -141,7 +141,7 @@ def fingerprint_input(item: Input, config: DatasetConfig) -> Iterator[tuple[str,
 
 def _frames(item: Input, config: DatasetConfig) -> Iterator[tuple[str, ByteArray]]:
     if item.kind == "video":
-        video = open_video(item.uri, config.decoder, config.max_megapixels)
+        video = open_video(item.uri, config.decoder, config.max_megapixels, config.video)
         for frame in video.read(np.arange(video.frame_count, dtype=np.int64)):
             yield f"{item.name}#{frame.number}", frame.rgb
         return

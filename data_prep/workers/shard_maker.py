@@ -110,7 +110,7 @@ class ShardMaker:
         """Add all samples of an input, or none of them."""
         mark = writer.mark()
         outcome: Outcome = "ok"
-        digest = reason = ""
+        digest = reason = decoder = ""
         hashes: list[str] = []
         dropped: list[DroppedSample] = []
         try:
@@ -123,6 +123,7 @@ class ShardMaker:
                         dropped.append(piece)
                         continue
                     writer.add(sample_key(planned.name, len(hashes)), sample_members(piece, planned.name))
+                    decoder = piece.decoder
                     hashes.append(piece.meta.get("scores", {}).get("phash", ""))
             if not hashes:
                 counts = Counter(piece.filter for piece in dropped)
@@ -147,6 +148,7 @@ class ShardMaker:
             shard=shard,
             samples=len(hashes),
             dropped=len(dropped),
+            decoder=decoder,
         )
         lines = tuple({"input": planned.name, **dataclasses.asdict(piece)} for piece in dropped)
         return _CutInput(record, lines, tuple(hashes))

@@ -30,8 +30,8 @@ from mcjepa.data_prep.storage import atomic_write, explained_disk_errors
 from mcjepa.evals.cards import package_versions
 from mcjepa.evals.classification.images import ClassImages
 from mcjepa.evals.classification.settings import ClassifyConfig
+from mcjepa.evals.models import EvalModel, features_by_stride, map_of_stride
 from mcjepa.evals.progress import explained_worker_loss
-from mcjepa.evals.subject import ModelUnderTest, features_by_stride, map_of_stride
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -87,7 +87,7 @@ class PooledFeatures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureCache:
+class PooledFeatureCache:
     """The folder of pooled features."""
 
     folder: Path
@@ -98,7 +98,7 @@ class FeatureCache:
 
     def features(
         self,
-        model: ModelUnderTest,
+        model: EvalModel,
         images: ClassImages,
         config: ClassifyConfig,
         on_image: Callable[[int], None] = lambda done: None,
@@ -161,7 +161,7 @@ def _record_bytes(parts: dict[str, Any], failed: dict[int, str]) -> bytes:
 
 
 def _encode_to_file(
-    model: ModelUnderTest,
+    model: EvalModel,
     images: ClassImages,
     config: ClassifyConfig,
     path: Path,
@@ -197,7 +197,7 @@ def _encode_to_file(
     return failed
 
 
-def pool(model: ModelUnderTest, images_B3HW: Tensor, levels: Sequence[int]) -> Tensor:
+def pool(model: EvalModel, images_B3HW: Tensor, levels: Sequence[int]) -> Tensor:
     """Global averages of the levels, concatenated finest first, (B, D) float32; cells of the padding are left out."""
     maps = features_by_stride(model, images_B3HW)
     height, width = images_B3HW.shape[-2:]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mcjepa.evals.cards import Card, Score, package_versions
-from mcjepa.evals.classification.features import FeatureCache
+from mcjepa.evals.classification.features import PooledFeatureCache
 from mcjepa.evals.classification.heads import knn_predictions, train_linear
 from mcjepa.evals.classification.images import ClassifyData, read_class_folders
 from mcjepa.evals.classification.results import (
@@ -21,19 +21,19 @@ from mcjepa.evals.classification.results import (
     write_tables,
 )
 from mcjepa.evals.classification.settings import ClassifyConfig
+from mcjepa.evals.models import EvalModel, LoadedModel
 from mcjepa.evals.progress import EvalEvent, OnEvent, set_folder, silent
-from mcjepa.evals.subject import ModelUnderTest, Subject
 
 EVENTS = 200
 
 
 def score_classify(
-    subject: Subject, data: ClassifyData, config: ClassifyConfig, seed: int, out: Path, on_event: OnEvent = silent
+    loaded: LoadedModel, data: ClassifyData, config: ClassifyConfig, seed: int, out: Path, on_event: OnEvent = silent
 ) -> Score:
     """Encodes both splits and classifies the validation images; again with the random twin if the settings ask for it.
 
     Args:
-        subject: the model, and its random twin where the baseline is wanted.
+        loaded: the model, and its random twin where the baseline is wanted.
         data: training and validation images.
         config: protocol.
         seed: of the linear head.
@@ -50,17 +50,17 @@ def score_classify(
     """
     name = f"classify/{config.set}"
     folder = Path(config.cache) if config.cache else out.parent.parent.parent / "pooled-features"
-    cache = FeatureCache(
-        folder=folder, model=subject.digest, device=getattr(subject.model, "device", torch.device("cpu"))
+    cache = PooledFeatureCache(
+        folder=folder, model=loaded.digest, device=getattr(loaded.model, "device", torch.device("cpu"))
     )
-    result = classify_model(subject.model, cache, data, config, (seed, name, on_event))
+    result = classify_model(loaded.model, cache, data, config, (seed, name, on_event))
     metrics = accuracies(result, len(data.classes), "")
     rivals: tuple[str, ...] = ()
-    if config.random_baseline and subject.random_model is not None:
-        who = f"random twin {seed} of {subject.digest}" if subject.digest else ""
+    if config.random_baseline and loaded.random_model is not None:
+        who = f"random twin {seed} of {loaded.digest}" if loaded.digest else ""
         twin = dataclasses.replace(cache, model=who)
         told = (seed, f"{name} (random encoder)", on_event)
-        random = classify_model(subject.random_model, twin, data, config, told)
+        random = classify_model(loaded.random_model, twin, data, config, told)
         metrics |= accuracies(random, len(data.classes), "_random")
         rivals = ("random",)
     majority = int(np.bincount(result.train.labels).argmax())
@@ -70,7 +70,7 @@ def score_classify(
     return Score(
         name=name,
         metrics=metrics,
-        card=_card(subject, data, config, seed, result),
+        card=_card(loaded, data, config, seed, result),
         rivals=(*rivals, "majority"),
         table=tuple(class_rows(data, result)),
         pictures=draw_pictures(main_classifier(result), result.predictions[shown], data, result.val, config, out),
@@ -78,8 +78,8 @@ def score_classify(
 
 
 def classify_model(
-    model: ModelUnderTest,
-    cache: FeatureCache,
+    model: EvalModel,
+    cache: PooledFeatureCache,
     data: ClassifyData,
     config: ClassifyConfig,
     told: tuple[int, str, OnEvent],
@@ -115,7 +115,7 @@ def classify_model(
     return ClassifiedModel(train=train, val=val, predictions=predictions, linear=linear)
 
 
-def _card(subject: Subject, data: ClassifyData, config: ClassifyConfig, seed: int, result: ClassifiedModel) -> Card:
+def _card(loaded: LoadedModel, data: ClassifyData, config: ClassifyConfig, seed: int, result: ClassifiedModel) -> Card:
     strides = ", ".join(str(2**level) for level in sorted(config.levels))
     left_out = [k for k in config.knn_k if k > len(result.train)]
     neighbours = ", ".join(name.removeprefix("knn") for name in result.predictions if name != "linear")
@@ -137,9 +137,9 @@ def _card(subject: Subject, data: ClassifyData, config: ClassifyConfig, seed: in
         "is the most frequent training class",
         seeds=(seed,),
         config=dataclasses.asdict(config),
-        weights_digest=subject.digest,
-        model=subject.name,
-        lineage=subject.lineage,
+        weights_digest=loaded.digest,
+        model=loaded.name,
+        lineage=loaded.lineage,
         versions=package_versions("torch", "numpy", "pillow", "opencv-python-headless"),
     )
 
@@ -159,11 +159,11 @@ def _schedule(config: ClassifyConfig, result: ClassifiedModel) -> str:
     )
 
 
-def run_classify(subject: Subject, config: ClassifyConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
+def run_classify(loaded: LoadedModel, config: ClassifyConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
     """Classifies by frozen features.
 
     Raises:
         DataError: the folder is missing, or has nothing that can be scored.
     """
     data = read_class_folders(set_folder(config.root, config.set), config.max_train, config.max_val)
-    return score_classify(subject, data, config, seed, out / "classify" / config.set, on_event)
+    return score_classify(loaded, data, config, seed, out / "classify" / config.set, on_event)

@@ -35,7 +35,7 @@ DAMAGE = (KeyError, TypeError, ValueError, RuntimeError, EOFError, pickle.Unpick
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """How far a training is, beside network and optimizer."""
 
     step: int = 0
@@ -59,7 +59,7 @@ class Keeper:
         self.folder = folder
         self.identity = json.loads(json.dumps(identity))
 
-    def load_finished(self, network: Segmenter) -> Progress | None:
+    def load_finished(self, network: Segmenter) -> TrainingProgress | None:
         """Loads a finished network; None if there is none.
 
         Raises:
@@ -80,7 +80,7 @@ class Keeper:
             raise _damaged(path, error) from error
         return _progress(record)
 
-    def load_checkpoint(self, network: Segmenter, optimizer: torch.optim.Optimizer) -> Progress | None:
+    def load_checkpoint(self, network: Segmenter, optimizer: torch.optim.Optimizer) -> TrainingProgress | None:
         """Loads an unfinished training into both; None if there is none.
 
         Raises:
@@ -100,21 +100,21 @@ class Keeper:
             raise _damaged(path, error) from error
         return _progress(record)
 
-    def save_checkpoint(self, network: Segmenter, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    def save_checkpoint(self, network: Segmenter, optimizer: torch.optim.Optimizer, progress: TrainingProgress) -> None:
         """Replaces the checkpoint, at once or not at all."""
         buffer = io.BytesIO()
         state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "record": self._record(progress)}
         torch.save(state, buffer)
         atomic_write(self.folder / CHECKPOINT, buffer.getvalue())
 
-    def finish(self, network: Segmenter, progress: Progress) -> None:
+    def finish(self, network: Segmenter, progress: TrainingProgress) -> None:
         """Writes the finished network and removes the checkpoint."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
         record = self._record(progress, digest=tensors_digest(tensors))
         atomic_write(self.folder / FINISHED, safetensors_bytes(tensors, metadata={"record": record}))
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
 
-    def _record(self, progress: Progress, **more: str) -> str:
+    def _record(self, progress: TrainingProgress, **more: str) -> str:
         kept = {"step": progress.step, "curve": progress.curve, "failed": progress.failed}
         return json.dumps({"identity": self.identity, **kept, **more})
 
@@ -148,9 +148,9 @@ def _check_zip(path: Path) -> None:
         raise ValueError(f"{bad} in it has another checksum than when it was written")
 
 
-def _progress(record: Mapping[str, Any]) -> Progress:
+def _progress(record: Mapping[str, Any]) -> TrainingProgress:
     curve = [(int(step), float(loss)) for step, loss in record["curve"]]
-    return Progress(step=int(record["step"]), curve=curve, failed=[str(name) for name in record["failed"]])
+    return TrainingProgress(step=int(record["step"]), curve=curve, failed=[str(name) for name in record["failed"]])
 
 
 def _damaged(path: Path, error: Exception) -> DataError:

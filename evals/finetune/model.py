@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcjepa.evals.finetune.settings import FinetuneConfig
-from mcjepa.evals.subject import McJepaUnderTest
+from mcjepa.evals.models import McJepaEvalModel
 from mcjepa.model.encoder import Block, Encoder
 from mcjepa.model.layer_norm import ChannelLayerNorm
 from mcjepa.model.reduction import global_sum, world_size
@@ -106,7 +106,7 @@ def trainable_of(model: object) -> Trainable:
     Raises:
         ValueError: the model has none.
     """
-    if isinstance(model, McJepaUnderTest):
+    if isinstance(model, McJepaEvalModel):
         return TrainableEncoder(model.model.encoder)
     if isinstance(model, Trainable):
         return model

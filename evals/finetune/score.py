@@ -21,17 +21,17 @@ from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write
 from mcjepa.evals.cards import Card, Picture, Score, package_versions
-from mcjepa.evals.finetune.checkpoint import Keeper, Progress
+from mcjepa.evals.finetune.checkpoint import Keeper, TrainingProgress
 from mcjepa.evals.finetune.data import TrainingSamples
 from mcjepa.evals.finetune.model import Segmenter, parameter_groups, resize_to, trainable_of
 from mcjepa.evals.finetune.settings import FinetuneConfig
 from mcjepa.evals.finetune.train import make_optimizer, require_equal_on_ranks, train
-from mcjepa.evals.pictures import class_colours, overlay_labels, side_by_side, write_png
+from mcjepa.evals.models import LoadedModel
+from mcjepa.evals.pictures import class_legend, overlay_labels, side_by_side, write_png
 from mcjepa.evals.probe.images import LabelledSet, fitted_size, read_labelled_set, resize_image, window_boxes
 from mcjepa.evals.probe.metrics import confusion_matrix, iou_per_class, mean_iou, pixel_accuracy
 from mcjepa.evals.probe.results import metric_name
 from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, silent
-from mcjepa.evals.subject import Subject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class FinetunedResult:
     """Labels (H, W) of the images that are shown."""
     failed: tuple[str, ...]
     """ "name: reason" of validation images that could not be read."""
-    progress: Progress
+    progress: TrainingProgress
     """Of the training."""
 
     @property
@@ -54,7 +54,7 @@ class FinetunedResult:
 
 
 def assemble_score(
-    subject: Subject, data: LabelledSet, config: FinetuneConfig, seed: int, result: FinetunedResult, out: Path
+    loaded: LoadedModel, data: LabelledSet, config: FinetuneConfig, seed: int, result: FinetunedResult, out: Path
 ) -> Score:
     """The score `finetune/SET`, with pictures written to `out`."""
     confusion = result.confusion
@@ -64,7 +64,7 @@ def assemble_score(
             **_metrics(confusion, data.classes),
             **{f"{name}_majority": value for name, value in _metrics(constant_prediction(confusion), ()).items()},
         },
-        card=_card(subject, data, config, seed, result),
+        card=_card(loaded, data, config, seed, result),
         rivals=("majority",),
         table=tuple(_rows(result)),
         pictures=tuple(_draw_pictures(data, result, out)),
@@ -97,7 +97,7 @@ def _rows(result: FinetunedResult) -> Iterator[dict[str, object]]:
         }
 
 
-def _card(subject: Subject, data: LabelledSet, config: FinetuneConfig, seed: int, result: FinetunedResult) -> Card:
+def _card(loaded: LoadedModel, data: LabelledSet, config: FinetuneConfig, seed: int, result: FinetunedResult) -> Card:
     long, short = config.image_scale
     height, width = config.crop_px
     return Card(
@@ -121,9 +121,9 @@ def _card(subject: Subject, data: LabelledSet, config: FinetuneConfig, seed: int
         "%; `majority` is the best constant prediction",
         seeds=(seed,),
         config=dataclasses.asdict(config),
-        weights_digest=subject.digest,
-        model=subject.name,
-        lineage=subject.lineage,
+        weights_digest=loaded.digest,
+        model=loaded.name,
+        lineage=loaded.lineage,
         versions=package_versions("torch", "numpy", "opencv-python-headless"),
     )
 
@@ -143,10 +143,6 @@ def _test(config: FinetuneConfig) -> str:
 
 
 def _draw_pictures(data: LabelledSet, result: FinetunedResult, out: Path) -> Iterator[Picture]:
-    colours = class_colours(len(data.classes)).tolist()
-    legend = tuple(
-        (name, "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in zip(data.classes, colours, strict=True)
-    )
     items: dict[str, LabelledImage] = {item.name: item for item in data.val}
     for position, (name, prediction) in enumerate(result.predictions.items()):
         image, labels = items[name].read()
@@ -156,7 +152,7 @@ def _draw_pictures(data: LabelledSet, result: FinetunedResult, out: Path) -> Ite
             path=write_png(out / f"{position:03d}.png", side_by_side(panels)),
             kind="finetune",
             columns=("image", "truth", "fine-tuned"),
-            legend=legend,
+            legend=class_legend(data.classes),
         )
 
 
@@ -168,33 +164,33 @@ TEST_ONLY = (
 EVENTS = 1_000
 
 
-def run_finetune(subject: Subject, config: FinetuneConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
+def run_finetune(loaded: LoadedModel, config: FinetuneConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
     """Trains the encoder on, and scores it; the only rank, or the first of several.
 
     Raises:
         DataError: the set is unknown or missing, or as `score_finetune`.
     """
     data = read_labelled_set(config, "finetune.set")
-    return score_finetune(subject, data, config, seed, out / "finetune" / config.set, on_event)
+    return score_finetune(loaded, data, config, seed, out / "finetune" / config.set, on_event)
 
 
-def join_finetune(subject: Subject, config: FinetuneConfig, seed: int, out: Path) -> None:
+def join_finetune(loaded: LoadedModel, config: FinetuneConfig, seed: int, out: Path) -> None:
     """The part of every rank but the first in a distributed fine-tuning: it trains, and scores nothing.
 
     Raises:
         DataError: as `run_finetune`.
     """
     data = read_labelled_set(config, "finetune.set")
-    finetuned_network(subject, data, config, seed, out / "finetune" / config.set)
+    finetuned_network(loaded, data, config, seed, out / "finetune" / config.set)
 
 
 def score_finetune(
-    subject: Subject, data: LabelledSet, config: FinetuneConfig, seed: int, out: Path, on_event: OnEvent = silent
+    loaded: LoadedModel, data: LabelledSet, config: FinetuneConfig, seed: int, out: Path, on_event: OnEvent = silent
 ) -> Score:
     """Trains encoder and head on the training part, or continues or takes over what is in `out`, and scores it.
 
     Args:
-        subject: the model; it is copied, not changed.
+        loaded: the model; it is copied, not changed.
         data: training and validation images with labels.
         config: the recipe.
         seed: of the head, the batches and everything random.
@@ -209,16 +205,16 @@ def score_finetune(
         DataError: nothing readable, a loss that is not finite, or `out` holds another training.
         ValueError: the model cannot be fine-tuned.
     """
-    network, progress = finetuned_network(subject, data, config, seed, out, on_event)
+    network, progress = finetuned_network(loaded, data, config, seed, out, on_event)
     result = test_network(network, data, config, on_event)
     lines = [f"{step},{loss:.6g}" for step, loss in progress.curve]
     atomic_write(out / "curve.csv", ("\n".join(["step,loss", *lines]) + "\n").encode())
-    return assemble_score(subject, data, config, seed, dataclasses.replace(result, progress=progress), out)
+    return assemble_score(loaded, data, config, seed, dataclasses.replace(result, progress=progress), out)
 
 
 def finetuned_network(
-    subject: Subject, data: LabelledSet, config: FinetuneConfig, seed: int, out: Path, on_event: OnEvent = silent
-) -> tuple[Segmenter, Progress]:
+    loaded: LoadedModel, data: LabelledSet, config: FinetuneConfig, seed: int, out: Path, on_event: OnEvent = silent
+) -> tuple[Segmenter, TrainingProgress]:
     """The trained network, on the model's device; all ranks of a distributed training call this.
 
     Raises:
@@ -227,12 +223,12 @@ def finetuned_network(
     items = evenly_spaced(data.train, config.max_train)
     if not items:
         raise DataError(f"no training image in {data.root}; expected at least one; check the folder and the split")
-    encoder = trainable_of(subject.model)
+    encoder = trainable_of(loaded.model)
     device = next(encoder.module.parameters()).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Segmenter(encoder, len(data.classes), config).to(device)
-    keeper = Keeper(out, _identity(subject, items, data.classes, config, seed))
+    keeper = Keeper(out, _identity(loaded, items, data.classes, config, seed))
     finished = keeper.load_finished(network)
     require_equal_on_ranks(int(finished is not None), "finished networks")
     if finished is not None:
@@ -249,12 +245,12 @@ def finetuned_network(
 
 
 def _identity(
-    subject: Subject, items: Sequence[LabelledImage], classes: Sequence[str], config: FinetuneConfig, seed: int
+    loaded: LoadedModel, items: Sequence[LabelledImage], classes: Sequence[str], config: FinetuneConfig, seed: int
 ) -> dict[str, object]:
     """What decides the trained network."""
     names = hashlib.sha256("\n".join(item.name for item in items).encode()).hexdigest()
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in TEST_ONLY}
-    who = {"weights": subject.digest, "model": subject.name, "seed": seed}
+    who = {"weights": loaded.digest, "model": loaded.name, "seed": seed}
     return {**who, "training images": names, "classes": len(classes), **settings}
 
 
@@ -286,7 +282,9 @@ def test_network(
     if not by_image:
         reason = failed[0] if failed else "the list is empty"
         raise DataError(f"validation images of {data.root}: {reason}; expected readable images; check the folder")
-    return FinetunedResult(by_image=by_image, predictions=predictions, failed=tuple(failed), progress=Progress())
+    return FinetunedResult(
+        by_image=by_image, predictions=predictions, failed=tuple(failed), progress=TrainingProgress()
+    )
 
 
 STRIDE_PARTS = (2, 3)

@@ -10,7 +10,7 @@ from pathlib import Path
 from mcjepa.data_prep.corpora.items import FlowTruth
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import Picture
-from mcjepa.evals.flow.methods import MODEL, Flow, Frames, Methods
+from mcjepa.evals.flow.methods import MODEL, Flow, FlowMethods, Frames
 from mcjepa.evals.flow.metrics import endpoint_error
 from mcjepa.evals.flow.overlap import Failure, Stages, run_overlapped
 from mcjepa.evals.flow.pairs import MeasuredPair
@@ -33,7 +33,7 @@ class _Drawing:
 
 
 def draw_gallery(
-    measured: Sequence[MeasuredPair], methods: Methods, count: int, out: Path, workers: int
+    measured: Sequence[MeasuredPair], methods: FlowMethods, count: int, out: Path, workers: int
 ) -> tuple[Picture, ...]:
     """Evenly spaced pairs and the worst of the others by the leading method, `count` of each: OUT/000.png, ….
 
@@ -70,13 +70,13 @@ def choose_pairs(measured: Sequence[MeasuredPair], lead: str, count: int) -> lis
     return [("", measured[index]) for index in shown] + [("worst: ", measured[index]) for index in others[:count]]
 
 
-def _read(entry: tuple[Path, str, MeasuredPair], methods: Methods) -> _Drawing:
+def _read(entry: tuple[Path, str, MeasuredPair], methods: FlowMethods) -> _Drawing:
     path, note, item = entry
     frames, truth = methods.read_frames(item.pair), item.pair.read_truth()
     return _Drawing(path=path, note=note, item=item, frames=frames, truth=truth)
 
 
-def _draw(drawing: _Drawing, methods: Methods) -> Picture:
+def _draw(drawing: _Drawing, methods: FlowMethods) -> Picture:
     lead = methods.lead
     rival = next((name for name in ("dis-medium", *methods.names) if _is_rival(name, lead, methods)), None)
     panels, columns = _panels(drawing, methods, rival)
@@ -92,11 +92,11 @@ def _draw(drawing: _Drawing, methods: Methods) -> Picture:
     )
 
 
-def _is_rival(name: str, lead: str, methods: Methods) -> bool:
+def _is_rival(name: str, lead: str, methods: FlowMethods) -> bool:
     return name in methods.names and name not in (lead, MODEL, "zero")
 
 
-def _panels(drawing: _Drawing, methods: Methods, rival: str | None) -> tuple[list[Image], tuple[str, ...]]:
+def _panels(drawing: _Drawing, methods: FlowMethods, rival: str | None) -> tuple[list[Image], tuple[str, ...]]:
     truth, lead = drawing.truth, methods.lead
     calls = methods.others(drawing.frames, truth.valid)
     estimate = drawing.flow if drawing.flow is not None else calls[lead]()

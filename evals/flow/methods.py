@@ -21,9 +21,8 @@ from mcjepa.data_prep.corpora.items import FlowPair
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.flow.estimates import EstimateFolder
 from mcjepa.evals.flow.settings import BASELINES, RESIZE_FORMS
-from mcjepa.evals.subject import ModelUnderTest, Subject, image_tensor
+from mcjepa.evals.models import EvalModel, LoadedModel, image_tensor
 
-Frame = NDArray[np.uint8]
 Flow = NDArray[np.float32]
 
 MODEL = "model"
@@ -31,13 +30,13 @@ MODEL = "model"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entrant:
+class Method:
     """What a set is scored for, and what its card says of it: a model, or a folder of estimates."""
 
     name: str
     """For people."""
 
-    model: ModelUnderTest | None = None
+    model: EvalModel | None = None
     """The model; None where estimates are read."""
 
     estimates: Path | None = None
@@ -50,9 +49,9 @@ class Entrant:
     """Where the weights come from."""
 
     @staticmethod
-    def of(subject: Subject) -> Entrant:
+    def of(loaded: LoadedModel) -> Method:
         """A model as the other evaluations know it."""
-        return Entrant(name=subject.name, model=subject.model, digest=subject.digest, lineage=subject.lineage)
+        return Method(name=loaded.name, model=loaded.model, digest=loaded.digest, lineage=loaded.lineage)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,28 +59,28 @@ class Frames:
     """A pair's frames as read, and as the model takes them."""
 
     pair: FlowPair
-    images: tuple[Frame, Frame]
+    images: tuple[NDArray[np.uint8], NDArray[np.uint8]]
     tensors: tuple[Tensor, Tensor] | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Methods:
-    """The entrant and the baselines of one set."""
+class FlowMethods:
+    """The scored method and the baselines of one set."""
 
-    model: ModelUnderTest | None
+    model: EvalModel | None
     estimates: EstimateFolder | None
-    baselines: Mapping[str, FlowMethod]
+    baselines: Mapping[str, FlowBaseline]
     resize: str
 
     @property
     def names(self) -> list[str]:
-        """Names in the order of the columns: the entrant first, where there is one."""
+        """Names in the order of the columns: the scored method first, where there is one."""
         first = [MODEL] if self.model or self.estimates else []
         return [*first, *self.baselines]
 
     @property
     def lead(self) -> str:
-        """The method that worst pairs and pictures go by: the entrant, else the strongest baseline there is."""
+        """The method that worst pairs and pictures go by: the scored one, else the strongest baseline there is."""
         strongest = ("dis-medium", "dis-fast", "dis-ultrafast", "farneback")
         return next(name for name in (MODEL, *strongest, *self.names) if name in self.names)
 
@@ -118,23 +117,23 @@ class Methods:
 
 
 def flow_methods(
-    entrant: Entrant | None, baselines: Sequence[str], resize: str = "none", estimates: EstimateFolder | None = None
-) -> Methods:
+    method: Method | None, baselines: Sequence[str], resize: str = "none", estimates: EstimateFolder | None = None
+) -> FlowMethods:
     """The methods of a set.
 
     Args:
-        entrant: the model, or whose estimates they are; None: baselines only.
+        method: the model, or whose estimates they are; None: baselines only.
         baselines: their names.
         resize: `FlowEvalConfig.resize`, for the model.
-        estimates: the entrant's estimates of the set.
+        estimates: the method's estimates of the set.
 
     Raises:
         ValueError: there is no such baseline, or nothing to score at all.
     """
-    chosen = {name: baseline_method(name) for name in baselines}
-    if entrant is None and not chosen:
+    chosen = {name: flow_baseline(name) for name in baselines}
+    if method is None and not chosen:
         raise ValueError("no weights, no estimates and no baselines; expected something to score; name one")
-    return Methods(model=entrant.model if entrant else None, estimates=estimates, baselines=chosen, resize=resize)
+    return FlowMethods(model=method.model if method else None, estimates=estimates, baselines=chosen, resize=resize)
 
 
 def model_size(resize: str, size: tuple[int, int]) -> tuple[int, int]:
@@ -191,7 +190,7 @@ def _text(shape: Sequence[int]) -> str:
     return f"{shape[1]}x{shape[0]} px"
 
 
-FlowMethod = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]
+FlowBaseline = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]
 """Two RGB frames (H, W, 3) uint8 to the flow (H, W, 2) float32 from the first to the second, px, (right,
 down)."""
 
@@ -213,7 +212,7 @@ FARNEBACK = {
 """OpenCV's documented settings, with the 7-pixel neighbourhood and its recommended sigma of 1.5."""
 
 
-def baseline_method(name: str) -> FlowMethod:
+def flow_baseline(name: str) -> FlowBaseline:
     """The method of that name; each call of the result is independent of the ones before.
 
     Raises:

@@ -83,17 +83,6 @@ def endpoint_error(estimate_HW2: NDArray, truth_HW2: NDArray) -> NDArray[np.floa
     return np.linalg.norm(np.asarray(estimate_HW2, np.float64) - np.asarray(truth_HW2, np.float64), axis=-1)
 
 
-def measure_pair(
-    estimate_HW2: NDArray,
-    truth_HW2: NDArray,
-    valid_HW: NDArray[np.bool_],
-    occluded_HW: NDArray[np.bool_] | None = None,
-) -> FlowSums:
-    """Errors of one pair by the regions that `split_regions` gives; see `measure_regions`."""
-    regions = split_regions(truth_HW2, valid_HW, occluded_HW)
-    return measure_regions(estimate_HW2, truth_HW2, valid_HW, regions)
-
-
 def measure_regions(
     estimate_HW2: NDArray, truth_HW2: NDArray, valid_HW: NDArray[np.bool_], regions: Regions
 ) -> FlowSums:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mcjepa.data_prep.corpora.image_files import read_ids
 from mcjepa.data_prep.corpora.items import FlowPair, FlowTruth
 from mcjepa.data_prep.errors import DataError
-from mcjepa.evals.flow.methods import MODEL, Flow, Frames, Methods
+from mcjepa.evals.flow.methods import MODEL, Flow, FlowMethods, Frames
 from mcjepa.evals.flow.metrics import FlowSums, Regions, measure_regions, split_regions, summarise
 from mcjepa.evals.flow.overlap import Failure, Stages, run_overlapped
 
@@ -49,7 +49,7 @@ class Work:
     flow: Flow | None = None
 
 
-def measure_pairs(pairs: Sequence[FlowPair], methods: Methods, workers: int) -> Iterator[MeasuredPair | Failure]:
+def measure_pairs(pairs: Sequence[FlowPair], methods: FlowMethods, workers: int) -> Iterator[MeasuredPair | Failure]:
     """Every pair's sums in the pairs' order, or why it has none; see `run_overlapped`."""
     stages: Stages[FlowPair, Work, Work, MeasuredPair] = Stages(
         load=lambda pair: load_pair(pair, methods),
@@ -59,7 +59,7 @@ def measure_pairs(pairs: Sequence[FlowPair], methods: Methods, workers: int) -> 
     return run_overlapped(pairs, stages, workers)
 
 
-def load_pair(pair: FlowPair, methods: Methods) -> Work:
+def load_pair(pair: FlowPair, methods: FlowMethods) -> Work:
     """The first stage: frames and ground truth.
 
     Raises:
@@ -91,7 +91,7 @@ def read_truths(pair: FlowPair) -> Truths:
     return Truths(everywhere=truth, regions=regions, visible=visible, visible_regions=chosen)
 
 
-def measure_work(work: Work, methods: Methods) -> MeasuredPair:
+def measure_work(work: Work, methods: FlowMethods) -> MeasuredPair:
     """The last stage: errors of the model's flow, and of the other methods, which it runs."""
     sums: dict[str, FlowSums] = {}
     if work.flow is not None:

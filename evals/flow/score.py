@@ -18,13 +18,12 @@ from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import Card, Score, package_versions
 from mcjepa.evals.flow.estimates import EstimateFolder
 from mcjepa.evals.flow.gallery import draw_gallery
-from mcjepa.evals.flow.methods import MODEL, Entrant, Methods, describe_resizing, flow_methods
+from mcjepa.evals.flow.methods import MODEL, FlowMethods, Method, describe_resizing, flow_methods
 from mcjepa.evals.flow.metrics import FlowSums, add_sums, summarise
 from mcjepa.evals.flow.overlap import Failure
 from mcjepa.evals.flow.pairs import MeasuredPair, measure_pairs
 from mcjepa.evals.flow.settings import FlowEvalConfig
 from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, set_reader, silent
-from mcjepa.evals.subject import Subject
 
 MOST_MISSING_NAMED = 20
 _MASKS = (
@@ -53,41 +52,27 @@ class FlowSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Outcome:
+class _MeasuredSet:
     """What became of a set's pairs."""
 
     measured: list[MeasuredPair] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
 
-def score_flow_set(
-    subject: Subject,
-    set_name: str,
-    root: Path,
-    pairs: Sequence[FlowPair],
-    config: FlowEvalConfig,
-    out: Path,
-    on_event: OnEvent = silent,
-) -> Score:
-    """Scores a model and the baselines on pairs of which none is missing; see `score_flow`."""
-    flow_set = FlowSet(name=set_name, root=root, scan=FlowScan(pairs=list(pairs)))
-    return score_flow(Entrant.of(subject), flow_set, config, out, on_event)
-
-
 def score_flow(
-    entrant: Entrant | None, flow_set: FlowSet, config: FlowEvalConfig, out: Path, on_event: OnEvent = silent
+    method: Method | None, flow_set: FlowSet, config: FlowEvalConfig, out: Path, on_event: OnEvent = silent
 ) -> Score:
     """Scores what is asked for on every pair of a set that has a ground truth.
 
     Args:
-        entrant: a model or a folder of estimates; None: baselines only.
+        method: a model or a folder of estimates; None: baselines only.
         flow_set: the set.
         config: baselines, protocol, cap and number of pictures.
         out: folder for the pictures.
         on_event: progress.
 
     Returns:
-        The score `flow/SET`. Metrics of the entrant have plain names (`epe`, `fl_all`, …), those of a baseline its
+        The score `flow/SET`. Metrics of the method have plain names (`epe`, `fl_all`, …), those of a baseline its
         name as suffix (`epe_dis_medium`). Pairs that are missing or could not be scored are in the card's `failed`.
 
     Raises:
@@ -96,41 +81,41 @@ def score_flow(
     with_truth = [pair for pair in flow_set.scan.pairs if pair.flow is not None]
     chosen = evenly_spaced(with_truth, config.max_pairs)
     estimates = None
-    if entrant is not None and entrant.estimates is not None and chosen:
-        place = (entrant.estimates, flow_set.name, flow_set.root)
+    if method is not None and method.estimates is not None and chosen:
+        place = (method.estimates, flow_set.name, flow_set.root)
         estimates = EstimateFolder(*place, with_truth, alone=flow_set.alone)
-    methods = flow_methods(entrant, config.baselines, config.resize, estimates)
-    outcome = _measure_set(flow_set, chosen, methods, config.workers, on_event)
-    total = {method: _total(outcome.measured, method) for method in methods.names}
+    methods = flow_methods(method, config.baselines, config.resize, estimates)
+    found = _measure_set(flow_set, chosen, methods, config.workers, on_event)
+    total = {name: _total(found.measured, name) for name in methods.names}
     return Score(
         name=f"flow/{flow_set.name}",
-        metrics=_set_metrics(outcome.measured, total),
-        card=_card(entrant, flow_set, outcome, config),
-        rivals=tuple(_suffix(method)[1:] for method in methods.names if method != MODEL),
-        table=tuple(_row(item, total) for item in outcome.measured),
-        pictures=draw_gallery(outcome.measured, methods, config.pictures, out, config.workers),
+        metrics=_set_metrics(found.measured, total),
+        card=_card(method, flow_set, found, config),
+        rivals=tuple(_suffix(name)[1:] for name in methods.names if name != MODEL),
+        table=tuple(_row(item, total) for item in found.measured),
+        pictures=draw_gallery(found.measured, methods, config.pictures, out, config.workers),
     )
 
 
 def _measure_set(
-    flow_set: FlowSet, chosen: Sequence[FlowPair], methods: Methods, workers: int, on_event: OnEvent
-) -> _Outcome:
-    outcome = _Outcome(failed=_missing_lines(flow_set.scan))
+    flow_set: FlowSet, chosen: Sequence[FlowPair], methods: FlowMethods, workers: int, on_event: OnEvent
+) -> _MeasuredSet:
+    found = _MeasuredSet(failed=_missing_lines(flow_set.scan))
     results = measure_pairs(chosen, methods, workers)
     for done, (pair, result) in enumerate(zip(chosen, results, strict=True), 1):
         if isinstance(result, Failure):
-            outcome.failed.append(f"{pair.name}: {result.reason}")
+            found.failed.append(f"{pair.name}: {result.reason}")
         else:
-            outcome.measured.append(result)
+            found.measured.append(result)
         on_event(EvalEvent(score=f"flow/{flow_set.name}", phase="pairs", done=done, total=len(chosen)))
-    if not outcome.measured:
+    if not found.measured:
         pairs = len(flow_set.scan.pairs)
-        unread = outcome.failed[-len(chosen) :]
+        unread = found.failed[-len(chosen) :]
         reason = unread[0] if chosen else f"{pairs} pairs, none with a ground truth"
         raise DataError(
             f"flow set {flow_set.name} at {flow_set.root}: {reason}; expected readable pairs; check the folder"
         )
-    return outcome
+    return found
 
 
 def _missing_lines(scan: FlowScan) -> list[str]:
@@ -161,7 +146,7 @@ def _set_metrics(measured: Sequence[MeasuredPair], total: dict[str, FlowSums]) -
 
 
 def _row(item: MeasuredPair, total: dict[str, FlowSums]) -> dict[str, object]:
-    """One line of the table: the entrant by every region of the set, NaN where the pair has no such pixel."""
+    """One line of the table: the method by every region of the set, NaN where the pair has no such pixel."""
     row: dict[str, object] = {
         "pair": item.pair.name,
         "height_px": item.size[0],
@@ -176,26 +161,26 @@ def _row(item: MeasuredPair, total: dict[str, FlowSums]) -> dict[str, object]:
     return row
 
 
-def _card(entrant: Entrant | None, flow_set: FlowSet, outcome: _Outcome, config: FlowEvalConfig) -> Card:
-    sizes = sorted({f"{width}x{height}" for height, width in (item.size for item in outcome.measured)})
-    if entrant is None:
+def _card(method: Method | None, flow_set: FlowSet, found: _MeasuredSet, config: FlowEvalConfig) -> Card:
+    sizes = sorted({f"{width}x{height}" for height, width in (item.size for item in found.measured)})
+    if method is None:
         handling = "not resized"
     else:
-        handling = describe_resizing(config.resize) if entrant.model else "estimates as they are"
+        handling = describe_resizing(config.resize) if method.model else "estimates as they are"
     return Card(
         data_set=flow_set.name,
         split=_split(flow_set.scan, config),
         root=str(flow_set.root),
-        frames=len(outcome.measured),
+        frames=len(found.measured),
         unit="frame pairs",
-        failed=tuple(outcome.failed),
+        failed=tuple(found.failed),
         resolution=f"{', '.join(sizes)} px, {handling}; baselines on grey images",
         masks=_MASKS,
         aggregation="mean over all valid pixels of the set; epe_mean_of_pairs weighs pairs equally",
         config=dataclasses.asdict(config),
-        weights_digest=entrant.digest if entrant else "",
-        model=entrant.name if entrant else "none: baselines only",
-        lineage=entrant.lineage if entrant else {},
+        weights_digest=method.digest if method else "",
+        model=method.name if method else "none: baselines only",
+        lineage=method.lineage if method else {},
         versions=package_versions("torch", "numpy", "opencv-python-headless"),
     )
 
@@ -215,7 +200,7 @@ def _split(scan: FlowScan, config: FlowEvalConfig) -> str:
 
 
 def score_flow_sets(
-    entrant: Entrant | None, config: FlowEvalConfig, out: Path, on_event: OnEvent = silent
+    method: Method | None, config: FlowEvalConfig, out: Path, on_event: OnEvent = silent
 ) -> list[Score]:
     """Scores every flow set of the settings; all their folders are looked up before the first is scored.
 
@@ -229,4 +214,4 @@ def score_flow_sets(
         FlowSet(name=name, root=root, scan=scans[name](root, subset=config.subset), alone=alone)
         for name, root in roots.items()
     ]
-    return [score_flow(entrant, flow_set, config, out / "flow" / flow_set.name, on_event) for flow_set in sets]
+    return [score_flow(method, flow_set, config, out / "flow" / flow_set.name, on_event) for flow_set in sets]

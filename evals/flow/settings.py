@@ -45,7 +45,7 @@ class FlowEvalConfig:
     """Evenly spaced pairs shown as pictures, and as many of the worst ones (ours)."""
 
     workers: int = 0
-    """Threads that read and decode pairs ahead, run the baselines and measure; 0 = one a core (ours). Results do not
+    """Threads that read and decode pairs ahead, run the baselines and measure; 0 = one per core (ours). Results do not
     depend on it."""
 
     def __post_init__(self) -> None:
@@ -53,6 +53,6 @@ class FlowEvalConfig:
         require(not unknown, f"flow.baselines has {unknown}", f"names of {list(BASELINES)}")
         resize_form = f"flow.resize is {self.resize!r}"
         require(bool(RESIZE_FORMS.fullmatch(self.resize)), resize_form, "none, multiple-of-64 or HEIGHTxWIDTH")
-        require(self.workers >= 0, f"flow.workers is {self.workers}", "0 (one a core) or more")
+        require(self.workers >= 0, f"flow.workers is {self.workers}", "0 (one per core) or more")
         require(self.max_pairs >= 0, f"flow.max_pairs is {self.max_pairs}", "0 (all) or more")
         require(self.pictures >= 0, f"flow.pictures is {self.pictures}", "0 or more")

@@ -24,7 +24,7 @@ from mcjepa.data_prep.corpora.items import FlowPair
 from mcjepa.data_prep.corpora.places import read_bytes
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import explained_disk_errors
-from mcjepa.evals.flow.methods import MODEL, Flow, Frames, Methods
+from mcjepa.evals.flow.methods import MODEL, Flow, FlowMethods, Frames
 from mcjepa.evals.flow.overlap import Failure, Stages, run_overlapped
 from mcjepa.evals.progress import EvalEvent, OnEvent, silent
 
@@ -53,7 +53,7 @@ def require_whole(set_name: str, pairs: Sequence[FlowPair]) -> None:
 
 
 def write_submission(
-    path: Path, set_name: str, pairs: Sequence[FlowPair], methods: Methods, workers: int, on_event: OnEvent = silent
+    path: Path, set_name: str, pairs: Sequence[FlowPair], methods: FlowMethods, workers: int, on_event: OnEvent = silent
 ) -> None:
     """Estimates every pair's flow, writes the archive beside its place, checks it and gives it its name.
 
@@ -84,7 +84,7 @@ def write_submission(
 
 
 def _write_members(
-    path: Path, set_name: str, pairs: Sequence[FlowPair], methods: Methods, workers: int, on_event: OnEvent
+    path: Path, set_name: str, pairs: Sequence[FlowPair], methods: FlowMethods, workers: int, on_event: OnEvent
 ) -> None:
     stages: Stages[FlowPair, Frames, tuple[Frames, Flow | None], bytes] = Stages(
         load=methods.read_frames,

@@ -22,7 +22,7 @@ MAX_MEGAPIXELS = 200.0
 
 
 def open_clips(inputs: Sequence[str], max_frames: int = 0) -> list[Clip]:
-    """The clips that the inputs are: one a video, one a folder, and one of all images together.
+    """The clips that the inputs are: one per video, one per folder, and one of all images together.
 
     Args:
         inputs: paths.

@@ -21,8 +21,8 @@ from mcjepa.evals.infer.clip import Clip, Frame, read_alike
 from mcjepa.evals.infer.products import ClipFolder, Palette, feature_basis, longest_flow
 from mcjepa.evals.infer.settings import InferConfig
 from mcjepa.evals.infer.tiling import tiled_features, tiled_flow
+from mcjepa.evals.models import EvalModel, image_tensor
 from mcjepa.evals.progress import evenly_spaced
-from mcjepa.evals.subject import ModelUnderTest, image_tensor
 from mcjepa.evals.video_writer import VideoWriter
 
 SAMPLED = 4
@@ -43,7 +43,7 @@ class ClipResult:
 
 
 def infer_clip(
-    model: ModelUnderTest,
+    model: EvalModel,
     digest: str,
     clip: Clip,
     config: InferConfig,
@@ -51,7 +51,7 @@ def infer_clip(
     overwrite: bool = False,
     on_frame: OnFrame | None = None,
 ) -> ClipResult:
-    """Writes the results of one clip; those that are there already are kept.
+    """Writes the results of one clip; existing ones are kept.
 
     Args:
         model: gives flow and features.
@@ -107,7 +107,7 @@ class _ClipRun:
     """The computing of one clip."""
 
     def __init__(
-        self, model: ModelUnderTest, clip: Clip, config: InferConfig, folder: ClipFolder, work: _Work, overwrite: bool
+        self, model: EvalModel, clip: Clip, config: InferConfig, folder: ClipFolder, work: _Work, overwrite: bool
     ) -> None:
         self._model, self._clip, self._config, self._folder, self._work = model, clip, config, folder, work
         self._overwrite = overwrite

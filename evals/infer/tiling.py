@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mcjepa.evals.subject import COARSEST_STRIDE, ModelUnderTest, features_by_stride, map_of_stride
+from mcjepa.evals.models import COARSEST_STRIDE, EvalModel, features_by_stride, map_of_stride
 
 Part = tuple[slice, slice]
 """Rows and columns of a frame, px."""
@@ -80,7 +80,7 @@ def _ramp(along: slice, side_px: int, stride: int, overlap_px: int) -> Tensor:
     return weight.clamp_min(1e-9)
 
 
-def tiled_flow(model: ModelUnderTest, frames_B3HW: tuple[Tensor, Tensor], tile_px: int, overlap_px: int) -> Tensor:
+def tiled_flow(model: EvalModel, frames_B3HW: tuple[Tensor, Tensor], tile_px: int, overlap_px: int) -> Tensor:
     """Flow (B, 2, H, W) from the first frames to the second ones, px."""
     first, second = frames_B3HW
 
@@ -91,7 +91,7 @@ def tiled_flow(model: ModelUnderTest, frames_B3HW: tuple[Tensor, Tensor], tile_p
     return blend_tiles(run, (height, width), 1, tile_px, overlap_px)
 
 
-def tiled_features(model: ModelUnderTest, image_B3HW: Tensor, stride: int, tile_px: int, overlap_px: int) -> Tensor:
+def tiled_features(model: EvalModel, image_B3HW: Tensor, stride: int, tile_px: int, overlap_px: int) -> Tensor:
     """Features (B, C, ceil(H / stride), ceil(W / stride)) of the level of that stride.
 
     Raises:

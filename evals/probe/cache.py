@@ -26,9 +26,9 @@ from typing import BinaryIO
 from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write, explained_disk_errors
+from mcjepa.evals.models import EvalModel
 from mcjepa.evals.probe.feature_file import COMPLETE, FeatureFile, FeatureWriter, folder_bytes
 from mcjepa.evals.probe.features import EncodingPlan, encode_images, features_key, model_digest
-from mcjepa.evals.subject import ModelUnderTest
 
 RESERVE_BYTES = 256 << 20
 """Left free on the disk for others."""
@@ -69,7 +69,7 @@ class FeatureCache:
 
     def features(
         self,
-        model: ModelUnderTest,
+        model: EvalModel,
         items: Sequence[LabelledImage],
         images: str,
         plan: EncodingPlan,
@@ -107,7 +107,7 @@ class FeatureCache:
         self,
         key: str,
         parts: dict[str, object],
-        model: ModelUnderTest,
+        model: EvalModel,
         items: Sequence[LabelledImage],
         plan: EncodingPlan,
         on_image: Callable[[int], None],
@@ -128,7 +128,7 @@ class FeatureCache:
         self,
         folder: Path,
         parts: dict[str, object],
-        model: ModelUnderTest,
+        model: EvalModel,
         items: Sequence[LabelledImage],
         plan: EncodingPlan,
         on_image: Callable[[int], None],

@@ -24,8 +24,8 @@ from torch import Tensor
 from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import package_versions
+from mcjepa.evals.models import EvalModel, McJepaEvalModel, features_by_stride, image_tensor, map_of_stride
 from mcjepa.evals.probe.images import Box, Size, fitted_size, read_labelled, resize_image, resize_labels, window_boxes
-from mcjepa.evals.subject import McJepaUnderTest, ModelUnderTest, features_by_stride, image_tensor, map_of_stride
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def resize_map(map_BChw: Tensor, factor: int) -> Tensor:
 
 
 def encode_images(
-    model: ModelUnderTest, items: Sequence[LabelledImage], plan: EncodingPlan, batch: int
+    model: EvalModel, items: Sequence[LabelledImage], plan: EncodingPlan, batch: int
 ) -> Iterator[EncodedImage | FailedImage]:
     """Encodes images in their order, those of equal size together.
 
@@ -122,7 +122,7 @@ def _load(item: LabelledImage, plan: EncodingPlan) -> _Loaded:
     return _Loaded(item.name, resize_image(image, size), resize_labels(labels, size) if plan.resize_labels else labels)
 
 
-def _encode_group(model: ModelUnderTest, together: Sequence[_Loaded], plan: EncodingPlan) -> Iterator[EncodedImage]:
+def _encode_group(model: EvalModel, together: Sequence[_Loaded], plan: EncodingPlan) -> Iterator[EncodedImage]:
     """Images of one size; window by window, all images of the group in one forward pass."""
     if not together:
         return
@@ -138,7 +138,7 @@ def _encode_group(model: ModelUnderTest, together: Sequence[_Loaded], plan: Enco
         yield EncodedImage(loaded.name, size, tuple(mine), torch.from_numpy(np.ascontiguousarray(loaded.labels)))
 
 
-def encode_tensor(model: ModelUnderTest, image_B3HW: Tensor, strides: Sequence[int]) -> list[Tensor]:
+def encode_tensor(model: EvalModel, image_B3HW: Tensor, strides: Sequence[int]) -> list[Tensor]:
     """Maps (B, C, h, w) of the given strides, of images of any one size."""
     maps = features_by_stride(model, image_B3HW)
     return [map_of_stride(maps, stride) for stride in strides]
@@ -184,9 +184,9 @@ FORMAT = 1
 """Of the cache's files and of the arithmetic around the encoder; a new one makes old features unknown."""
 
 
-def model_digest(model: ModelUnderTest) -> str:
+def model_digest(model: EvalModel) -> str:
     """sha256 of our encoder's settings and weights; empty for a model of which neither is known."""
-    if not isinstance(model, McJepaUnderTest):
+    if not isinstance(model, McJepaEvalModel):
         return ""
     digest = hashlib.sha256(repr(model.model.config.encoder).encode())
     for name, tensor in sorted(model.model.encoder.state_dict().items()):

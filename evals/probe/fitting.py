@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write
+from mcjepa.evals.models import EvalModel
 from mcjepa.evals.probe.cache import FeatureCache
 from mcjepa.evals.probe.feature_file import FeatureFile
 from mcjepa.evals.probe.features import EncodingPlan, Statistics, measure_statistics, model_digest, resize_map
@@ -35,7 +36,6 @@ from mcjepa.evals.probe.metrics import VOID
 from mcjepa.evals.probe.settings import ProbeConfig, both_sides
 from mcjepa.evals.probe.windows import AugmentedWindows, CachedWindows, TrainingWindow, WindowSource
 from mcjepa.evals.progress import OnEvent
-from mcjepa.evals.subject import ModelUnderTest
 
 MOST_LOGITS = 2**27
 """Logits of pixels that are in memory at once while training."""
@@ -89,7 +89,7 @@ class ProbeRun:
         )
 
 
-def features_of(model: ModelUnderTest, run: ProbeRun, *, training: bool, tell: Tell) -> FeatureFile:
+def features_of(model: EvalModel, run: ProbeRun, *, training: bool, tell: Tell) -> FeatureFile:
     """Features of the training or of the validation images.
 
     Raises:
@@ -110,13 +110,13 @@ def require_some(images: Sequence[object], failed: Sequence[str], part: str, run
         raise DataError(f"{part} images of {run.data.root}: {reason}; expected readable images; check the folder")
 
 
-def device_of(model: ModelUnderTest) -> torch.device:
+def device_of(model: EvalModel) -> torch.device:
     """Where heads are fitted: beside the encoder."""
     found = getattr(model, "device", None)
     return found if isinstance(found, torch.device) else torch.device("cpu")
 
 
-def make_fit(model: ModelUnderTest, run: ProbeRun, tell: Tell) -> tuple[Fit, Sequence[str], int]:
+def make_fit(model: EvalModel, run: ProbeRun, tell: Tell) -> tuple[Fit, Sequence[str], int]:
     """How a head is fitted for a seed; the training images that failed, and how many there are."""
     config, device = run.config, device_of(model)
     if config.head == "linear" and config.augment == "mmseg":
@@ -187,7 +187,7 @@ def _nearest_cells(
 
 
 def _train_cached(
-    model: ModelUnderTest, train: FeatureFile, statistics: Statistics | None, run: ProbeRun, seed: int, tell: Tell
+    model: EvalModel, train: FeatureFile, statistics: Statistics | None, run: ProbeRun, seed: int, tell: Tell
 ) -> LinearHead:
     source = CachedWindows(train, run.strides, run.config, seed)
     head = LinearHead(source.channels, run.strides, len(run.data.classes), seed, batch_norm=run.config.norm == "batch")
@@ -198,7 +198,7 @@ def _train_cached(
 
 
 def _train_augmented(
-    model: ModelUnderTest, items: Sequence[LabelledImage], run: ProbeRun, seed: int, tell: Tell
+    model: EvalModel, items: Sequence[LabelledImage], run: ProbeRun, seed: int, tell: Tell
 ) -> LinearHead:
     config, classes = run.config, len(run.data.classes)
     with AugmentedWindows(model, items, run.strides, classes, config, seed) as source:
@@ -207,7 +207,7 @@ def _train_augmented(
         return train_head(source, head, config, device_of(model), _steps_told(run, tell), saved)
 
 
-def _checkpoint(model: ModelUnderTest, run: ProbeRun, seed: int) -> HeadCheckpoint | None:
+def _checkpoint(model: EvalModel, run: ProbeRun, seed: int) -> HeadCheckpoint | None:
     """Where the training of a head is saved; None for a model that cannot be told from another."""
     known = model_digest(model)
     if not known or not run.config.checkpoint_steps:
@@ -226,15 +226,18 @@ def _steps_told(run: ProbeRun, tell: Tell) -> Callable[[int], None]:
     return told
 
 
-def schedule_factor(step: int, config: ProbeConfig) -> float:
+def poly_schedule(step: int, steps: int, warmup_steps: int, power: float) -> float:
     """Learning rate of a step (from 0) as a part of the peak, as mmsegmentation's `poly` with linear warm-up.
 
     The decay (1 - step / steps)**power runs from the first step on; the warm-up is a second factor from 1e-6 to 1.
+
+    >>> [round(poly_schedule(step, 10, 4, 1.0), 3) for step in (0, 2, 4, 9)]
+    [0.0, 0.4, 0.6, 0.1]
     """
-    decay = (1.0 - step / config.steps) ** config.poly_power
-    if step >= config.warmup_steps:
+    decay = float((1.0 - step / steps) ** power)
+    if step >= warmup_steps:
         return decay
-    return decay * (1.0 - (1.0 - step / config.warmup_steps) * (1.0 - WARMUP_START))
+    return decay * (1.0 - (1.0 - step / warmup_steps) * (1.0 - WARMUP_START))
 
 
 def train_head(
@@ -260,7 +263,7 @@ def train_head(
     start = checkpoint.load(head, optimizer) if checkpoint else 0
     for step in range(start, config.steps):
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * schedule_factor(step, config)
+            group["lr"] = config.lr * poly_schedule(step, config.steps, config.warmup_steps, config.poly_power)
         windows = [
             TrainingWindow(tuple(m.to(device, torch.float32) for m in w.maps), w.labels) for w in source.batch(step)
         ]

@@ -11,6 +11,7 @@ import torch
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import Card, Score, package_versions
+from mcjepa.evals.models import EvalModel, LoadedModel, McJepaEvalModel, random_twin
 from mcjepa.evals.probe.cache import FeatureCache
 from mcjepa.evals.probe.feature_file import FeatureFile
 from mcjepa.evals.probe.fitting import ProbeRun, device_of, features_of, make_fit
@@ -29,18 +30,15 @@ from mcjepa.evals.probe.results import (
 )
 from mcjepa.evals.probe.settings import ProbeConfig, both_sides, describe_protocol
 from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, silent
-from mcjepa.evals.subject import McJepaUnderTest, ModelUnderTest, Subject, random_twin
 
 
-def run_probe(subject: Subject, config: ProbeConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
+def run_probe(loaded: LoadedModel, config: ProbeConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
     """Probes frozen features on the set that the settings name.
 
     Raises:
         DataError: the set is unknown or missing, or has nothing that can be scored.
     """
-    return score_probe(
-        subject, read_labelled_set(config, "probe.set"), config, seed, out / score_name(config), on_event
-    )
+    return score_probe(loaded, read_labelled_set(config, "probe.set"), config, seed, out / score_name(config), on_event)
 
 
 def score_name(config: ProbeConfig) -> str:
@@ -49,7 +47,7 @@ def score_name(config: ProbeConfig) -> str:
 
 
 def score_probe(
-    subject: Subject,
+    loaded: LoadedModel,
     data: LabelledSet,
     config: ProbeConfig,
     seed: int,
@@ -59,7 +57,7 @@ def score_probe(
     """Fits a head to frozen features and scores it; again on the random twin if the settings ask for it.
 
     Args:
-        subject: the model, and its random twin where the baseline is wanted.
+        loaded: the model, and its random twin where the baseline is wanted.
         data: training and validation images with labels.
         config: protocol.
         seed: of the head, its batches and the random encoder, where `config.seeds` names none.
@@ -95,8 +93,8 @@ def score_probe(
             shown=tuple(item.name for item in evenly_spaced(data.val, config.pictures)) if config.pictures else (),
             on_event=on_event,
         )
-        result = probe_encoder(subject.model, run, seeds, name)
-        random = _probe_random(subject, run, seeds, name) if config.random_baseline else None
+        result = probe_encoder(loaded.model, run, seeds, name)
+        random = _probe_random(loaded, run, seeds, name) if config.random_baseline else None
     write_tables(out, data.classes, seeds, result, random)
     pictures = draw_overlays(data.val, result, random, data.classes, out)
     if config.pictures:
@@ -104,7 +102,7 @@ def score_probe(
     return Score(
         name=name,
         metrics=metrics_of(result, data.classes) | (metrics_of(random, data.classes, "_random") if random else {}),
-        card=_card(subject, data, config, seeds, result),
+        card=_card(loaded, data, config, seeds, result),
         rivals=("random",) if random is not None else (),
         table=tuple(image_rows(result, random)),
         pictures=tuple(pictures),
@@ -123,23 +121,23 @@ def _digests(data: LabelledSet, name: str, on_event: OnEvent) -> tuple[str, str]
     return digest(data.train, 0), digest(data.val, len(data.train))
 
 
-def _probe_random(subject: Subject, run: ProbeRun, seeds: Sequence[int], name: str) -> ProbedEncoder | None:
-    """The same probe on random encoders, one a seed where the model is ours, else on the subject's own twin."""
-    if subject.random_model is None:
+def _probe_random(loaded: LoadedModel, run: ProbeRun, seeds: Sequence[int], name: str) -> ProbedEncoder | None:
+    """The same probe on random encoders, one per seed where the model is ours, else on the model's own twin."""
+    if loaded.random_model is None:
         return None
     named = f"{name} (random encoder)"
-    if not isinstance(subject.model, McJepaUnderTest):
-        return probe_encoder(subject.random_model, run, seeds, named)
+    if not isinstance(loaded.model, McJepaEvalModel):
+        return probe_encoder(loaded.random_model, run, seeds, named)
     heads: list[ProbedHead] = []
     for seed in seeds:
-        twin: ModelUnderTest = random_twin(subject.model, seed)
+        twin: EvalModel = random_twin(loaded.model, seed)
         found = probe_encoder(twin, run, (seed,), named)
         heads += found.heads
     return dataclasses.replace(found, heads=tuple(heads))
 
 
-def probe_encoder(model: ModelUnderTest, run: ProbeRun, seeds: Sequence[int], name: str) -> ProbedEncoder:
-    """Fits a head a seed to the training images and scores each on the validation images.
+def probe_encoder(model: EvalModel, run: ProbeRun, seeds: Sequence[int], name: str) -> ProbedEncoder:
+    """Fits one head per seed to the training images and scores each on the validation images.
 
     Args:
         model: the encoder.
@@ -193,7 +191,7 @@ def _score_head(
 
 
 def _card(
-    subject: Subject, data: LabelledSet, config: ProbeConfig, seeds: Sequence[int], result: ProbedEncoder
+    loaded: LoadedModel, data: LabelledSet, config: ProbeConfig, seeds: Sequence[int], result: ProbedEncoder
 ) -> Card:
     several = ", mean over the seeds" if len(seeds) > 1 else ""
     return Card(
@@ -211,9 +209,9 @@ def _card(
         f"prediction, %{several}",
         seeds=tuple(seeds),
         config=dataclasses.asdict(config),
-        weights_digest=subject.digest,
-        model=subject.name,
-        lineage=subject.lineage,
+        weights_digest=loaded.digest,
+        model=loaded.name,
+        lineage=loaded.lineage,
         versions=package_versions("torch", "numpy", "opencv-python-headless"),
     )
 

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcjepa.data_prep.corpora.items import LabelledImage
+from mcjepa.evals.models import COARSEST_STRIDE, EvalModel, image_tensor
 from mcjepa.evals.probe.features import EncodedImage, encode_tensor
 from mcjepa.evals.probe.images import Size, fitted_size, read_labelled, resize_image, resize_labels
 from mcjepa.evals.probe.metrics import VOID
 from mcjepa.evals.probe.settings import ProbeConfig, both_sides
-from mcjepa.evals.subject import COARSEST_STRIDE, ModelUnderTest, image_tensor
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class WindowSource(Protocol):
 
 
 @dataclass(frozen=True)
-class SampleOrder:
+class WindowOrder:
     """Which image each sample of a training is."""
 
     images: int
@@ -80,7 +80,7 @@ class CachedWindows:
         self.channels = tuple(some_map.shape[0] for some_map in images[0].tiles[0].maps)
         self._images, self._strides = images, tuple(strides)
         self._batch, self._crop = config.batch, both_sides(config.crop_px)
-        self._order = SampleOrder(len(images), seed)
+        self._order = WindowOrder(len(images), seed)
 
     def batch(self, step: int) -> list[TrainingWindow]:
         """See `WindowSource.batch`."""
@@ -114,7 +114,7 @@ def cut_window(image: EncodedImage, strides: Sequence[int], crop: Size, rng: np.
 class AugmentedWindows:
     """Windows of images that are augmented as mmsegmentation does and then encoded; a context manager."""
 
-    model: ModelUnderTest
+    model: EvalModel
     """The encoder."""
     items: Sequence[LabelledImage]
     """Readable images."""
@@ -133,7 +133,7 @@ class AugmentedWindows:
         size = COARSEST_STRIDE
         maps = encode_tensor(self.model, torch.zeros(1, 3, size, size), self.strides)
         self.channels = tuple(some_map.shape[1] for some_map in maps)
-        self._order = SampleOrder(len(self.items), self.seed)
+        self._order = WindowOrder(len(self.items), self.seed)
         self._pool = ThreadPoolExecutor(self.config.workers, thread_name_prefix="augment")
         self._ahead: dict[int, list[Future[tuple[NDArray[np.uint8], NDArray[np.uint8]]]]] = {}
 

@@ -19,8 +19,8 @@ from mcjepa.data_prep.storage import write_json
 
 if TYPE_CHECKING:
     from mcjepa.evals.cards import Score
+    from mcjepa.evals.models import Weights
     from mcjepa.evals.report.comparison import Evaluated
-    from mcjepa.evals.subject import Weights
 
 PACKAGES = (
     "mcjepa",

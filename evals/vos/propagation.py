@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcjepa.data_prep.corpora.items import MaskedVideo
-from mcjepa.evals.subject import ModelUnderTest, features_by_stride, image_tensor, map_of_stride
+from mcjepa.evals.models import EvalModel, features_by_stride, image_tensor, map_of_stride
 from mcjepa.evals.vos.sequence import Ids
 from mcjepa.evals.vos.settings import Neighbourhood, VosConfig
 
@@ -196,7 +196,7 @@ OnFeatures = Callable[[int, Tensor], None]
 
 
 def track_masks(
-    model: ModelUnderTest, video: MaskedVideo, first_HW: Ids, config: VosConfig, on_features: OnFeatures | None = None
+    model: EvalModel, video: MaskedVideo, first_HW: Ids, config: VosConfig, on_features: OnFeatures | None = None
 ) -> Iterator[tuple[int, Ids]]:
     """Predicted masks of every frame after the first, as they are made.
 
@@ -228,7 +228,7 @@ def track_masks(
         yield index, labels_to_mask(labels, config.stride, size, first_HW.shape, config.stretch)
 
 
-def encode_frame(model: ModelUnderTest, frame: NDArray[np.uint8], size: tuple[int, int], stride: int) -> Tensor:
+def encode_frame(model: EvalModel, frame: NDArray[np.uint8], size: tuple[int, int], stride: int) -> Tensor:
     """Features (C, h, w) of one RGB frame at that size (H, W); cells beyond the frame are cut off."""
     if frame.shape[:2] != size:
         resized = cv2.resize(frame, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)

@@ -15,8 +15,8 @@ from mcjepa.data_prep.corpora import VOS_SETS
 from mcjepa.data_prep.corpora.items import MaskedVideo
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import Card, Picture, Score, package_versions
+from mcjepa.evals.models import LoadedModel
 from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, set_folder, set_reader, silent
-from mcjepa.evals.subject import Subject
 from mcjepa.evals.vos.drawing import MaskSink, SequenceViews, draw_sequence
 from mcjepa.evals.vos.propagation import track_masks
 from mcjepa.evals.vos.sequence import (
@@ -62,9 +62,9 @@ class SetFacts:
             self.later.append(f"{name} {', '.join(map(str, sorted(scorer.later)))}")
 
 
-def vos_card(source: Subject | Path, root: str, config: VosConfig, facts: SetFacts, failed: Sequence[str]) -> Card:
+def vos_card(source: LoadedModel | Path, root: str, config: VosConfig, facts: SetFacts, failed: Sequence[str]) -> Card:
     """The card; `source` is the model, or the folder of the masks that were scored."""
-    by_model = isinstance(source, Subject)
+    by_model = isinstance(source, LoadedModel)
     later = f"; not scored, as they appear after the first frame: {'; '.join(facts.later)}" if facts.later else ""
     return Card(
         data_set=config.set,
@@ -79,9 +79,9 @@ def vos_card(source: Subject | Path, root: str, config: VosConfig, facts: SetFac
         head=_head(config) if by_model else "none: masks were read from files",
         aggregation="official J and F; mean over frames, then over all objects of all sequences",
         config=dataclasses.asdict(config) | {"protocol": config.protocol if by_model else "estimates"},
-        weights_digest=source.digest if isinstance(source, Subject) else "",
-        model=source.name if isinstance(source, Subject) else f"estimates in {source}",
-        lineage=source.lineage if isinstance(source, Subject) else {},
+        weights_digest=source.digest if isinstance(source, LoadedModel) else "",
+        model=source.name if isinstance(source, LoadedModel) else f"estimates in {source}",
+        lineage=source.lineage if isinstance(source, LoadedModel) else {},
         versions=package_versions("torch", "numpy", "opencv-python-headless"),
     )
 
@@ -122,7 +122,7 @@ Predict = Callable[[MaskedVideo, Ids, Callable[[int, Tensor], None] | None], Mas
 
 
 @dataclass
-class _SetProgress:
+class _ScoredSet:
     """What has been found so far."""
 
     rows: list[dict[str, object]] = field(default_factory=list)
@@ -132,7 +132,7 @@ class _SetProgress:
 
 
 def score_vos_set(
-    subject: Subject,
+    loaded: LoadedModel,
     root: Path,
     videos: Sequence[MaskedVideo],
     config: VosConfig,
@@ -142,7 +142,7 @@ def score_vos_set(
     """Propagates the first mask of every sequence and scores J and F of each object.
 
     Args:
-        subject: the model.
+        loaded: the model.
         root: where the set was read from, for the card.
         videos: sequences with a mask for every frame, or for the first one only: those are tracked, not scored.
         config: protocol.
@@ -158,10 +158,10 @@ def score_vos_set(
     """
 
     def predict(video: MaskedVideo, first: Ids, on_features: Callable[[int, Tensor], None] | None) -> Masks:
-        return track_masks(subject.model, video, first, config, on_features)
+        return track_masks(loaded.model, video, first, config, on_features)
 
     found = _run_set(predict, root, videos, config, out, on_event)
-    return _score(found, vos_card(subject, str(root), config, found.facts, found.failed), config)
+    return _score(found, vos_card(loaded, str(root), config, found.facts, found.failed), config)
 
 
 def score_vos_estimates(
@@ -191,8 +191,8 @@ def score_vos_estimates(
 
 def _run_set(
     predict: Predict, root: Path, videos: Sequence[MaskedVideo], config: VosConfig, out: Path, on_event: OnEvent
-) -> _SetProgress:
-    found = _SetProgress()
+) -> _ScoredSet:
+    found = _ScoredSet()
     chosen = evenly_spaced(videos, config.max_sequences)
     shown = {video.name for video in evenly_spaced(chosen, config.pictures)} if config.pictures else set()
     total = sum(len(video.frames) for video in chosen)
@@ -220,7 +220,7 @@ def _run_sequence(
     video: MaskedVideo,
     config: VosConfig,
     out: Path,
-    found: _SetProgress,
+    found: _ScoredSet,
     on_frame: Callable[[int], None],
     drawn: bool,
 ) -> None:
@@ -251,7 +251,7 @@ def _run_sequence(
     found.facts.add(video.name, scorer, first.shape, scored=has_truth)
 
 
-def _score(found: _SetProgress, card: Card, config: VosConfig) -> Score:
+def _score(found: _ScoredSet, card: Card, config: VosConfig) -> Score:
     return Score(
         name=f"vos/{config.set}",
         metrics=_set_metrics(found.rows) if found.rows else {},
@@ -271,7 +271,7 @@ def _set_metrics(rows: Sequence[dict[str, object]]) -> dict[str, float]:
     return metrics
 
 
-def run_vos(subject: Subject, config: VosConfig, out: Path, on_event: OnEvent) -> Score:
+def run_vos(loaded: LoadedModel, config: VosConfig, out: Path, on_event: OnEvent) -> Score:
     """Scores a model.
 
     Raises:
@@ -279,7 +279,7 @@ def run_vos(subject: Subject, config: VosConfig, out: Path, on_event: OnEvent) -
     """
     root = set_folder(config.root, config.set)
     videos = set_reader(VOS_SETS, config.set, "vos.set")(root)
-    return score_vos_set(subject, root, videos, config, out / "vos" / config.set, on_event)
+    return score_vos_set(loaded, root, videos, config, out / "vos" / config.set, on_event)
 
 
 def score_estimates(estimates: Path, config: VosConfig, out: Path, on_event: OnEvent = silent) -> Score:

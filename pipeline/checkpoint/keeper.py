@@ -28,7 +28,7 @@ from mcjepa.pipeline.engine.state import loss_scale_state, own_pieces, parameter
 from mcjepa.pipeline.errors import RunError
 from mcjepa.pipeline.run.folder import CHECKPOINTS, WEIGHTS, RunFolder
 from mcjepa.pipeline.settings.train import CheckpointConfig
-from mcjepa.pipeline.world import World, from_first_rank, of_all_ranks
+from mcjepa.pipeline.world import World, broadcast_from_rank0, gather_all
 
 log = logging.getLogger(__name__)
 MOST_WAITING = 2
@@ -104,7 +104,7 @@ class CheckpointKeeper:
             RunError: it failed, and it was the last of the run or one too many in a row.
         """
         uploader = self._uploader
-        if uploader and not final and max(of_all_ranks(uploader.waiting, self._world)) >= MOST_WAITING:
+        if uploader and not final and max(gather_all(uploader.waiting, self._world)) >= MOST_WAITING:
             log.warning("no checkpoint at step %d: %d uploads are still under way", step, MOST_WAITING)
             return False
         problem = self._write(engine, step, lineage, metrics)
@@ -147,7 +147,7 @@ class CheckpointKeeper:
 
     def _check_uploads(self, uploader: Uploader) -> None:
         """Stops all ranks when one of them has failed to upload too often."""
-        findings = of_all_ranks((uploader.failed_in_a_row, uploader.last_failure), self._world)
+        findings = gather_all((uploader.failed_in_a_row, uploader.last_failure), self._world)
         most, reason = max(findings)
         if most >= self._config.max_failed_saves:
             raise RunError(f"{most} uploads in a row failed: {reason}")
@@ -169,7 +169,7 @@ class CheckpointKeeper:
             weights = save_weights(self._folder.path, engine, world, step, lineage)
         except FAILURES as error:
             weights, facts["problem"] = "", str(error)
-        written = of_all_ranks((name, entry, facts["problem"]), world)
+        written = gather_all((name, entry, facts["problem"]), world)
         problem = next((each for _, _, each in written if each), "")
         manifest = {
             "version": VERSION,
@@ -205,8 +205,8 @@ class CheckpointKeeper:
                 folder.mkdir(parents=True)
             except OSError as error:
                 problem = str(error)
-        told = of_all_ranks(problem, self._world)
-        save = from_first_rank(secrets.token_hex(8), self._world)
+        told = gather_all(problem, self._world)
+        save = broadcast_from_rank0(secrets.token_hex(8), self._world)
         return {"save": save, "problem": next((each for each in told if each), "")}
 
     def _commit(self, folder: Path, step: int, name: str, save: str, manifest: bytes) -> str:
@@ -224,13 +224,13 @@ class CheckpointKeeper:
                 atomic_write(folder / MANIFEST, manifest)
             except FAILURES as error:
                 problem = str(error)
-        problem = from_first_rank(problem, self._world)
+        problem = broadcast_from_rank0(problem, self._world)
         if first and not problem:
             log_removed(remove_old(self._folder.store, self._config))
         return problem
 
     def _remove_partial(self, step: int) -> None:
-        of_all_ranks(None, self._world)  # nobody writes any more
+        gather_all(None, self._world)  # nobody writes any more
         if self._makes_folders():
             for parent in (CHECKPOINTS, WEIGHTS):
                 shutil.rmtree(self._folder.path / parent / step_name(step), ignore_errors=True)

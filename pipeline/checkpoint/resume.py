@@ -20,7 +20,7 @@ from mcjepa.pipeline.engine.state import (
 )
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.run.folder import CHECKPOINTS
-from mcjepa.pipeline.world import World, from_first_rank, of_all_ranks
+from mcjepa.pipeline.world import World, broadcast_from_rank0, gather_all
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def find_start(store: Store, world: World, up_to: int | None = None) -> Checkpoi
             manifests = sum(key.endswith(f"/{MANIFEST}") for key in store.list(f"{CHECKPOINTS}/step-"))
         except (DataError, OSError) as error:  # told to all: the other ranks are waiting
             problem = str(error)
-    checkpoints, manifests, problem = from_first_rank((checkpoints, manifests, problem), world)
+    checkpoints, manifests, problem = broadcast_from_rank0((checkpoints, manifests, problem), world)
     if problem:
         raise DataError(problem)
     for checkpoint in checkpoints:
@@ -51,7 +51,7 @@ def find_start(store: Store, world: World, up_to: int | None = None) -> Checkpoi
             finding = (find_damage(store, checkpoint, world.rank, world.size), "")
         except (DataError, OSError) as error:
             finding = ("", str(error))
-        findings = of_all_ranks(finding, world)
+        findings = gather_all(finding, world)
         if unread := [text for _, text in findings if text]:
             raise DataError(unread[0])
         damage = [text for text, _ in findings if text]
@@ -102,13 +102,13 @@ def restore(checkpoint: Checkpoint, store: Store, engine: Any, world: World) -> 
             stored = [piece for name in names for piece in read_index(store, checkpoint.key, name)]
         except (DataError, OSError) as error:
             problem = str(error)
-    stored, problem = from_first_rank((stored, problem), world)
+    stored, problem = broadcast_from_rank0((stored, problem), world)
     if not problem:
         try:
             fill_pieces(store, checkpoint.key, stored, [*held_pieces(engine), *buffer_pieces(engine)])
         except (DataError, OSError) as error:
             problem = str(error)
-    if problems := [text for text in of_all_ranks(problem, world) if text]:
+    if problems := [text for text in gather_all(problem, world) if text]:
         raise DataError(problems[0])
     refresh_parameters(engine)
     set_updates_done(engine, checkpoint.record["updates"])

@@ -1,1 +1,1 @@
-"""The command line; the only place that knows every room."""
+"""The command line: parses, calls, prints; decides nothing."""

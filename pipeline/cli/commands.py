@@ -23,6 +23,7 @@ from mcjepa.pipeline.cli.options import (
     flag,
     number,
     option,
+    real,
     settings_of,
 )  # fmt: skip
 
@@ -138,14 +139,8 @@ COMMANDS = (
             option("--weights", metavar="DIR", help="a weights folder instead of the run's newest"),
             flag("--follow", "score all weights of the run, and new ones as they appear, until the training ends"),
             flag("--again", "score again what has already been scored"),
-            option(
-                "--poll-s", type=float, metavar="S", default=30.0,
-                help="with --follow: seconds between looks (%(default)s)",
-            ),
-            option(
-                "--patience-s", type=float, metavar="S", default=0.0,
-                help="with --follow: give up after this long without new weights; 0: never (%(default)s)",
-            ),
+            real("--poll-s", "S", "with --follow: seconds between looks (%(default)s)", 30.0),
+            real("--patience-s", "S", "with --follow: give up after so long without new weights; 0: never", 0.0),
             JSON,
         ),
     ),
@@ -274,10 +269,7 @@ COMMANDS = (
             number("--overlap", "PX", "overlap of neighbouring tiles (%(default)s)", 256),
             number("--batch", "N", "pairs computed at once (%(default)s)", 2),
             number("--stride", "PX", "stride of the features' level (%(default)s)", 8),
-            option(
-                "--max-flow", metavar="PX", type=float, default=0.0,
-                help="flow drawn in full colour; 0: the clip's longest (%(default)s)",
-            ),
+            real("--max-flow", "PX", "flow drawn in full colour; 0: the clip's longest (%(default)s)", 0.0),
             number("--max-frames", "N", "first N frames of each input; 0: all (%(default)s)"),
             DEVICE,
             flag("--overwrite", "write existing results again"),
@@ -331,8 +323,14 @@ COMMANDS = (
         (*RECIPE, SITE, DRY_RUN, JSON),
     ),
     Command(
+        "launch all", "launch:stage",
+        "prepare, train and evaluate: each stage as a job that waits for the one before to succeed",
+        "mcjepa launch all quickstart --site slurm",
+        (*RECIPE, SITE, NODES, DRY_RUN, JSON),
+    ),
+    Command(
         "launch resume", "launch:resume",
-        "submit an earlier launch again, unchanged; a run continues from its newest checkpoint",
+        "submit an earlier launch again, unchanged, and what followed it; a run continues from its newest checkpoint",
         "mcjepa launch resume outputs/paper/run",
         LAUNCHED,
     ),
@@ -380,11 +378,8 @@ COMMANDS = (
             number("--nodes", "N", "number of nodes (default: the site's, or 1)"),
             number("--ranks", "N", "ranks in all (default: nodes x tasks per node)"),
             number("--gpus-per-node", "N", "GPUs per node (default: the site's, or this machine's)", None),
-            option(
-                "--memory-gib", type=float, metavar="G",
-                help="memory of a GPU, or of a node without GPUs (default: this machine's)",
-            ),
-            option("--step-s", type=float, metavar="S", help="seconds per step, if known"),
+            real("--memory-gib", "G", "memory of a GPU, or of a node without GPUs (default: this machine's)"),
+            real("--step-s", "S", "seconds per step, if known"),
             option(
                 "--measure", type=int, metavar="STEPS", nargs="?", const=4,
                 help="take some real steps here to measure their time (4)",

@@ -74,11 +74,13 @@ def flow(arguments: argparse.Namespace) -> int:
 
 def probe(arguments: argparse.Namespace) -> int:
     """`mcjepa eval probe`: settings are those of a named protocol and overrides of it."""
-    from mcjepa.evals.settings import EvalConfig
     from mcjepa.pipeline.recipe.benchmarks import probe_settings
 
-    config = probe_settings(arguments.set, arguments.data, arguments.protocol, arguments.head, arguments.overrides)
-    return _score_one(arguments, EvalConfig(probe=config, device=arguments.device, threads=arguments.threads))
+    general = {"device": arguments.device, "threads": arguments.threads}
+    protocol, head = arguments.protocol, arguments.head
+    return _score_one(
+        arguments, probe_settings(arguments.set, arguments.data, protocol, head, arguments.overrides, general)
+    )
 
 
 def vos(arguments: argparse.Namespace) -> int:
@@ -87,7 +89,6 @@ def vos(arguments: argparse.Namespace) -> int:
     if bool(arguments.weights) == bool(arguments.estimates):
         found = "both WEIGHTS and --estimates" if arguments.weights else "neither WEIGHTS nor --estimates"
         raise UsageError(f"{found}; expected one of them: a weights folder, or a folder of masks to score")
-    from mcjepa.evals.settings import EvalConfig
     from mcjepa.pipeline.recipe.benchmarks import vos_settings
     from mcjepa.pipeline.stages.benchmarks import output_folders, score_masks
 
@@ -98,8 +99,8 @@ def vos(arguments: argparse.Namespace) -> int:
             scores = score_masks(Path(arguments.estimates), config, _results(arguments), show)
         code = _end(arguments, scores)
     else:
-        code = _score_one(arguments, EvalConfig(vos=config))
-    for kind, place in output_folders(Path(arguments.out), config.set).items():
+        code = _score_one(arguments, config)
+    for kind, place in output_folders(Path(arguments.out), arguments.set).items():
         print(f"{kind} are in {place}", file=sys.stderr)
     return code
 
@@ -108,29 +109,25 @@ def finetune(arguments: argparse.Namespace) -> int:
     """`mcjepa eval finetune`: one rank, or starts several of the same command."""
     import os
 
-    from mcjepa.evals.settings import EvalConfig
     from mcjepa.pipeline.launch.ranks import start_ranks
     from mcjepa.pipeline.recipe.benchmarks import finetune_settings
     from mcjepa.pipeline.stages.benchmarks import check_finetune_ranks, finetune_weights
     from mcjepa.pipeline.world import is_world_started
 
-    config = finetune_settings(arguments.set, arguments.data, arguments.overrides)
+    config = finetune_settings(arguments.set, arguments.data, arguments.seed, arguments.overrides)
     if arguments.ranks > 1 and not is_world_started(os.environ):
-        check_finetune_ranks(config.micro_batch, arguments.ranks)
+        check_finetune_ranks(config, arguments.ranks)
         return start_ranks(arguments.argv, arguments.ranks)
     with _shown() as show:
-        settings = EvalConfig(finetune=config, seed=arguments.seed)
-        scores = finetune_weights(arguments.weights, settings, _results(arguments), show)
+        scores = finetune_weights(arguments.weights, config, _results(arguments), show)
     return _end(arguments, scores) if scores is not None else OK
 
 
 def classify(arguments: argparse.Namespace) -> int:
     """`mcjepa eval classify`."""
-    from mcjepa.evals.settings import EvalConfig
     from mcjepa.pipeline.recipe.benchmarks import classify_settings
 
-    config = classify_settings(arguments.set, arguments.data, arguments.overrides)
-    return _score_one(arguments, EvalConfig(classify=config, seed=arguments.seed))
+    return _score_one(arguments, classify_settings(arguments.set, arguments.data, arguments.seed, arguments.overrides))
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -156,10 +153,11 @@ def _end(arguments: argparse.Namespace, scores: Sequence[Score]) -> int:
 
 
 def _results(arguments: argparse.Namespace) -> Results:
+    from mcjepa.pipeline.recipe.recipe import without_credentials
     from mcjepa.pipeline.stages.benchmarks import Results
     from mcjepa.pipeline.tracking import TrackingConfig
 
-    named = arguments.tracking
+    named = without_credentials(arguments.tracking or "")
     tracking = TrackingConfig(uri=named, experiment=arguments.experiment) if named else None
     return Results(Path(arguments.out), tracking)
 

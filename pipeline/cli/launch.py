@@ -7,11 +7,12 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.exits import OK
+from mcjepa.pipeline.exits import OK, PARTIAL
 from mcjepa.pipeline.launch.sites import launch_errors, launched_folders, load_site
 from mcjepa.pipeline.recipe.recipe import load_recipe
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 
 def stage(arguments: argparse.Namespace) -> int:
-    """`mcjepa launch prep|train|eval`."""
+    """`mcjepa launch prep|train|eval|all`."""
+    from mcjepa.evals.report.chain import REPORT
     from mcjepa.pipeline.launch.jobs import launch_warnings, prepare, submit_launch
 
     with launch_errors():
@@ -31,10 +33,13 @@ def stage(arguments: argparse.Namespace) -> int:
         for warning in launch_warnings(launch, refuse=not arguments.dry_run):
             print(f"mcjepa: {warning}", file=sys.stderr)
         if arguments.dry_run:
-            _print_dry(launch.job, arguments.json)
+            _print_dry([job for job, _ in launch.jobs], arguments.json)
             return OK
-        record, code = submit_launch(launch)
-        _print_submitted(launch.job, record, arguments.json)
+        submitted, code = submit_launch(launch)
+        _print_submitted(submitted, arguments.json)
+        if submitted[-1][0].stage == "eval" and code in (OK, PARTIAL) and not arguments.json:
+            ended = submitted[-1][0].site.kind == "debug"
+            print(f"the report {'is' if ended else 'will be'} {recipe.out}/{REPORT}")
         return code
 
 
@@ -46,8 +51,8 @@ def resume(arguments: argparse.Namespace) -> int:
         folders = _folders(arguments)
         if len(folders) > 1:
             raise UsageError(f"{len(folders)} stages of {arguments.run} were launched; choose one with --stage")
-        job, record, code = resubmit(folders[0])
-        _print_submitted(job, record, arguments.json)
+        submitted, code = resubmit(folders[0])
+        _print_submitted(submitted, arguments.json)
         return code
 
 
@@ -120,25 +125,43 @@ def _folders(arguments: argparse.Namespace) -> list[Path]:
     return launched_folders(arguments.run, arguments.overrides, arguments.stage, arguments.site)
 
 
-def _print_dry(job: Job, as_json: bool) -> None:
+def _print_dry(jobs: Sequence[Job], as_json: bool) -> None:
     from mcjepa.cluster.submit import job_script
 
-    commands = [["python", *element.argv] for element in job.elements]
-    script = job_script(job)
+    shown = [
+        {
+            "folder": str(job.folder),
+            "commands": [["python", *element.argv] for element in job.elements],
+            "script": job_script(job),
+        }
+        for job in jobs
+    ]
     if as_json:
-        print(json.dumps({"folder": str(job.folder), "commands": commands, "script": script}))
-    elif script:
-        print(script)
-    else:
+        print(json.dumps({**shown[0], "then": shown[1:]}))
+        return
+    for job, found in zip(jobs, shown, strict=True):
+        if found["script"]:
+            print(found["script"])
+            continue
         print(f"# {job.need.tasks} process(es) on this machine ({job.site.kind}), files in {job.folder}")
-        for words in commands:
-            print(" ".join(words))
+        for element in job.elements:
+            print(" ".join(["python", *element.argv]))
 
 
-def _print_submitted(job: Job, record: Record, as_json: bool) -> None:
-    ids = record.ids
+def _print_submitted(submitted: Sequence[tuple[Job, Record]], as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"stage": job.stage, "ids": ids, "folder": str(job.folder), "site": job.site.kind}))
-    elif job.site.kind != "debug":
+        shown = [
+            {"stage": job.stage, "ids": record.ids, "folder": str(job.folder), "site": job.site.kind}
+            for job, record in submitted
+        ]
+        print(json.dumps({**shown[0], "then": shown[1:]}))
+        return
+    for job, record in submitted:
+        if job.site.kind == "debug":
+            continue
+        ids = record.ids
         several = f"{ids[0]} and {len(ids) - 1} more" if len(ids) > 1 else ids[0]
-        print(f"submitted {job.name}: job {several}, {job.need.nodes} node(s); `mcjepa launch status {job.folder}`")
+        after = f" after job {job.after.job}" if job.after else ""
+        print(
+            f"submitted {job.name}: job {several}{after}, {job.need.nodes} node(s); `mcjepa launch status {job.folder}`"
+        )

@@ -15,38 +15,46 @@ from typing import Any
 
 from mcjepa.data_prep.errors import nearest_name
 from mcjepa.pipeline.cli.commands import COMMANDS, DESCRIPTION, GROUPS
-from mcjepa.pipeline.exits import INTERRUPTED, OK, REJECTED, USAGE
+from mcjepa.pipeline.exits import INTERRUPTED, MEANINGS, OK, REJECTED, USAGE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    parser = build_parser()
-    wrong = unknown_name(words)
-    if wrong:
-        parser.error(wrong)
-    arguments, rest = parser.parse_known_args(words)
-    if rest and hasattr(arguments, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
-        arguments.overrides, rest = [*arguments.overrides, *rest], []  # argparse stops collecting at an option
-    if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments = parse(list(sys.argv[1:] if argv is None else argv))
     if arguments.version:
         from importlib.metadata import version
 
         print(f"mcjepa {version('mcjepa')}")
         return OK
     if arguments.command is None:
-        parser.print_help()
+        build_parser().print_help()
         return USAGE
-    arguments.argv = words
     _start_logging(arguments.verbose)
     return _run(arguments)
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """A command line's arguments; `argv` is the words themselves. Leaves the process where they are not understood."""
+    parser = build_parser()
+    wrong = unknown_name(words)
+    if wrong:
+        parser.exit(USAGE, f"mcjepa: {wrong}\n")
+    arguments, rest = parser.parse_known_args(words)
+    if rest and hasattr(arguments, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
+        arguments.overrides, rest = [*arguments.overrides, *rest], []  # argparse stops collecting at an option
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.argv = words
+    return arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line as argparse knows it."""
     parser = argparse.ArgumentParser(
-        prog="mcjepa", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="mcjepa",
+        description=DESCRIPTION,
+        epilog="exit codes:\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in MEANINGS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument("-v", "--verbose", action="store_true", help="more detail, and tracebacks of errors")

@@ -22,6 +22,11 @@ def number(name: str, metavar: str, text: str, default: int | None = 0) -> Optio
     return option(name, type=int, metavar=metavar, default=default, help=text)
 
 
+def real(name: str, metavar: str, text: str, default: float | None = None) -> Option:
+    """An option that takes a number."""
+    return option(name, type=float, metavar=metavar, default=default, help=text)
+
+
 def flag(name: str, text: str) -> Option:
     """An option without a value."""
     return option(name, action="store_true", help=text)

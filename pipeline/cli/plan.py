@@ -17,14 +17,15 @@ from mcjepa.pipeline.recipe.recipe import load_recipe
 
 def plan(arguments: argparse.Namespace) -> int:
     """`mcjepa plan`: 3 where the run would be refused."""
-    from mcjepa.cluster.preflight.findings import errors_of, table
+    from mcjepa.cluster.preflight.findings import errors_of, findings_table
     from mcjepa.pipeline.launch.preflight import AskedSetting, measured, preflight, setting_of
-    from mcjepa.pipeline.launch.sites import load_site
+    from mcjepa.pipeline.launch.sites import launch_errors, load_site
 
     recipe, plain = load_recipe(arguments.recipe, arguments.overrides)
     site = load_site(arguments.site) if arguments.site else None
     names = [field.name for field in dataclasses.fields(AskedSetting)]
-    setting = setting_of(site, AskedSetting(**{name: getattr(arguments, name) for name in names}))
+    with launch_errors():
+        setting = setting_of(site, AskedSetting(**{name: getattr(arguments, name) for name in names}))
     if arguments.measure is not None:
         setting = measured(setting, plain, arguments.measure)
     findings = preflight(recipe, setting)
@@ -33,7 +34,7 @@ def plan(arguments: argparse.Namespace) -> int:
         ranks = setting.cluster.ranks
         print(json.dumps({"ranks": ranks, "ok": not refused, "findings": [dataclasses.asdict(f) for f in findings]}))
     else:
-        print("\n".join(table(findings)))
+        print("\n".join(findings_table(findings)))
         warnings = sum(finding.severity == "warning" for finding in findings)
         print(f"\n{len(refused)} errors, {warnings} warnings: " + ("refused" if refused else "can be launched"))
     return REJECTED if refused else OK
@@ -50,7 +51,7 @@ def drill(arguments: argparse.Namespace) -> int:
     try:
         record = rehearse(arguments.verb, recipe, plain, out, arguments.steps, _say)
     except KeyboardInterrupt:
-        _say("\nmcjepa: the drill was interrupted; its processes have ended, start it anew")
+        _say("\nmcjepa: the drill was interrupted; its processes have ended, start it again")
         return INTERRUPTED
     if arguments.json:
         print(json.dumps(record))

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcjepa.data_prep.settings import PrepConfig
 from mcjepa.pipeline.cli.output import StageProgress
 from mcjepa.pipeline.exits import OK, PARTIAL, REJECTED
 from mcjepa.pipeline.recipe.recipe import load_recipe, required
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from mcjepa.data_prep.dataset.status import DatasetStatus
     from mcjepa.data_prep.job import ProgressEvent
     from mcjepa.data_prep.plan.forecast import DatasetPlan
+    from mcjepa.data_prep.settings import PrepConfig
 
 
 def _config(arguments: argparse.Namespace) -> PrepConfig:
@@ -96,6 +96,9 @@ def audit(arguments: argparse.Namespace) -> int:
         for name, report in reports.items():
             verdict = "intact" if report.ok else f"{len(report.problems)} problems"
             print(f"{name:<14} {verdict}: {report.shards} shards, {report.samples} samples, {report.dataset_id}")
+            if report.entries:
+                others = report.others or "none"
+                print(f"  {report.entries} entries in its corpora: {report.files} of inputs, others: {others}")
             for problem in report.problems:
                 print(f"  {problem}")
     return OK if all(report.ok for report in reports.values()) else REJECTED
@@ -163,6 +166,10 @@ def _print_plan(plan: DatasetPlan) -> None:
         f"{plan.name:<14} {plan.state:<10} {summary.inputs} inputs, {summary.bytes / 1e6:.1f} MB -> "
         f"{summary.shards} shards at {plan.location}; {plan.reused_shards} shards exist already"
     )
+    from mcjepa.data_prep.corpora.census import describe_others
+
+    if left := describe_others(summary.census):
+        print(f"{'':<14} no inputs: {left}")
     if plan.estimate:
         found = plan.estimate
         print(
@@ -200,5 +207,7 @@ def _print_record(record: dict[str, Any]) -> None:
             f"quarantined; {d['samples']} samples in {d['shards']} shards, {d['bytes'] / 1e6:.1f} MB\n"
             f"{'':<14} dataset id {d['dataset_id']}"
         )
+        if d["others"]:
+            print(f"{'':<14} no inputs: {d['others']}")
     for item in record["quarantined"]:
         print(f"quarantined: {item['uri']}: {item['reason']}", file=sys.stderr)

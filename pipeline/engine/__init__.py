@@ -1,1 +1,1 @@
-"""The engine: the only word that is spoken to DeepSpeed."""
+"""The engine: the only part that speaks to DeepSpeed."""

@@ -25,7 +25,7 @@ from mcjepa.pipeline.engine.state import reset_updates
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.settings.train import EngineConfig, TrainConfig
 from mcjepa.pipeline.stream.seeding import mix64
-from mcjepa.pipeline.world import World, adopt_world, keep_freed_memory, ranks_here
+from mcjepa.pipeline.world import World, adopt_world, check_gpus, disable_malloc_trim, gpu_index, ranks_here
 
 __all__ = [
     "World",
@@ -44,7 +44,7 @@ def _import_deepspeed() -> Any:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     hidden = "mlflow" not in sys.modules
     if hidden:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]  # its autotuner would import it: seconds a rank
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # its autotuner would import it: seconds per rank
     try:
         import deepspeed
     finally:
@@ -59,9 +59,12 @@ def start_world(config: EngineConfig) -> World:
     """Joins the process group named by the environment, or makes one of this process alone.
 
     Raises:
-        UsageError: the master port is taken, the variables are incomplete, or fp16 or offloading is asked of a CPU.
+        UsageError: the master port is taken, the variables are incomplete, GPUs are missing, or fp16 or offloading is
+            asked of a CPU.
     """
-    cuda = torch.cuda.is_available()
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    cuda = visible > 0
+    check_gpus(os.environ.get("MCJEPA_GPUS", ""), visible)
     if config.precision == "fp16" and not cuda:
         raise UsageError("train.engine.precision is fp16, which needs a GPU, and there is none; use bf16 or fp32")
     if config.offload != "none" and not cuda:
@@ -71,10 +74,12 @@ def start_world(config: EngineConfig) -> World:
         )
     adopt_world(os.environ)
     world_size, local_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+    index = 0
     if cuda:
-        torch.cuda.set_device(local_rank)
+        index = gpu_index(local_rank, ranks_here(world_size), visible, os.environ)
+        torch.cuda.set_device(index)
     else:
-        keep_freed_memory()
+        disable_malloc_trim()
     torch.set_num_threads(config.threads or max(len(os.sched_getaffinity(0)) // ranks_here(world_size), 1))
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls
     deepspeed = _import_deepspeed()
@@ -87,7 +92,7 @@ def start_world(config: EngineConfig) -> World:
                 "set MASTER_PORT to another, or leave it unset for a single process"
             ) from error
         raise
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    device = torch.device("cuda", index) if cuda else torch.device("cpu")
     return World(int(os.environ["RANK"]), world_size, local_rank, device)
 
 

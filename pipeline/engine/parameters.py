@@ -1,4 +1,13 @@
-"""The optimizer's parameter groups: encoder, expander and flow estimator, each with and without weight decay."""
+"""Parameters of the model in the engine: the optimizer's groups, and their gradients in whichever ZeRO stage.
+
+Groups are encoder, expander and flow estimator, each with and without weight decay. Gradients are read between the
+backward pass and the update. After `engine.backward` the averaged gradients are
+    stage 0     in `parameter.grad`, whole on every rank
+    stage 1, 2  in `optimizer.averaged_gradients[group]`, each rank its share of `params_in_partition[group]`
+    stage 3     in `optimizer.averaged_gradients[group]`, each rank its share of every one of `fp16_groups[group]`
+and lie elsewhere with an offloaded optimizer, where this file answers None. It pairs gradients with parameters just
+as DeepSpeed 0.19 does for its own norm (`get_grad_norm_direct`).
+"""
 
 from __future__ import annotations
 
@@ -50,16 +59,6 @@ def stop_gradients(module: nn.Module) -> None:
     still.
     """
     module.register_forward_hook(lambda _module, _inputs, outputs: [x.detach() for x in outputs])
-
-
-# Reads gradients out of a DeepSpeed engine between backward and update, whatever the ZeRO stage.
-#
-# After `engine.backward` the averaged gradients are
-#     stage 0     in `parameter.grad`, whole on every rank
-#     stage 1, 2  in `optimizer.averaged_gradients[group]`, each rank its share of `params_in_partition[group]`
-#     stage 3     in `optimizer.averaged_gradients[group]`, each rank its share of every one of `fp16_groups[group]`
-# and lie elsewhere with an offloaded optimizer, where this file answers None. It pairs gradients with parameters just
-# as DeepSpeed 0.19 does for its own norm (`get_grad_norm_direct`).
 
 
 def branch_gradient_norms(engine: Any) -> dict[str, float] | None:

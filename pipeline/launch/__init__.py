@@ -1,1 +1,1 @@
-"""From a recipe and a site to jobs, or to findings of what would go wrong."""
+"""A recipe and a site become jobs or findings; this program's own processes on this machine."""

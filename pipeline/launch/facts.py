@@ -1,22 +1,23 @@
-"""Facts of a preflight: reads manifests, a little of the shards, disks and addresses; nothing stays written."""
+"""Facts of a preflight: reads manifests, a little of the shards, disks and addresses; leaves no files behind."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import secrets
 import shutil
-import subprocess
 import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mcjepa.cluster.preflight.data import StreamFacts
 from mcjepa.cluster.preflight.findings import Finding
-from mcjepa.cluster.preflight.run import Place
+from mcjepa.cluster.preflight.run import Destination
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.layout import shard_key
 from mcjepa.data_prep.storage import FolderStore, absolute_location, open_store
@@ -83,7 +84,7 @@ def read_rate(config: StreamConfig) -> float | None:
     return total / spent if total else None
 
 
-def look_at_place(name: str, location: str, needed_bytes: int = 0) -> Place:
+def probe_destination(name: str, location: str, needed_bytes: int = 0) -> Destination:
     """Writes an object there, reads it back and removes it; a folder that is not there yet is not made."""
     key, content = f".mcjepa-probe-{secrets.token_hex(6)}", secrets.token_bytes(64)
     try:
@@ -92,7 +93,7 @@ def look_at_place(name: str, location: str, needed_bytes: int = 0) -> Place:
             with tempfile.NamedTemporaryFile(dir=folder, prefix=key) as file:
                 file.write(content)
                 file.flush()
-            return Place(name, location, shutil.disk_usage(folder).free, "", needed_bytes)
+            return Destination(name, location, shutil.disk_usage(folder).free, "", needed_bytes)
         store = open_store(location)
         key = key.removeprefix(".")  # hidden names are not listed by stores
         store.write(key, content)
@@ -100,8 +101,8 @@ def look_at_place(name: str, location: str, needed_bytes: int = 0) -> Place:
         store.remove(key)
     except (DataError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return Place(name, location, None, f"cannot be written: {reason}", needed_bytes)
-    return Place(name, location, None, "" if same else "gave back other bytes than were written", needed_bytes)
+        return Destination(name, location, None, f"cannot be written: {reason}", needed_bytes)
+    return Destination(name, location, None, "" if same else "gave back other bytes than were written", needed_bytes)
 
 
 def _nearest_folder(path: str) -> Path:
@@ -135,7 +136,7 @@ def tracking_finding(uri: str) -> Finding:
     """Whether MLflow can be reached; it may be away, a run's records then wait in its spool."""
     if uri.startswith(("http://", "https://")):
         try:
-            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=CONTACT_S):
+            with urllib.request.urlopen(_request(f"{uri.rstrip('/')}/health"), timeout=CONTACT_S):
                 return Finding("tracking", "ok", f"MLflow answers at {uri}")
         except (urllib.error.URLError, OSError, ValueError) as error:
             return Finding(
@@ -144,7 +145,7 @@ def tracking_finding(uri: str) -> Finding:
                 "start it or correct tracking.uri; later `mcjepa tracking sync RUN`",
             )  # fmt: skip
     if uri.startswith("sqlite:///"):
-        place = look_at_place("tracking", str(Path(uri.removeprefix("sqlite:///")).parent))
+        place = probe_destination("tracking", str(Path(uri.removeprefix("sqlite:///")).parent))
         if place.problem:
             return Finding(
                 "tracking", "error", f"{uri}: {place.problem}", "a folder that can be written", "correct tracking.uri"
@@ -152,19 +153,27 @@ def tracking_finding(uri: str) -> Finding:
     return Finding("tracking", "ok", f"MLflow in {uri}")
 
 
-def known_partitions() -> dict[str, str] | None:
-    """Slurm's partitions with their time limits and nodes; None where Slurm cannot be asked."""
-    if not shutil.which("sinfo"):
-        return None
-    words = ["sinfo", "-h", "-o", "%R|%l|%D"]
-    try:
-        answer = subprocess.run(words, capture_output=True, text=True, timeout=30)
-    except subprocess.TimeoutExpired:
-        return None
-    if answer.returncode:
-        return None
-    rows = [line.split("|") for line in answer.stdout.splitlines() if line.count("|") == 2]
-    return {name: f"time limit {limit}, {nodes} nodes" for name, limit, nodes in rows}
+def _request(url: str) -> urllib.request.Request:
+    """A request with the user and password of MLflow's variables, where they are set."""
+    request = urllib.request.Request(url)
+    user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD"))
+    if user and password:
+        request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
+    return request
+
+
+def password_finding(uri: str, setup: Sequence[str]) -> list[Finding]:
+    """A warning where jobs of Slurm would not have the password that we reach MLflow with."""
+    if not uri.startswith(("http://", "https://")) or setup or not os.environ.get("MLFLOW_TRACKING_PASSWORD"):
+        return []
+    return [
+        Finding(
+            "password", "warning", "MLflow's password is yours alone: jobs of Slurm get no secret from here",
+            "a line of `setup` that reads it from a file of yours",
+            "add setup: ['source $HOME/.mcjepa-secrets'] to the site file, with export MLFLOW_TRACKING_USERNAME=… and "
+            "MLFLOW_TRACKING_PASSWORD=… in that file",
+        )
+    ]  # fmt: skip
 
 
 def device_memory(on_gpu: bool) -> int | None:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from mcjepa.cluster.errors import LaunchError
 from mcjepa.cluster.job import RECORD, After, Element, Job, Record, read_record, write_record
-from mcjepa.cluster.site import Site, Stage, needed, variables
-from mcjepa.cluster.status import read_status
+from mcjepa.cluster.site import STAGES, Site, Stage, needed, variables
+from mcjepa.cluster.status import cancel, read_status
 from mcjepa.cluster.submit import submit
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import absolute_location, atomic_write
 from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.exits import OK, PARTIAL
 from mcjepa.pipeline.launch.preflight import launch_findings
 from mcjepa.pipeline.launch.ranks import MODULE
 from mcjepa.pipeline.launch.sites import SITE_RECORD, jobs_folder
@@ -32,7 +34,9 @@ from mcjepa.pipeline.tracking.lineage import PARENT_VARIABLE
 
 FOLLOW = ("--follow", "--patience-s", "86400")
 """An evaluation beside the training gives up after a day without new weights."""
-SHOWN = {("warning", topic) for topic in ("memory", "cache", "epoch", "shards", "interruption", "checkpoint")}
+SHOWN = {
+    ("warning", topic) for topic in ("memory", "cache", "epoch", "shards", "interruption", "checkpoint", "password")
+}
 """Findings that a launch repeats; the others are for who plans."""
 WithEval = Literal["", "ok", "any", "follow"]
 """Whether an evaluation follows a training: never, where it succeeded, however it ended, or beside it."""
@@ -40,52 +44,111 @@ WithEval = Literal["", "ok", "any", "follow"]
 
 @dataclass(frozen=True)
 class Launch:
-    """A stage that is ready to be submitted."""
+    """Stages that are ready to be submitted, each of which waits for the one before."""
 
     recipe: Recipe
     plain: Mapping[str, Any]
     """The recipe as plain data."""
-    site: Site
-    job: Job
-    with_eval: WithEval = ""
+    jobs: tuple[tuple[Job, WithEval], ...]
+    """Each job with the condition on which it follows the one before; empty for the first."""
 
 
 def prepare(
-    stage: Stage, recipe: Recipe, plain: Mapping[str, Any], site: Site, nodes: int = 0, with_eval: WithEval = ""
+    stage: Stage | Literal["all"],
+    recipe: Recipe,
+    plain: Mapping[str, Any],
+    site: Site,
+    nodes: int = 0,
+    with_eval: WithEval = "",
 ) -> Launch:
-    """The job of a stage and, behind or beside it, that of an evaluation.
+    """The job of a stage and, behind or beside it, that of an evaluation; of `all`, those of the recipe's stages.
 
     Raises:
-        UsageError: as `build_job`; or an evaluation is to follow several runs.
+        UsageError: as `build_job`; or an evaluation is to follow several runs, or jobs of another kind of site.
     """
-    job = build_job(stage, recipe, site, nodes)
-    if with_eval and len(job.elements) > 1:
-        raise UsageError(f"--with-eval with a sweep of {len(job.elements)} runs, expected one; leave one of them out")
-    return Launch(recipe, plain, site, job, with_eval)
+    stages: list[tuple[Stage, WithEval]]
+    if stage == "all":
+        named = [each for each in STAGES if getattr(recipe, each) is not None]
+        stages = [(each, "ok" if number else "") for number, each in enumerate(named)]
+    else:
+        stages = [(stage, "")]
+    if with_eval:
+        stages.append(("eval", with_eval))
+    jobs = [build_job(each, recipe, site, nodes, follow=how == "follow") for each, how in stages]
+    if with_eval and len(jobs[0].elements) > 1:
+        number = len(jobs[0].elements)
+        raise UsageError(f"--with-eval with a sweep of {number} runs, expected one; leave one of them out")
+    if len({job.site.kind for job in jobs}) > 1:
+        raise UsageError(
+            f"launch {stage} with ray.jobs_url on a {site.kind} site, expected stages that can wait for one another; "
+            "launch prep by itself, and the others when it has ended"
+        )
+    return Launch(recipe, plain, tuple((job, how) for job, (_, how) in zip(jobs, stages, strict=True)))
 
 
 def launch_warnings(launch: Launch, *, refuse: bool) -> list[str]:
-    """What is wrong with a job, one line each.
+    """What is wrong with the jobs, one line each; of datasets that a job before makes, nothing can be said.
 
     Raises:
-        UsageError: it is launched already.
-        DataError: its preflight has errors, and `refuse` is set.
+        UsageError: one is launched already.
+        DataError: a preflight has errors, and `refuse` is set.
     """
-    return job_warnings(launch.job) + _preflight(launch.job, launch.recipe, refuse=refuse)
+    found, stages = [], {job.stage for job, _ in launch.jobs}
+    for job, _ in launch.jobs:
+        without = {"dataset"} if "prep" in stages else set()
+        found += job_warnings(job) + _preflight(job, launch.recipe, refuse=refuse, without=without)
+    return found
 
 
-def submit_launch(launch: Launch) -> tuple[Record, int]:
-    """Submits the job and its evaluation; the job's record and, where they ran in this terminal, their exit code."""
-    job, condition = launch.job, launch.with_eval
-    record = _submit(job, launch.recipe, launch.plain)
-    code = int(record.last.get("code", 0))
-    if condition and (code == 0 or condition == "any"):
-        code = _submit_eval(launch, condition) or code
-    return record, code
+def submit_launch(launch: Launch) -> tuple[list[tuple[Job, Record]], int]:
+    """Submits the jobs, the first one first; jobs and records and, where they ran in this terminal, the exit code.
+
+    Raises:
+        LaunchError: one is not taken; those before it are cancelled.
+    """
+    submitted: list[tuple[Job, Record]] = []
+    code = OK
+    for job, how in launch.jobs:
+        if submitted:
+            if code not in (OK, PARTIAL) and how != "any":
+                break
+            job = dataclasses.replace(job, after=_after(job.site, how, submitted[-1]))
+        try:
+            record = _submit(job, launch.recipe, launch.plain)
+        except LaunchError:
+            if submitted:
+                cancel(submitted[0][0].folder)
+            raise
+        if submitted:
+            _link(submitted[-1], [str(job.folder)])
+        submitted.append((job, record))
+        code = int(record.last.get("code", 0)) or code
+    return submitted, code
 
 
-def resubmit(folder: Path) -> tuple[Job, Record, int]:
-    """Submits the command lines of an earlier launch again on the same site; job, record and exit code.
+def _after(site: Site, how: WithEval, before: tuple[Job, Record]) -> After | None:
+    """What a job waits for; in a terminal, jobs run one after the other anyway."""
+    if how not in ("ok", "any") or site.kind == "debug":
+        return None
+    return After(how, before[0].folder, before[1].ids[0])
+
+
+def _link(submitted: tuple[Job, Record], followers: list[str]) -> None:
+    """Notes which folders of jobs depend on a job; they are cancelled with it and submitted again with it."""
+    job, record = submitted
+    record.followers = followers
+    write_record(job.folder, record)
+
+
+def resubmit(folder: Path, before: tuple[Job, Record] | None = None) -> tuple[list[tuple[Job, Record]], int]:
+    """Submits the command lines of an earlier launch again on the same site, and those of the jobs that follow it.
+
+    Args:
+        folder: of the job.
+        before: the job that it is to wait for, as it was submitted again.
+
+    Returns:
+        Jobs and records, and the exit code where they ran in this terminal.
 
     Raises:
         UsageError: it is still active.
@@ -94,9 +157,28 @@ def resubmit(folder: Path) -> tuple[Job, Record, int]:
     site = validate(Site, json.loads((folder / SITE_RECORD).read_text(encoding="utf-8")), f"site of {folder}")
     need = needed(site, record.stage, record.nodes)
     job = Job(record.stage, record.name, record.comment, folder, tuple(record.elements), site, need)
-    job_warnings(job)
+    if before:
+        if any(status.active for status in read_status(folder)):
+            if _is_beside(record):
+                return [], OK  # it goes on scoring what the run writes
+            cancel(folder)
+        how: WithEval = "any" if str(record.last["after"]).startswith("afterany") else "ok"
+        job = dataclasses.replace(job, after=None if _is_beside(record) else _after(site, how, before))
+    else:
+        job_warnings(job)
     again = submit(job)
-    return job, again, int(again.last.get("code", 0))
+    submitted, code = [(job, again)], int(again.last.get("code", 0))
+    _link(submitted[0], record.followers)
+    if code in (OK, PARTIAL):
+        for follower in record.followers:
+            more, then = resubmit(Path(follower), submitted[0])
+            submitted, code = [*submitted, *more], then or code
+    return submitted, code
+
+
+def _is_beside(record: Record) -> bool:
+    """Whether a job runs beside another one and not behind it."""
+    return FOLLOW[0] in record.elements[0].argv
 
 
 def build_job(
@@ -171,13 +253,13 @@ def job_warnings(job: Job) -> list[str]:
     """What can be seen to be wrong with a job before it is queued, one line each; called before every submission.
 
     Raises:
-        UsageError: it is launched already.
+        UsageError: it has already been launched.
     """
     active = [s for s in read_status(job.folder) if s.active] if (job.folder / RECORD).is_file() else []
     if active:
         raise UsageError(
-            f"{job.name} is launched already: job {active[0].id} is {active[0].state} ({job.folder}), expected none; "
-            "`mcjepa launch cancel` ends it, or choose another folder (train.run=RUN, out=OUT)"
+            f"{job.name} has already been launched: job {active[0].id} is {active[0].state} ({job.folder}), expected "
+            "none; `mcjepa launch cancel` ends it, or choose another folder (train.run=RUN, out=OUT)"
         )
     found = []
     if job.site.kind == "slurm" and str(job.folder).startswith("/tmp/") and job.need.nodes > 1:
@@ -185,17 +267,15 @@ def job_warnings(job: Job) -> list[str]:
     return found
 
 
-def _preflight(job: Job, recipe: Recipe, *, refuse: bool) -> list[str]:
-    """Warnings of a training job's preflight, one line each, and its errors where they do not refuse the job.
+def _preflight(job: Job, recipe: Recipe, *, refuse: bool, without: Collection[str]) -> list[str]:
+    """Warnings of a job's preflight, one line each, and its errors where they do not refuse the job.
 
     A job that is resumed was judged when it was launched.
 
     Raises:
         DataError: there are errors, and `refuse` is set.
     """
-    if job.stage != "train":
-        return []
-    findings = launch_findings(recipe, job.site, job.need)
+    findings = [finding for finding in launch_findings(recipe, job) if finding.topic not in without]
     errors = [str(finding) for finding in findings if finding.severity == "error"]
     if errors and refuse:
         raise DataError(f"{job.name} is not launched: {' | '.join(errors)} (`mcjepa plan` shows all findings)")
@@ -224,17 +304,3 @@ def _parent_run(recipe: Recipe, plain: Mapping[str, Any]) -> str:
     tracker.params({"sweep": plain["sweep"]})
     tracker.end()
     return tracker.run_id
-
-
-def _submit_eval(launch: Launch, condition: WithEval) -> int:
-    """The evaluation behind a training or, with `follow`, beside it; it is cancelled with it."""
-    site, train = launch.site, launch.job.folder
-    record = read_record(train)
-    after = None
-    if condition in ("ok", "any") and site.kind != "debug":
-        after = After(condition, train, record.ids[0])
-    job = build_job("eval", launch.recipe, site, after=after, follow=condition == "follow")
-    followed = _submit(job, launch.recipe, launch.plain)
-    record.followers = [str(job.folder)]
-    write_record(train, record)
-    return int(followed.last.get("code", 0))

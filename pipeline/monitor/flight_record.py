@@ -26,21 +26,6 @@ from mcjepa.pipeline.stream.batches import StepBatch
 VERSION = 1
 
 
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """State of this process's generators, a few kB on the host."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def restore_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    """Brings the generators back to a state of `random_state`."""
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
-
-
 def samples_of(batch: StepBatch) -> dict[str, list[str]]:
     """Keys of the samples of each stream."""
     parts = {"pairs": batch.pairs, "views": batch.views}

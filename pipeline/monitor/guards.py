@@ -1,7 +1,15 @@
-"""Guards of a run: bad steps are written down and counted, spikes of the loss too; signals ask for a stop.
+"""Guards of a run: bad steps and spikes of the loss are written down and counted; signals ask for a stop.
 
 What a bad step is and that all ranks skip it is decided in `pipeline.step`; here it gets its flight record, and too
 many in a row end the run. All ranks agree on a stop at the end of a step.
+
+A spike has a robust z-score above the limit, of any term, over a window of good steps:
+
+    z = (x - median) / (1.4826 MAD + 1e-3 |median|)
+
+Median and MAD (median absolute deviation) are not moved by the spikes themselves; 1.4826 MAD is a standard deviation
+for normal noise. The second summand keeps a term that hardly moves from raising an alarm over nothing. Only rises
+count: the loss may fall as fast as it likes.
 """
 
 from __future__ import annotations
@@ -146,15 +154,6 @@ class StepGuard:
             "z": dict(z),
         }
         return write_record(self._folder, batch.step, self._rank, content, result.state)
-
-
-# Spikes of the loss: a robust z-score of every term over a window of good steps.
-#
-#     z = (x - median) / (1.4826 MAD + 1e-3 |median|)
-#
-# Median and MAD (median absolute deviation) are not moved by the spikes themselves; 1.4826 MAD is a standard deviation
-# for normal noise. The second summand keeps a term that hardly moves from raising an alarm over nothing. Only rises
-# count: the loss may fall as fast as it likes.
 
 
 NORMAL_MAD = 1.4826

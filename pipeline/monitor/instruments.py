@@ -15,7 +15,7 @@ from typing import Any
 
 from mcjepa.pipeline.monitor.guards import StepGuard, StepSetting
 from mcjepa.pipeline.monitor.meters import MachineMeters, Meters
-from mcjepa.pipeline.monitor.representation import Alerts, CostlyMeters
+from mcjepa.pipeline.monitor.representation import Alerts, PeriodicMeters
 from mcjepa.pipeline.monitor.throughput import FlopCounter, ProfileWindow, device_name, peak_tflops
 from mcjepa.pipeline.run.folder import BAD_STEPS
 from mcjepa.pipeline.settings.train import TrainConfig
@@ -49,21 +49,21 @@ class Instruments:
         self._step_flops = 0
         self._corrupt = 0
         self._peak_tflops = peak_tflops(device_name(world.device), config.engine.precision, config.meters.peak_tflops)
-        self._tap: CostlyMeters | FlopCounter | None = None
+        self._tap: PeriodicMeters | FlopCounter | None = None
 
     def waits_for_data(self, step: int) -> None:
         """Called before the step's batch is asked for."""
         self._profile.begin(step)
         self.clock.enter("data", step)
 
-    def begin(self, batch: StepBatch, weights: Mapping[str, float]) -> CostlyMeters | FlopCounter | None:
-        """What looks into this step: the counter of operations in the first, the costly meters every so often."""
+    def begin(self, batch: StepBatch, weights: Mapping[str, float]) -> PeriodicMeters | FlopCounter | None:
+        """What looks into this step: the counter of operations in the first, the periodic meters every so often."""
         every = self._config.meters.every
         self._tap = None
         if self._flops is not None:
             self._tap = self._flops
         elif every and (batch.step + 1) % every == 0:
-            self._tap = CostlyMeters(self._engine, batch, weights, self._config.meters)
+            self._tap = PeriodicMeters(self._engine, batch, weights, self._config.meters)
         return self._tap
 
     def end(self, batch: StepBatch, result: StepResult, setting: StepSetting, waited_s: float) -> None:
@@ -76,7 +76,7 @@ class Instruments:
         self.guard.check(batch, result, setting)
         if result.finite:
             self._meters.add(result.meters)
-            if isinstance(self._tap, CostlyMeters):
+            if isinstance(self._tap, PeriodicMeters):
                 self._meters.add(self._tap.values)
             elif self._flops is not None and self._flops.total:
                 parts = self._engine.gradient_accumulation_steps()  # the counter saw one of them

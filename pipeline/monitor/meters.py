@@ -1,4 +1,9 @@
-"""Meters of a run: means over a window of steps, memory of every rank and load of every node."""
+"""Meters of a run: means over a window of steps, memory of every rank and load of every node.
+
+Ranks and nodes are gathered at a record, without a thread or a connection of their own. Every rank gives one row of
+numbers; rank 0 makes records of them. A node's row is that of its local rank 0. Names follow MLflow's system metrics,
+so that its interface shows them on their own page, as `system/HOST/cpu_utilization_percentage`.
+"""
 
 from __future__ import annotations
 
@@ -62,13 +67,6 @@ class Meters:
         means.update({f"seconds_{part}": s / max(self._steps, 1) for part, s in (parts_s or {}).items()})
         self.__init__()  # type: ignore[misc]
         return means
-
-
-# Memory of every rank and load of every node, gathered at a record: no thread, no connection but the run's own.
-#
-# Every rank gives one row of numbers; rank 0 makes records of them. A node's row is that of its local rank 0. Names
-# follow MLflow's system metrics, so that its interface shows them on their own page, as
-# `system/HOST/cpu_utilization_percentage`.
 
 
 GIB = float(1 << 30)
@@ -144,7 +142,7 @@ class MachineMeters:
 
 
 def summarise(rows: torch.Tensor, heads: dict[str, int]) -> dict[str, float]:
-    """Records out of one row a rank.
+    """Records out of one row per rank.
 
     Args:
         rows: (W, len(RANK_METERS) + len(NODE_METERS)).

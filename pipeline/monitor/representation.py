@@ -10,6 +10,13 @@ P and V are aliases of what the encoder gave: a level feeds the next one too, an
 the losses' own use of it, so that nothing is counted twice. Each is averaged over ranks as the engine does, and
 g_flow + g_content is the encoder's gradient (a test checks it). It costs another backward pass. ZeRO-3 has only shares
 of the parameters at that time: there it is left out.
+
+How much of its room a representation uses is measured over the samples of all ranks:
+
+deviation       of each dimension: 0 in a collapsed one
+effective rank  exp of the entropy of the singular values' shares (Roy and Vetterli, 2007): 1 where all samples lie
+                on a line, the number of dimensions where they fill it evenly
+off-diagonal    sum of squared covariances between dimensions over the number of dimensions, VICReg's third term
 """
 
 from __future__ import annotations
@@ -30,7 +37,7 @@ from mcjepa.pipeline.stream.batches import StepBatch
 EPSILON = 1e-30
 
 
-class CostlyMeters:
+class PeriodicMeters:
     """Looks into one step; hand it to `run_step` and read `values` afterwards. The same on all ranks.
 
     Args:
@@ -130,14 +137,6 @@ def _task_gradient(loss: Tensor, levels: list[Tensor], parameters: list[Tensor])
         torch.distributed.all_reduce(flat)
         flat /= torch.distributed.get_world_size()
     return flat
-
-
-# Collapse meters: how much of its room a representation uses, over the samples of all ranks.
-#
-# deviation       of each dimension: 0 in a collapsed one
-# effective rank  exp of the entropy of the singular values' shares (Roy and Vetterli, 2007): 1 where all samples lie
-#                 on a line, the number of dimensions where they fill it evenly
-# off-diagonal    sum of squared covariances between dimensions over the number of dimensions, VICReg's third term
 
 
 DEAD_STD = 1e-3

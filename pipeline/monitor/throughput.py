@@ -1,8 +1,14 @@
-"""Floating-point operations of a step and what share of the device's peak they reach.
+"""How fast a step is: its floating-point operations, their share of the device's peak, and profiles of some steps.
 
 The operations are counted once, in a real step, by torch's own formulas (`torch.utils.flop_counter`): products and
 convolutions, forward and backward; two operations a multiply-add. MFU (Chowdhery et al., PaLM, 2022, appendix B) is
 that number over the step's seconds and the device's peak at the run's precision.
+
+Steps that the recipe's `train.profile` names are profiled by torch:
+
+RUN/profile/step-000000100-rank-00000.json.gz     trace for chrome://tracing or ui.perfetto.dev
+RUN/profile/step-000000100-rank-00000.txt         operations by time
+RUN/profile/step-000000100-rank-00000.pickle      CUDA memory history, for pytorch.org/memory_viz
 """
 
 from __future__ import annotations
@@ -79,13 +85,6 @@ class FlopCounter:
 def device_name(device: torch.device) -> str:
     """Name of the accelerator; `cpu` without one."""
     return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else "cpu"
-
-
-# A window of the torch profiler by the recipe's `train.profile`.
-#
-# RUN/profile/step-000000100-rank-00000.json.gz     trace for chrome://tracing or ui.perfetto.dev
-# RUN/profile/step-000000100-rank-00000.txt         operations by time
-# RUN/profile/step-000000100-rank-00000.pickle      CUDA memory history, for pytorch.org/memory_viz
 
 
 log = logging.getLogger(__name__)

@@ -1,1 +1,1 @@
-"""Recipes: YAML to typed settings; the only place that sees the settings of all rooms."""
+"""Recipes: YAML to typed settings; the only part that sees the settings of all rooms."""

@@ -66,9 +66,14 @@ def flow_settings(names: Sequence[str], root: str, baselines: str | None, overri
 
 
 def probe_settings(
-    data_set: str, root: str, protocol: str | None, head: str | None, overrides: Sequence[str]
-) -> ProbeConfig:
-    """Settings of `eval probe`: those of a protocol, by default the set's own, and overrides of it.
+    data_set: str,
+    root: str,
+    protocol: str | None,
+    head: str | None,
+    overrides: Sequence[str],
+    general: dict[str, Any],
+) -> EvalConfig:
+    """Settings of `eval probe`: those of a protocol, by default the set's own, overrides of it, and `general` ones.
 
     Raises:
         UsageError: an unknown protocol, or one with another head.
@@ -84,10 +89,10 @@ def probe_settings(
         fitting = ", ".join(name for name, settings in PROTOCOLS.items() if settings["head"] == head)
         raise UsageError(f"--head {head} with --protocol {name}, expected one of its own: {fitting}")
     content = apply_overrides(content, overrides) | {"set": data_set, "root": root}
-    return validate(ProbeConfig, content, "eval probe")
+    return EvalConfig(probe=validate(ProbeConfig, content, "eval probe"), **general)
 
 
-def vos_settings(data_set: str, root: str, preset: str, outputs: Sequence[str], overrides: Sequence[str]) -> VosConfig:
+def vos_settings(data_set: str, root: str, preset: str, outputs: Sequence[str], overrides: Sequence[str]) -> EvalConfig:
     """Settings of `eval vos`; `outputs` are some of `masks` and `overlays`.
 
     Raises:
@@ -97,18 +102,19 @@ def vos_settings(data_set: str, root: str, preset: str, outputs: Sequence[str], 
         raise UsageError(f"--preset is {preset!r}: {nearest_name(preset, PRESETS)}")
     content = apply_overrides(dict(PRESETS[preset]), overrides)
     content |= {"set": data_set, "root": root, **dict.fromkeys(outputs, True)}
-    return validate(VosConfig, content, "eval vos")
+    return EvalConfig(vos=validate(VosConfig, content, "eval vos"))
 
 
-def finetune_settings(data_set: str, root: str, overrides: Sequence[str]) -> FinetuneConfig:
+def finetune_settings(data_set: str, root: str, seed: int, overrides: Sequence[str]) -> EvalConfig:
     """Settings of `eval finetune`."""
     content = apply_overrides({}, overrides) | {"set": SHORT_NAMES.get(data_set, data_set), "root": root}
-    return validate(FinetuneConfig, content, "eval finetune")
+    return EvalConfig(finetune=validate(FinetuneConfig, content, "eval finetune"), seed=seed)
 
 
-def classify_settings(data_set: str, root: str, overrides: Sequence[str]) -> ClassifyConfig:
+def classify_settings(data_set: str, root: str, seed: int, overrides: Sequence[str]) -> EvalConfig:
     """Settings of `eval classify`."""
-    return validate(ClassifyConfig, apply_overrides({}, overrides) | {"set": data_set, "root": root}, "eval classify")
+    content = apply_overrides({}, overrides) | {"set": data_set, "root": root}
+    return EvalConfig(classify=validate(ClassifyConfig, content, "eval classify"), seed=seed)
 
 
 def infer_settings(products: str, content: dict[str, Any]) -> InferConfig:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from mcjepa.data_prep.settings import PrepConfig
 from mcjepa.evals.settings import EvalConfig
@@ -74,8 +76,33 @@ def load_recipe(name: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str, 
             texts[key] = substitute(texts[key], {k: v for k, v in texts.items() if k != key})
             texts[key] = texts[key] if "://" in texts[key] else str(Path(texts[key]).expanduser().absolute())
             content[key] = texts[key]
-    recipe = validate(Recipe, substitute(content, texts), f"recipe {path}")
+    content = substitute(content, texts)
+    tracking = content.get("tracking")
+    if isinstance(tracking, dict) and isinstance(tracking.get("uri"), str):
+        content["tracking"] = {**tracking, "uri": without_credentials(tracking["uri"])}
+    recipe = validate(Recipe, content, f"recipe {path}")
     return recipe, to_plain(recipe)
+
+
+def without_credentials(uri: str) -> str:
+    """An MLflow URI without user and password, which become MLflow's own variables of this process: a URI is written
+    beside runs and jobs, printed, and kept in spools.
+
+    Raises:
+        UsageError: they are not those of an http server, which alone has such variables.
+    """
+    place = urlsplit(uri)
+    if "@" not in place.netloc:
+        return uri
+    if place.scheme not in ("http", "https"):
+        raise UsageError(
+            f"tracking.uri names a user for {place.scheme}://{place.hostname}, expected none: it would be written "
+            "beside every run; name a server (http, https) or sqlite:///FILE"
+        )
+    for name, value in (("USERNAME", place.username), ("PASSWORD", place.password)):
+        if value:
+            os.environ[f"MLFLOW_TRACKING_{name}"] = unquote(value)
+    return urlunsplit(place._replace(netloc=place.netloc.rpartition("@")[2]))
 
 
 def required(part: Any, name: str, recipe: Recipe) -> Any:

@@ -1,1 +1,1 @@
-"""A run's folder: the names and places of all its files."""
+"""Names and places of a run's files, and what reads and writes them."""

@@ -1,6 +1,6 @@
 """Pictures of a training run: flow and features on the same few samples, every so many steps.
 
-    RUN/pictures/step-000001000.png    a row a sample: frame, flow in Middlebury colours, features as colours
+    RUN/pictures/step-000001000.png    a row per sample: frame, flow in Middlebury colours, features as colours
 
 The samples are the first pairs of step 0, so a run's pictures show the same ones on any number of ranks. The features
 are the main directions of the level of stride 8 over all samples. All flows of a picture have one scale: full colour

@@ -1,4 +1,4 @@
-"""The weights that a run has written so far, in a folder or on s3, for stages that run elsewhere and meanwhile.
+"""Weights of a run: what it starts from, and what it has written so far for stages that run elsewhere meanwhile.
 
 RUN/weights/step-000001200/{model.safetensors, config.json}     complete when both are there
 RUN/train_report.json                                           the training's last word: `finished`, `steps`
@@ -77,10 +77,7 @@ class RunWeights:
         return bool(record["finished"]) and int(record["steps"]) >= steps
 
 
-# What a run's weights were before its first step: random, or those that `train.init_from` names.
-
-
-def first_weights(model: MCJEPA, init_from: str, run: Path, *, continued: bool) -> dict[str, str] | None:
+def load_initial_weights(model: MCJEPA, init_from: str, run: Path, *, continued: bool) -> dict[str, str] | None:
     """Loads weights into the model of a new run; every rank calls it before the engine is built.
 
     Args:

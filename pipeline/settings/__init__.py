@@ -1,1 +1,1 @@
-"""Settings of stream, training and monitors: fields with meaning, unit and origin; imports nothing of ours."""
+"""Fields of the pipeline's settings, each with its meaning, unit and origin; imports nothing of ours."""

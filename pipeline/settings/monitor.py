@@ -43,7 +43,7 @@ class GuardConfig:
         if self.watchdog_s and self.watchdog_exit_s and self.watchdog_exit_s <= self.watchdog_s:
             raise ValueError(
                 f"train.guards.watchdog_exit_s is {self.watchdog_exit_s}, expected more than "
-                f"watchdog_s={self.watchdog_s}: the report comes before the end"
+                f"watchdog_s={self.watchdog_s}, so that the report comes before the end"
             )
 
 
@@ -82,10 +82,10 @@ class MeterConfig:
     """Meters beyond those of every step."""
 
     every: int = 100
-    """Steps between the costly meters (gradient norms of the branches, cosine of the two tasks' gradients, effective
+    """Steps between the periodic meters (gradient norms of the branches, cosine of the two tasks' gradients, effective
     ranks); such a step takes half as long again. 0 leaves them out [ours]."""
     cosine: bool = True
-    """Whether the costly meters include the cosine of the flow's and the content's gradients on the encoder; never
+    """Whether the periodic meters include the cosine of the flow's and the content's gradients on the encoder; never
     with ZeRO-3, which shares out the parameters it needs [ours]."""
     cells: int = 4096
     """Cells of every level that a rank takes into the collapse meters [ours]."""

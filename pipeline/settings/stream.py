@@ -1,4 +1,4 @@
-"""Settings of the stream: which datasets, how many samples a step, how they are augmented and loaded.
+"""Settings of the stream: which datasets, how many samples per step, how they are augmented and loaded.
 
 Origins, as in `docs/recipes.md`: [C] confirmed of the paper, [S] one account of the paper, [D] the default of
 a named parent (ARFlow, VICReg), [ours] a choice of this project. Nothing heavy is imported here.
@@ -180,7 +180,7 @@ class StreamConfig:
     window: int = 4096
     """Samples that a lane shuffles at a time [ours]."""
     workers: int = 2
-    """Loading processes a rank; 0 loads in the training process [ours]."""
+    """Loading processes per rank; 0 loads in the training process [ours]."""
     prefetch: int = 2
     """Steps that each loading process holds ready [ours]."""
     cache_mib: int = 0

@@ -16,7 +16,7 @@ class TermConfig:
     weight: float
     """Its coefficient in the joint loss."""
     start_step: int = 0
-    """First step at which it counts; of this and `start_epoch` the later one holds."""
+    """First step at which it counts; the later of this and `start_epoch` applies."""
     start_epoch: float = 0.0
     """Epoch of the views' stream (of the pairs' without views) at which it begins to count; fractions are allowed."""
     warmup_epochs: float = 0.0
@@ -197,7 +197,7 @@ class TrainConfig:
     guards: GuardConfig = field(default_factory=GuardConfig)
     """Spikes and the watchdog."""
     meters: MeterConfig = field(default_factory=MeterConfig)
-    """Costly meters, alerts, pictures."""
+    """Periodic meters, alerts, pictures."""
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     """A window of the torch profiler."""
     replay: str = ""

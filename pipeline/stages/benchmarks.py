@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcjepa.evals.cards import Score, write_scores
+from mcjepa.evals.models import load_for_scoring
 from mcjepa.evals.progress import OnEvent, torch_threads
 from mcjepa.evals.record import publish
 from mcjepa.evals.run import run_evaluation, train_along
-from mcjepa.evals.settings import EvalConfig
-from mcjepa.evals.subject import load_subject
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.tracking import TrackingConfig
 from mcjepa.pipeline.world import adopt_world
 
 if TYPE_CHECKING:
-    from mcjepa.evals.flow.methods import Entrant
-    from mcjepa.evals.vos.settings import VosConfig
+    from mcjepa.evals.flow.methods import Method
+    from mcjepa.evals.settings import EvalConfig
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,12 @@ def score_weights(kind: str, weights: str, config: EvalConfig, results: Results,
     return scores
 
 
-def score_masks(estimates: Path, config: VosConfig, results: Results, on_event: OnEvent) -> list[Score]:
+def score_masks(estimates: Path, config: EvalConfig, results: Results, on_event: OnEvent) -> list[Score]:
     """Scores a folder of masks."""
     from mcjepa.evals.vos.score import score_estimates
 
-    scores = [score_estimates(estimates, config, results.out, on_event)]
+    assert config.vos is not None
+    scores = [score_estimates(estimates, config.vos, results.out, on_event)]
     write_scores(scores, results.out)
     publish(scores, results.out, "vos", "files", results.tracking)
     return scores
@@ -100,8 +100,8 @@ def score_flow(
 
     assert config.flow is not None
     with torch_threads(config.threads):
-        entrant = _flow_entrant(weights, estimates, config)
-        scores = score_flow_sets(entrant, config.flow, results.out, on_event)
+        method = _flow_method(weights, estimates, config)
+        scores = score_flow_sets(method, config.flow, results.out, on_event)
     write_scores(scores, results.out)
     publish(scores, results.out, "flow", Path(weights).name if weights else "files", results.tracking)
     return scores
@@ -131,33 +131,35 @@ def submit_flow(
     folder = find_set_folder(root, data_set)
     pairs = FLOW_TEST_SETS[data_set](folder)
     require_whole(data_set, pairs)
-    entrant = _flow_entrant(weights, estimates, config)
+    method = _flow_method(weights, estimates, config)
     with torch_threads(config.threads):
-        if entrant is None:
+        if method is None:
             check_submission(archive, data_set, pairs, on_event)
         else:
-            given = entrant.estimates
+            given = method.estimates
             files = EstimateFolder(given, data_set, folder, pairs, alone=True) if given else None
-            methods = flow_methods(entrant, (), config.flow.resize, files)
+            methods = flow_methods(method, (), config.flow.resize, files)
             write_submission(archive, data_set, pairs, methods, config.flow.workers, on_event)
     return {"submission": str(archive), "set": data_set, "files": len(pairs), "bytes": archive.stat().st_size}
 
 
-def _flow_entrant(weights: str | None, estimates: str | None, config: EvalConfig) -> Entrant | None:
-    from mcjepa.evals.flow.methods import Entrant
+def _flow_method(weights: str | None, estimates: str | None, config: EvalConfig) -> Method | None:
+    from mcjepa.evals.flow.methods import Method
 
     if estimates:
         folder = Path(estimates)
-        return Entrant(name=f"estimates in {folder.name}", estimates=folder)
-    return Entrant.of(load_subject(weights, config.device, config.seed)) if weights else None
+        return Method(name=f"estimates in {folder.name}", estimates=folder)
+    return Method.of(load_for_scoring(weights, config.device, config.seed)) if weights else None
 
 
-def check_finetune_ranks(micro_batch: int, ranks: int) -> None:
+def check_finetune_ranks(config: EvalConfig, ranks: int) -> None:
     """Refuses ranks that do not divide a micro-batch.
 
     Raises:
         UsageError: they do not.
     """
+    assert config.finetune is not None
+    micro_batch = config.finetune.micro_batch
     if micro_batch % ranks:
         raise UsageError(
             f"{ranks} ranks share micro-batches of {micro_batch}, expected a micro_batch that the ranks divide; "
@@ -171,12 +173,11 @@ def finetune_weights(weights: str, config: EvalConfig, results: Results, on_even
     Returns:
         The scores; None on ranks other than the first.
     """
-    assert config.finetune is not None
     adopt_world(os.environ)
     ranks = int(os.environ["WORLD_SIZE"])
     if ranks == 1:
         return score_weights("finetune", weights, config, results, on_event)
-    check_finetune_ranks(config.finetune.micro_batch, ranks)
+    check_finetune_ranks(config, ranks)
     with _joined_ranks() as rank:
         if rank == 0:
             return score_weights("finetune", weights, config, results, on_event)
@@ -190,9 +191,11 @@ def _joined_ranks() -> Iterator[int]:
     import torch
     import torch.distributed as dist
 
-    gpus = torch.cuda.is_available()
+    from mcjepa.pipeline.world import gpu_index, ranks_here
+
+    gpus, world = torch.cuda.device_count(), int(os.environ["WORLD_SIZE"])
     if gpus:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(gpu_index(int(os.environ["LOCAL_RANK"]), ranks_here(world), gpus, os.environ))
     dist.init_process_group("nccl" if gpus else "gloo")
     try:
         yield dist.get_rank()

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.infer.clip import Clip
 from mcjepa.evals.infer.run import ClipResult, infer_clip
-from mcjepa.evals.infer.settings import InferConfig
-from mcjepa.evals.subject import McJepaUnderTest, choose_device, load_model, read_weights
+from mcjepa.evals.models import McJepaEvalModel, choose_device, load_model, read_weights
 from mcjepa.pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from mcjepa.evals.infer.settings import InferConfig
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Failure:
     reason: str
 
 
-def load_weights(weights: Path, device: str) -> tuple[McJepaUnderTest, str]:
+def load_weights(weights: Path, device: str) -> tuple[McJepaEvalModel, str]:
     """The model of a weights folder and the digest of its weights.
 
     Raises:
@@ -40,7 +43,7 @@ def load_weights(weights: Path, device: str) -> tuple[McJepaUnderTest, str]:
 
 
 def infer_clips(
-    model: McJepaUnderTest,
+    model: McJepaEvalModel,
     digest: str,
     clips: list[Clip],
     config: InferConfig,

@@ -6,18 +6,20 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from mcjepa.data_prep.job import PrepReport, ProgressEvent, run_prep
 from mcjepa.data_prep.requeue import RequeueReport
-from mcjepa.data_prep.settings import PrepConfig
 from mcjepa.data_prep.storage import absolute_location, join_location, write_json
 from mcjepa.data_prep.workers.ray_submit import submit_prep
 from mcjepa.pipeline.recipe.recipe import Recipe, required
 from mcjepa.pipeline.run.folder import PREP_REPORT
 from mcjepa.pipeline.tracking import Tracker, dataset_tag
+
+if TYPE_CHECKING:
+    from mcjepa.data_prep.settings import PrepConfig
 
 COUNTS = ("inputs", "ok", "filtered", "quarantined", "shards", "samples", "bytes", "reused_shards")
 
@@ -59,6 +61,7 @@ def describe_preparation(report: PrepReport) -> dict[str, Any]:
             "location": d.location,
             **dataclasses.asdict(d.totals),
             "reused_shards": d.reused_shards,
+            "others": d.others,
         }
         for d in report.datasets
     }

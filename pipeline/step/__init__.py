@@ -1,1 +1,1 @@
-"""One training step: what happens between two batches."""
+"""What happens between two batches: schedule, forward and backward pass, agreement of the ranks, update."""

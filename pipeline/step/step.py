@@ -27,14 +27,13 @@ from mcjepa.model.inputs import all_finite
 from mcjepa.model.mcjepa import JointLoss
 from mcjepa.pipeline.engine.engine import any_rank, gradient_norm
 from mcjepa.pipeline.engine.parameters import whole_gradient_norm
-from mcjepa.pipeline.monitor.flight_record import random_state
 from mcjepa.pipeline.step.clock import StepClock
 from mcjepa.pipeline.step.micro_batches import mean_output, split_batch
 from mcjepa.pipeline.stream.batches import StepBatch
 
 
 class StepTap(Protocol):
-    """What looks into a step while it runs, of several micro-batches into the last; see `costly_meters`."""
+    """What looks into a step while it runs, of several micro-batches into the last; see `periodic_meters`."""
 
     def forward(self) -> AbstractContextManager[None]:
         """Held around the forward pass."""
@@ -69,6 +68,21 @@ class StepResult:
     def finite(self) -> bool:
         """Whether the step counts."""
         return not self.bad
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """State of this process's generators, a few kB on the host."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Brings the generators back to a state of `random_state`."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def run_step(

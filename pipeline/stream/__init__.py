@@ -1,1 +1,1 @@
-"""The stream: which sample comes k-th, and its pixels; knows neither torch.distributed nor the engine."""
+"""Which sample comes when, and its pixels; knows neither torch.distributed nor the engine."""

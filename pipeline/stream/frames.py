@@ -1,4 +1,8 @@
-"""Frames of stored samples: bytes that are read, measured and decoded when they are asked for."""
+"""Frames of stored samples: bytes that are read, measured and decoded when they are asked for, and kept under a cap.
+
+A JPEG is decoded by libjpeg-turbo (simplejpeg), and can be at 1/2, 1/4 or 1/8 of its size: the inverse transform of
+fewer coefficients, which is a low-pass filter and costs a fraction of the time. The sides of the result are rounded up.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,19 @@ from functools import partial
 
 import cv2
 import numpy as np
+import simplejpeg
 
 from mcjepa.pipeline.stream.shard_reader import CorruptSample
 
 FRAME_SUFFIXES = ("jpg", "webp", "png")
 """Endings of the members that are frames: `jpg` of an image, `00.jpg`, `01.jpg`, ... of a clip."""
+REDUCTIONS = (8, 4, 2)
+"""Divisors of a JPEG's sides that have fast transforms, the largest first."""
+Header = tuple[int, int, bool]
+"""Height and width, px, and whether the file is a JPEG."""
+_START_OF_IMAGE = b"\xff\xd8"
+_MOST_HEADERS = 1 << 16
+"""Some 20 MB."""
 
 
 def frame_suffixes(members: dict[str, tuple[int, int]]) -> list[str]:
@@ -21,7 +33,7 @@ def frame_suffixes(members: dict[str, tuple[int, int]]) -> list[str]:
 
 
 class StoredFrame:
-    """One frame; a `pipeline.stream.augment.geometry.Frame`."""
+    """One frame; a `pipeline.stream.augment.geometry.FrameSource`."""
 
     def __init__(self, name: Hashable, read: Callable[[], bytes], cache: FrameCache, *, reduced_decode: bool) -> None:
         """Name the frame; nothing is read yet.
@@ -92,18 +104,8 @@ class StoredFrame:
         return self._data
 
 
-# Decoded frames kept in a process's memory under a byte cap, least recently used ones leaving first.
-
-
-Header = tuple[int, int, bool]
-"""Height and width, px, and whether the file is a JPEG."""
-
-_MOST_HEADERS = 1 << 16
-"""Some 20 MB."""
-
-
 class FrameCache:
-    """Frames by name; those handed out are shared and read-only."""
+    """Decoded frames by name, the least recently used leaving first; those handed out are shared and read-only."""
 
     def __init__(self, cap_bytes: int) -> None:
         """Keep at most `cap_bytes` of pixels; 0 keeps none."""
@@ -140,38 +142,10 @@ class FrameCache:
                 self._headers.popitem(last=False)
         return header
 
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of pixels held now."""
-        return self._held_bytes
-
-
-# JPEG bytes to pixels: libjpeg-turbo through simplejpeg, OpenCV where simplejpeg is not installed.
-#
-# A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size: the inverse transform of fewer coefficients, which is a low-pass
-# filter and costs a fraction of the time. The sides of the result are rounded up.
-
-
-try:
-    import simplejpeg
-except ImportError:
-    simplejpeg = None
-
-REDUCTIONS = (8, 4, 2)
-"""Divisors that have fast transforms, the largest first."""
-
-_START, _END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
-_OPENCV_MODES = {
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-}
-
 
 def is_jpeg(data: bytes) -> bool:
     """Whether the bytes begin as a JPEG file does."""
-    return data[:2] == _START
+    return data[:2] == _START_OF_IMAGE
 
 
 def jpeg_size(data: bytes) -> tuple[int, int]:
@@ -180,9 +154,6 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
     Raises:
         ValueError: the bytes are no JPEG or end within the header.
     """
-    if simplejpeg is None:
-        height, width = _decode_by_opencv(data, 1).shape[:2]
-        return height, width
     height, width, *_ = simplejpeg.decode_jpeg_header(data)
     return height, width
 
@@ -200,8 +171,6 @@ def decode_jpeg(data: bytes, reduction: int = 1) -> np.ndarray:
     Raises:
         ValueError: the bytes are no JPEG, damaged or cut short.
     """
-    if simplejpeg is None:
-        return _decode_by_opencv(data, reduction)
     if reduction == 1:
         image: np.ndarray = simplejpeg.decode_jpeg(data, colorspace="RGB")
         return image
@@ -209,13 +178,3 @@ def decode_jpeg(data: bytes, reduction: int = 1) -> np.ndarray:
     # The smallest of libjpeg-turbo's scales that leaves both sides: one of its scales has exactly these.
     image = simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=height, min_width=width)
     return image
-
-
-def _decode_by_opencv(data: bytes, reduction: int) -> np.ndarray:
-    """As `decode_jpeg`; OpenCV fills the rest of a cut file with grey, so the end marker is checked first."""
-    if not data.rstrip(b"\x00").endswith(_END_OF_IMAGE):
-        raise ValueError("the JPEG is cut short: no end-of-image marker")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), _OPENCV_MODES[reduction])
-    if image is None:
-        raise ValueError("the bytes are no JPEG that OpenCV can decode")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

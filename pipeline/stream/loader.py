@@ -3,6 +3,7 @@
 One item of the loader is a rank's whole step, so both streams advance at a fixed ratio and the position of both is one
 integer, the step. A step is the same whichever worker makes it, and steps are handed over in order: neither the number
 of workers nor a restart changes what is trained on. On an accelerator the next step is copied while this one trains.
+Samples that cannot be decoded are named, and too many of them end the run.
 
     loader = build_loader(config, rank=0, world_size=1, start_step=0, seed=0)
     for batch in loader:          # StepBatch(step, pairs, views), endless
@@ -29,7 +30,7 @@ from mcjepa.data_prep.errors import DataError
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.settings.stream import SourceConfig, StreamConfig
 from mcjepa.pipeline.stream.batches import PairBatch, RawBatch, StepBatch, ViewBatch
-from mcjepa.pipeline.stream.order import StreamSummary, Turns, check_world_size
+from mcjepa.pipeline.stream.order import StreamInterleaving, StreamSummary, check_world_size
 from mcjepa.pipeline.stream.samples import Cancelled, SampleStream, pair_stream, view_stream
 from mcjepa.pipeline.stream.workers import DeviceFeed, end_workers, interrupts_held_back, start_worker
 
@@ -65,15 +66,22 @@ class _RawStep:
 class _Steps(Dataset[_RawStep]):
     """Step number -> that step of the rank."""
 
-    def __init__(self, streams: dict[str, SampleStream], turns: Turns, rank: int, world_size: int, stop: Event) -> None:
-        self._streams, self._turns, self._stop = streams, turns, stop
+    def __init__(
+        self,
+        streams: dict[str, SampleStream],
+        interleaving: StreamInterleaving,
+        rank: int,
+        world_size: int,
+        stop: Event,
+    ) -> None:
+        self._streams, self._interleaving, self._stop = streams, interleaving, stop
         self._rank, self._world_size = rank, world_size
 
     def __getitem__(self, step: int) -> _RawStep:
         try:
             batches = {
                 name: self._streams[name].read(own_step, self._rank, self._world_size, self._stop.is_set)
-                for name, own_step in self._turns.at(step).items()
+                for name, own_step in self._interleaving.at(step).items()
             }
         except (DataError, Cancelled) as error:
             return _RawStep(step, fault=str(error))  # as a message: a worker's traceback helps no user
@@ -106,8 +114,10 @@ class StepLoader:
         """See `build_loader`."""
         self._streams, self._config, self._device = streams, config, device
         self._stop = multiprocessing.Event()
-        self._turns = Turns(config.sampling, {name: each.order.steps_per_epoch for name, each in streams.items()})
-        self._dataset = _Steps(streams, self._turns, rank, world_size, self._stop)
+        self._interleaving = StreamInterleaving(
+            config.sampling, {name: each.order.steps_per_epoch for name, each in streams.items()}
+        )
+        self._dataset = _Steps(streams, self._interleaving, rank, world_size, self._stop)
         self._next_step = start_step
         self._steps: Any = None
         self._feed: Iterator[StepBatch] = iter(())
@@ -128,8 +138,8 @@ class StepLoader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of the run in an epoch (`Turns.steps_per_epoch`)."""
-        return self._turns.steps_per_epoch
+        """Steps of the run in an epoch (`StreamInterleaving.steps_per_epoch`)."""
+        return self._interleaving.steps_per_epoch
 
     @property
     def order(self) -> dict[str, Any]:
@@ -303,9 +313,6 @@ def _sources(locations: str | Sequence[str]) -> tuple[SourceConfig, ...]:
 def _as_it_is(raw_step: Any) -> Any:
     """No collation: a step is whole already."""
     return raw_step
-
-
-# Names the samples of a run that could not be decoded, and ends it when they are too many.
 
 
 log = logging.getLogger(__name__)

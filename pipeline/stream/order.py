@@ -1,4 +1,6 @@
-"""The order of a stream: which sample is the k-th of an epoch, a pure function of counts, seed and epoch.
+"""The order of samples: which one is the k-th of a stream's epoch, and which streams take part in a step.
+
+Both are pure functions, the first of counts, seed and epoch:
 
     Every source passes over its samples without end, in the order of its shards. Epoch e takes the stretch
     [e n, (e + 1) n) of that row, n samples; the sources' stretches one behind the other are the epoch's *ids* 0 .. E-1.
@@ -16,6 +18,15 @@ left out, other samples in every epoch. Samples fewer than a batch are passed ov
 
 The state of a stream is one integer, the samples consumed (batch x steps); to seek is to compute the windows
 around it, whatever the position.
+
+Which streams take part in a step is a function of the step alone:
+
+    combined          every step takes samples of every stream (the paper's best)
+    alternate-batch   views, pairs, views, pairs, ...
+    alternate-epoch   an epoch of the views, an epoch of the pairs, and again
+
+A stream's own step is the number of earlier steps in which it took part, so both positions follow from one integer,
+and all ranks agree on them.
 """
 
 from __future__ import annotations
@@ -107,7 +118,7 @@ class StreamSummary:
     samples: int
     """Samples of the sources, repetitions included."""
     batch: int
-    """Samples a step over all ranks."""
+    """Samples per step over all ranks."""
     lanes: int
     """Parallel lanes, the most ranks that can share the stream."""
     passes: int
@@ -132,7 +143,7 @@ class SampleOrder:
 
         Args:
             sources: the datasets' counts; either all have a weight or none.
-            batch: samples a step over all ranks.
+            batch: samples per step over all ranks.
             window: samples that a lane shuffles at a time.
             seed: the stream's own seed.
 
@@ -262,26 +273,16 @@ class SampleOrder:
             yield np.append(inner[(inner > begin) & (inner < end)], begin)
 
 
-# Which streams take part in a step, and where each of them then is: a pure function of the step.
-#
-#     combined          every step takes samples of every stream (the paper's best)
-#     alternate-batch   views, pairs, views, pairs, ...
-#     alternate-epoch   an epoch of the views, an epoch of the pairs, and again
-#
-# A stream's own step is the number of earlier steps in which it took part, so both positions follow from one integer,
-# and all ranks agree on them.
-
-
 Sampling = Literal["combined", "alternate-batch", "alternate-epoch"]
 TURN_ORDER = ("views", "pairs")
 """Content first, as the paper trains its first epochs."""
 
 
-class Turns:
-    """The turns of a run's streams."""
+class StreamInterleaving:
+    """How the streams of a run alternate."""
 
     def __init__(self, sampling: Sampling, epoch_steps: Mapping[str, int]) -> None:
-        """Lay out one round of turns.
+        """Lay out one round of the streams.
 
         Args:
             sampling: the mode.
@@ -298,11 +299,11 @@ class Turns:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of the run in an epoch of the views (of the pairs without views), the other stream's turns among them.
+        """Steps of the run in an epoch of the views (of the pairs without views), the other stream's steps among them.
 
-        >>> Turns("alternate-batch", {"views": 3, "pairs": 2}).steps_per_epoch
+        >>> StreamInterleaving("alternate-batch", {"views": 3, "pairs": 2}).steps_per_epoch
         6
-        >>> Turns("alternate-epoch", {"views": 3, "pairs": 2}).steps_per_epoch
+        >>> StreamInterleaving("alternate-epoch", {"views": 3, "pairs": 2}).steps_per_epoch
         5
         """
         return self._first_epoch * sum(self._lengths) // self._lengths[0] if self._lengths else self._first_epoch
@@ -310,8 +311,8 @@ class Turns:
     def at(self, step: int) -> dict[str, int]:
         """The streams that take part in a step, each with its own step.
 
-        >>> turns = Turns("alternate-epoch", {"views": 3, "pairs": 2})
-        >>> [turns.at(step) for step in range(6)]
+        >>> interleaving = StreamInterleaving("alternate-epoch", {"views": 3, "pairs": 2})
+        >>> [interleaving.at(step) for step in range(6)]
         [{'views': 0}, {'views': 1}, {'views': 2}, {'pairs': 0}, {'pairs': 1}, {'views': 3}]
         """
         if not self._lengths:
@@ -321,4 +322,4 @@ class Turns:
             if place < length:
                 return {name: rounds * length + place}
             place -= length
-        raise AssertionError("a place within the round belongs to one of its turns")
+        raise AssertionError("a place within the round belongs to one of its streams")

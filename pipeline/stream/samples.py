@@ -24,7 +24,7 @@ import numpy as np
 from mcjepa.data_prep.errors import DataError
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.settings.stream import PairAugmentConfig, SourceConfig, StreamConfig, ViewAugmentConfig
-from mcjepa.pipeline.stream.augment.geometry import Frame, draw_below
+from mcjepa.pipeline.stream.augment.geometry import FrameSource, draw_below
 from mcjepa.pipeline.stream.augment.pairs import choose_frames, make_pair
 from mcjepa.pipeline.stream.augment.views import make_views
 from mcjepa.pipeline.stream.batches import CorruptRecord, ImageStack, RawBatch
@@ -46,7 +46,7 @@ class Augmentation(NamedTuple):
 
     choose: Callable[[int, random.Random], Sequence[int]]
     """(frames of the sample, its generator) -> numbers of the frames that are used."""
-    make: Callable[[Sequence[Frame], random.Random, Places], None]
+    make: Callable[[Sequence[FrameSource], random.Random, Places], None]
     """(those frames, the generator after that, places) writes the two images of the sample."""
     size: tuple[int, int]
     """Height and width of the images, px."""
@@ -79,7 +79,7 @@ class SampleStream:
             catalogue: where the samples lie.
             config: the recipe's stream.
             augmentation: what is made of a sample.
-            batch: samples a step over all ranks.
+            batch: samples per step over all ranks.
             seed: the run's seed.
         """
         self.name, self.catalogue = name, catalogue
@@ -122,21 +122,21 @@ class SampleStream:
         """Close the open shards of this process."""
         self._reader.close()
 
-    def _begin_ahead(self, samples: Sequence[StoredSample], epoch: int, ids: np.ndarray) -> Iterator[_Begun]:
+    def _begin_ahead(self, samples: Sequence[StoredSample], epoch: int, ids: np.ndarray) -> Iterator[PendingSample]:
         """The samples in order, some of the next ones asked of the bucket already."""
-        begun: deque[_Begun] = deque()
+        begun: deque[PendingSample] = deque()
         for sample, sample_id in zip(samples, ids.tolist(), strict=True):
             begun.append(self._begin(sample, epoch, sample_id))
             if len(begun) > self._ahead:
                 yield begun.popleft()
         yield from begun
 
-    def _begin_in_rows(self, samples: Sequence[StoredSample], epoch: int, ids: np.ndarray) -> Iterator[_Begun]:
+    def _begin_in_rows(self, samples: Sequence[StoredSample], epoch: int, ids: np.ndarray) -> Iterator[PendingSample]:
         """The samples in order, a row of them begun and read at a time.
 
         In turn with the decoder, each read would find the processor's caches full of pixels: twice the cost.
         """
-        row: list[_Begun] = []
+        row: list[PendingSample] = []
         held = 0
         for sample, sample_id in zip(samples, ids.tolist(), strict=True):
             row.append(self._begin(sample, epoch, sample_id))
@@ -146,7 +146,7 @@ class SampleStream:
                 row, held = [], 0
         yield from row
 
-    def _begin(self, sample: StoredSample, epoch: int, sample_id: int) -> _Begun:
+    def _begin(self, sample: StoredSample, epoch: int, sample_id: int) -> PendingSample:
         """Draw a sample's frames and begin to read them."""
         rng = seeded_random(self._seed, "augment", epoch, sample_id)
         suffixes = frame_suffixes(sample.members)
@@ -156,15 +156,15 @@ class SampleStream:
             raise self._misfit(sample, error) from error
         taken = [suffixes[number] for number in numbers]
         later = partial(self._reader.read, sample, taken)
-        return _Begun(
+        return PendingSample(
             sample,
             (epoch, sample_id),
             rng,
             numbers,
-            _Once(self._reader.request(sample, taken) if self._ahead else later),
+            LazyBytes(self._reader.request(sample, taken) if self._ahead else later),
         )
 
-    def _finish(self, begun: _Begun, places: Places) -> None:
+    def _finish(self, begun: PendingSample, places: Places) -> None:
         """Write the two images of a sample.
 
         Raises:
@@ -186,7 +186,7 @@ class SampleStream:
         except ValueError as error:
             raise self._misfit(begun.sample, error) from error
 
-    def _replace(self, begun: _Begun, places: Places, error: CorruptSample) -> CorruptRecord:
+    def _replace(self, begun: PendingSample, places: Places, error: CorruptSample) -> CorruptRecord:
         """Write the images of the next sample of the shard that can be decoded."""
         distance = 1
         while neighbour := self._reader.neighbour(begun.sample, distance):
@@ -207,7 +207,7 @@ class SampleStream:
         )
 
 
-class _Once:
+class LazyBytes:
     """The bytes of some members, taken when the first is asked for."""
 
     def __init__(self, reading: Reading) -> None:
@@ -225,7 +225,7 @@ class _Once:
         return sum(map(len, self._parts or ()))
 
 
-class _Begun(NamedTuple):
+class PendingSample(NamedTuple):
     """A sample whose frames are drawn and, from a bucket, on their way."""
 
     sample: StoredSample
@@ -233,7 +233,7 @@ class _Begun(NamedTuple):
     """Epoch and sample id that seed it."""
     rng: random.Random
     numbers: Sequence[int]
-    content: _Once
+    content: LazyBytes
 
 
 def pair_stream(config: StreamConfig, seed: int) -> SampleStream:
@@ -279,11 +279,13 @@ def _choose_one(frame_count: int, rng: random.Random) -> tuple[int]:
     return (draw_below(rng, frame_count) if frame_count > 1 else 0,)
 
 
-def _make_pair(frames: Sequence[Frame], rng: random.Random, places: Places, *, config: PairAugmentConfig) -> None:
+def _make_pair(frames: Sequence[FrameSource], rng: random.Random, places: Places, *, config: PairAugmentConfig) -> None:
     if frames[0].size != frames[1].size:
         raise CorruptSample(f"its frames have {frames[0].size} and {frames[1].size} px")
     make_pair(frames[0], frames[1], config, rng, places)
 
 
-def _make_views(frames: Sequence[Frame], rng: random.Random, places: Places, *, config: ViewAugmentConfig) -> None:
+def _make_views(
+    frames: Sequence[FrameSource], rng: random.Random, places: Places, *, config: ViewAugmentConfig
+) -> None:
     make_views(frames[0], config, rng, places)

@@ -8,6 +8,10 @@ All locks are the kernel's (flock) and end with the process that holds them, so 
 left half-written is removed by the next process that makes room. Shards never change, so a name cannot go stale either.
 The least recently used shards leave first. One that is being read may leave too: its readers keep the open file, and
 its bytes are freed when they close it.
+
+Shards are brought from a bucket while their first samples are read by ranges. A stream reads most of a shard within
+one shuffle window, so the first sample asked of a shard is the sign that the others will be. Nothing waits for a
+copy: until it is there, samples come from the bucket one by one.
 """
 
 from __future__ import annotations
@@ -201,12 +205,6 @@ def _try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-# Brings shards from a bucket into the node's cache while their first samples are read by ranges.
-#
-# A stream reads most of a shard within one shuffle window, so the first sample asked of a shard is the sign that the
-# others will be. Nothing waits for a copy: until it is there, samples come from the bucket one by one.
 
 
 log = logging.getLogger(__name__)

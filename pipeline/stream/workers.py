@@ -1,4 +1,9 @@
-"""The life of the loader's worker processes: how they start, which signals they leave alone, how they end."""
+"""What works beside the training loop: the loader's worker processes, and the thread that feeds an accelerator.
+
+The thread copies the next step to the accelerator while the present one trains, through pinned memory. It waits for
+the loader, so the training loop never does while a step is ready; the copies and the widening to floats run on a CUDA
+stream of their own, and the training stream waits for their end on the device only.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,7 @@ import cv2
 import torch
 
 from mcjepa.pipeline.stream.batches import StepBatch
-from mcjepa.pipeline.world import keep_freed_memory
+from mcjepa.pipeline.world import disable_malloc_trim
 
 _PR_SET_PDEATHSIG = 1
 """Linux prctl(2): the signal a process gets when the thread that made it ends."""
@@ -45,7 +50,7 @@ def start_worker(_number: int, *, in_main_thread: bool) -> None:
     if in_main_thread and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     cv2.setNumThreads(0)
-    keep_freed_memory()
+    disable_malloc_trim()
 
 
 def end_workers(steps: Any) -> None:
@@ -53,12 +58,6 @@ def end_workers(steps: Any) -> None:
     for worker in steps._workers:
         if worker.is_alive():
             os.kill(worker.pid, signal.SIGTERM)
-
-
-# Copies the next step to an accelerator while the present one trains: one thread, one side stream, pinned memory.
-#
-# The thread waits for the loader, so the training loop never does while a step is ready; the copies and the widening to
-# floats run on a CUDA stream of their own, and the training stream waits for their end on the device only.
 
 
 _LOOK_S = 0.2

@@ -1,4 +1,4 @@
-"""What a run was made of: the state of its code and its datasets, as plain data for its records."""
+"""What a run was made of and runs in: the state of its code, its datasets, its job, as plain data for its records."""
 
 from __future__ import annotations
 
@@ -57,9 +57,6 @@ def dataset_records(
         for stream, ids in sorted(dataset_ids.items())
         for location, dataset_id in zip(locations.get(stream, ()), ids, strict=True)
     ]
-
-
-# Tags that tie an MLflow run to the job that it runs in, out of what the launcher put into the environment.
 
 
 PARENT_VARIABLE = "MCJEPA_PARENT_RUN"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -16,11 +16,13 @@ from mcjepa.data_prep.storage import atomic_write
 from mcjepa.pipeline.run.folder import METRICS, PICTURES, RECIPE, RUN_RECORD, RunFolder, append_metrics
 from mcjepa.pipeline.settings.stream import StreamConfig
 from mcjepa.pipeline.settings.train import TrackingConfig
-from mcjepa.pipeline.stream.loader import StepLoader
 from mcjepa.pipeline.tracking import dataset_tag
 from mcjepa.pipeline.tracking.lineage import dataset_records, git_state
 from mcjepa.pipeline.tracking.run_tracker import RunTracker
-from mcjepa.pipeline.world import World, from_first_rank
+from mcjepa.pipeline.world import World, broadcast_from_rank0
+
+if TYPE_CHECKING:
+    from mcjepa.pipeline.stream.loader import StepLoader
 
 
 class RunRecords:
@@ -48,7 +50,7 @@ class RunRecords:
         self._folder, self._name, self._facts = folder.path, folder.name, dict(facts)
         self.run_id = ""
         self._tracker = self._open(tracking, recipe) if world.rank == 0 else None
-        self.run_id = from_first_rank(self.run_id, world)
+        self.run_id = broadcast_from_rank0(self.run_id, world)
 
     def _open(self, tracking: TrackingConfig, recipe: Mapping[str, Any]) -> RunTracker:
         tag = dataset_tag(self._facts["dataset_ids"])

@@ -1,7 +1,7 @@
 """The spool: records of a run on their way to MLflow, as plain files that survive the server and the process.
 
     RUN/spool/run.json              where they go: uri, experiment, run name, key of the run, its id when it is known
-    RUN/spool/records-000000001.jsonl   records from number 1 on, one a line: number, kind, time_ms and what it holds
+    RUN/spool/records-000000001.jsonl   records from number 1 on, one per line: number, kind, time_ms and what it holds
     RUN/spool/state.json            delivered: the last delivered number; in_doubt: the last number of a batch that was
                                     sent without an answer, 0 for none; metrics_step: the last step that has metrics
     RUN/spool/rejected.jsonl        records that MLflow refuses for good, with its reason

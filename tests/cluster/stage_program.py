@@ -22,7 +22,10 @@ def stop(*_):
 signal.signal(signal.SIGINT, stop)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-if behaviour == "finish" or (behaviour == "wait" and start > 0):
+if behaviour == "tell":  # what we and the process that started us were given
+    for name, pid in (("own", os.getpid()), ("parent", os.getppid())):
+        (folder / f"{name}-{rank}").write_bytes(pathlib.Path(f"/proc/{pid}/environ").read_bytes())
+if behaviour in ("finish", "tell") or (behaviour == "wait" and start > 0):
     sys.exit(0)
 if behaviour == "fail" and rank == "1":
     sys.exit(5)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
-from mcjepa.cluster.job import After, Element, Job
+from mcjepa.cluster.job import After, Element, Job, write_json
 from mcjepa.cluster.restarts import JobState
 from mcjepa.cluster.site import Resources, Site, needed
 from mcjepa.cluster.status import cancel, read_status
 from mcjepa.cluster.submit import submit
+from mcjepa.data_prep.storage import atomic_write
 from mcjepa.pipeline.cli.main import main
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.launch.jobs import build_job
@@ -99,6 +106,66 @@ def test_every_combination_of_a_sweep_is_a_run_of_its_own() -> None:
 def test_a_recipe_with_a_sweep_is_not_trained_as_one_run(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(recipe), "sweep={train.seed: [1]}"]) == 2
     assert "has a sweep over train.seed, expected one run" in capsys.readouterr().err
+
+
+class _Mlflow(BaseHTTPRequestHandler):
+    """Answers one user alone."""
+
+    seen: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.seen.append(self.headers.get("Authorization", ""))
+        known = self.seen[-1] == f"Basic {base64.b64encode(b'ada:p@ss-canary').decode()}"
+        self.send_response(200 if known else 401)
+        self.end_headers()
+        self.wfile.write(b'{"experiments": []}')
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def mlflow_with_password(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URI of a server, with user and password in it."""
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Mlflow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://ada:p%40ss-canary@127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_password_in_the_uri_of_mlflow_works_and_is_neither_printed_nor_written(
+    recipe: Path, mlflow_with_password: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = f"tracking.uri={mlflow_with_password}"
+    main(["plan", str(recipe), place, "--json"])
+    said = capsys.readouterr()
+    tracking = [f for f in json.loads(said.out)["findings"] if f["topic"] == "tracking"]
+    assert tracking[0]["severity"] == "ok" and "canary" not in said.out + said.err
+    settings, plain = load_recipe(str(recipe), [place])
+    assert "canary" not in json.dumps(plain) and settings.tracking.uri.startswith("http://127.0.0.1")
+    assert MlflowClient(tracking_uri=settings.tracking.uri).search_experiments() == []
+    main(["launch", "train", str(recipe), place, "--site", "slurm", "--dry-run"])
+    said = capsys.readouterr()
+    assert "MLflow's password is yours alone" in said.err and "canary" not in said.out + said.err
+    assert not [p for p in recipe.parent.rglob("*") if p.is_file() and b"canary" in p.read_bytes()]
+    assert main(["plan", str(recipe), "tracking.uri=mysql://ada:canary@host/db"]) == 2
+    said = capsys.readouterr()
+    assert "names a user for mysql://host" in said.err and "canary" not in said.err
+
+
+def test_files_of_a_job_have_the_rights_that_the_umask_leaves(tmp_path: Path) -> None:
+    for umask, rights in ((0o022, 0o644), (0o077, 0o600), (0o002, 0o664)):
+        before = os.umask(umask)
+        try:
+            write_json(tmp_path / "job.json", {})
+            atomic_write(tmp_path / "recipe.yaml", b"")
+        finally:
+            os.umask(before)
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {rights}
 
 
 def background_job(folder: Path, after: After | None = None) -> Job:

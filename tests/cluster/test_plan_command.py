@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mcjepa.pipeline.cli.main import main
-from mcjepa.pipeline.launch.facts import look_at_place, tracking_finding, write_rate
+from mcjepa.pipeline.launch.facts import probe_destination, tracking_finding, write_rate
 from tests.cluster.launch_recipe import write_site
 from tests.pipeline.small_recipe import write_small_recipe
 from tests.servers.slurm import SlurmCluster
@@ -100,7 +100,7 @@ def test_a_launch_is_refused_with_all_errors_but_a_dry_run_shows_them(
 
 
 def test_places_are_tried_and_left_as_they_were(tmp_path: Path) -> None:
-    place = look_at_place("run", str(tmp_path / "not" / "there"), 5)
+    place = probe_destination("run", str(tmp_path / "not" / "there"), 5)
     assert not place.problem and place.free_bytes and place.needed_bytes == 5
     assert not (tmp_path / "not").exists() and list(tmp_path.iterdir()) == []
     rate = write_rate(str(tmp_path))
@@ -110,10 +110,10 @@ def test_places_are_tried_and_left_as_they_were(tmp_path: Path) -> None:
 def test_a_bucket_is_tried_by_an_object_that_is_removed_again(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from mcjepa.data_prep.storage import open_store
 
-    assert look_at_place("run", s3).problem == ""
+    assert probe_destination("run", s3).problem == ""
     assert list(open_store(s3).list("")) == []
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    assert "cannot be written" in look_at_place("run", s3.replace("prefix", "other")).problem
+    assert "cannot be written" in probe_destination("run", s3.replace("prefix", "other")).problem
 
 
 def test_mlflow_that_is_away_is_a_warning_because_training_goes_on() -> None:
@@ -131,7 +131,7 @@ def test_a_partition_that_slurm_does_not_have_is_refused(
     (found,) = findings["partition"]
     assert "main" in found["expected"]
     code, findings = plan(capsys, str(recipe), "--site", str(write_site(tmp_path, default={"partition": "main"})))
-    assert code == 0 and "nodes)" in findings["partition"][0]["found"]
+    assert code == 0 and findings["slurm"][0]["found"].startswith("version 2")
     assert findings["memory"][0]["severity"] == "warning"  # this site does not say what its nodes have
 
 
@@ -145,3 +145,19 @@ def test_a_sites_endpoint_is_used_for_the_looks_and_not_kept(
     code, findings = plan(capsys, str(recipe), "--site", str(site), "train.run=s3://bucket/run")
     assert code == 3 and "http://127.0.0.1:9" in findings["run"][0]["found"]
     assert "AWS_ENDPOINT_URL" not in os.environ and "AWS_PROFILE" not in os.environ
+
+
+def test_with_a_wrong_world_size_memory_and_time_are_still_shown(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, findings = plan(capsys, str(recipe), "--ranks", "3", "--step-s", "2")
+    assert code == 3 and errors(findings) == {"world size"}
+    assert "2 rank(s)" in findings["memory"][0]["found"] and "steps of 2 s" in findings["time"][0]["found"]
+
+
+def test_a_sweep_is_judged_run_by_run(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = "sweep={train.seed: [1, 2], train.stream.view_batch: [4, 6], train.optimizer.encoder_lr: [0.1, 0.2]}"
+    code, findings = plan(capsys, str(recipe), "--ranks", "4", sweep)
+    assert code == 3 and errors(findings) == {"world size"}
+    (wrong,) = [f["found"] for f in findings["world size"] if f["severity"] == "error"]
+    assert wrong.startswith("run seed=1,view_batch=6,encoder_lr=0.1: ")

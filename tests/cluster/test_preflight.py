@@ -17,15 +17,14 @@ from mcjepa.cluster.preflight.data import (
     stream_findings,
     world_findings,
 )
-from mcjepa.cluster.preflight.findings import Finding, errors_of, table
+from mcjepa.cluster.preflight.findings import Finding, errors_of, findings_table
 from mcjepa.cluster.preflight.memory import EngineFacts, ModelSize, StepMemory, estimate_memory, memory_finding
 from mcjepa.cluster.preflight.run import (
-    Place,
+    Destination,
     RunFacts,
     checkpoint_finding,
+    destination_finding,
     interruption_finding,
-    partition_finding,
-    place_finding,
     time_finding,
 )
 from mcjepa.pipeline.stream.order import SampleOrder, SourceCounts
@@ -141,18 +140,13 @@ def test_time_and_loss_are_said_or_said_to_be_unknown() -> None:
     assert interruption_finding(replace(RUN, step_s=60.0)).severity == "warning"
 
 
-def test_places_without_room_and_partitions_that_are_not_there_are_refused() -> None:
-    assert place_finding(Place("run", "/run", 10, "", 5)).severity == "ok"
-    assert place_finding(Place("run", "/run", 10, "", 11)).severity == "error"
-    assert place_finding(Place("run", "s3://b/p", None, "cannot be written: denied")).severity == "error"
-    known = {"gpu": "time limit 1-00:00:00, 4 nodes"}
-    assert partition_finding("gpu", known, 60, 1).severity == "ok"
-    assert partition_finding(None, known, 60, 1).severity == "ok"
-    assert partition_finding("gup", known, 60, 1).expected == "one of gpu"
-    assert partition_finding("gpu", None, 60, 1).severity == "warning"
-
-
 def test_the_table_names_every_finding_and_wraps_at_its_column() -> None:
-    lines = table([Finding("memory", "ok", "word " * 60), Finding("lanes", "error", "6", "8", "start 8")])
+    lines = findings_table([Finding("memory", "ok", "word " * 60), Finding("lanes", "error", "6", "8", "start 8")])
     assert lines[0].startswith("ok      memory          word") and all(len(line) <= 116 for line in lines)
     assert lines[-1].strip() == "expected 8; start 8" and lines[-1].index("expected") == lines[0].index("word")
+
+
+def test_places_without_room_are_refused() -> None:
+    assert destination_finding(Destination("run", "/run", 10, "", 5)).severity == "ok"
+    assert destination_finding(Destination("run", "/run", 10, "", 11)).severity == "error"
+    assert destination_finding(Destination("run", "s3://b/p", None, "cannot be written: denied")).severity == "error"

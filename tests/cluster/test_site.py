@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from mcjepa.cluster.errors import LaunchError
 from mcjepa.cluster.job import After, Element, Job
 from mcjepa.cluster.script import lines_before, slurm_parameters
 from mcjepa.cluster.site import STAGES, Resources, Site, needed, variables
@@ -64,21 +67,72 @@ def test_a_wrong_site_file_is_one_clear_error(tmp_path: Path, content: dict[str,
 
 def test_an_unknown_site_names_those_that_ship() -> None:
     for name in ("nowhere", "../quickstart", "site/local"):
-        with pytest.raises(UsageError, match=r"debug, local, slurm"):
+        with pytest.raises(UsageError, match=r"debug, local, slurm|did you mean 'local'"):
             load_site(name)
 
 
 def test_a_stage_asks_for_its_own_before_the_default_and_ranks_are_one_a_gpu() -> None:
     site = Site(
         kind="slurm",
-        default=Resources(partition="gpu", nodes=3, gpus_per_node=8, options={"a": 1}),
-        prep=Resources(partition="cpu", gpus_per_node=0, options={"b": True}),
+        default=Resources(partition="gpu", nodes=3, gpus=8, options={"a": 1}),
+        prep=Resources(partition="cpu", gpus=0, options={"b": True}),
     )
     prep, train, evaluation = (needed(site, stage) for stage in STAGES)
     assert (train.tasks, train.partition, train.time_min) == (24, "gpu", 60)
     assert (prep.tasks, prep.partition, prep.gpus_per_node, prep.options) == (3, "cpu", 0, {"a": 1, "b": True})
     assert (evaluation.nodes, evaluation.tasks, evaluation.gpus_per_node) == (1, 1, 8)
     assert needed(site, "train", nodes=5).nodes == 5
+
+
+@pytest.mark.parametrize(
+    ("asked", "lines"),
+    [
+        ({"gpus": 8}, ["--gpus-per-node=8"]),
+        ({"gpus": "a100:8", "gpus_by": "gres", "options": {"gres": "nvme:1"}}, ["--gres=gpu:a100:8,nvme:1"]),
+        ({"gpus": "a100:8", "gpus_by": "gpus-per-task", "tasks_per_node": 4}, ["--gpus-per-task=a100:2"]),
+        ({"memory_per_cpu_gb": 2}, ["--mem-per-cpu=2048M"]),
+        ({"memory_gb": 0}, ["--mem=0M"]),
+        ({}, []),
+    ],
+)
+def test_gpus_and_memory_are_asked_for_in_one_way(asked: dict[str, Any], lines: list[str]) -> None:
+    job = job_on(Site(kind="slurm", default=Resources(**asked)))
+    found = [line.removeprefix("#SBATCH ") for line in job_script(job).splitlines() if line.startswith("#SBATCH ")]
+    assert [line for line in found if re.match("--(g|mem)", line)] == lines
+
+
+def test_memory_for_each_processor_is_counted_for_the_node_and_a_stage_says_it_in_its_own_way() -> None:
+    site = Site(
+        kind="slurm",
+        default=Resources(memory_per_cpu_gb=2, cpus_per_task=3, tasks_per_node=4),
+        eval=Resources(memory_gb=5),
+    )
+    assert needed(site, "train").node_memory_gb == 24
+    evaluation = needed(site, "eval")
+    assert (evaluation.memory_gb, evaluation.memory_per_cpu_gb, evaluation.node_memory_gb) == (5, None, 5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"gpus": "a100"}, "a number, or TYPE:NUMBER such as a100:8"),
+        ({"options": {"gres": "gpu:a100:4"}}, "gres=gpu:a100:4 would contradict `gpus`"),
+        ({"options": {"gpus-per-task": 1}}, "would contradict `gpus`"),
+        ({"options": {"mem-per-cpu": "2G"}}, "would contradict `memory_per_cpu_gb`"),
+        ({"options": {"--mem": "2G"}}, "begins with a dash"),
+        ({"options": {"export": "ALL"}}, "export is set by the launcher"),
+        ({"memory_gb": 1, "memory_per_cpu_gb": 1}, "both given"),
+    ],
+)
+def test_what_would_be_said_twice_is_refused(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Resources(**asked)
+
+
+def test_gpus_by_the_task_are_shared_evenly() -> None:
+    site = Site(kind="slurm", default=Resources(gpus=3, gpus_by="gpus-per-task", tasks_per_node=2))
+    with pytest.raises(LaunchError, match="3 GPUs a node for 2 tasks"):
+        needed(site, "train")
 
 
 def test_the_script_is_bash_and_holds_the_site_but_no_other_variable_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +154,7 @@ def test_the_script_is_bash_and_holds_the_site_but_no_other_variable_of_ours(mon
     for line in (
         "#SBATCH --account=lab", "#SBATCH --mem=512M", "#SBATCH --exclusive", "#SBATCH --reservation=night",
         "#SBATCH --nodes=2", "#SBATCH --export=NIL", "#SBATCH --requeue", "#SBATCH --comment='mcjepa train RUN'",
-        "export AWS_PROFILE=shards", "export NCCL_SOCKET_IFNAME=ib0", "export TMPDIR=/local", "module load cuda/12.4",
+        "export AWS_PROFILE=shards", "export NCCL_SOCKET_IFNAME=ib0", "export TMPDIR=/local", "load_module cuda/12.4",
         "ulimit -n 4096", "export HOME='/home/a b'",
     ):  # fmt: skip
         assert line in script.splitlines()
@@ -120,7 +174,8 @@ def test_the_environment_of_a_script_comes_before_modules_and_setup() -> None:
     site = Site(kind="slurm", modules=("m",), setup=("source secrets",), environment={"A": "1"})
     lines = lines_before(job_on(site), {"HOME": "/h", "OTHER": "x"})
     order = [
-        next(n for n, line in enumerate(lines) if word in line) for word in ("HOME", "A=1", "module", "source", "begin")
+        next(n for n, line in enumerate(lines) if word in line)
+        for word in ("unset", "HOME=", "A=1", "source", "load_module m", "begin")
     ]
     assert order == sorted(order) and not any("OTHER" in line for line in lines)
     assert variables(site) == {"A": "1"}

@@ -53,14 +53,13 @@ def launched(
         for name, value in own.items():
             patch.setenv(name, value)
         slurm_cluster.wait_idle()
-        jobs = {"prep": launch_job("prep", str(recipe), "--site", str(site))}
-        states = {"prep": slurm_cluster.wait_state(jobs["prep"], *ENDED, within_s=200)}
-        outputs = [p.read_text(errors="replace")[-3000:] for p in root.rglob("*_log.out")]
-        assert states["prep"] == "COMPLETED", "\n".join(outputs)
-        jobs["train"] = launch_job("train", str(recipe), "--site", str(site), "--with-eval")
-        states["train"] = slurm_cluster.wait_state(jobs["train"], *ENDED, within_s=200)
-        jobs["eval"] = str(int(jobs["train"]) + 1)
-        states["eval"] = slurm_cluster.wait_state(jobs["eval"], *ENDED, within_s=200)
+        first = json.loads(launch("all", str(recipe), "--site", str(site), "--json"))
+        jobs = {each["stage"]: each["ids"][0] for each in (first, *first["then"])}
+        states = {}
+        for stage, job in jobs.items():
+            states[stage] = slurm_cluster.wait_state(job, *ENDED, within_s=200)
+            outputs = [p.read_text(errors="replace")[-3000:] for p in root.rglob("*_log.out")]
+            assert states[stage] == "COMPLETED", "\n".join(outputs)
         yield Launched(root, recipe, site, slurm_cluster, jobs, states)
 
 

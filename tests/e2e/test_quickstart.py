@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from mcjepa.data_prep.corpora.samples import packaged_photos, packaged_videos
+from tests.docs.pages import AFTER_QUICKSTART, blocks, commands_of_tables
 from tests.processes import wait_until_ended
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -182,8 +184,8 @@ def test_an_interrupted_run_leaves_no_process_and_a_rerun_names_bad_inputs(tmp_p
     [
         (("quickstart", "--videos", "nowhere"), 2, "no such folder"),
         (("train", "quickstart", "train.stepps=3"), 2, "did you mean 'train.steps'"),
-        (("train", "no-such-recipe"), 2, "shipped recipes"),
-        (("explain", "outputs/quickstart/run"), 2, "not in this release"),
+        (("train", "no-such-recipe"), 2, "shipped recipe"),
+        (("explain", "outputs/quickstart/run"), 2, "no command 'explain'"),
         (("launch", "train", "quickstart", "--site", "nowhere"), 2, "no site 'nowhere'"),
         (("eval", "flow", "nowhere", "--data", "x", "--set", "chairs"), 2, "no weights folder"),
     ],
@@ -204,3 +206,29 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     done = _run("quickstart", "--out", str(tmp_path / "out"), "--videos", str(tmp_path / "empty"))
     assert done.returncode == 3 and "empty" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.timeout(900)
+def test_the_readme_can_be_pasted_after_a_quickstart(finished: Path, tmp_path: Path) -> None:
+    """Its table's commands, cut as short as the quickstart was, and its marked Python, in the order of the page."""
+    page = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    commands = commands_of_tables(page)
+    programs = [block.text for block in blocks("README.md", page) if block.mark == AFTER_QUICKSTART]
+    assert len(commands) >= 8 and len(programs) == 1
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "quickstart").symlink_to(finished, target_is_directory=True)
+    for command in commands:
+        words = shlex.split(command.replace("step-000000500", "step-000000006"))
+        if "quickstart" in words:  # a recipe: the last of several values of a key holds
+            words += [*SHORT, "train.steps=2" if "train.steps=20" in words else "train.steps=6", f"out={finished}"]
+        done = subprocess.run(
+            _command(*words[1:]), cwd=tmp_path, env=_environment(), capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    for program in programs:
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, done.stderr
+    made = ("outputs/second/weights", "outputs/flow", "outputs/hub/model.safetensors", "outputs/eval/scores.json")
+    assert [name for name in made if not (tmp_path / name).exists()] == []

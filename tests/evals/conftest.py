@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mcjepa.data_prep.corpora.moving_photos.generate import generate
 from mcjepa.data_prep.settings import MovingPhotosConfig
-from mcjepa.evals.subject import ModelUnderTest
+from mcjepa.evals.models import EvalModel
 from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
 from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.model.pretrained import save
@@ -40,7 +40,7 @@ class LocalStatistics:
 
 
 @pytest.fixture
-def foreign_model() -> Callable[..., ModelUnderTest]:
+def foreign_model() -> Callable[..., EvalModel]:
     """Makes a model that is not ours: `foreign_model(flow_px=(u, v))`."""
     return LocalStatistics
 

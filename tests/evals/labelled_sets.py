@@ -10,12 +10,12 @@ import torch
 
 from mcjepa.data_prep.corpora.image_files import write_id_png, write_png
 from mcjepa.data_prep.corpora.items import LabelledImage
+from mcjepa.evals.models import EvalModel
 from mcjepa.evals.pictures import class_colours
 from mcjepa.evals.probe.cache import FeatureCache
 from mcjepa.evals.probe.feature_file import FeatureFile
 from mcjepa.evals.probe.features import EncodedImage, EncodedTile, EncodingPlan
 from mcjepa.evals.probe.images import images_digest
-from mcjepa.evals.subject import ModelUnderTest
 
 STRIDES = (8, 16, 32, 64)
 CHANNELS = (3, 4, 5, 6)
@@ -52,7 +52,7 @@ def write_items(folder: Path, sizes: Sequence[tuple[int, int]], classes: int = 5
 
 def features_of(
     cache: FeatureCache,
-    model: ModelUnderTest,
+    model: EvalModel,
     items: Sequence[LabelledImage],
     plan: EncodingPlan = PLAN,
     on_image: Callable[[int], None] = lambda done: None,

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from mcjepa.data_prep.storage import open_store
-from mcjepa.evals.subject import read_weights
+from mcjepa.evals.models import read_weights
 from mcjepa.pipeline.cli.main import main
 from mcjepa.pipeline.tracking.mlflow import open_client
 

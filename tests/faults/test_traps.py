@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.evals.probe.test_probe_command import QUICK, write_camvid
+from tests.pipeline.small_recipe import write_small_recipe
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 MCJEPA = Path(sys.executable).parent / "mcjepa"
 TRAPS = ("model", "data_prep", "queue", "copy", "numpy", "torch", "utils", "random", "cv2")
@@ -114,3 +117,37 @@ def test_ray_workers_have_neither_the_current_folder_nor_that_of_the_script(trap
     assert answer.returncode == 0, answer.stderr[-2000:]
     path = json.loads(answer.stdout)
     assert str(traps) not in path and str(script.parent) not in path and "" not in path
+
+
+def _run(folder: Path, *words: str) -> None:
+    """Run the command line in `folder`."""
+    answer = subprocess.run([str(MCJEPA), *words], cwd=folder, capture_output=True, text=True, timeout=280)
+    assert answer.returncode == 0, answer.stderr[-2000:]
+
+
+def _losses(run: Path) -> list[tuple[int, float]]:
+    lines = (run / "logs" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [(record["step"], record["loss"]) for record in map(json.loads, lines)]
+
+
+@pytest.mark.slow
+def test_training_evaluation_and_inference_from_a_folder_of_traps_give_the_same(traps: Path, tmp_path: Path) -> None:
+    recipe = write_small_recipe(tmp_path)
+    camvid = write_camvid(tmp_path)
+    frames = sorted((camvid / "val").glob("*.png"))
+    (tmp_path / "empty").mkdir()
+    found = []
+    for folder in (tmp_path / "empty", traps):
+        out = tmp_path / f"from-{folder.name}"
+        _run(folder, "train", str(recipe), "--ranks", "2", f"train.run={out}/run", "train.stream.workers=1")
+        weights = sorted((out / "run" / "weights").iterdir())[-1]
+        where = ("--data", str(camvid), "--set", "camvid", "--out", str(out / "eval"), "--threads", "1")
+        _run(folder, "eval", "probe", str(weights), *where, *QUICK)
+        _run(folder, "infer", str(weights), *map(str, frames), "--out", str(out / "infer"))
+        scores = json.loads((out / "eval" / "scores.json").read_text(encoding="utf-8"))["scores"]
+        pictures = {
+            path.relative_to(out / "infer"): path.read_bytes() for path in sorted((out / "infer").rglob("*.png"))
+        }
+        found.append((_losses(out / "run"), [score["metrics"] for score in scores], pictures))
+    assert found[0] == found[1]
+    assert all(found[0])

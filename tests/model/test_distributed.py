@@ -153,6 +153,6 @@ def test_a_masked_mean_is_over_what_all_ranks_see(ranks: list[Results]) -> None:
     assert second["mean_grad"].flatten().tolist() == [2 * 0.5, 2 * 0.5, 0]
 
 
-def test_batch_norm_is_over_the_rows_of_all_ranks(ranks: list[Results]) -> None:
+def test_batch_norm_is_over_the_rows_gather_all(ranks: list[Results]) -> None:
     rows = torch.cat([rank["reductions"]["one_row"] for rank in ranks])  # of 0 and 1, one a rank
     torch.testing.assert_close(rows, torch.tensor([[-1.0, -1.0], [1.0, 1.0]]), rtol=0, atol=1e-4)

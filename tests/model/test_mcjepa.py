@@ -321,6 +321,25 @@ def test_photometric_scales_average(tiny_config: ModelConfig, scales: tuple[floa
     torch.testing.assert_close(term, mean, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("reduction", [2, 4])
+def test_reduced_reconstruction_compares_pooled_images(model: MCJEPA, reduction: int) -> None:
+    frames = tuple(torch.rand(2, 1, 3, 64, 72))
+    reduced = with_form(model, photometric_reduction=reduction, photometric_scales=(1.0, 0.5), min_visible_share=1.0)
+    term = reduced(frames, None, {"reconstruction": 1.0}).terms["reconstruction"]
+    with torch.no_grad():
+        pyramids = [model.forward_pyramid(frame) for frame in frames]
+        flows = [model.flow_estimator(*ends)[:2] for ends in (pyramids, pyramids[::-1])]
+    expected = torch.zeros(())
+    for (a, b), flow in zip((frames, frames[::-1]), flows, strict=True):
+        for k, weight in enumerate((1.0, 0.5)):
+            small, other = (_pool(x, reduction * 2**k) for x in (a, b))
+            size = (small.shape[-2], small.shape[-1])
+            guess = warp(other, upsample_flow(flow[k], size, 4 // reduction))
+            whole = torch.ones_like(small[:, :1])
+            expected = expected + weight * reconstruction_loss(small, guess, whole, model.config.loss) / 2
+    torch.testing.assert_close(term, expected / 1.5, rtol=1e-4, atol=1e-5)
+
+
 def test_smoothness_is_taken_of_the_finest_decoded_flow_at_full_size(model: MCJEPA, pairs: Batch) -> None:
     images = torch.cat(pairs)
     with torch.no_grad():

@@ -75,6 +75,7 @@ def test_the_hub_layout_has_a_card_whose_front_matter_and_example_work(
     assert ("optical-flow" in front["tags"]) == (not only)
     assert pretrained.weights_digest(out) in card and "9be, 3fa" in card
     example = card.split("```python\n")[1].split("```")[0].replace("FOLDER", str(out))
+    assert example.startswith("import mcjepa ") and "from " not in example.split("\n")[0]
     images = {name: torch.rand(1, 3, 64, 64) for name in ("image_B3HW", "frame0_B3HW", "frame1_B3HW")}
     exec(example, images)
     assert len(images["pyramid"]) == 6

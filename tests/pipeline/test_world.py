@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import re
+import socket
 
+import pytest
+import torch
+
+from mcjepa.pipeline.engine.engine import start_world
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.world import adopt_world, first_host, slurm_variables
+from mcjepa.pipeline.settings.train import EngineConfig
+from mcjepa.pipeline.world import adopt_world, check_gpus, first_host, gpu_index, slurm_variables
 
 SRUN = {
     "SLURM_JOB_ID": "4711",
@@ -71,3 +77,41 @@ def test_without_any_variable_it_is_a_world_of_one_with_a_free_port() -> None:
     environment: dict[str, str] = {}
     adopt_world(environment)
     assert (environment["RANK"], environment["WORLD_SIZE"]) == ("0", "1") and int(environment["MASTER_PORT"])
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "ranks", "visible", "environment", "index"),
+    [
+        (3, 8, 8, {}, 3),
+        (0, 1, 1, {"CUDA_VISIBLE_DEVICES": "5"}, 0),
+        (3, 4, 1, {"SLURM_GPUS_ON_NODE": "4"}, 0),  # --gpus-per-task=1
+        (1, 2, 2, {"SLURM_GPUS_ON_NODE": "4"}, 1),  # --gpus-per-task=2: those of the tasks differ
+        (5, 8, 4, {"SLURM_GPUS_ON_NODE": "8"}, 1),  # bound to the near half of the node's
+        (1, 2, 1, {"CUDA_VISIBLE_DEVICES": "1"}, 0),  # bound by another launcher
+    ],
+)
+def test_a_rank_takes_its_gpu_by_what_it_sees(
+    local_rank: int, ranks: int, visible: int, environment: dict[str, str], index: int
+) -> None:
+    assert gpu_index(local_rank, ranks, visible, environment) == index
+
+
+@pytest.mark.parametrize(
+    ("visible", "environment"),
+    [(1, {}), (1, {"SLURM_GPUS_ON_NODE": "1", "CUDA_VISIBLE_DEVICES": "0"}), (3, {"CUDA_VISIBLE_DEVICES": "0,1,2"})],
+)
+def test_more_ranks_than_gpus_are_refused(visible: int, environment: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match=rf"4 ranks on \S+, which has {visible} GPU"):
+        gpu_index(0, 4, visible, environment)
+
+
+def test_a_missing_gpu_is_refused_where_the_site_asks_for_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCJEPA_GPUS", "8")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(
+        UsageError, match=rf"no GPU on {socket.gethostname()}, expected 8.*driver.*{re.escape(torch.__version__)}"
+    ):
+        start_world(EngineConfig())
+    check_gpus("8", visible=1)
+    check_gpus("", visible=0)
+    check_gpus("0", visible=0)

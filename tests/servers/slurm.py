@@ -1,8 +1,10 @@
 """A real Slurm of one's own for tests: slurmctld and some slurmd on this machine, on loopback addresses.
 
-Every node is a slurmd in a namespace of its own for host name and /etc/hosts, at 127.0.1.N, and claims more processors
-than there are. Needs root and the Debian packages slurmctld, slurmd, slurm-client and munge (`.ci/run` installs them).
-All state is below one folder; daemons run in the foreground and die with the process that started them.
+Every node is a slurmd in a namespace of its own for host name and /etc/hosts, on a loopback address of its own, and
+claims more processors than there are, and GPUs that are /dev/null. With accounting there are slurmdbd and MariaDB too.
+Needs root and the Debian packages slurmctld, slurmd, slurm-client and munge, and for accounting slurmdbd,
+mariadb-server-core and mariadb-client-core (`.ci/run` installs them). All state is below one folder; daemons run in the
+foreground and die with the process that started them.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import time
@@ -25,6 +28,7 @@ import psutil
 from mcjepa.data_prep.process import end_with_parent
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "munge", "sbatch", "srun", "unshare", "mount")
+ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb", "mariadb-install-db", "sacct", "sacctmgr")
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 READY_S = 60.0
 SLURMD_TIMEOUT_S = 9
@@ -67,8 +71,36 @@ JobRequeue=1
 MinJobAge=3600
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-AccountingStorageType=accounting_storage/none
+MaxArraySize=100
 """
+ACCOUNTING = """\
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=localhost
+AccountingStoragePort={port}
+AccountingStoragePass={folder}/munge/sock
+AccountingStorageEnforce=qos
+"""
+DATABASE_DAEMON = """\
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/sock
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={port}
+SlurmUser=root
+PidFile={folder}/slurmdbd.pid
+LogFile={folder}/log/slurmdbd
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=slurm
+"""
+PARTITIONS = """\
+PartitionName=main Nodes={names} Default=YES State=UP PriorityTier=10 PreemptMode=REQUEUE GraceTime=30
+PartitionName=urgent Nodes={names} State=UP PriorityTier=20 PreemptMode=OFF
+PartitionName=spare Nodes={names} State=UP PriorityTier=5 PreemptMode=CANCEL GraceTime=0
+PartitionName=short Nodes={names} State=UP PriorityTier=10 PreemptMode=REQUEUE MaxTime=30 MaxNodes=2{qos}
+"""
+GPU_TYPE = "a100"
 
 
 class SlurmNotRunnable(RuntimeError):
@@ -82,10 +114,14 @@ class SlurmCluster:
         folder: where all their files are; a short path.
         nodes: how many.
         cpus: processors that each claims.
+        gpus: pretended GPUs of each.
+        accounting: whether a database keeps jobs; then there is a QOS `night` besides `normal`.
     """
 
-    def __init__(self, folder: Path, nodes: int = 2, cpus: int = 4) -> None:
-        self.folder, self.nodes, self._cpus = folder, nodes, cpus
+    def __init__(self, folder: Path, nodes: int = 2, cpus: int = 4, gpus: int = 0, accounting: bool = False) -> None:
+        self.folder, self.nodes, self._cpus, self.gpus, self.accounting = folder, nodes, cpus, gpus, accounting
+        self._subnet = 2 if accounting else 1  # two clusters may stand side by side
+        self._ports = _free_ports(nodes + 2)
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._namespaces: dict[int, set[str]] = {node: set() for node in range(1, nodes + 1)}
 
@@ -102,7 +138,8 @@ class SlurmCluster:
         Raises:
             SlurmNotRunnable: something is missing, or not all nodes are idle in time.
         """
-        missing = [name for name in PROGRAMS if not shutil.which(name, path=PATH)]
+        programs = (*PROGRAMS, *ACCOUNTING_PROGRAMS) if self.accounting else PROGRAMS
+        missing = [name for name in programs if not shutil.which(name, path=PATH)]
         if missing or os.geteuid() != 0:
             raise SlurmNotRunnable(
                 f"{', '.join(missing)} not found"
@@ -114,10 +151,37 @@ class SlurmCluster:
         self._write_files()
         self._daemon("munged", self._munged())
         self._wait("munged", lambda: (self.folder / "munge" / "sock").exists())
+        if self.accounting:
+            self._start_accounting()
         self._daemon("slurmctld", ["slurmctld", "-D", "-i"])
         for node in range(1, self.nodes + 1):
             self.start_node(node)
         self.wait_idle()
+
+    def _start_accounting(self) -> None:
+        """MariaDB on a socket alone, slurmdbd, and what an administrator enters once."""
+        data, socket_path = self.folder / "db", f"{self.folder}/db.sock"
+        subprocess.run(
+            ["mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={data}", "--skip-test-db",
+             "--auth-root-authentication-method=normal"],
+            env={**os.environ, **self.variables}, check=True, capture_output=True, timeout=60,
+        )  # fmt: skip
+        self._daemon(
+            "mariadbd",
+            ["mariadbd", "--no-defaults", "--user=root", f"--datadir={data}", f"--socket={socket_path}",
+             "--skip-networking", "--innodb-buffer-pool-size=32M", "--innodb-log-file-size=16M",
+             "--innodb-flush-log-at-trx-commit=0", "--performance-schema=OFF"],
+        )  # fmt: skip
+        client = ("mariadb", "--no-defaults", "-S", socket_path, "-uroot", "-e")
+        self._wait("mariadbd", lambda: self.succeeds(*client, "create database if not exists slurm"))
+        self._daemon("slurmdbd", ["slurmdbd", "-D"], {"MYSQL_UNIX_PORT": socket_path})
+        self._wait("slurmdbd", lambda: self.succeeds("sacctmgr", "-n", "show", "cluster"))
+        for words in (
+            "cluster tests", "qos night", "account lab cluster=tests", "user root account=lab cluster=tests",
+            "user nobody account=lab cluster=tests",
+        ):  # fmt: skip
+            self.run("sacctmgr", "-i", "-n", "add", *words.split())
+        self.run("sacctmgr", "-i", "-n", "modify", "account", "lab", "set", "qos=normal,night")
 
     def start_node(self, node: int) -> None:
         """Starts the slurmd of a node, the first time or again."""
@@ -162,6 +226,11 @@ class SlurmCluster:
         answer = subprocess.run(words, env={**os.environ, **self.variables}, capture_output=True, text=True, timeout=60)
         return answer.stdout.strip()
 
+    def succeeds(self, *words: str) -> bool:
+        """Whether one of its commands ends with 0."""
+        environment = {**os.environ, **self.variables}
+        return subprocess.run(words, env=environment, capture_output=True, timeout=60).returncode == 0
+
     def state(self, job: str) -> str:
         """PENDING, RUNNING, COMPLETED, …"""
         return self.run("squeue", "-h", "--states=all", "-j", job, "-o", "%T")
@@ -205,7 +274,7 @@ class SlurmCluster:
         return ["munged", "-F", "--num-threads=2", *(f"{k}={self.folder}/munge/{v}" for k, v in names.items())]
 
     def _write_files(self) -> None:
-        ports = _free_ports(self.nodes + 1)
+        ports = self._ports
         text = CONFIGURATION.format(
             host=socket.gethostname().split(".")[0],
             port=ports[0],
@@ -214,26 +283,42 @@ class SlurmCluster:
             slurmd_timeout=SLURMD_TIMEOUT_S,
             kill_wait=KILL_WAIT_S,
         )
+        dbd = {"folder": self.folder, "port": ports[-1]}
+        text += ACCOUNTING.format(**dbd) if self.accounting else "AccountingStorageType=accounting_storage/none\n"
+        gres = f"Gres=gpu:{GPU_TYPE}:{self.gpus} " if self.gpus else ""
+        text += "GresTypes=gpu\n" if self.gpus else ""
         for node in range(1, self.nodes + 1):
             text += (
-                f"NodeName=node{node} NodeHostname=node{node} NodeAddr=127.0.1.{node} Port={ports[node]} "
-                f"CPUs={self._cpus} RealMemory=6000 State=UNKNOWN\n"
+                f"NodeName=node{node} NodeHostname=node{node} NodeAddr={self._address(node)} Port={ports[node]} "
+                f"CPUs={self._cpus} RealMemory=6000 {gres}State=UNKNOWN\n"
             )
         names = f"node[1-{self.nodes}]"
-        text += (
-            f"PartitionName=main Nodes={names} Default=YES State=UP PriorityTier=10 PreemptMode=REQUEUE GraceTime=30\n"
-        )
-        text += f"PartitionName=urgent Nodes={names} State=UP PriorityTier=20 PreemptMode=OFF\n"
+        text += PARTITIONS.format(names=names, qos=" AllowQos=normal" if self.accounting else "")
+        self._write_gpus(names)
+        (self.folder / "slurmdbd.conf").touch(mode=0o600)
+        (self.folder / "slurmdbd.conf").write_text(DATABASE_DAEMON.format(**dbd))
         (self.folder / "slurm.conf").write_text(text)
         (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
-        hosts = [f"127.0.1.{node} node{node}" for node in range(1, self.nodes + 1)]
+        hosts = [f"{self._address(node)} node{node}" for node in range(1, self.nodes + 1)]
         (self.folder / "hosts").write_text(Path("/etc/hosts").read_text() + "\n".join(hosts) + "\n")
 
-    def _daemon(self, name: str, words: list[str]) -> None:
+    def _address(self, node: int) -> str:
+        return f"127.0.{self._subnet}.{node}"
+
+    def _write_gpus(self, names: str) -> None:
+        """GPUs that are /dev/null: slurmd wants devices whose names end in their index."""
+        if not self.gpus:
+            return
+        for index in range(self.gpus):
+            os.mknod(self.folder / f"gpu{index}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        files = f"{self.folder}/gpu[0-{self.gpus - 1}]"
+        (self.folder / "gres.conf").write_text(f"NodeName={names} Name=gpu Type={GPU_TYPE} File={files}\n")
+
+    def _daemon(self, name: str, words: list[str], variables: dict[str, str] | None = None) -> None:
         with (self.folder / "log" / f"{name}.out").open("ab") as log:
             self._daemons[name] = subprocess.Popen(
                 words,
-                env={**os.environ, **self.variables},
+                env={**os.environ, **self.variables, **(variables or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -270,11 +355,11 @@ class SlurmCluster:
 
 
 @contextmanager
-def running_slurm(nodes: int = 2) -> Iterator[SlurmCluster]:
+def running_slurm(nodes: int = 2, gpus: int = 0, accounting: bool = False) -> Iterator[SlurmCluster]:
     """A cluster, gone with its files at the end."""
     folder = Path(tempfile.mkdtemp(prefix="mcjepa-slurm-", dir="/tmp"))
     folder.chmod(0o755)
-    cluster = SlurmCluster(folder, nodes)
+    cluster = SlurmCluster(folder, nodes, gpus=gpus, accounting=accounting)
     try:
         cluster.start()
         yield cluster

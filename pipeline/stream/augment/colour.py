@@ -1,9 +1,10 @@
 """Colour and blur of uint8 RGB images as torchvision's transforms do them on PIL images, by OpenCV.
 
-Each is a filter (`pipeline.stream.augment.colour`): with `out`, the result is written there.
-Brightness, contrast and saturation blend the image with a degenerate one, d + f (v - d), clipped to [0, 255]:
-d is black, the mean grey, or the grey image. Grey is ITU-R 601 luma. Hue turns the 8-bit H of HSV.
-Source: torchvision.transforms (ColorJitter, RandomGrayscale, RandomSolarize) and PIL.ImageEnhance.
+Each is a filter: with `out`, the result is written there. Of a row of filters the last writes where the image is
+wanted: into its place of a batch, without a copy. Brightness, contrast and saturation blend the image with a
+degenerate one, d + f (v - d), clipped to [0, 255]: d is black, the mean grey, or the grey image. Grey is ITU-R 601
+luma. Hue turns the 8-bit H of HSV. Source: torchvision.transforms (ColorJitter, RandomGrayscale, RandomSolarize) and
+PIL.ImageEnhance.
 """
 
 from __future__ import annotations
@@ -97,9 +98,6 @@ _ADJUSTMENTS = {
     "saturation": adjust_saturation,
     "hue": adjust_hue,
 }
-
-
-# A row of filters, the last of which writes where the image is wanted: into its place of a batch, without a copy.
 
 
 Filter = Callable[..., np.ndarray]

@@ -1,4 +1,7 @@
-"""Crops, enlargements and mirroring: boxes are drawn first, then cut, so that two frames can share one."""
+"""Crops, enlargements and mirroring: boxes are drawn first, then cut, so that two frames can share one.
+
+Of a frame they need its size before it is decoded, and its pixels at the smallest scale that will do.
+"""
 
 from __future__ import annotations
 
@@ -107,10 +110,7 @@ def mirror(image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     return cv2.flip(image, 1, out)
 
 
-# What the augmentations need of a frame: its size before it is decoded, its pixels at the scale they can do with.
-
-
-class Frame(Protocol):
+class FrameSource(Protocol):
     """A picture that may not be decoded yet."""
 
     @property
@@ -125,26 +125,7 @@ class Frame(Protocol):
         """ceil(H / reduction) x ceil(W / reduction) x 3 uint8 RGB, perhaps read-only; ValueError where damaged."""
 
 
-class DecodedFrame:
-    """A picture in memory."""
-
-    reducible = False
-
-    def __init__(self, image: np.ndarray) -> None:
-        """Hold HxWx3 uint8 RGB."""
-        self._image = image
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width, px."""
-        return self._image.shape[0], self._image.shape[1]
-
-    def decode(self, reduction: int = 1) -> np.ndarray:
-        """The picture."""
-        return self._image
-
-
-def choose_reduction(frame: Frame, boxes: Iterable[CropBox], target: tuple[int, int]) -> int:
+def choose_reduction(frame: FrameSource, boxes: Iterable[CropBox], target: tuple[int, int]) -> int:
     """The largest divisor of a frame's sides at which no crop falls below the size that it is brought to.
 
     Args:

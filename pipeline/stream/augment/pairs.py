@@ -11,7 +11,7 @@ import numpy as np
 from mcjepa.pipeline.settings.stream import PairAugmentConfig
 from mcjepa.pipeline.stream.augment.colour import Filter, apply_filters, draw_jitter, jitter_filters
 from mcjepa.pipeline.stream.augment.geometry import (
-    Frame,
+    FrameSource,
     choose_reduction,
     cut_and_resize,
     draw_below,
@@ -40,8 +40,8 @@ def choose_frames(frame_count: int, rng: random.Random, config: PairAugmentConfi
 
 
 def make_pair(
-    frame0: Frame,
-    frame1: Frame,
+    frame0: FrameSource,
+    frame1: FrameSource,
     config: PairAugmentConfig,
     rng: random.Random,
     out: Sequence[np.ndarray | None] = (None, None),

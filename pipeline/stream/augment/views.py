@@ -27,7 +27,7 @@ from mcjepa.pipeline.stream.augment.colour import (
 )
 from mcjepa.pipeline.stream.augment.geometry import (
     CropBox,
-    Frame,
+    FrameSource,
     choose_reduction,
     cut_and_resize,
     draw_between,
@@ -52,7 +52,7 @@ class ViewDraws:
 
 
 def make_views(
-    frame: Frame,
+    frame: FrameSource,
     config: ViewAugmentConfig,
     rng: random.Random,
     out: Sequence[np.ndarray | None] = (None, None),

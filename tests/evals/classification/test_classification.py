@@ -18,19 +18,19 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from mcjepa.data_prep.errors import DataError
-from mcjepa.evals.classification.features import FeatureCache, PooledFeatures, pool
+from mcjepa.evals.classification.features import PooledFeatureCache, PooledFeatures, pool
 from mcjepa.evals.classification.heads import feature_statistics, hold_out, knn_predictions, train_linear
 from mcjepa.evals.classification.images import prepare, read_class_folders
 from mcjepa.evals.classification.results import confusion
 from mcjepa.evals.classification.score import score_classify
 from mcjepa.evals.classification.settings import ClassifyConfig
+from mcjepa.evals.models import EvalModel, LoadedModel
 from mcjepa.evals.progress import EvalEvent
 from mcjepa.evals.run import run_evaluation
 from mcjepa.evals.settings import EvalConfig
-from mcjepa.evals.subject import ModelUnderTest, Subject
 
 CONFIG = ClassifyConfig(workers=0, encode_batch=5, linear_epochs=30, linear_batch=16, pictures=2)
-Foreign = Callable[..., ModelUnderTest]
+Foreign = Callable[..., EvalModel]
 
 
 def _features(count: int, classes: int, seed: int, channels: int = 12, spread: float = 1.0) -> PooledFeatures:
@@ -190,7 +190,7 @@ def test_pooling_leaves_the_padding_out_and_concatenates_finest_first(foreign_mo
 # --- the whole -----------------------------------------------------------------------------------------------------
 
 
-def _count_calls(model: ModelUnderTest) -> int:
+def _count_calls(model: EvalModel) -> int:
     return len(model.sizes)  # type: ignore[attr-defined]
 
 
@@ -199,10 +199,10 @@ def test_score_of_real_photos_tells_its_protocol_and_the_second_run_encodes_noth
 ) -> None:
     data = read_class_folders(sample_data / "hymenoptera_data")
     model = foreign_model()
-    subject = Subject(model=model, name="m", digest="9be", random_model=_Blind())
+    loaded = LoadedModel(model=model, name="m", digest="9be", random_model=_Blind())
     events: list[EvalEvent] = []
     out = tmp_path / "results/classify/imagefolder"
-    score = score_classify(subject, data, CONFIG, 3, out, events.append)
+    score = score_classify(loaded, data, CONFIG, 3, out, events.append)
     assert score.name == "classify/imagefolder" and score.card.complete and score.card.frames == 16
     assert {"knn10_top1", "knn20_top1", "linear_top1", "linear_top1_majority"} <= set(score.metrics)
     assert "knn100_top1" not in score.metrics and "[100, 200] left out" in score.card.head
@@ -219,11 +219,11 @@ def test_score_of_real_photos_tells_its_protocol_and_the_second_run_encodes_noth
     assert table[0] == ["truth", "ants", "bees"] and int(table[1][1]) + int(table[2][2]) == right
     assert all(picture.path.is_file() and len(picture.columns) <= 2 for picture in score.pictures)
     calls = _count_calls(model)
-    again = score_classify(subject, data, CONFIG, 3, out)
+    again = score_classify(loaded, data, CONFIG, 3, out)
     assert again.metrics == score.metrics and _count_calls(model) == calls == 11
     assert len(list((tmp_path / "pooled-features").glob("*.npy"))) == 4
     other = dataclasses.replace(CONFIG, resize_px=240, random_baseline=False, keep_features=False)
-    score_classify(subject, data, other, 3, out)
+    score_classify(loaded, data, other, 3, out)
     assert _count_calls(model) == 2 * calls
     assert len(list((tmp_path / "pooled-features").glob("*.npy"))) == 4
 
@@ -251,7 +251,7 @@ def test_neighbours_of_300_imagenet_photos_are_those_of_scikit_learn(
         (folder / photo.name).symlink_to(photo)
     data = read_class_folders(tmp_path / "set")
     config = dataclasses.replace(CONFIG, encode_batch=32, levels=(4, 6), linear_epochs=5)
-    cache = FeatureCache(folder=tmp_path, model="9be")
+    cache = PooledFeatureCache(folder=tmp_path, model="9be")
     train, val = (cache.features(foreign_model(), images, config) for images in (data.train, data.val))
     assert len(train) + len(val) == len(photos) == 300 and train.channels == 12
     found = knn_predictions(train, val, len(data.classes), [20], 0.07)[20]
@@ -260,8 +260,8 @@ def test_neighbours_of_300_imagenet_photos_are_those_of_scikit_learn(
     judge.fit(np.asarray(train.table, np.float64), train.labels)
     agreement = (found[:, 0] == judge.predict(np.asarray(val.table, np.float64))).mean()
     assert agreement >= 0.98  # single precision may turn a near tie
-    subject = Subject(model=foreign_model(), name="m", digest="9be")
-    score = score_classify(subject, data, config, 0, tmp_path / "results/classify/imagefolder")
+    loaded = LoadedModel(model=foreign_model(), name="m", digest="9be")
+    score = score_classify(loaded, data, config, 0, tmp_path / "results/classify/imagefolder")
     if len(data.classes) > 5:
         assert score.metrics["knn20_top5"] >= score.metrics["knn20_top1"]
 
@@ -272,22 +272,22 @@ def test_corrupt_photo_is_named_and_found_again_when_it_is_mended(tmp_path: Path
     whole = hurt.read_bytes()
     hurt.write_bytes(whole[:20] + bytes(len(whole) - 20))  # the same length: the list of files stays the same
     data = read_class_folders(root)
-    subject = Subject(model=foreign_model(), name="m", digest="9be")
+    loaded = LoadedModel(model=foreign_model(), name="m", digest="9be")
     out = tmp_path / "results/classify/imagefolder"
     for _ in range(2):  # encoded, then from the cache
-        score = score_classify(subject, data, CONFIG, 0, out)
+        score = score_classify(loaded, data, CONFIG, 0, out)
         assert not score.card.complete and score.card.frames == 3
         assert score.card.failed[0].startswith("val/b/1.png: ") and "not a readable image" in score.card.failed[0]
     hurt.write_bytes(whole)
-    assert score_classify(subject, data, CONFIG, 0, out).card.frames == 4
+    assert score_classify(loaded, data, CONFIG, 0, out).card.frames == 4
 
 
 def test_split_without_a_readable_photo_is_refused(tmp_path: Path, foreign_model: Foreign) -> None:
     root = _folders(tmp_path / "set", {"train/a": 1, "train/b": 1, "val/a": 1})
     (root / "val/a/0.png").write_bytes(b"no picture")
-    subject = Subject(model=foreign_model(), name="m", digest="9be")
+    loaded = LoadedModel(model=foreign_model(), name="m", digest="9be")
     with pytest.raises(DataError, match=r"a/0\.png.*expected readable images"):
-        score_classify(subject, read_class_folders(root), CONFIG, 0, tmp_path / "results/classify/imagefolder")
+        score_classify(loaded, read_class_folders(root), CONFIG, 0, tmp_path / "results/classify/imagefolder")
 
 
 def test_interrupted_encoding_leaves_nothing_half(tmp_path: Path, foreign_model: Foreign) -> None:
@@ -297,7 +297,7 @@ def test_interrupted_encoding_leaves_nothing_half(tmp_path: Path, foreign_model:
     def stop(done: int) -> None:
         raise KeyboardInterrupt
 
-    cache = FeatureCache(folder=tmp_path / "cache", model="9be")
+    cache = PooledFeatureCache(folder=tmp_path / "cache", model="9be")
     with pytest.raises(KeyboardInterrupt):
         cache.features(foreign_model(), data.train, CONFIG, stop)
     assert list((tmp_path / "cache").iterdir()) == []
@@ -307,7 +307,7 @@ def test_interrupted_encoding_leaves_nothing_half(tmp_path: Path, foreign_model:
 @pytest.mark.parametrize("suffix", [".npy", ".json"])
 def test_truncated_features_are_encoded_again(suffix: str, tmp_path: Path, foreign_model: Foreign) -> None:
     data = read_class_folders(_folders(tmp_path / "set", {"train/a": 2, "train/b": 2, "val/a": 1}))
-    cache = FeatureCache(folder=tmp_path / "cache", model="9be")
+    cache = PooledFeatureCache(folder=tmp_path / "cache", model="9be")
     table = np.array(cache.features(foreign_model(), data.train, CONFIG).table)
     file = next((tmp_path / "cache").glob(f"*{suffix}"))
     file.write_bytes(file.read_bytes()[:-30])
@@ -318,7 +318,7 @@ def test_workers_change_nothing(tmp_path: Path, foreign_model: Foreign) -> None:
     data = read_class_folders(_folders(tmp_path / "set", {"train/a": 8, "train/b": 8, "val/a": 1}))
     tables = []
     for workers in (0, 2):
-        cache = FeatureCache(folder=tmp_path / str(workers), model="9be")
+        cache = PooledFeatureCache(folder=tmp_path / str(workers), model="9be")
         config = dataclasses.replace(CONFIG, workers=workers)
         tables.append(cache.features(foreign_model(), data.train, config).table)
     assert np.array_equal(*tables)

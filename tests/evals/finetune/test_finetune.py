@@ -27,12 +27,13 @@ from mcjepa.evals.finetune.data import Batch
 from mcjepa.evals.finetune.model import Segmenter, TrainableEncoder, convnext_layer, parameter_groups, trainable_of
 from mcjepa.evals.finetune.score import constant_prediction, predict_labels, score_finetune
 from mcjepa.evals.finetune.settings import FinetuneConfig
-from mcjepa.evals.finetune.train import make_optimizer, schedule_factor, train_step
+from mcjepa.evals.finetune.train import make_optimizer, train_step
+from mcjepa.evals.models import LoadedModel, McJepaEvalModel, image_tensor
+from mcjepa.evals.probe.fitting import poly_schedule
 from mcjepa.evals.probe.images import LabelledSet
 from mcjepa.evals.progress import EvalEvent
 from mcjepa.evals.run import run_evaluation
 from mcjepa.evals.settings import EvalConfig
-from mcjepa.evals.subject import McJepaUnderTest, Subject, image_tensor
 from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
 from mcjepa.model.encoder import Encoder
 from mcjepa.model.mcjepa import MCJEPA
@@ -69,9 +70,9 @@ def data(moving_photos: Path) -> LabelledSet:
 
 
 @pytest.fixture
-def subject(weights_folder: Path) -> Subject:
-    model = McJepaUnderTest(load(weights_folder), torch.device("cpu"))
-    return Subject(model=model, name="tiny", digest="9be")
+def loaded(weights_folder: Path) -> LoadedModel:
+    model = McJepaEvalModel(load(weights_folder), torch.device("cpu"))
+    return LoadedModel(model=model, name="tiny", digest="9be")
 
 
 def _batch(count: int = 4, side: int = 64, classes: int = 3) -> Batch:
@@ -138,10 +139,10 @@ def test_stochastic_depth_rises_to_the_last_block_and_the_model_itself_stays_as_
 
 def test_warm_up_multiplies_the_poly_decay() -> None:
     config = FinetuneConfig()
-    assert schedule_factor(0, config) == pytest.approx(1e-6)
-    assert schedule_factor(750, config) == pytest.approx(0.5 * (1 - 750 / 160_000), rel=1e-5)
-    assert schedule_factor(1_500, config) == pytest.approx(1 - 1_500 / 160_000)
-    assert schedule_factor(159_999, config) == pytest.approx(1 / 160_000)
+    steps = (0, 750, 1_500, 159_999)
+    factors = [poly_schedule(step, config.steps, config.warmup_steps, config.poly_power) for step in steps]
+    expected = [1e-6, 0.5 * (1 - 750 / 160_000), 1 - 1_500 / 160_000, 1 / 160_000]
+    assert factors == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_level_that_the_model_lacks_is_named() -> None:
@@ -252,11 +253,11 @@ def test_two_ranks_do_the_step_of_one(tmp_path: Path) -> None:
 
 
 def test_score_has_protocol_table_curve_and_pictures_and_leaves_the_weights_alone(
-    subject: Subject, data: LabelledSet, tmp_path: Path
+    loaded: LoadedModel, data: LabelledSet, tmp_path: Path
 ) -> None:
-    before = {name: value.clone() for name, value in subject.model.model.state_dict().items()}  # type: ignore[attr-defined]
+    before = {name: value.clone() for name, value in loaded.model.model.state_dict().items()}  # type: ignore[attr-defined]
     events: list[EvalEvent] = []
-    score = score_finetune(subject, data, CONFIG, 5, tmp_path, events.append)
+    score = score_finetune(loaded, data, CONFIG, 5, tmp_path, events.append)
     assert score.name == "finetune/moving-photos" and score.card.seeds == (5,) and score.card.complete
     assert {"miou", "pixel_accuracy", "miou_majority", "pixel_accuracy_majority"} <= set(score.metrics)
     assert len(score.table) == score.card.frames == 3
@@ -264,25 +265,25 @@ def test_score_has_protocol_table_curve_and_pictures_and_leaves_the_weights_alon
     assert [picture.path.is_file() for picture in score.pictures] == [True]
     assert {event.phase for event in events} == {"fine-tuning", "validation"}
     assert [line.split(",")[0] for line in (tmp_path / "curve.csv").read_text().splitlines()] == ["step", *"123456"]
-    after = subject.model.model.state_dict()  # type: ignore[attr-defined]
+    after = loaded.model.model.state_dict()  # type: ignore[attr-defined]
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(
-    subject: Subject, data: LabelledSet, tmp_path: Path
+    loaded: LoadedModel, data: LabelledSet, tmp_path: Path
 ) -> None:
-    whole = score_finetune(subject, data, CONFIG, 5, tmp_path / "whole")
+    whole = score_finetune(loaded, data, CONFIG, 5, tmp_path / "whole")
 
     def stop(event: EvalEvent) -> None:
         if event.phase == "fine-tuning" and event.done == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        score_finetune(subject, data, CONFIG, 5, tmp_path / "parts", stop)
+        score_finetune(loaded, data, CONFIG, 5, tmp_path / "parts", stop)
     assert not (tmp_path / "parts/segmenter.safetensors").exists()
     torch.manual_seed(99)  # the global generator must not matter
     events: list[EvalEvent] = []
-    parts = score_finetune(subject, data, CONFIG, 5, tmp_path / "parts", events.append)
+    parts = score_finetune(loaded, data, CONFIG, 5, tmp_path / "parts", events.append)
     assert events[0].done == 4, "the checkpoint of step 4 is where it goes on"
     files = [(tmp_path / name / "segmenter.safetensors") for name in ("whole", "parts")]
     states = [load_file(str(file)) for file in files]
@@ -292,62 +293,64 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(
 
 
 def test_a_finished_network_is_tested_again_without_training(
-    subject: Subject, data: LabelledSet, tmp_path: Path
+    loaded: LoadedModel, data: LabelledSet, tmp_path: Path
 ) -> None:
-    first = score_finetune(subject, data, CONFIG, 5, tmp_path)
+    first = score_finetune(loaded, data, CONFIG, 5, tmp_path)
     events: list[EvalEvent] = []
-    again = score_finetune(subject, data, dataclasses.replace(CONFIG, pictures=0), 5, tmp_path, events.append)
+    again = score_finetune(loaded, data, dataclasses.replace(CONFIG, pictures=0), 5, tmp_path, events.append)
     assert {event.phase for event in events} == {"validation"} and again.metrics == first.metrics
     other = dataclasses.replace(CONFIG, test="whole", test_scales=(0.5, 1.0), test_flip=True)
-    score = score_finetune(subject, data, other, 5, tmp_path)
+    score = score_finetune(loaded, data, other, 5, tmp_path)
     assert "times 0.5, 1, and mirrored, whole image" in score.card.resolution
 
 
 def test_files_of_another_training_are_refused_with_what_differs(
-    subject: Subject, data: LabelledSet, tmp_path: Path
+    loaded: LoadedModel, data: LabelledSet, tmp_path: Path
 ) -> None:
-    score_finetune(subject, data, CONFIG, 5, tmp_path)
+    score_finetune(loaded, data, CONFIG, 5, tmp_path)
     with pytest.raises(DataError, match=r"of another training: lr 0\.01 \(now 0\.002\), weights '9be' \(now 'abc'\)"):
-        other = dataclasses.replace(subject, digest="abc")
+        other = dataclasses.replace(loaded, digest="abc")
         score_finetune(other, data, dataclasses.replace(CONFIG, lr=0.002), 5, tmp_path)
     with pytest.raises(DataError, match=r"seed 5 \(now 6\)"):
-        score_finetune(subject, data, CONFIG, 6, tmp_path)
+        score_finetune(loaded, data, CONFIG, 6, tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not whole", b"no such thing", bytes(100)], ids=len)
 @pytest.mark.parametrize("name", ["checkpoint.pt", "segmenter.safetensors"])
 def test_a_damaged_file_is_named_with_what_to_do(
-    name: str, content: bytes, subject: Subject, data: LabelledSet, tmp_path: Path
+    name: str, content: bytes, loaded: LoadedModel, data: LabelledSet, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=f"{name} is damaged.*remove it"):
-        score_finetune(subject, data, CONFIG, 5, tmp_path)
+        score_finetune(loaded, data, CONFIG, 5, tmp_path)
 
 
 @pytest.mark.parametrize(("name", "stop_at"), [("checkpoint.pt", 3), ("segmenter.safetensors", 0)])
-def test_one_flipped_bit_is_found(name: str, stop_at: int, subject: Subject, data: LabelledSet, tmp_path: Path) -> None:
+def test_one_flipped_bit_is_found(
+    name: str, stop_at: int, loaded: LoadedModel, data: LabelledSet, tmp_path: Path
+) -> None:
     def stop(event: EvalEvent) -> None:
         if event.phase == "fine-tuning" and event.done == stop_at > 0:
             raise KeyboardInterrupt
 
     with contextlib.suppress(KeyboardInterrupt):
-        score_finetune(subject, data, CONFIG, 5, tmp_path, stop)
+        score_finetune(loaded, data, CONFIG, 5, tmp_path, stop)
     content = bytearray((tmp_path / name).read_bytes())
     whole = torch.load(tmp_path / name)["network"] if stop_at else load_file(str(tmp_path / name))
     content[content.find(whole["head.fusion.0.weight"].numpy().tobytes()) + 100] ^= 1
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=f"{name} is damaged.*than when it was written.*remove it"):
-        score_finetune(subject, data, CONFIG, 5, tmp_path)
+        score_finetune(loaded, data, CONFIG, 5, tmp_path)
 
 
 def test_unreadable_images_of_both_parts_make_the_score_incomplete(
-    subject: Subject, data: LabelledSet, tmp_path: Path
+    loaded: LoadedModel, data: LabelledSet, tmp_path: Path
 ) -> None:
     train, val = ([dataclasses.replace(item) for item in part[:3]] for part in (data.train, data.val))
     train[0] = dataclasses.replace(train[0], image=tmp_path / "gone.png")
     val[1] = dataclasses.replace(val[1], image=tmp_path / "lost.png")
     broken = dataclasses.replace(data, train=train, val=val)
-    score = score_finetune(subject, broken, CONFIG, 5, tmp_path / "out")
+    score = score_finetune(loaded, broken, CONFIG, 5, tmp_path / "out")
     assert not score.card.complete and score.card.frames == 2
     assert any("training" in text and "gone.png" in text for text in score.card.failed)
     assert any("lost.png" in text for text in score.card.failed)
@@ -370,7 +373,7 @@ def test_any_encoder_with_the_members_of_trainable_is_fine_tuned(data: LabelledS
             self.rate = rate
 
     config = dataclasses.replace(CONFIG, levels=(3, 4))
-    score = score_finetune(Subject(model=Plain(), name="plain"), data, config, 0, tmp_path)  # type: ignore[arg-type]
+    score = score_finetune(LoadedModel(model=Plain(), name="plain"), data, config, 0, tmp_path)  # type: ignore[arg-type]
     assert score.metrics["pixel_accuracy"] > 0
 
 

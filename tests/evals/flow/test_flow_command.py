@@ -118,7 +118,7 @@ def test_a_submission_is_written_checked_and_can_be_checked_again(
 
 
 MISTAKES = {
-    "typo in a set": (("--set", "sintel-claen", "--baselines"), 2, "did you mean sintel-clean?"),
+    "typo in a set": (("--set", "sintel-claen", "--baselines"), 2, "did you mean 'sintel-clean'?"),
     "no set": (("--set", ",", "--baselines"), 2, "expected names"),
     "a set twice": (("--set", "hd1k,hd1k", "--baselines"), 2, "each once"),
     "nothing to score": (("--set", "hd1k"), 2, "expected WEIGHTS, --estimates DIR or --baselines"),

@@ -14,7 +14,7 @@ from mcjepa.data_prep.corpora.image_files import write_png
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import Score
 from mcjepa.evals.flow.estimates import EstimateFolder
-from mcjepa.evals.flow.methods import Entrant
+from mcjepa.evals.flow.methods import Method
 from mcjepa.evals.flow.score import score_flow_sets
 from mcjepa.evals.flow.settings import FlowEvalConfig
 from tests.data_prep import layouts
@@ -24,7 +24,7 @@ from tests.pfm import encode_pfm
 def score(folder: Path, root: Path, names: str, out: Path) -> list[Score]:
     sets = dict.fromkeys(names.split(","), str(root))
     config = FlowEvalConfig(sets=sets, subset=True, baselines=("zero",), pictures=1)
-    return score_flow_sets(Entrant(name="e", estimates=folder), config, out)
+    return score_flow_sets(Method(name="e", estimates=folder), config, out)
 
 
 @pytest.mark.parametrize("place", ["", "training/flow", "clean", "sintel-clean", "sintel-clean/training/flow"])

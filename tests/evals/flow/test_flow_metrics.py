@@ -7,9 +7,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from mcjepa.data_prep.corpora.flow.files import read_kitti_png
-from mcjepa.evals.flow.metrics import RegionSums, add_sums, endpoint_error, measure_pair, summarise
+from mcjepa.evals.flow.metrics import (
+    FlowSums,
+    RegionSums,
+    add_sums,
+    endpoint_error,
+    measure_regions,
+    split_regions,
+    summarise,
+)
+
+
+def measure_pair(
+    estimate: NDArray, truth: NDArray, valid: NDArray[np.bool_], occluded: NDArray[np.bool_] | None = None
+) -> FlowSums:
+    """Errors of one pair by all regions that its truth has."""
+    return measure_regions(estimate, truth, valid, split_regions(truth, valid, occluded))
 
 
 def test_kitti_devkit_pair_gives_the_devkits_numbers_to_the_printed_digit(sample_data: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mcjepa.data_prep.errors import DataError
-from mcjepa.evals.flow.methods import baseline_method
+from mcjepa.evals.flow.methods import flow_baseline
 from mcjepa.evals.flow.overlap import Failure, Stages, run_overlapped
 
 
@@ -87,7 +87,7 @@ def test_stopping_early_leaves_no_thread_and_opencv_as_it_was() -> None:
 def test_dis_flow_does_not_depend_on_the_number_of_threads() -> None:
     random = np.random.default_rng(3)
     pictures = [cv2.GaussianBlur(random.integers(0, 256, (160, 200, 3), np.uint8), (0, 0), 3) for _ in range(4)]
-    method = baseline_method("dis-medium")
+    method = flow_baseline("dis-medium")
     flows = []
     for workers in (1, 2, 4):
         stages = Stages(

@@ -10,10 +10,10 @@ import torch
 
 from mcjepa.data_prep.corpora import FLOW_SETS
 from mcjepa.evals.flow import methods as resizing
-from mcjepa.evals.flow.methods import Entrant, flow_methods, model_size, resize_flow, resize_frame
+from mcjepa.evals.flow.methods import Method, flow_methods, model_size, resize_flow, resize_frame
 from mcjepa.evals.flow.score import score_flow_sets
 from mcjepa.evals.flow.settings import FlowEvalConfig
-from mcjepa.evals.subject import ModelUnderTest
+from mcjepa.evals.models import EvalModel
 
 
 class SizeSeen:
@@ -44,7 +44,7 @@ def test_flow_of_resized_frames_is_scaled_back_axis_by_axis(
     sample_data: Path, resize: str, seen: tuple[int, int], flow: tuple[float, float]
 ) -> None:
     model = SizeSeen()
-    methods = flow_methods(Entrant(name="m", model=model), (), resize)
+    methods = flow_methods(Method(name="m", model=model), (), resize)
     pair = FLOW_SETS["sintel-clean"](sample_data / "flow/MPI-Sintel-complete")[0]
     estimate = methods.run_model(methods.read_frames(pair))
     assert estimate is not None and estimate.shape == (436, 1024, 2) and model.sizes == [seen]
@@ -61,13 +61,13 @@ def test_resizing_there_and_back_keeps_a_smooth_flow() -> None:
 
 
 def test_the_protocol_is_on_the_card(
-    moving_photos: Path, foreign_model: Callable[..., ModelUnderTest], tmp_path: Path
+    moving_photos: Path, foreign_model: Callable[..., EvalModel], tmp_path: Path
 ) -> None:
     for resize in ("none", "multiple-of-64", "96x192"):
         sets = {"moving-photos": str(moving_photos)}
         config = FlowEvalConfig(sets=sets, resize=resize, max_pairs=2, pictures=0, baselines=("zero",))
         model = foreign_model((0.0, 0.0))
-        (result,) = score_flow_sets(Entrant(name="m", model=model), config, tmp_path)
+        (result,) = score_flow_sets(Method(name="m", model=model), config, tmp_path)
         assert result.metrics["epe"] == result.metrics["epe_zero"]  # no flow stays none, at full size
         said = "not resized" if resize == "none" else resize
         assert said in result.card.resolution and result.card.config["resize"] == resize

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from mcjepa.data_prep.corpora import FLOW_SETS
+from mcjepa.data_prep.corpora.flow.scans import FlowScan
+from mcjepa.data_prep.corpora.items import FlowPair
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import Score
-from mcjepa.evals.flow.methods import baseline_method
-from mcjepa.evals.flow.score import score_flow_set
+from mcjepa.evals.flow.methods import Method, flow_baseline
+from mcjepa.evals.flow.score import FlowSet, score_flow
 from mcjepa.evals.flow.settings import BASELINES, FlowEvalConfig
-from mcjepa.evals.progress import EvalEvent
-from mcjepa.evals.subject import ModelUnderTest, Subject
+from mcjepa.evals.models import EvalModel
+from mcjepa.evals.progress import EvalEvent, OnEvent, silent
 
 KNOWN = {
     # pair: zero, DIS medium, fast, ultrafast, Farneback as (EPE, outliers %), data/README.md of the samples
@@ -58,21 +60,35 @@ ROOTS = {
 }
 
 
-def _score(model: ModelUnderTest, name: str, root: Path, out: Path, **settings: object) -> Score:
+def score_pairs(
+    model: EvalModel,
+    name: str,
+    root: Path,
+    pairs: Sequence[FlowPair],
+    config: FlowEvalConfig,
+    out: Path,
+    on_event: OnEvent = silent,
+) -> Score:
+    """A model and the baselines on pairs of which none is missing."""
+    flow_set = FlowSet(name=name, root=root, scan=FlowScan(pairs=list(pairs)))
+    return score_flow(Method(name="m", model=model), flow_set, config, out, on_event)
+
+
+def _score(model: EvalModel, name: str, root: Path, out: Path, **settings: object) -> Score:
     config = FlowEvalConfig(**{"baselines": ("zero",), "pictures": 0, **settings})  # type: ignore[arg-type]
-    return score_flow_set(Subject(model=model, name="m"), name, root, FLOW_SETS[name](root), config, out)
+    return score_pairs(model, name, root, FLOW_SETS[name](root), config, out)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ROOTS))
 def test_classical_baselines_reproduce_the_known_table(
-    sample_data: Path, tmp_path: Path, foreign_model: Callable[..., ModelUnderTest], name: str
+    sample_data: Path, tmp_path: Path, foreign_model: Callable[..., EvalModel], name: str
 ) -> None:
     root = sample_data / "flow" / ROOTS[name]
     pairs = [pair for pair in FLOW_SETS[name](root) if (name, pair.name) in KNOWN]
     config = FlowEvalConfig(baselines=BASELINES, pictures=0)
     for pair in pairs:
-        score = score_flow_set(Subject(model=foreign_model(), name="m"), name, root, [pair], config, tmp_path)
+        score = score_pairs(foreign_model(), name, root, [pair], config, tmp_path)
         part = ("epe_matched", "fl_matched") if name == "kitti2012" else ("epe", "fl_all")
         for method, (epe, outliers) in zip(METHODS, KNOWN[name, pair.name], strict=True):
             suffix = method.replace("-", "_")
@@ -82,7 +98,7 @@ def test_classical_baselines_reproduce_the_known_table(
 
 
 def test_constant_flow_is_scored_by_hand(
-    moving_photos: Path, tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
+    moving_photos: Path, tmp_path: Path, foreign_model: Callable[..., EvalModel]
 ) -> None:
     score = _score(foreign_model((3.0, -1.0)), "moving-photos", moving_photos, tmp_path)
     errors = []
@@ -95,19 +111,18 @@ def test_constant_flow_is_scored_by_hand(
 
 
 def test_cap_takes_evenly_spaced_pairs_and_progress_is_told(
-    moving_photos: Path, tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
+    moving_photos: Path, tmp_path: Path, foreign_model: Callable[..., EvalModel]
 ) -> None:
     events: list[EvalEvent] = []
     config = FlowEvalConfig(baselines=(), pictures=0, max_pairs=6)
     pairs = FLOW_SETS["moving-photos"](moving_photos)
-    subject = Subject(model=foreign_model(), name="m")
-    score = score_flow_set(subject, "moving-photos", moving_photos, pairs, config, tmp_path, events.append)
+    score = score_pairs(foreign_model(), "moving-photos", moving_photos, pairs, config, tmp_path, events.append)
     assert [row["pair"] for row in score.table] == [pairs[index].name for index in range(0, 24, 4)]
     assert [(event.done, event.total) for event in events] == [(done, 6) for done in range(1, 7)]
 
 
 def test_unreadable_and_mismatched_pairs_are_named_and_the_score_is_incomplete(
-    moving_photos: Path, tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
+    moving_photos: Path, tmp_path: Path, foreign_model: Callable[..., EvalModel]
 ) -> None:
     pairs = FLOW_SETS["moving-photos"](moving_photos)[:3]
     broken, small = tmp_path / "broken.png", tmp_path / "small.png"
@@ -118,28 +133,26 @@ def test_unreadable_and_mismatched_pairs_are_named_and_the_score_is_incomplete(
         dataclasses.replace(pairs[1], name="sizes", frame0=small, frame1=small),
     ]
     config = FlowEvalConfig(baselines=(), pictures=0)
-    subject = Subject(model=foreign_model(), name="m")
-    score = score_flow_set(subject, "moving-photos", moving_photos, [*bad, pairs[2]], config, tmp_path)
+    score = score_pairs(foreign_model(), "moving-photos", moving_photos, [*bad, pairs[2]], config, tmp_path)
     assert [failure.split(":")[0] for failure in score.card.failed] == ["broken", "sizes"]
     assert score.card.frames == 1 and not score.card.complete
     with pytest.raises(DataError, match="broken"):
-        score_flow_set(subject, "moving-photos", moving_photos, bad, config, tmp_path)
+        score_pairs(foreign_model(), "moving-photos", moving_photos, bad, config, tmp_path)
 
 
 def test_pairs_without_truth_are_counted_on_the_card(
-    moving_photos: Path, tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
+    moving_photos: Path, tmp_path: Path, foreign_model: Callable[..., EvalModel]
 ) -> None:
     one, two = FLOW_SETS["moving-photos"](moving_photos)[:2]
     config = FlowEvalConfig(baselines=(), pictures=0)
     pairs = [one, dataclasses.replace(two, flow=None)]
-    subject = Subject(model=foreign_model(), name="m")
-    score = score_flow_set(subject, "moving-photos", moving_photos, pairs, config, tmp_path)
+    score = score_pairs(foreign_model(), "moving-photos", moving_photos, pairs, config, tmp_path)
     assert score.card.frames == 1
     assert "1 pairs without ground truth" in score.card.split
 
 
 def test_pictures_show_even_and_worst_pairs_side_by_side(
-    moving_photos: Path, tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
+    moving_photos: Path, tmp_path: Path, foreign_model: Callable[..., EvalModel]
 ) -> None:
     score = _score(
         foreign_model(), "moving-photos", moving_photos, tmp_path, pictures=2, baselines=("zero", "dis-fast")
@@ -160,7 +173,7 @@ def test_pictures_show_even_and_worst_pairs_side_by_side(
 
 def test_repeated_baseline_call_does_not_depend_on_the_one_before(moving_photos: Path) -> None:
     first, second = (pair.read_frames() for pair in FLOW_SETS["moving-photos"](moving_photos)[:2])
-    method = baseline_method("dis-medium")
+    method = flow_baseline("dis-medium")
     alone = method(*second)
     method(*first)
     assert np.array_equal(method(*second), alone)
@@ -168,6 +181,6 @@ def test_repeated_baseline_call_does_not_depend_on_the_one_before(moving_photos:
 
 def test_unknown_baseline_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="farneback"):
-        baseline_method("raft")
+        flow_baseline("raft")
     with pytest.raises(ValueError, match="raft"):
         FlowEvalConfig(baselines=("raft",))

@@ -15,10 +15,10 @@ from mcjepa.data_prep.corpora.flow.files import write_flo, write_kitti_png
 from mcjepa.data_prep.corpora.image_files import write_png
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import Score
-from mcjepa.evals.flow.methods import Entrant
+from mcjepa.evals.flow.methods import Method
 from mcjepa.evals.flow.score import score_flow_sets
 from mcjepa.evals.flow.settings import FlowEvalConfig
-from mcjepa.evals.subject import ModelUnderTest
+from mcjepa.evals.models import EvalModel
 from tests.data_prep import layouts
 from tests.evals.flow_layouts import write_all
 
@@ -31,11 +31,11 @@ def sets_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_all(tmp_path_factory.mktemp("sets"))
 
 
-def score(root: Path, names: str, model: ModelUnderTest | None, out: Path, **settings: object) -> list[Score]:
+def score(root: Path, names: str, model: EvalModel | None, out: Path, **settings: object) -> list[Score]:
     """Scores by name, the zero flow beside the model."""
     sets = dict.fromkeys(names.split(","), str(root))
     config = FlowEvalConfig(sets=sets, **{"baselines": ("zero",), "pictures": 0, **settings})  # type: ignore[arg-type]
-    return score_flow_sets(Entrant(name="m", model=model) if model else None, config, out)
+    return score_flow_sets(Method(name="m", model=model) if model else None, config, out)
 
 
 def lengths(*u_px: float, rows: np.ndarray = V) -> float:
@@ -60,7 +60,7 @@ def lengths(*u_px: float, rows: np.ndarray = V) -> float:
 )
 def test_each_set_is_found_and_scored(
     sets_root: Path,
-    foreign_model: Callable[..., ModelUnderTest],
+    foreign_model: Callable[..., EvalModel],
     tmp_path: Path,
     name: str,
     pairs: int,
@@ -86,7 +86,7 @@ def test_a_set_without_its_folder_is_named_before_any_is_scored(sets_root: Path,
 
 
 def test_kitti2015_tells_background_from_objects_in_both_kinds_of_truth(
-    tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
+    tmp_path: Path, foreign_model: Callable[..., EvalModel]
 ) -> None:
     root = layouts.kitti2015(tmp_path / "k")
     objects = np.zeros(layouts.SIZE, np.uint8)
@@ -112,7 +112,7 @@ def test_kitti2015_tells_background_from_objects_in_both_kinds_of_truth(
 
 
 def test_missing_frames_and_wrong_sizes_are_counted_and_the_rest_is_scored(
-    tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
+    tmp_path: Path, foreign_model: Callable[..., EvalModel]
 ) -> None:
     root = layouts.chairs(tmp_path / "FlyingChairs_release")
     layouts.flow(root / "data/00004_flow.flo", 1)
@@ -138,7 +138,7 @@ def test_a_long_list_of_missing_pairs_is_shortened_and_counted(sample_data: Path
     assert result.card.frames == 1 and "1 evenly spaced ones" in result.card.split
 
 
-def test_no_pair_at_all_is_an_error(tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]) -> None:
+def test_no_pair_at_all_is_an_error(tmp_path: Path, foreign_model: Callable[..., EvalModel]) -> None:
     root = layouts.sintel(tmp_path / "MPI-Sintel-complete")
     for path in root.glob("training/flow/alley_1/*.flo"):
         path.unlink()
@@ -146,8 +146,8 @@ def test_no_pair_at_all_is_an_error(tmp_path: Path, foreign_model: Callable[...,
         score(root, "sintel-clean", foreign_model(), tmp_path)
 
 
-def test_the_table_has_the_entrants_regions_and_their_pixels_add_up_to_the_sets_score(
-    sample_data: Path, tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
+def test_the_table_has_the_methods_regions_and_their_pixels_add_up_to_the_sets_score(
+    sample_data: Path, tmp_path: Path, foreign_model: Callable[..., EvalModel]
 ) -> None:
     (result,) = score(sample_data / "flow", "sintel-final", foreign_model((1.0, 0.0)), tmp_path, subset=True)
     wanted = {"epe_matched", "epe_unmatched", "epe_d0_10", "epe_d10_60", "epe_d60_140", "epe_s0_10", "epe_s10_40"}
@@ -158,7 +158,7 @@ def test_the_table_has_the_entrants_regions_and_their_pixels_add_up_to_the_sets_
 
 
 def test_results_do_not_depend_on_the_number_of_workers(
-    sample_data: Path, tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
+    sample_data: Path, tmp_path: Path, foreign_model: Callable[..., EvalModel]
 ) -> None:
     settings = {"subset": True, "baselines": ("zero", "dis-fast"), "pictures": 1}
     one, three = (

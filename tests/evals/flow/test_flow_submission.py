@@ -14,10 +14,10 @@ from mcjepa.data_prep.corpora import FLOW_TEST_SETS
 from mcjepa.data_prep.corpora.flow.files import decode_flo, decode_kitti_png, encode_flo, encode_kitti_png
 from mcjepa.data_prep.corpora.flow.scans import SINTEL_TEST_SCENES
 from mcjepa.data_prep.errors import DataError
-from mcjepa.evals.flow.methods import Entrant, Methods, flow_methods
+from mcjepa.evals.flow.methods import FlowMethods, Method, flow_methods
 from mcjepa.evals.flow.submission import check_submission, write_submission
+from mcjepa.evals.models import EvalModel
 from mcjepa.evals.progress import EvalEvent
-from mcjepa.evals.subject import ModelUnderTest
 from tests.data_prep import layouts
 from tests.evals.flow_layouts import kitti_test, sintel_test
 
@@ -30,11 +30,11 @@ def kitti2015(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def constant(foreign_model: Callable[..., ModelUnderTest]) -> Methods:
-    return flow_methods(Entrant(name="m", model=foreign_model((1.5, -2.25))), ())
+def constant(foreign_model: Callable[..., EvalModel]) -> FlowMethods:
+    return flow_methods(Method(name="m", model=foreign_model((1.5, -2.25))), ())
 
 
-def test_kitti2015_has_its_200_files_in_the_folder_flow(kitti2015: Path, tmp_path: Path, constant: Methods) -> None:
+def test_kitti2015_has_its_200_files_in_the_folder_flow(kitti2015: Path, tmp_path: Path, constant: FlowMethods) -> None:
     pairs = FLOW_TEST_SETS["kitti2015-test"](kitti2015)
     events: list[EvalEvent] = []
     write_submission(tmp_path / "new/k.zip", "kitti2015-test", pairs, constant, 2, events.append)
@@ -51,14 +51,16 @@ def test_kitti2015_has_its_200_files_in_the_folder_flow(kitti2015: Path, tmp_pat
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["k.zip"]
 
 
-def test_kitti2012_has_its_195_files_in_the_root(tmp_path: Path, constant: Methods) -> None:
+def test_kitti2012_has_its_195_files_in_the_root(tmp_path: Path, constant: FlowMethods) -> None:
     pairs = FLOW_TEST_SETS["kitti2012-test"](kitti_test(tmp_path / "k", "image_0", 195))
     write_submission(tmp_path / "k.zip", "kitti2012-test", pairs, constant, 2)
     with zipfile.ZipFile(tmp_path / "k.zip") as archive:
         assert archive.namelist() == [f"{number:06d}_10.png" for number in range(195)]
 
 
-def test_sintel_has_both_passes_of_its_12_scenes_as_the_bundler_takes_them(tmp_path: Path, constant: Methods) -> None:
+def test_sintel_has_both_passes_of_its_12_scenes_as_the_bundler_takes_them(
+    tmp_path: Path, constant: FlowMethods
+) -> None:
     pairs = FLOW_TEST_SETS["sintel-test"](sintel_test(tmp_path / "s"))
     write_submission(tmp_path / "s.zip", "sintel-test", pairs, constant, 2)
     with zipfile.ZipFile(tmp_path / "s.zip") as archive:
@@ -71,7 +73,9 @@ def test_sintel_has_both_passes_of_its_12_scenes_as_the_bundler_takes_them(tmp_p
     assert (flow == np.float32([1.5, -2.25])).all() and flow.dtype == np.float32
 
 
-def test_an_incomplete_test_folder_is_refused_before_anything_is_computed(tmp_path: Path, constant: Methods) -> None:
+def test_an_incomplete_test_folder_is_refused_before_anything_is_computed(
+    tmp_path: Path, constant: FlowMethods
+) -> None:
     pairs = FLOW_TEST_SETS["kitti2012-test"](kitti_test(tmp_path / "k", "colored_0", 3))
     with pytest.raises(DataError, match=r"3 pairs here; the server expects 195"):
         write_submission(tmp_path / "k.zip", "kitti2012-test", pairs, constant, 2)
@@ -95,7 +99,7 @@ def test_flow_that_cannot_be_written_leaves_the_old_archive_alone(
 
     (tmp_path / "k.zip").write_bytes(b"old")
     pairs = FLOW_TEST_SETS["kitti2015-test"](kitti2015)
-    methods = flow_methods(Entrant(name="m", model=OneBadPair()), ())
+    methods = flow_methods(Method(name="m", model=OneBadPair()), ())
     with pytest.raises(DataError, match=f"000007: .*{said}"):
         write_submission(tmp_path / "k.zip", "kitti2015-test", pairs, methods, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["k.zip"] and (tmp_path / "k.zip").read_bytes() == b"old"
@@ -128,7 +132,7 @@ def test_a_damaged_archive_is_refused_with_the_place(kitti2015: Path, tmp_path: 
         check_submission(tmp_path / "bad.zip", "kitti2015-test", pairs)
 
 
-def test_a_cut_off_or_altered_archive_is_refused(kitti2015: Path, tmp_path: Path, constant: Methods) -> None:
+def test_a_cut_off_or_altered_archive_is_refused(kitti2015: Path, tmp_path: Path, constant: FlowMethods) -> None:
     pairs = FLOW_TEST_SETS["kitti2015-test"](kitti2015)
     path = tmp_path / "k.zip"
     write_submission(path, "kitti2015-test", pairs, constant, 2)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mcjepa.data_prep.corpora.image_files import read_rgb
 from mcjepa.evals.infer.tiling import blend_tiles, tile_starts, tiled_features, tiled_flow
-from mcjepa.evals.subject import ModelUnderTest, image_tensor, load_model
+from mcjepa.evals.models import EvalModel, image_tensor, load_model
 
 CONTEXT_PX = 16
 
@@ -80,7 +80,7 @@ def test_tiles_cover_a_side_on_the_coarsest_grid_and_overlap(side_px: int) -> No
     assert all(0 < after - before <= 384 for before, after in itertools.pairwise(starts))
 
 
-def test_tiled_features_are_the_whole_frames(foreign_model: Callable[..., ModelUnderTest]) -> None:
+def test_tiled_features_are_the_whole_frames(foreign_model: Callable[..., EvalModel]) -> None:
     image = _frames(200, 330)[0]
     whole = tiled_features(foreign_model(), image, 8, 0, 0)
     tiled = tiled_features(foreign_model(), image, 8, 128, 64)

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mcjepa.evals.models import EvalModel
 from mcjepa.evals.probe.images import fitted_size, resize_image, resize_labels, window_boxes
 from mcjepa.evals.probe.settings import ProbeConfig
 from mcjepa.evals.probe.windows import AugmentedWindows, augment_sample, choose_crop, distort_colours
-from mcjepa.evals.subject import ModelUnderTest
 from tests.evals.labelled_sets import STRIDES, write_items
 
 
@@ -93,9 +93,7 @@ def test_colours_change_and_stay_bytes() -> None:
     assert len({result.tobytes() for result in results}) > 10
 
 
-def test_augmented_batches_are_a_function_of_the_step(
-    tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
-) -> None:
+def test_augmented_batches_are_a_function_of_the_step(tmp_path: Path, foreign_model: Callable[..., EvalModel]) -> None:
     items = write_items(tmp_path, [(70, 90)] * 5)
     config = ProbeConfig(
         augment="mmseg", norm="batch", steps=4, warmup_steps=0, batch=3, crop_px=64, encode_batch=2, workers=3

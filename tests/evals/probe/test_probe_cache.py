@@ -19,18 +19,18 @@ import torch
 
 from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.models import EvalModel, load_model
 from mcjepa.evals.probe.cache import FeatureCache
 from mcjepa.evals.probe.feature_file import FeatureFile
 from mcjepa.evals.probe.features import encode_images, features_key, model_digest
 from mcjepa.evals.probe.images import images_digest
-from mcjepa.evals.subject import ModelUnderTest, load_model
 from tests.evals.labelled_sets import PLAN, cache_in, features_of, write_items
 
 SIZES = [(64, 80)] * 5 + [(70, 70)] * 3
 
 
 @pytest.fixture
-def model(weights_folder: Path) -> ModelUnderTest:
+def model(weights_folder: Path) -> EvalModel:
     """Our tiny model."""
     return load_model(weights_folder, torch.device("cpu"))
 
@@ -57,7 +57,7 @@ def same(one: FeatureFile, two: FeatureFile) -> bool:
 
 
 def test_images_are_encoded_once_in_groups_of_equal_size_and_broken_ones_named(
-    tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
+    tmp_path: Path, foreign_model: Callable[..., EvalModel]
 ) -> None:
     items = write_items(tmp_path / "set", [(64, 80)] * 4 + [(70, 70)] * 2)
     (tmp_path / "set/5.png").write_bytes(b"no picture")
@@ -73,7 +73,7 @@ def test_images_are_encoded_once_in_groups_of_equal_size_and_broken_ones_named(
     assert list((tmp_path / "cache").glob("*/")) == []  # of a model that cannot be told from another nothing stays
 
 
-def test_what_is_read_is_what_was_encoded(tmp_path: Path, model: ModelUnderTest, items: list[LabelledImage]) -> None:
+def test_what_is_read_is_what_was_encoded(tmp_path: Path, model: EvalModel, items: list[LabelledImage]) -> None:
     windows = dataclasses.replace(PLAN, window=(64, 64), window_stride=(32, 32), resize=(100, 90), resize_labels=False)
     for plan in (PLAN, windows):
         with cache_in(tmp_path / "cache") as cache:
@@ -88,7 +88,7 @@ def test_what_is_read_is_what_was_encoded(tmp_path: Path, model: ModelUnderTest,
 
 
 def test_a_second_run_encodes_nothing(
-    tmp_path: Path, model: ModelUnderTest, items: list[LabelledImage], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model: EvalModel, items: list[LabelledImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with cache_in(tmp_path) as cache:
         first = features_of(cache, model, items)
@@ -99,7 +99,7 @@ def test_a_second_run_encodes_nothing(
 
 
 def test_half_precision_takes_half_the_space_and_refuses_what_it_cannot_hold(
-    tmp_path: Path, model: ModelUnderTest, items: list[LabelledImage], foreign_model: Callable[..., ModelUnderTest]
+    tmp_path: Path, model: EvalModel, items: list[LabelledImage], foreign_model: Callable[..., EvalModel]
 ) -> None:
     with cache_in(tmp_path) as cache, cache_in(tmp_path, dtype="float16") as half:
         exact, rounded = features_of(cache, model, items), features_of(half, model, items)
@@ -122,7 +122,7 @@ def test_half_precision_takes_half_the_space_and_refuses_what_it_cannot_hold(
 
 
 def test_the_key_tells_weights_images_labels_and_preprocessing_apart(
-    tmp_path: Path, model: ModelUnderTest, items: list[LabelledImage]
+    tmp_path: Path, model: EvalModel, items: list[LabelledImage]
 ) -> None:
     digest, encoder = images_digest(items), model_digest(model)
     keys = {features_key(encoder, digest, PLAN, "float16", 8)[0]}
@@ -141,7 +141,7 @@ def test_the_key_tells_weights_images_labels_and_preprocessing_apart(
 
 @pytest.mark.parametrize("harm", ["torn line", "torn maps", "wrong bytes", "no index", "not sealed"])
 def test_half_features_are_continued_to_the_same_bytes_and_never_read(
-    tmp_path: Path, model: ModelUnderTest, items: list[LabelledImage], harm: str
+    tmp_path: Path, model: EvalModel, items: list[LabelledImage], harm: str
 ) -> None:
     with cache_in(tmp_path) as cache:
         folder = features_of(cache, model, items).folder
@@ -174,7 +174,7 @@ ENCODE_SLOWLY = """
 import sys, time
 from pathlib import Path
 import torch
-from mcjepa.evals.subject import load_model
+from mcjepa.evals.models import load_model
 from mcjepa.data_prep.corpora.items import LabelledImage
 from tests.evals.labelled_sets import cache_in, features_of
 
@@ -188,7 +188,7 @@ with cache_in(Path(sys.argv[2])) as cache:
 
 @pytest.mark.slow
 def test_killed_while_encoding_the_next_run_goes_on_and_a_third_waits(
-    tmp_path: Path, weights_folder: Path, model: ModelUnderTest
+    tmp_path: Path, weights_folder: Path, model: EvalModel
 ) -> None:
     words = [sys.executable, "-c", ENCODE_SLOWLY, str(weights_folder), str(tmp_path / "cache"), str(tmp_path / "set")]
     items = write_items(tmp_path / "set", [(64, 80)] * 40)
@@ -212,7 +212,7 @@ def test_killed_while_encoding_the_next_run_goes_on_and_a_third_waits(
 
 
 def test_the_longest_unused_features_make_room_and_those_in_use_stay(
-    tmp_path: Path, model: ModelUnderTest, items: list[LabelledImage]
+    tmp_path: Path, model: EvalModel, items: list[LabelledImage]
 ) -> None:
     with cache_in(tmp_path) as cache:
         size = features_of(cache, model, items).bytes
@@ -235,7 +235,7 @@ def test_the_longest_unused_features_make_room_and_those_in_use_stay(
 
 
 def test_too_small_a_limit_or_disk_is_an_error_before_much_is_written(
-    tmp_path: Path, model: ModelUnderTest, items: list[LabelledImage], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model: EvalModel, items: list[LabelledImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with cache_in(tmp_path / "a", most_gib=1e-6) as cache, pytest.raises(DataError, match=r"take about .* GiB"):
         features_of(cache, model, items)
@@ -245,7 +245,7 @@ def test_too_small_a_limit_or_disk_is_an_error_before_much_is_written(
     assert all(len((path / "index.jsonl").read_text().splitlines()) == 1 for path in tmp_path.glob("?/*/"))
 
 
-def test_a_damaged_finished_folder_is_named(tmp_path: Path, model: ModelUnderTest, items: list[LabelledImage]) -> None:
+def test_a_damaged_finished_folder_is_named(tmp_path: Path, model: EvalModel, items: list[LabelledImage]) -> None:
     with cache_in(tmp_path) as cache:
         folder = features_of(cache, model, items).folder
     with (folder / "maps.bin").open("ab") as file:
@@ -255,7 +255,7 @@ def test_a_damaged_finished_folder_is_named(tmp_path: Path, model: ModelUnderTes
 
 
 def test_features_that_are_not_kept_are_gone_afterwards(
-    tmp_path: Path, model: ModelUnderTest, items: list[LabelledImage]
+    tmp_path: Path, model: EvalModel, items: list[LabelledImage]
 ) -> None:
     with FeatureCache(tmp_path / "c", most_gib=1.0, dtype="float16", batch=3, keep=False) as cache:
         features = features_of(cache, model, items)

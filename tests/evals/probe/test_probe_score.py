@@ -17,11 +17,11 @@ from mcjepa.data_prep.corpora import SEGMENTATION_CLASSES, SEGMENTATION_SETS
 from mcjepa.data_prep.corpora.image_files import write_id_png
 from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
+from mcjepa.evals.models import EvalModel, LoadedModel, load_model, random_twin
 from mcjepa.evals.probe.images import LabelledSet
 from mcjepa.evals.probe.score import score_probe
 from mcjepa.evals.probe.settings import PROTOCOLS, ProbeConfig, describe_protocol, protocol_settings
 from mcjepa.evals.progress import EvalEvent
-from mcjepa.evals.subject import ModelUnderTest, Subject, load_model, random_twin
 from tests.evals.labelled_sets import write_items
 
 CONFIG = ProbeConfig(
@@ -31,14 +31,14 @@ NAMES = ("sky/a.png", "b", "c d", "e", "f")
 
 
 @pytest.fixture
-def subject(foreign_model: Callable[..., ModelUnderTest]) -> Subject:
+def loaded(foreign_model: Callable[..., EvalModel]) -> LoadedModel:
     """Colours as features; its rival sees nothing."""
 
     class Blind:
         def features(self, image_B3HW: torch.Tensor) -> list[torch.Tensor]:
             return [torch.ones_like(level) for level in foreign_model().features(image_B3HW)]
 
-    return Subject(model=foreign_model(), name="m", digest="9be", random_model=Blind())  # type: ignore[arg-type]
+    return LoadedModel(model=foreign_model(), name="m", digest="9be", random_model=Blind())  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -50,10 +50,10 @@ def data(tmp_path: Path) -> LabelledSet:
     )
 
 
-def score_in(tmp_path: Path, subject: Subject, data: LabelledSet, **changes: object):
+def score_in(tmp_path: Path, loaded: LoadedModel, data: LabelledSet, **changes: object):
     """The score of `CONFIG` with changes."""
     config = dataclasses.replace(CONFIG, **changes)  # type: ignore[arg-type]
-    return score_probe(subject, data, config, 5, tmp_path / "results/probe/bands")
+    return score_probe(loaded, data, config, 5, tmp_path / "results/probe/bands")
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -74,21 +74,21 @@ def rows_of(path: Path) -> list[dict[str, str]]:
     ids=["cached", "batch-norm", "knn", "windows", "mmseg"],
 )
 def test_every_protocol_beats_the_model_that_sees_nothing_and_repeats_itself(
-    tmp_path: Path, subject: Subject, data: LabelledSet, changes: dict[str, object]
+    tmp_path: Path, loaded: LoadedModel, data: LabelledSet, changes: dict[str, object]
 ) -> None:
-    score = score_in(tmp_path, subject, data, **changes)
+    score = score_in(tmp_path, loaded, data, **changes)
     assert score.metrics["miou"] > score.metrics["miou_random"] + 15
     assert score.card.complete and score.card.seeds == (5,) and score.card.weights_digest == "9be"
     assert score.name == ("probe-knn/bands" if "head" in changes else "probe/bands")
-    assert score_in(tmp_path, subject, data, **changes).metrics == score.metrics
+    assert score_in(tmp_path, loaded, data, **changes).metrics == score.metrics
 
 
 def test_the_score_tells_its_protocol_and_writes_its_tables_and_pictures(
-    tmp_path: Path, subject: Subject, data: LabelledSet
+    tmp_path: Path, loaded: LoadedModel, data: LabelledSet
 ) -> None:
     events: list[EvalEvent] = []
     out = tmp_path / "results/probe/bands"
-    score = score_probe(subject, data, CONFIG, 5, out, events.append)
+    score = score_probe(loaded, data, CONFIG, 5, out, events.append)
     assert {"iou_a", "iou_c_d", "iou_a_random"} <= set(score.metrics) and score.rivals == ("random",)
     assert "cached with" in score.card.head and "24 channels" in score.card.head and "float16" in score.card.head
     assert "80x64, 90x70 px" in score.card.resolution and score.card.frames == 2
@@ -107,11 +107,11 @@ def test_the_score_tells_its_protocol_and_writes_its_tables_and_pictures(
 
 
 def test_several_seeds_give_mean_and_deviation_of_single_scores(
-    tmp_path: Path, subject: Subject, data: LabelledSet
+    tmp_path: Path, loaded: LoadedModel, data: LabelledSet
 ) -> None:
     changes = {"steps": 8, "warmup_steps": 0, "loss_stride_px": 8}
-    single = [score_in(tmp_path, subject, data, **changes, seeds=(seed,)).metrics for seed in (0, 1, 2)]
-    several = score_in(tmp_path, subject, data, **changes, seeds=(0, 1, 2))
+    single = [score_in(tmp_path, loaded, data, **changes, seeds=(seed,)).metrics for seed in (0, 1, 2)]
+    several = score_in(tmp_path, loaded, data, **changes, seeds=(0, 1, 2))
     for name in ("miou", "pixel_accuracy", "mean_accuracy", "miou_random"):
         base, rival = (name.removesuffix("_random"), "_random") if name.endswith("_random") else (name, "")
         values = [metrics[name] for metrics in single]
@@ -125,7 +125,7 @@ def test_several_seeds_give_mean_and_deviation_of_single_scores(
 
 def test_our_model_has_a_random_encoder_a_seed(tmp_path: Path, weights_folder: Path, data: LabelledSet) -> None:
     model = load_model(weights_folder, torch.device("cpu"))
-    ours = Subject(model=model, name="m", random_model=random_twin(model, 0))
+    ours = LoadedModel(model=model, name="m", random_model=random_twin(model, 0))
     quick = {"steps": 2, "warmup_steps": 0, "loss_stride_px": 8, "pictures": 0}
     score = score_in(tmp_path, ours, data, **quick, seeds=(1, 2))
     kept = list((tmp_path / "features").glob("*/"))
@@ -153,10 +153,10 @@ def harmed(data: LabelledSet, harm: str) -> Sequence[LabelledImage]:
     ("harm", "reason"), [("class", r"\[77\]; expected 0..4"), ("size", "one size"), ("torn", "not a readable image")]
 )
 def test_an_image_that_cannot_be_scored_is_named_and_not_averaged_away(
-    tmp_path: Path, subject: Subject, data: LabelledSet, harm: str, reason: str
+    tmp_path: Path, loaded: LoadedModel, data: LabelledSet, harm: str, reason: str
 ) -> None:
-    whole = score_in(tmp_path, subject, dataclasses.replace(data, val=data.val[:1]))
-    score = score_in(tmp_path, subject, dataclasses.replace(data, val=harmed(data, harm)))
+    whole = score_in(tmp_path, loaded, dataclasses.replace(data, val=data.val[:1]))
+    score = score_in(tmp_path, loaded, dataclasses.replace(data, val=harmed(data, harm)))
     assert not score.card.complete and score.card.frames == 1 and len(score.table) == 1
     assert score.metrics == whole.metrics
     assert len(score.card.failed) == 1 and score.card.failed[0].startswith("1: ")
@@ -165,36 +165,36 @@ def test_an_image_that_cannot_be_scored_is_named_and_not_averaged_away(
 
 @pytest.mark.parametrize("augment", ["none", "mmseg"])
 def test_a_training_image_that_cannot_be_read_is_named_too(
-    tmp_path: Path, subject: Subject, data: LabelledSet, augment: str
+    tmp_path: Path, loaded: LoadedModel, data: LabelledSet, augment: str
 ) -> None:
     Path(data.train[2].image).write_bytes(b"")
     changes = {"augment": augment, "norm": "batch", "crop_px": 64, "steps": 2, "warmup_steps": 0}
-    score = score_in(tmp_path, subject, data, **changes)
+    score = score_in(tmp_path, loaded, data, **changes)
     assert [reason[:3] for reason in score.card.failed] == ["2: "]
     assert score.card.split.startswith("fitted to 5 images of train")
 
 
 def test_void_labels_are_not_scored_and_nothing_but_void_is_refused(
-    tmp_path: Path, subject: Subject, data: LabelledSet
+    tmp_path: Path, loaded: LoadedModel, data: LabelledSet
 ) -> None:
     labels = np.full((70, 90), 255, np.uint8)
     write_id_png(Path(data.val[1].labels), labels)
-    score = score_in(tmp_path, subject, data)
+    score = score_in(tmp_path, loaded, data)
     assert score.table[1]["counted_pixels"] == 0 and math.isnan(score.table[1]["miou"])  # type: ignore[arg-type]
     assert score.to_dict()["table"][1]["miou"] is None and score.card.complete
     with pytest.raises(DataError, match=r"all 1 validation images .* are void"):
-        score_in(tmp_path, subject, dataclasses.replace(data, val=data.val[1:]))
+        score_in(tmp_path, loaded, dataclasses.replace(data, val=data.val[1:]))
 
 
-def test_probe_without_readable_images_is_refused(tmp_path: Path, subject: Subject, data: LabelledSet) -> None:
+def test_probe_without_readable_images_is_refused(tmp_path: Path, loaded: LoadedModel, data: LabelledSet) -> None:
     bad = LabelledImage("bad", tmp_path / "no.png", tmp_path / "no.png")
     for changes in ({}, {"augment": "mmseg", "norm": "batch", "crop_px": 64}):
         with pytest.raises(DataError, match=r"training images.*bad"):
-            score_in(tmp_path, subject, dataclasses.replace(data, train=[bad]), **changes)
+            score_in(tmp_path, loaded, dataclasses.replace(data, train=[bad]), **changes)
     with pytest.raises(DataError, match=r"validation images.*bad"):
-        score_in(tmp_path, subject, dataclasses.replace(data, val=[bad]))
+        score_in(tmp_path, loaded, dataclasses.replace(data, val=[bad]))
     with pytest.raises(DataError, match=r"training images.*list is empty"):
-        score_in(tmp_path, subject, dataclasses.replace(data, train=[]))
+        score_in(tmp_path, loaded, dataclasses.replace(data, train=[]))
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_probe_without_readable_images_is_refused(tmp_path: Path, subject: Subje
     ],
 )
 def test_real_samples_are_probed_in_the_sets_own_windows(
-    sample_data: Path, tmp_path: Path, subject: Subject, name: str, root: str, split: str
+    sample_data: Path, tmp_path: Path, loaded: LoadedModel, name: str, root: str, split: str
 ) -> None:
     folder = sample_data / root
     items = SEGMENTATION_SETS[name](folder, split)[:2]
@@ -215,7 +215,7 @@ def test_real_samples_are_probed_in_the_sets_own_windows(
     settings = protocol_settings({"camvid": "cached", "voc2012": "vicregl-voc"}.get(name, f"vicregl-{name}"))
     quick = {"set": name, "steps": 3, "warmup_steps": 0, "batch": 2, "loss_stride_px": 8, "lr": 0.05}
     config = ProbeConfig(**settings | quick, random_baseline=False)
-    score = score_probe(subject, data, config, 0, tmp_path / "results/probe" / name)
+    score = score_probe(loaded, data, config, 0, tmp_path / "results/probe" / name)
     assert score.card.complete and score.card.frames == len(items) and 0 < score.metrics["pixel_accuracy"] <= 100
     classes = {row["class"] for row in rows_of(tmp_path / "results/probe" / name / "classes.csv")}
     assert classes == set(data.classes)

@@ -118,7 +118,7 @@ def test_mistakes_are_one_clear_line(
         ([], 2, "neither WEIGHTS nor --estimates"),
         (["top_k=3"], 2, "neither WEIGHTS nor --estimates"),
         ([weights_folder, "--estimates", davis], 2, "both WEIGHTS and --estimates"),
-        ([weights_folder, "--preset", "dion"], 2, "--preset is 'dion', expected one of dino, crw, vfs"),
+        ([weights_folder, "--preset", "dion"], 2, "--preset is 'dion': did you mean 'dino'?"),
         ([weights_folder, "topk=3"], 2, "unknown key 'topk': did you mean 'top_k'?"),
         ([weights_folder, "stride=12"], 2, "vos.stride is 12"),
         (["--estimates", tmp_path / "none"], 3, "no folder"),

@@ -18,7 +18,7 @@ from PIL import Image
 from mcjepa.data_prep.corpora import VOS_SETS
 from mcjepa.data_prep.corpora.items import MaskedVideo
 from mcjepa.data_prep.errors import DataError
-from mcjepa.evals.subject import ModelUnderTest, Subject
+from mcjepa.evals.models import EvalModel, LoadedModel
 from mcjepa.evals.vos.propagation import encode_frame, encoded_size, track_masks
 from mcjepa.evals.vos.score import score_vos_estimates, score_vos_set
 from mcjepa.evals.vos.sequence import read_ids_of
@@ -44,10 +44,10 @@ def _write_video(folder: Path, name: str, frames: int = 6, size: tuple[int, int]
 
 
 def test_moving_objects_are_followed_where_the_copied_mask_fails(
-    tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
+    tmp_path: Path, foreign_model: Callable[..., EvalModel]
 ) -> None:
     video = _write_video(tmp_path / "in", "blocks")
-    score = score_vos_set(Subject(model=foreign_model(), name="m"), tmp_path, [video], CONFIG, tmp_path / "out")
+    score = score_vos_set(LoadedModel(model=foreign_model(), name="m"), tmp_path, [video], CONFIG, tmp_path / "out")
     assert [(row["object"], row["frames"]) for row in score.table] == [(1, 4), (2, 4)]
     assert score.metrics["j_mean"] > 0.8 > score.metrics["j_mean_copy_first"]
     assert score.metrics["jf"] == pytest.approx((score.metrics["j_mean"] + score.metrics["f_mean"]) / 2)
@@ -57,17 +57,15 @@ def test_moving_objects_are_followed_where_the_copied_mask_fails(
     assert all(picture.path.is_file() for picture in score.pictures)
 
 
-def test_copied_mask_has_the_overlap_of_shifted_blocks(
-    tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
-) -> None:
+def test_copied_mask_has_the_overlap_of_shifted_blocks(tmp_path: Path, foreign_model: Callable[..., EvalModel]) -> None:
     video = _write_video(tmp_path / "in", "blocks", frames=4)
-    score = score_vos_set(Subject(model=foreign_model(), name="m"), tmp_path, [video], CONFIG, tmp_path / "out")
+    score = score_vos_set(LoadedModel(model=foreign_model(), name="m"), tmp_path, [video], CONFIG, tmp_path / "out")
     # Blocks of 32 px shifted by 8 and 16 px: 24/40 and 16/48.
     assert score.metrics["j_mean_copy_first"] == pytest.approx((24 / 40 + 16 / 48) / 2)
 
 
 def test_tracking_twice_gives_the_same_masks_and_takes_a_frame_at_a_time(
-    tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
+    tmp_path: Path, foreign_model: Callable[..., EvalModel]
 ) -> None:
     video = _write_video(tmp_path, "blocks", size=(100, 130))
     first = read_ids_of(video, 0)
@@ -92,7 +90,7 @@ def test_encoded_size_follows_dinos_rule_or_keeps_the_shape() -> None:
     assert size((1080, 1920), 480, multiple_px=1) == (480, 853)
 
 
-def test_padding_is_cut_off_the_features(foreign_model: Callable[..., ModelUnderTest]) -> None:
+def test_padding_is_cut_off_the_features(foreign_model: Callable[..., EvalModel]) -> None:
     model = foreign_model()
     features = encode_frame(model, np.zeros((100, 130, 3), np.uint8), (100, 130), 8)
     assert features.shape == (6, 13, 17)
@@ -100,7 +98,7 @@ def test_padding_is_cut_off_the_features(foreign_model: Callable[..., ModelUnder
 
 
 def test_broken_sequences_are_named_and_the_rest_is_scored(
-    tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
+    tmp_path: Path, foreign_model: Callable[..., EvalModel]
 ) -> None:
     good = _write_video(tmp_path / "good", "good")
     short = MaskedVideo("short", good.frames[:2], good.masks[:2])
@@ -108,32 +106,32 @@ def test_broken_sequences_are_named_and_the_rest_is_scored(
     empty = tmp_path / "empty.png"
     cv2.imwrite(str(empty), np.zeros((96, 128), np.uint8))
     nothing = MaskedVideo("nothing", good.frames, (empty, *good.masks[1:]))
-    subject = Subject(model=foreign_model(), name="m")
+    loaded = LoadedModel(model=foreign_model(), name="m")
     videos = [short, unpaired, nothing, good]
-    score = score_vos_set(subject, tmp_path, videos, CONFIG, tmp_path / "out")
+    score = score_vos_set(loaded, tmp_path, videos, CONFIG, tmp_path / "out")
     assert [failure.split(":")[0] for failure in score.card.failed] == ["short", "unpaired", "nothing"]
     assert {row["sequence"] for row in score.table} == {"good"}
     with pytest.raises(DataError, match="short"):
-        score_vos_set(subject, tmp_path, videos[:3], CONFIG, tmp_path / "out")
+        score_vos_set(loaded, tmp_path, videos[:3], CONFIG, tmp_path / "out")
 
 
 def test_generated_set_is_scored_through_its_reader(
-    moving_photos: Path, tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
+    moving_photos: Path, tmp_path: Path, foreign_model: Callable[..., EvalModel]
 ) -> None:
     videos = VOS_SETS["moving-photos"](moving_photos)
-    score = score_vos_set(Subject(model=foreign_model(), name="m"), moving_photos, videos, CONFIG, tmp_path)
+    score = score_vos_set(LoadedModel(model=foreign_model(), name="m"), moving_photos, videos, CONFIG, tmp_path)
     assert score.card.complete
     assert 0 < score.metrics["jf"] <= 1
 
 
 def test_davis_first_mask_copied_has_the_known_score(
-    sample_data: Path, tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
+    sample_data: Path, tmp_path: Path, foreign_model: Callable[..., EvalModel]
 ) -> None:
     root = sample_data / "davis/DAVIS"
     video = next(video for video in VOS_SETS["davis"](root) if video.name == "car-shadow")
-    subject = Subject(model=foreign_model(), name="m")
+    loaded = LoadedModel(model=foreign_model(), name="m")
     config = VosConfig(stride=32, pictures=0)
-    score = score_vos_set(subject, root, [video], config, tmp_path)
+    score = score_vos_set(loaded, root, [video], config, tmp_path)
     assert score.metrics["j_mean_copy_first"] == pytest.approx(0.408, abs=0.001)
     assert score.metrics["f_mean_copy_first"] == pytest.approx(0.252, abs=0.001)
     assert score.card.frames == 38
@@ -141,11 +139,11 @@ def test_davis_first_mask_copied_has_the_known_score(
 
 
 def test_masks_and_overlays_are_written_and_score_as_they_did(
-    tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
+    tmp_path: Path, foreign_model: Callable[..., EvalModel]
 ) -> None:
     video = _write_video(tmp_path / "in", "blocks")
     config = dataclasses.replace(CONFIG, masks=True, overlays=True, pictures=0)
-    score = score_vos_set(Subject(model=foreign_model(), name="m"), tmp_path, [video], config, tmp_path / "out")
+    score = score_vos_set(LoadedModel(model=foreign_model(), name="m"), tmp_path, [video], config, tmp_path / "out")
     written = sorted((tmp_path / "out/masks/blocks").iterdir())
     assert [path.name for path in written] == [f"{Path(str(frame)).stem}.png" for frame in video.frames]
     with Image.open(written[0]) as image:
@@ -161,11 +159,11 @@ def test_masks_and_overlays_are_written_and_score_as_they_did(
 
 
 def test_a_sequence_without_ground_truth_is_tracked_and_not_scored(
-    tmp_path: Path, foreign_model: Callable[..., ModelUnderTest]
+    tmp_path: Path, foreign_model: Callable[..., EvalModel]
 ) -> None:
     whole = _write_video(tmp_path / "in", "blocks")
     video = MaskedVideo("blocks", whole.frames, whole.masks[:1])
-    score = score_vos_set(Subject(model=foreign_model(), name="m"), tmp_path, [video], CONFIG, tmp_path / "out")
+    score = score_vos_set(LoadedModel(model=foreign_model(), name="m"), tmp_path, [video], CONFIG, tmp_path / "out")
     assert score.metrics == {} and score.table == () and score.rivals == () and score.card.frames == 0
     assert "1 sequences without ground truth" in score.card.split
     assert len(list((tmp_path / "out/masks/blocks").iterdir())) == 6
@@ -254,7 +252,7 @@ import sys
 from pathlib import Path
 import torch
 from mcjepa.data_prep.corpora import VOS_SETS
-from mcjepa.evals.subject import McJepaUnderTest, Subject
+from mcjepa.evals.models import McJepaEvalModel, LoadedModel
 from mcjepa.evals.vos.settings import VosConfig
 from mcjepa.evals.vos.score import score_vos_set
 from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
@@ -265,8 +263,8 @@ model = MCJEPA(ModelConfig(encoder=size, flow=FlowConfig(width_factor=0.25), exp
 root = Path(sys.argv[1])
 videos = [video for video in VOS_SETS["davis2017"](root) if video.name == "camel"]
 config = VosConfig(stride=4, tile_cells=16, radius_cells=2, context_frames=1, overlays=True, pictures=1)
-subject = Subject(model=McJepaUnderTest(model, torch.device("cpu")), name="nano")
-score = score_vos_set(subject, root, videos, config, Path(sys.argv[2]))
+loaded = LoadedModel(model=McJepaEvalModel(model, torch.device("cpu")), name="nano")
+score = score_vos_set(loaded, root, videos, config, Path(sys.argv[2]))
 peak_kib = Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]  # ru_maxrss has the parent's too
 print(score.card.frames, int(peak_kib) / 1024)
 """

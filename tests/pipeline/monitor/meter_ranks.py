@@ -1,4 +1,4 @@
-"""Costly meters on every ZeRO stage, as one of several ranks; prints them as one JSON line."""
+"""Periodic meters on every ZeRO stage, as one of several ranks; prints them as one JSON line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from small_steps import WEIGHTS, made_up_batch, small_engine
 
 from mcjepa.pipeline.engine.engine import start_world
-from mcjepa.pipeline.monitor.representation import CostlyMeters
+from mcjepa.pipeline.monitor.representation import PeriodicMeters
 from mcjepa.pipeline.run.pictures import _look
 from mcjepa.pipeline.settings.monitor import MeterConfig
 from mcjepa.pipeline.settings.train import EngineConfig
@@ -26,7 +26,7 @@ def main() -> None:
             losses = []
             for step in range(3):
                 batch = made_up_batch(step, world.rank)
-                tap = CostlyMeters(engine, batch, weights, MeterConfig()) if metered else None
+                tap = PeriodicMeters(engine, batch, weights, MeterConfig()) if metered else None
                 result = run_step(engine, batch, weights, stop_requested=False, tap=tap)
                 losses.append(float(result.output.loss))
                 shown = made_up_batch(99).pairs

@@ -13,10 +13,10 @@ from small_steps import made_up_batch
 
 from mcjepa.model.mcjepa import JointLoss
 from mcjepa.pipeline.errors import RunError, UsageError
-from mcjepa.pipeline.monitor.flight_record import random_state, read_record, restore_random_state, state_of
+from mcjepa.pipeline.monitor.flight_record import read_record, state_of
 from mcjepa.pipeline.monitor.guards import SpikeDetector, StepGuard, StepSetting
 from mcjepa.pipeline.settings.monitor import GuardConfig, SpikeConfig
-from mcjepa.pipeline.step.step import StepResult
+from mcjepa.pipeline.step.step import StepResult, random_state, restore_random_state
 
 SETTING = StepSetting({"cycle": 0.2}, {"encoder": 1e-3}, {"seed": 7, "world_size": 1})
 

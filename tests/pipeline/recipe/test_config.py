@@ -104,5 +104,5 @@ def test_only_named_texts_are_substituted() -> None:
 
 def test_a_recipe_is_found_by_name_but_not_outside_the_package() -> None:
     assert find_recipe("quickstart").name == "quickstart.yaml"
-    with pytest.raises(UsageError, match="shipped recipes"):
+    with pytest.raises(UsageError, match="shipped recipe"):
         find_recipe("../quickstart")

@@ -1,4 +1,4 @@
-"""Turns of the two streams: a pure function of the step that leaves no step of either stream out."""
+"""Interleaving of the two streams: a pure function of the step that leaves no step of either stream out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcjepa.pipeline.settings.stream import SourceConfig, StreamConfig
-from mcjepa.pipeline.stream.order import Sampling, Turns
+from mcjepa.pipeline.stream.order import Sampling, StreamInterleaving
 
 modes = st.sampled_from(["combined", "alternate-batch", "alternate-epoch"])
 epochs = st.fixed_dictionaries({"pairs": st.integers(1, 9), "views": st.integers(1, 9)})
@@ -21,23 +21,23 @@ def test_a_streams_own_step_counts_the_steps_in_which_it_took_part(
     mode: Sampling, epoch_steps: Mapping[str, int]
 ) -> None:
     taken = {"pairs": 0, "views": 0}
-    turns = Turns(mode, epoch_steps)
+    interleaving = StreamInterleaving(mode, epoch_steps)
     for step in range(60):
-        for name, own in turns.at(step).items():
+        for name, own in interleaving.at(step).items():
             assert own == taken[name]
             taken[name] += 1
     assert sum(taken.values()) == (120 if mode == "combined" else 60)
-    assert turns.at(37) == Turns(mode, epoch_steps).at(37)  # no state
+    assert interleaving.at(37) == StreamInterleaving(mode, epoch_steps).at(37)  # no state
 
 
 def test_batches_alternate_from_views_on() -> None:
-    turns = Turns("alternate-batch", {"pairs": 4, "views": 4})
-    assert [turns.at(step) for step in range(4)] == [{"views": 0}, {"pairs": 0}, {"views": 1}, {"pairs": 1}]
+    interleaving = StreamInterleaving("alternate-batch", {"pairs": 4, "views": 4})
+    assert [interleaving.at(step) for step in range(4)] == [{"views": 0}, {"pairs": 0}, {"views": 1}, {"pairs": 1}]
 
 
 def test_epochs_alternate_by_the_streams_own_lengths() -> None:
-    turns = Turns("alternate-epoch", {"pairs": 2, "views": 3})
-    names = [next(iter(turns.at(step))) for step in range(10)]
+    interleaving = StreamInterleaving("alternate-epoch", {"pairs": 2, "views": 3})
+    names = [next(iter(interleaving.at(step))) for step in range(10)]
     assert names == ["views"] * 3 + ["pairs"] * 2 + ["views"] * 3 + ["pairs"] * 2
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mcjepa.data_prep.errors import DataError
-from mcjepa.evals.subject import (
-    ModelUnderTest,
+from mcjepa.evals.models import (
+    EvalModel,
     choose_device,
     features_by_stride,
     image_tensor,
@@ -33,7 +33,7 @@ def test_image_becomes_rgb_between_0_and_1() -> None:
     assert tensor[0, :, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.2])
 
 
-def test_image_is_padded_at_the_right_and_bottom_only(foreign_model: Callable[..., ModelUnderTest]) -> None:
+def test_image_is_padded_at_the_right_and_bottom_only(foreign_model: Callable[..., EvalModel]) -> None:
     image = torch.rand(2, 3, 100, 130)
     maps = features_by_stride(foreign_model(), image)
     assert sorted(maps) == [2, 4, 8, 16, 32, 64]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_steps import WEIGHTS, finish_ranks, made_up_batch, small_model, start_ranks
 
-from mcjepa.pipeline.monitor.representation import Alerts, CostlyMeters, effective_rank, global_covariances, spread_of
+from mcjepa.pipeline.monitor.representation import Alerts, PeriodicMeters, effective_rank, global_covariances, spread_of
 from mcjepa.pipeline.settings.monitor import AlertConfig, MeterConfig
 
 
@@ -37,7 +37,7 @@ def test_the_tasks_gradients_are_those_of_losses_with_one_task_only() -> None:
     engine, batch, weights = BareEngine(), made_up_batch(0), dict(WEIGHTS)
     assert batch.pairs and batch.views
     images = (batch.pairs.frame0, batch.pairs.frame1), (batch.views.view0, batch.views.view1)
-    tap = CostlyMeters(engine, batch, weights, MeterConfig())
+    tap = PeriodicMeters(engine, batch, weights, MeterConfig())
     with tap.forward():
         output = engine.module(*images, weights)
     tap.before_backward(output.loss)
@@ -56,7 +56,7 @@ def test_a_task_that_has_not_begun_leaves_the_other_ones_features(missing: str) 
     engine, batch = BareEngine(), made_up_batch(0)
     weights = {"content": 1.0} if missing == "pairs" else {"reconstruction": 1.0}
     assert batch.pairs and batch.views
-    tap = CostlyMeters(engine, batch, weights, MeterConfig())
+    tap = PeriodicMeters(engine, batch, weights, MeterConfig())
     with tap.forward():
         images = (batch.pairs.frame0, batch.pairs.frame1), (batch.views.view0, batch.views.view1)
         output = engine.module(*images, weights)

@@ -24,7 +24,7 @@ from mcjepa.model.pretrained import WeightsError, is_encoder_alone, load, load_e
 COARSEST_STRIDE = 64
 
 
-class ModelUnderTest(Protocol):
+class EvalModel(Protocol):
     """The two methods that every evaluation works with."""
 
     def features(self, image_B3HW: Tensor) -> list[Tensor]:
@@ -66,7 +66,7 @@ def read_weights(folder: Path | str) -> Weights:
         raise DataError(f"{error.filename} is not there, expected it beside its config; export again") from error
 
 
-class McJepaUnderTest:
+class McJepaEvalModel:
     """Our model in evaluation mode behind the two methods; frames are moved to its device and results
     back."""
 
@@ -83,13 +83,13 @@ class McJepaUnderTest:
 
     @torch.inference_mode()
     def features(self, image_B3HW: Tensor) -> list[Tensor]:
-        """See `ModelUnderTest.features`; maps are float32 on the CPU."""
+        """See `EvalModel.features`; maps are float32 on the CPU."""
         maps = self.model.forward_pyramid(image_B3HW.to(self.device))
         return [map_BChw.float().cpu() for map_BChw in maps]
 
     @torch.inference_mode()
     def flow(self, frame0_B3HW: Tensor, frame1_B3HW: Tensor) -> Tensor:
-        """See `ModelUnderTest.flow`; float32 on the CPU.
+        """See `EvalModel.flow`; float32 on the CPU.
 
         Raises:
             DataError: the weights are those of an encoder alone.
@@ -112,7 +112,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_model(folder: Path, device: torch.device) -> McJepaUnderTest:
+def load_model(folder: Path, device: torch.device) -> McJepaEvalModel:
     """The model of that folder (safetensors and config), whole or its encoder alone, ready to be scored.
 
     Raises:
@@ -120,19 +120,19 @@ def load_model(folder: Path, device: torch.device) -> McJepaUnderTest:
     """
     try:
         if not is_encoder_alone(folder):
-            return McJepaUnderTest(load(folder), device)
+            return McJepaEvalModel(load(folder), device)
         model = MCJEPA(read_config(folder)[0])
         model.encoder = load_encoder(folder)
-        return McJepaUnderTest(model, device, has_flow=False)
+        return McJepaEvalModel(model, device, has_flow=False)
     except WeightsError as error:
         raise DataError(str(error)) from error
 
 
-def random_twin(model: McJepaUnderTest, seed: int) -> McJepaUnderTest:
+def random_twin(model: McJepaEvalModel, seed: int) -> McJepaEvalModel:
     """A model of the same configuration with fresh random weights: what training has to beat."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return McJepaUnderTest(MCJEPA(model.model.config), model.device)
+        return McJepaEvalModel(MCJEPA(model.model.config), model.device)
 
 
 def image_tensor(image_HW3: NDArray[np.uint8]) -> Tensor:
@@ -140,7 +140,7 @@ def image_tensor(image_HW3: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image_HW3)).permute(2, 0, 1).float().div(255.0)[None]
 
 
-def features_by_stride(model: ModelUnderTest, image_B3HW: Tensor) -> dict[int, Tensor]:
+def features_by_stride(model: EvalModel, image_B3HW: Tensor) -> dict[int, Tensor]:
     """Feature maps of images of any size, by stride.
 
     Images are padded at the right and at the bottom to multiples of 64 px by repeating the edge, so that cell
@@ -181,10 +181,10 @@ def map_of_stride(maps: dict[int, Tensor], stride: int) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class LoadedModel:
     """The model that is scored and what its cards say of it."""
 
-    model: ModelUnderTest
+    model: EvalModel
     """Its two methods."""
 
     name: str
@@ -196,11 +196,11 @@ class Subject:
     lineage: Mapping[str, Any] = field(default_factory=dict)
     """Where the weights come from: run, step, dataset ids."""
 
-    random_model: ModelUnderTest | None = None
+    random_model: EvalModel | None = None
     """A randomly initialised twin, the probe's baseline; None = there is none."""
 
 
-def load_subject(weights: Weights | Path | str, device: str, seed: int) -> Subject:
+def load_for_scoring(weights: Weights | Path | str, device: str, seed: int) -> LoadedModel:
     """Our model of a weights folder with its name, digest, lineage and random twin.
 
     Args:
@@ -214,7 +214,7 @@ def load_subject(weights: Weights | Path | str, device: str, seed: int) -> Subje
     known = weights if isinstance(weights, Weights) else read_weights(weights)
     model = load_model(known.folder, choose_device(device))
     parameters = sum(parameter.numel() for parameter in model.model.parameters())
-    return Subject(
+    return LoadedModel(
         model=model,
         name=f"{type(model.model).__name__}, {parameters / 1e6:.2f} M parameters",
         digest=known.digest,

@@ -1,0 +1,134 @@
+"""Pictures that are not plain: stored as a viewer shows them, or refused with the right words."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+from profiles import ADOBE_RGB, SRGB, make_profile, to_srgb_by_hand
+
+from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
+from mcjepa.data_prep.decode.images import read_image
+
+COLOURS = np.random.default_rng(0).integers(30, 226, (6, 8, 3), np.uint8)
+PICTURE = cv2.resize(COLOURS, (64, 48), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.mark.parametrize(("suffix", "options"), [("png", {}), ("jpg", {"quality": 100, "subsampling": 0}), ("tif", {})])
+def test_a_wide_gamut_photo_becomes_srgb(suffix: str, options: dict[str, object], tmp_path: Path) -> None:
+    profile = make_profile(ADOBE_RGB, 2.2)
+    path = tmp_path / f"p.{suffix}"
+    Image.fromarray(PICTURE).save(path, icc_profile=profile, **options)
+    found = read_image(path, 64)
+    with Image.open(path) as image:
+        stored = np.asarray(image.convert("RGB"))
+        by_pillow = ImageCms.profileToProfile(
+            image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    assert np.abs(found.astype(int) - np.asarray(by_pillow)).max() <= 2
+    by_hand = to_srgb_by_hand(stored, ADOBE_RGB, 2.2)
+    inside = (by_hand > 8).all(-1) & (by_hand < 247).all(-1)  # what sRGB can show
+    assert np.abs(found - by_hand)[inside].max() <= 2
+    assert np.abs(found.astype(int) - stored).max() > 10  # it was wrong before
+
+
+def test_an_srgb_profile_changes_no_byte(tmp_path: Path) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "plain.png")
+    Image.fromarray(PICTURE).save(
+        tmp_path / "srgb.png", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    )
+    assert np.array_equal(read_image(tmp_path / "srgb.png", 64), read_image(tmp_path / "plain.png", 64))
+
+
+@pytest.mark.parametrize("profile", [b"broken", make_profile(SRGB, 1.0)[:100]])
+def test_a_broken_profile_is_passed_over(profile: bytes, tmp_path: Path) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "p.png", icc_profile=profile)
+    assert np.array_equal(read_image(tmp_path / "p.png", 64), PICTURE)
+
+
+def test_a_profile_of_another_kind_of_pixels_is_passed_over(tmp_path: Path) -> None:
+    image = Image.fromarray(PICTURE).convert("CMYK")
+    image.save(tmp_path / "p.tif", icc_profile=make_profile(ADOBE_RGB, 2.2))
+    assert np.array_equal(read_image(tmp_path / "p.tif", 64), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("missing", [1, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_without_its_end_mark_is_read(mode: str, missing: int, tmp_path: Path) -> None:
+    Image.fromarray(PICTURE).convert(mode).save(tmp_path / "whole.jpg", quality=90)
+    data = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "p.jpg").write_bytes(data[:-missing])
+    if mode != "CMYK":  # of two components more, its frame header is another one
+        assert np.array_equal(read_image(tmp_path / "p.jpg", 64), read_image(tmp_path / "whole.jpg", 64))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_a_jpeg_that_lacks_picture_data_is_refused(options: dict[str, bool], tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.jpg", quality=90, **options)
+    data = (tmp_path / "whole.jpg").read_bytes()
+    for cut in (3, 9, 100, len(data) // 2):
+        (tmp_path / "p.jpg").write_bytes(data[:-cut])
+        with pytest.raises(DecodeFailure, match="cut off"):
+            read_image(tmp_path / "p.jpg", 64)
+    if options:  # several scans: without its end mark nobody knows whether there are more
+        (tmp_path / "p.jpg").write_bytes(data[:-2])
+        with pytest.raises(DecodeFailure, match="cut off"):
+            read_image(tmp_path / "p.jpg", 64)
+
+
+def test_a_png_with_more_text_than_pillow_reads_is_read(tmp_path: Path) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "p.png")
+    data = (tmp_path / "p.png").read_bytes()
+    text = b"zTXt" + b"Comment\0\0" + zlib.compress(bytes(5 << 20))
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    (tmp_path / "p.png").write_bytes(data[:33] + chunk + data[33:])
+    assert np.array_equal(read_image(tmp_path / "p.png", 64), PICTURE)
+
+
+def test_what_is_not_supported_is_not_called_damaged(tmp_path: Path) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "p.jpg")
+    data = bytearray((tmp_path / "p.jpg").read_bytes())
+    data[data.index(b"\xff\xc0") + 4] = 12
+    (tmp_path / "p.jpg").write_bytes(data)
+    cv2.imwrite(str(tmp_path / "p.tif"), PICTURE.astype(np.float32), [cv2.IMWRITE_TIFF_COMPRESSION, 1])
+    (tmp_path / "x.jpg").write_bytes(b"\xff\x0a" + bytes(100))
+    reasons = {
+        "p.jpg": "of 12 bits, which is not supported",
+        "p.tif": "32-bit floating point",
+        "x.jpg": "a JPEG XL image, a format that is not supported",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(DecodeFailure, match=reason) as found:
+            read_image(tmp_path / name, 64)
+        assert "damaged" not in str(found.value)
+
+
+@pytest.mark.parametrize("suffix", ["avif", "jp2", "heic"])
+def test_newer_formats_are_read_as_pillow_reads_them(suffix: str, tmp_path: Path) -> None:
+    if suffix == "heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    options = {"jp2": {}, "avif": {"quality": 95}, "heic": {"quality": 95}}[suffix]
+    Image.fromarray(PICTURE).save(tmp_path / f"p.{suffix}", **options)
+    with Image.open(tmp_path / f"p.{suffix}") as image:
+        expected = np.asarray(image.convert("RGB"))
+    (tmp_path / f"p.{suffix}").rename(tmp_path / "p.jpg")  # names lie
+    found = read_image(tmp_path / "p.jpg", 64)
+    assert np.abs(found.astype(int) - expected).max() <= 2
+    assert np.abs(found.astype(int) - PICTURE).mean() < 8  # lossy
+
+
+def test_an_hdr_picture_is_refused_by_name(tmp_path: Path) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "p.avif")
+    data = bytearray((tmp_path / "p.avif").read_bytes())
+    at = data.index(b"colrnclx") + 8
+    struct.pack_into(">HH", data, at, 9, 16)
+    (tmp_path / "p.avif").write_bytes(data)
+    with pytest.raises(Unwanted, match=r"HDR \(PQ\), BT.2020 primaries"):
+        read_image(tmp_path / "p.avif", 64)

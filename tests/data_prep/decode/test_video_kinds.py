@@ -1,0 +1,282 @@
+"""Videos that are not plain: every decoder gives them as they are shown, or the video is refused by name."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from video_files import FFMPEG, scene, set_matrix, shown_by_ffmpeg, write
+
+from mcjepa.data_prep.corpora.items import Input
+from mcjepa.data_prep.decode.cutter import CutSample, DroppedSample, cut_input
+from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
+from mcjepa.data_prep.decode.videos import open_video
+from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig, VideoConfig
+
+DECODERS = ("decord", "pyav", "torchcodec")
+needs_ffmpeg = pytest.mark.skipif(FFMPEG is None, reason="no ffmpeg: apt install ffmpeg")
+MATRICES = {
+    "as stored": (1, 0, 0, 1),
+    "mirrored": (-1, 0, 0, 1),
+    "half a turn": (-1, 0, 0, -1),
+    "upside down mirrored": (1, 0, 0, -1),
+    "transposed": (0, 1, 1, 0),
+    "quarter turn right": (0, 1, -1, 0),
+    "transversed": (0, -1, -1, 0),
+    "quarter turn left": (0, -1, 1, 0),
+}
+BY_HAND = {
+    "as stored": lambda f: f,
+    "mirrored": lambda f: f[:, :, ::-1],
+    "half a turn": lambda f: f[:, ::-1, ::-1],
+    "upside down mirrored": lambda f: f[:, ::-1],
+    "transposed": lambda f: f.transpose(0, 2, 1, 3),
+    "quarter turn right": lambda f: np.rot90(f, -1, (1, 2)),
+    "transversed": lambda f: np.rot90(f, 2, (1, 2)).transpose(0, 2, 1, 3),
+    "quarter turn left": lambda f: np.rot90(f, 1, (1, 2)),
+}
+
+
+def frames_of(path: Path, decoder: str, config: VideoConfig | None = None) -> np.ndarray:
+    if decoder == "torchcodec":
+        pytest.importorskip("torchcodec")
+    video = open_video(str(path), decoder, config=config)  # type: ignore[arg-type]
+    return np.stack([frame.rgb for frame in video.read(np.arange(video.frame_count))])
+
+
+def samples_of(path: Path, **changes: object) -> list[CutSample | DroppedSample]:
+    values: dict[str, object] = {"kind": "clip", "clip_stride": 1, "encoding": "png", **changes}
+    config = DatasetConfig(corpora=(CorpusConfig(reader="videos"),), **values)  # type: ignore[arg-type]
+    return list(cut_input(Input("v", str(path), "video"), config))
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> float:
+    assert a.shape == b.shape
+    return float(np.abs(a.astype(int) - b.astype(int)).max())
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("lies", MATRICES)
+def test_all_eight_orientations_come_upright(lies: str, decoder: str, tmp_path: Path) -> None:
+    frames = scene(4)
+    path = set_matrix(write(tmp_path / "v.mp4", frames), *MATRICES[lies])
+    found = frames_of(path, decoder)
+    assert np.abs(found.astype(int) - BY_HAND[lies](frames)).mean() < 4  # lossy; another orientation differs by 30
+    if FFMPEG:
+        assert difference(found, shown_by_ffmpeg(path)) <= 2
+
+
+def test_a_video_turned_by_thirty_degrees_is_refused(tmp_path: Path) -> None:
+    path = set_matrix(write(tmp_path / "v.mp4", scene(3)), 2, 1, -1, 2)
+    with pytest.raises(DecodeFailure, match="turns it by 27 degrees"):
+        open_video(str(path), "decord")
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize(("rotate", "flip", "lies"), [(0, "horizontal", "mirrored"), (90, None, "quarter turn left")])
+def test_an_orientation_message_in_the_stream_is_followed(
+    rotate: int, flip: str | None, lies: str, decoder: str, tmp_path: Path
+) -> None:
+    """H.264's display orientation SEI (D.2.19): a turn to the left, after flips."""
+    import av
+    from av.bitstream import BitStreamFilterContext
+
+    frames = scene(4)
+    plain = write(tmp_path / "plain.mp4", frames)
+    path = tmp_path / "v.mp4"
+    words = f"h264_metadata=display_orientation=insert:rotate={rotate}" + (f":flip={flip}" if flip else "")
+    with av.open(str(plain)) as source, av.open(str(path), "w") as target:
+        stream = source.streams.video[0]
+        out = target.add_stream_from_template(stream)
+        tool = BitStreamFilterContext(words, stream)
+        for packet in source.demux(stream):
+            for changed in tool.filter(packet if packet.size else None):
+                changed.stream = out
+                target.mux(changed)
+    found = frames_of(path, decoder)
+    assert np.abs(found.astype(int) - BY_HAND[lies](frames)).mean() < 4
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize(("aspect", "size"), [("2:1", (96, 256)), ("1:2", (192, 128)), ("16:15", (96, 137))])
+def test_pixels_that_are_not_square_are_stored_square(
+    aspect: str, size: tuple[int, int], decoder: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "v.mp4", scene(4), sample_aspect_ratio=Fraction(aspect.replace(":", "/")))
+    found = frames_of(path, decoder)
+    assert found.shape[1:3] == size
+    assert frames_of(path, decoder, VideoConfig(square_pixels=False)).shape[1:3] == (96, 128)
+    if FFMPEG:
+        height, width = size
+        scaled = f"format=rgb24,scale={width}:{height}:flags=bilinear+accurate_rnd"
+        assert difference(found, shown_by_ffmpeg(path, scaled)) <= 2
+    samples = samples_of(path, decoder=decoder)
+    assert {tuple(s.meta["pixel_aspect"]) for s in samples if isinstance(s, CutSample)} == {
+        tuple(map(int, aspect.split(":")))
+    }
+
+
+def test_a_turned_video_with_long_pixels_is_stretched_along_the_right_axis(tmp_path: Path) -> None:
+    path = write(tmp_path / "v.mp4", scene(3), sample_aspect_ratio=Fraction(2))
+    set_matrix(path, *MATRICES["quarter turn right"])
+    assert frames_of(path, "decord").shape[1:3] == (256, 96)
+
+
+def test_an_aspect_beyond_reason_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "v.mp4", scene(3), sample_aspect_ratio=Fraction(12))
+    with pytest.raises(DecodeFailure, match="aspect ratio 12"):
+        open_video(str(path), "pyav")
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("second_pts", [5, 12, 10_000_000])
+def test_no_sample_crosses_the_join_of_two_recordings(second_pts: int, decoder: str, tmp_path: Path) -> None:
+    """Two transport streams in one file: their times overlap, or lie days apart."""
+    first, second = scene(20, seed=1), scene(20, seed=2)
+    for name, frames, pts in (("a.ts", first, 10), ("b.ts", second, second_pts)):
+        write(tmp_path / name, frames, format="mpegts", first_pts=pts, options={"bf": "2"})
+    path = tmp_path / "v.ts"
+    path.write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    found = frames_of(path, decoder)
+    assert np.abs(found.astype(int) - np.concatenate([first, second])).mean() < 4
+    samples = samples_of(path, decoder=decoder)
+    numbers = [s.meta["frame_index"] for s in samples if isinstance(s, CutSample)]
+    assert numbers == [[k, k + 1] for k in range(39) if k != 19]
+    gaps = [s.meta["pts_s"][1] - s.meta["pts_s"][0] for s in samples if isinstance(s, CutSample)]
+    assert np.allclose(gaps, 0.04, atol=1e-3)
+    picked = samples_of(path, decoder=decoder, rate_hz=5.0)
+    assert [s.meta["frame_index"] for s in picked if isinstance(s, CutSample)] == [
+        [a, a + 5] for start in (0, 20) for a in range(start, start + 15, 5)
+    ]
+
+
+def test_no_sample_crosses_a_freeze(tmp_path: Path) -> None:
+    frames = scene(10)
+    path = tmp_path / "v.mp4"
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for number, rgb in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+            frame.pts = number if number < 5 else number + 75
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    numbers = [s.meta["frame_index"] for s in samples_of(path) if isinstance(s, CutSample)]
+    assert numbers == [[k, k + 1] for k in range(9) if k != 4]
+    assert len(samples_of(path, video=VideoConfig(max_gap_s=4.0))) == 9
+    with pytest.raises(Unwanted, match=r"10 frame\(s\) in 2 pieces; a sample spans 6"):
+        samples_of(path, frames=6)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("name", ["v.ts", "v.webm", "v.mp4"])
+def test_a_change_of_size_is_never_squeezed(name: str, decoder: str, tmp_path: Path) -> None:
+    small, large = scene(6), scene(6, 192, 256)
+    path = tmp_path / name
+    if name == "v.ts":
+        write(tmp_path / "a.ts", small, format="mpegts", first_pts=0, options={"bf": "0"})
+        write(tmp_path / "b.ts", large, format="mpegts", first_pts=6, options={"bf": "0"})
+        path.write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    else:
+        _change_size(path, small, large)
+    samples = samples_of(path, decoder=decoder)
+    kept = [s.meta["frame_index"] for s in samples if isinstance(s, CutSample)]
+    dropped = [s for s in samples if isinstance(s, DroppedSample)]
+    assert kept == [[k, k + 1] for k in range(11) if k != 5]
+    assert [(d.frame_index, d.filter) for d in dropped] in ([((5, 6), "size")], [])  # a join, or a change within
+    config = DatasetConfig(kind="image", corpora=(CorpusConfig(reader="videos"),), clip_stride=1, encoding="png")
+    import cv2
+
+    shapes = [
+        cv2.imdecode(np.frombuffer(s.members["png"], np.uint8), cv2.IMREAD_COLOR).shape[:2]
+        for s in cut_input(Input("v", str(path), "video"), config)
+        if isinstance(s, CutSample)
+    ]
+    assert shapes == [(96, 128)] * 6 + [(192, 256)] * 6
+
+
+def _change_size(path: Path, small: np.ndarray, large: np.ndarray) -> None:
+    """One stream of packets of two encoders: VP8 in WebM; H.264 in mp4 with its headers in the stream."""
+    import av
+
+    codec = "libvpx" if path.suffix == ".webm" else "libx264"
+    packets: list[tuple[int, bytes, bool]] = []
+    for frames, start in ((small, 0), (large, len(small))):
+        context = av.CodecContext.create(codec, "w")
+        context.width, context.height, context.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        context.time_base, context.framerate = Fraction(1, 25), Fraction(25)
+        context.options = {"crf": "4", "b": "4M"} if codec == "libvpx" else {"crf": "4", "bf": "0"}
+        for number, rgb in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            packets += [(start + p.pts, bytes(p), p.is_keyframe) for p in context.encode(frame)]
+        packets += [(start + p.pts, bytes(p), p.is_keyframe) for p in context.encode(None)]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = small.shape[2], small.shape[1], "yuv420p"
+        if codec == "libx264":
+            stream.codec_context.options = {"bf": "0"}
+        for pts, data, key in packets:
+            packet = av.Packet(data)
+            packet.stream, packet.time_base, packet.pts, packet.dts, packet.is_keyframe = (
+                stream,
+                Fraction(1, 25),
+                pts,
+                pts,
+                key,
+            )
+            container.mux(packet)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_interlaced_frames_are_not_combed(decoder: str, tmp_path: Path) -> None:
+    """Even rows of one moment, odd rows of the next: by yadif, as ffmpeg does it."""
+    moments = scene(16)
+    woven = moments[::2].copy()
+    woven[:, 1::2] = moments[1::2, 1::2]
+    path = write(tmp_path / "v.mp4", woven, options={"x264-params": "tff=1", "bf": "0"})
+    with pytest.raises(Unwanted, match="interlaced"):
+        frames_of(path, decoder, VideoConfig(interlaced="refuse"))
+    kept = frames_of(path, decoder, VideoConfig(interlaced="keep"))
+    found = frames_of(path, decoder, VideoConfig())
+    assert len(found) == len(kept) == 8
+    assert _combing(kept) > 3 * _combing(found)
+    if FFMPEG:
+        assert difference(found, shown_by_ffmpeg(path, "yadif=mode=send_frame:deint=interlaced")) <= 2
+
+
+def _combing(frames: np.ndarray) -> float:
+    """Mean difference of a row from the mean of its neighbours."""
+    levels = frames.astype(float)
+    return float(np.abs(levels[:, 1:-1] - (levels[:, :-2] + levels[:, 2:]) / 2).mean())
+
+
+@pytest.mark.parametrize(
+    ("transfer", "primaries", "words"),
+    [(16, 9, r"HDR \(PQ\), BT.2020 primaries"), (18, 9, r"HDR \(HLG\)"), (1, 12, "Display P3 primaries")],
+)
+def test_wide_colours_are_refused_by_name(transfer: int, primaries: int, words: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "v.mp4", scene(3), color_trc=transfer, color_primaries=primaries)
+    with pytest.raises(Unwanted, match=words):
+        frames_of(path, "decord", VideoConfig())
+    assert len(frames_of(path, "decord", VideoConfig(wide_colours="keep"))) == 3
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("codec", ["libvpx", "libx264"])
+def test_a_matroska_without_a_duration_is_read_whole(codec: str, decoder: str, tmp_path: Path) -> None:
+    name = "v.webm" if codec == "libvpx" else "v.mkv"
+    frames = scene(30)
+    options = {"crf": "4", "b": "4M"} if codec == "libvpx" else {"crf": "4"}
+    path = write(tmp_path / name, frames, codec=codec, options=options)
+    data = path.read_bytes()
+    at = data.index(b"\x44\x89")  # Duration, 8 bytes of a float
+    assert data[at + 2] == 0x88
+    path.write_bytes(data[:at] + b"\xec\x89" + bytes(9) + data[at + 11 :])  # a Void element of the same length
+    video = open_video(str(path), decoder)  # type: ignore[arg-type]
+    assert not video.table.timed and video.decoder == "pyav"
+    assert np.abs(frames_of(path, decoder).astype(int) - frames).mean() < 6

@@ -1,0 +1,111 @@
+"""The table of commands, its exit codes, and processes that import nothing from the current folder."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from mcjepa.cluster import local, restarts
+from mcjepa.pipeline import exits
+from mcjepa.pipeline.cli.commands import COMMANDS, GROUPS, Command
+from mcjepa.pipeline.cli.main import main, parse
+from tests.pipeline.small_recipe import write_small_recipe
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_command_has_a_handler_and_an_example_that_it_understands(command: Command) -> None:
+    module, function = command.handler.split(":")
+    assert callable(getattr(importlib.import_module(f"mcjepa.pipeline.cli.{module}"), function))
+    for example in command.example.split("\n"):
+        words = shlex.split(example)
+        assert words[0] == "mcjepa" and " ".join(words[1:]).startswith(command.name)
+        assert parse(words[1:]).handler == command.handler
+
+
+def test_every_group_has_verbs_and_no_name_is_used_twice() -> None:
+    names = [command.name for command in COMMANDS]
+    assert len(set(names)) == len(names)
+    assert {name.split()[0] for name in names if " " in name} == set(GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["trian"], "no command 'trian': did you mean 'train'?"),
+        (["-v", "lanch", "train"], "no command 'lanch': did you mean 'launch'?"),
+        (["prep", "staus", "quickstart"], "no verb 'staus' of `mcjepa prep`: did you mean 'status'?"),
+        (["drill", "zzz"], "no verb 'zzz' of `mcjepa drill`: expected one of preempt, node-loss, storage"),
+        (["train", "quikstart"], "did you mean 'quickstart'?"),
+        (["launch", "train", "quickstart", "--site", "slrm"], "did you mean 'slurm'?"),
+    ],
+)
+def test_a_mistyped_name_is_answered_by_the_nearest(
+    words: list[str], advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code: object = main(words)
+    except SystemExit as end:
+        code = end.code
+    assert code == exits.USAGE and advice in capsys.readouterr().err
+
+
+def test_locally_started_ranks_get_the_very_words_of_their_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[list[str], int]] = []
+
+    def start(argv: Sequence[str], ranks: int, **_: object) -> int:
+        started.append((list(argv), ranks))
+        return 130
+
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr("mcjepa.pipeline.launch.ranks.run_ranks", start)
+    words = ["-v", "train", str(write_small_recipe(tmp_path)), "--ranks", "2", "train.steps=2", "--json"]
+    assert main(words) == 130
+    assert started == [([sys.executable, "-m", "mcjepa", *words], 2)]
+
+
+def test_the_runbook_lists_every_exit_code_with_its_meaning() -> None:
+    text = (REPOSITORY / "docs" / "runbook.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|$", text, re.MULTILINE)
+    assert {int(code): meaning for code, meaning in rows} == exits.MEANINGS
+
+
+def test_jobs_judge_exit_codes_as_commands_mean_them() -> None:
+    """`cluster` knows no other room, so it has numbers of its own."""
+    assert (restarts.USAGE, restarts.REJECTED, restarts.PARTIAL) == (exits.USAGE, exits.REJECTED, exits.PARTIAL)
+    assert local.INTERRUPTED == exits.INTERRUPTED
+
+
+def test_no_command_writes_an_exit_code_as_a_number() -> None:
+    written = [
+        f"{path.name}:{node.lineno}"
+        for path in (REPOSITORY / "pipeline" / "cli").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Return) and isinstance(node.value, ast.Constant) and type(node.value.value) is int
+    ]
+    assert written == []
+
+
+@pytest.mark.parametrize("how", ["module", "script"])
+def test_nothing_is_imported_from_the_current_folder(how: str, tmp_path: Path) -> None:
+    for name in ("argparse", "yaml", "pydantic", "queue", "copy", "numpy", "torch"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('the trap {name}.py was imported')\n")
+    start = {
+        "module": [sys.executable, "-m", "mcjepa"],
+        "script": [sys.executable, "-c", "from mcjepa.__main__ import main; raise SystemExit(main())"],
+    }[how]
+    answer = subprocess.run([*start, "recipe", "quickstart"], cwd=tmp_path, capture_output=True, text=True)
+    assert answer.returncode == 0 and answer.stdout.startswith("name: quickstart"), answer.stderr
+    code = "import os, mcjepa.__main__; print(os.environ['PYTHONSAFEPATH'])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "1"
