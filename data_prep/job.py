@@ -15,8 +15,9 @@ from mcjepa.data_prep.dataset.inputs import InputRecord, Outcome, read_inputs
 from mcjepa.data_prep.dataset.lease import Writer, WriterProgress, sole_writer
 from mcjepa.data_prep.dataset.manifest import DatasetManifest, Totals, read_manifest
 from mcjepa.data_prep.dataset.publish import publish_dataset
+from mcjepa.data_prep.dataset.repairs import as_planned
 from mcjepa.data_prep.layout import MANIFEST_NAME
-from mcjepa.data_prep.plan.files import begin_plan, read_plan_inputs, require_same_plan
+from mcjepa.data_prep.plan.files import begin_plan, read_plan, read_plan_inputs, require_same_plan, summarise_plan
 from mcjepa.data_prep.plan.listing import list_guarded, list_inputs
 from mcjepa.data_prep.plan.plan import PlannedInput, PlanSummary, split_into_shards
 from mcjepa.data_prep.settings import DatasetConfig, MovingPhotosConfig, PrepConfig
@@ -140,7 +141,9 @@ def _begin(name: str, config: DatasetConfig, root: str, tell: OnEvent, stack: co
     census = Census()
     inputs = _with_progress(name, list_inputs(config, census), tell)
     plan = begin_plan(store, config, inputs, guarded=list_guarded(config), census=census)
-    require_same_plan(store, plan, list_inputs(config))
+    if published and plan.plan_digest != read_plan(store).plan_digest:
+        plan = summarise_plan(config, as_planned(store, list_inputs(config)), guarded=list_guarded(config))
+    require_same_plan(store, config, plan, list_inputs(config))
     tell(ProgressEvent("plan", name, 1, 1))
     return _Dataset(name, config, store, plan, writer, tell)
 
@@ -204,7 +207,7 @@ def _deduplicate(dataset: _Dataset, workers: int) -> bool:
     return deduplicate(
         dataset.store.location,
         dataset.config,
-        dataset.plan,
+        dataset.plan.shard_names,
         workers=workers,
         on_shard=lambda done, total: dataset.event("duplicates", done, total),
     )

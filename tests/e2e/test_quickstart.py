@@ -184,8 +184,8 @@ def test_an_interrupted_run_leaves_no_process_and_a_rerun_names_bad_inputs(tmp_p
     [
         (("quickstart", "--videos", "nowhere"), 2, "no such folder"),
         (("train", "quickstart", "train.stepps=3"), 2, "did you mean 'train.steps'"),
-        (("train", "no-such-recipe"), 2, "shipped recipes"),
-        (("explain", "outputs/quickstart/run"), 2, "not in this release"),
+        (("train", "no-such-recipe"), 2, "shipped recipe"),
+        (("explain", "outputs/quickstart/run"), 2, "no command 'explain'"),
         (("launch", "train", "quickstart", "--site", "nowhere"), 2, "no site 'nowhere'"),
         (("eval", "flow", "nowhere", "--data", "x", "--set", "chairs"), 2, "no weights folder"),
     ],
