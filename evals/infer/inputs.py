@@ -30,7 +30,8 @@ def open_clips(inputs: Sequence[str], max_frames: int = 0) -> list[Clip]:
 
     Raises:
         UsageError: an input is absent, or two clips would be written to one folder.
-        DataError: a video cannot be read, or a folder has no images.
+        DataError: a folder has no images, or the only input is a video that cannot be opened; beside others it is a
+            clip whose reading fails.
     """
     paths = [Path(text).expanduser() for text in inputs]
     for path in paths:
@@ -42,7 +43,7 @@ def open_clips(inputs: Sequence[str], max_frames: int = 0) -> list[Clip]:
         if path.is_dir():
             clips.append(_folder_clip(path))
         elif path not in images:
-            clips.append(_video_clip(path))
+            clips.append(_video_clip(path, alone=len(paths) == 1))
     return _named_apart([_first_frames(clip, max_frames) for clip in clips])
 
 
@@ -77,11 +78,14 @@ def _frames_clip(name: str, paths: list[Path], source: list[str]) -> Clip:
     return Clip(name=name, source=tuple(source), frames=distinct_names(paths), read=read, bytes=size)
 
 
-def _video_clip(path: Path) -> Clip:
+def _video_clip(path: Path, alone: bool) -> Clip:
     try:
         video = open_video(str(path), "pyav", MAX_MEGAPIXELS)
     except DecodeFailure as failure:
-        raise DataError(f"{path} {failure}; expected a readable video or image; replace it") from failure
+        error = DataError(f"{path} cannot be decoded ({failure}); expected a readable video or image; replace it")
+        if alone:
+            raise error from failure
+        return _unreadable_clip(path, error)
 
     def read(numbers: Sequence[int]) -> Iterator[Frame]:
         frames: Any = video.read(np.asarray(numbers, np.int64))
@@ -97,6 +101,15 @@ def _video_clip(path: Path) -> Clip:
     names = tuple(f"{number:06d}" for number in range(video.frame_count))
     source, size = (str(path.resolve()),), path.stat().st_size
     return Clip(name=path.stem, source=source, frames=names, read=read, fps_hz=video.table.fps_hz, bytes=size)
+
+
+def _unreadable_clip(path: Path, error: DataError) -> Clip:
+    """A clip in name only, so that the others are done."""
+
+    def read(numbers: Sequence[int]) -> Iterator[Frame]:
+        raise error
+
+    return Clip(name=path.stem, source=(str(path.resolve()),), frames=("000000", "000001"), read=read)
 
 
 def _first_frames(clip: Clip, most: int) -> Clip:
