@@ -58,7 +58,7 @@ INNER_DOORS = {
     "train": ("agreement", "checkpoint", "engine", "monitor", "run", "settings", "step", "stream", "tracking", "world"),
     "replay": ("checkpoint", "engine", "errors", "monitor", "run", "settings", "step", "stream", "train", "world"),
     "export": ("checkpoint", "errors", "recipe", "run"),
-    "launch": ("errors", "recipe", "run", "settings", "step", "stream", "tracking"),
+    "launch": ("errors", "exits", "recipe", "run", "settings", "step", "stream", "tracking"),
     "stages": ("checkpoint", "errors", "exits", "launch", "recipe", "run", "settings", "tracking", "train", "world"),
     "cli": ("errors", "exits", "export", "launch", "recipe", "replay", "run", "stages", "tracking", "world"),
 }
