@@ -16,6 +16,7 @@ from mcjepa.data_prep.dataset.lease import Writer, WriterProgress, sole_writer
 from mcjepa.data_prep.dataset.manifest import DatasetManifest, Totals, read_manifest
 from mcjepa.data_prep.dataset.publish import publish_dataset
 from mcjepa.data_prep.dataset.repairs import as_planned
+from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.layout import MANIFEST_NAME
 from mcjepa.data_prep.plan.files import begin_plan, read_plan, read_plan_inputs, require_same_plan, summarise_plan
 from mcjepa.data_prep.plan.listing import list_guarded, list_inputs
@@ -109,6 +110,8 @@ def run_prep(config: PrepConfig, *, on_event: OnEvent | None = None) -> PrepRepo
             another writer at work.
     """
     tell = on_event or (lambda event: None)
+    if not config.datasets and not config.moving_photos:
+        raise DataError("prep.datasets is empty; expected at least one dataset to make; name it in the recipe")
     index = _generate(config.moving_photos, config.workers, tell) if config.moving_photos else None
     address = cluster_address(config.ray_address)
     with contextlib.ExitStack() as stack:

@@ -72,7 +72,7 @@ def running_ray(address: str, workers: int) -> Iterator[None]:
     try:
         with _apart_from_current_folder(folder):
             if address:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                _join(address)
             else:
                 _start_private(folder, workers)
         if address:
@@ -114,6 +114,19 @@ def _apart_from_current_folder(folder: str) -> Iterator[None]:
         sys.argv[0] = script
         os.fchdir(before)
         os.close(before)
+
+
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:
+        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DataError(
+            f"no Ray cluster can be joined at {address} ({cause}); expected a running one; correct prep.ray_address or "
+            "RAY_ADDRESS, and set RAY_AUTH_MODE and RAY_AUTH_TOKEN where it wants a token"
+        ) from error
 
 
 def _require_same_code() -> None:
