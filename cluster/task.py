@@ -58,14 +58,9 @@ class SlurmTask:
         state = JobState(self.folder, job_id(os.environ))
         rank = int(os.environ.get("SLURM_PROCID", "0"))
         try:
-            for interface in filter(None, self.interface.split(",")):
-                own_address(interface)
-            code = self.run(os.environ)
+            code = self._missing_interface() or self.run(os.environ)
         except Interrupted:
             code = INTERRUPTED
-        except LaunchError as error:
-            print(f"mcjepa: {error}", file=sys.stderr)
-            code = USAGE
         stopped = code == INTERRUPTED  # also where the signal came to the command alone: its ranks stop together
         if code and (rank == 0 or not stopped):
             state.tell(Outcome(rank, code, stopped))
@@ -78,6 +73,16 @@ class SlurmTask:
         world = torch_variables(environment) if self.stage == "train" else {}
         argv = [sys.executable, *self.element.argv]
         return run_together([(argv, {**self.element.environment, **world})], grace_s=self.save_s)
+
+    def _missing_interface(self) -> int:
+        """The exit code of wrong settings where this node lacks an interface of the site; 0 where it has all."""
+        try:
+            for interface in filter(None, self.interface.split(",")):
+                own_address(interface)
+        except LaunchError as error:
+            print(f"mcjepa: {error}", file=sys.stderr)
+            return USAGE
+        return 0
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.received.append(number)

@@ -58,7 +58,7 @@ INNER_DOORS = {
     "train": ("agreement", "checkpoint", "engine", "monitor", "run", "settings", "step", "stream", "tracking", "world"),
     "replay": ("checkpoint", "engine", "errors", "monitor", "run", "settings", "step", "stream", "train", "world"),
     "export": ("checkpoint", "errors", "recipe", "run"),
-    "launch": ("errors", "recipe", "run", "settings", "step", "stream", "tracking"),
+    "launch": ("errors", "exits", "recipe", "run", "settings", "step", "stream", "tracking"),
     "stages": ("checkpoint", "errors", "exits", "launch", "recipe", "run", "settings", "tracking", "train", "world"),
     "cli": ("errors", "exits", "export", "launch", "recipe", "replay", "run", "stages", "tracking", "world"),
 }
@@ -173,7 +173,7 @@ def test_recipes_alone_see_the_settings_of_all_rooms() -> None:
         for path, tree in _sources("pipeline")
         if not path.startswith("pipeline/recipe/")
         for name in _imports(tree, types_too=False)
-        if _within(name, other) and not name[name.rindex(".") + 1 :].isupper()  # a constant is no setting
+        if _within(name, other) and name.endswith("Config")
     ]
     assert wrong == []
 

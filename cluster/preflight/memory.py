@@ -31,8 +31,11 @@ from mcjepa.cluster.preflight.findings import Finding, readable_bytes
 Precision = Literal["fp32", "bf16", "fp16"]
 SPARE = 0.1
 """Share of a device that is left for its context, its libraries' workspaces and fragmentation."""
-CPU_LIBRARIES_BYTES = 500 << 20
-"""What a rank on a CPU has before the model: Python, torch, DeepSpeed and what they allocate once."""
+CPU_LIBRARIES_BYTES = 700 << 20
+"""What a rank on a CPU has before the model: Python, torch, DeepSpeed, MLflow and what they allocate once; 672 MiB were
+measured."""
+WATCHER_BYTES = 50 << 20
+"""The process that watches a rank of a Slurm job, and counts as the job's; 43 MiB were measured."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,12 @@ def _bucket(model: ModelSize, engine: EngineFacts, width: int) -> int:
 
 
 def memory_finding(
-    estimate: MemoryEstimate, engine: EngineFacts, micro_batch: str, device_bytes: int | None, ranks_per_device: int
+    estimate: MemoryEstimate,
+    engine: EngineFacts,
+    micro_batch: str,
+    device_bytes: int | None,
+    ranks_per_device: int,
+    watched: bool = False,
 ) -> Finding:
     """Whether a rank fits its device.
 
@@ -162,8 +170,9 @@ def memory_finding(
         micro_batch: in words.
         device_bytes: memory of a GPU, or of the node where ranks compute on CPUs; None: not known.
         ranks_per_device: 1 a GPU; all ranks of a node.
+        watched: whether each rank has a process that watches it.
     """
-    fixed = 0 if engine.on_gpu else CPU_LIBRARIES_BYTES
+    fixed = 0 if engine.on_gpu else CPU_LIBRARIES_BYTES + (WATCHER_BYTES if watched else 0)
     needed = (estimate.total + fixed) * ranks_per_device
     parts = ", ".join(
         f"{name} {readable_bytes(size)}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +36,15 @@ from mcjepa.cluster.site import Need, Site, needed, variables
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.launch import facts as plan_facts
 from mcjepa.pipeline.launch.ranks import measure_step_s
+from mcjepa.pipeline.recipe.files import apply_overrides, to_plain, validate
 from mcjepa.pipeline.recipe.recipe import Recipe, required
 from mcjepa.pipeline.recipe.sweep import sweep_runs
 from mcjepa.pipeline.settings.train import TrainConfig
 from mcjepa.pipeline.step.schedule import build_schedule
 from mcjepa.pipeline.stream.order import lanes_for
 
+UNSEEN = ("train.seed=", "train.optimizer.")
+"""Keys whose values change nothing that a preflight sees."""
 WAITING = 3
 """Checkpoints of a run on s3 that may lie in its scratch folder at a time."""
 
@@ -146,7 +150,36 @@ def preflight(recipe: Recipe, setting: Setting) -> list[Finding]:
         setting: where it is to be.
     """
     with _site_storage(setting.site):
-        return _preflight(recipe, required(recipe.train, "train", recipe), setting)
+        if not recipe.sweep:
+            return _preflight(recipe, required(recipe.train, "train", recipe), setting)
+        return _sweep_preflight(recipe, recipe.sweep, setting)
+
+
+def _sweep_preflight(recipe: Recipe, sweep: Mapping[str, Sequence[Any]], setting: Setting) -> list[Finding]:
+    """Findings of a sweep's runs; of runs that differ in nothing that a preflight sees, those of the first.
+
+    What all say is said once; what one of them says is said of it.
+    """
+    runs = sweep_runs(sweep, required(recipe.train, "train", recipe).run)
+    plain, judged = to_plain(recipe), dict[tuple[str, ...], str]()
+    found: dict[tuple[str, ...], tuple[Finding, list[str]]] = {}
+    for run in runs:
+        seen = tuple(word for word in run.overrides if not word.startswith((*UNSEEN, "sweep=", "train.run=")))
+        if seen in judged:
+            continue
+        judged[seen] = run.name
+        one = validate(Recipe, apply_overrides(copy.deepcopy(plain), [*seen, "sweep=null"]), f"run {run.name}")
+        for finding in _preflight(one, required(one.train, "train", one), setting, len(runs)):
+            # what is ok was measured, and is a little different each time
+            what = finding.found if finding.severity == "error" else ""
+            same = (finding.topic, finding.severity, finding.expected, finding.fix, what)
+            found.setdefault(same, (finding, []))[1].append(run.name)
+    return [
+        finding
+        if len(set(names)) == len(judged)
+        else dataclasses.replace(finding, found=f"run {' and '.join(names[:3])}: {finding.found}")
+        for finding, names in found.values()
+    ]
 
 
 @contextlib.contextmanager
@@ -162,13 +195,9 @@ def _site_storage(site: Site | None) -> Iterator[None]:
             del os.environ[name]
 
 
-def _preflight(recipe: Recipe, config: TrainConfig, setting: Setting) -> list[Finding]:
-    batches = {"pairs": config.stream.pair_batch, "views": config.stream.view_batch}
-    lanes = {name: (batch, lanes_for(batch)) for name, batch in batches.items() if batch}
-    findings = world_findings(setting.cluster, lanes, config.engine.accumulation_steps)
-    fits = not errors_of(findings)
+def _preflight(recipe: Recipe, config: TrainConfig, setting: Setting, elements: int = 1) -> list[Finding]:
+    findings = _world(setting.cluster, config)
     if setting.need and setting.site and setting.site.kind == "slurm":
-        elements = len(sweep_runs(recipe.sweep, config.run)) if recipe.sweep else 1
         findings += scheduler_findings(setting.need, elements, read_slurm())
         findings += plan_facts.password_finding(recipe.tracking.uri, setting.site.setup)
     streams, datasets = plan_facts.read_streams(config.stream, config.seed)
@@ -176,7 +205,22 @@ def _preflight(recipe: Recipe, config: TrainConfig, setting: Setting) -> list[Fi
     findings += [found for stream in streams for found in stream_findings(stream, setting.cluster)]
     if streams:
         findings += _reading(config, setting, streams)
-    return findings + _run(recipe, config, setting, streams, fits)
+    return findings + _run(recipe, config, setting, streams)
+
+
+def _world(cluster: ClusterFacts, config: TrainConfig) -> list[Finding]:
+    batches = {"pairs": config.stream.pair_batch, "views": config.stream.view_batch}
+    lanes = {name: (batch, lanes_for(batch)) for name, batch in batches.items() if batch}
+    return world_findings(cluster, lanes, config.engine.accumulation_steps)
+
+
+def _fitting(cluster: ClusterFacts, config: TrainConfig) -> ClusterFacts:
+    """The cluster with the most ranks, of those asked for, that the batches allow; its memory can be counted."""
+    for ranks in range(cluster.ranks, 1, -1):
+        smaller = dataclasses.replace(cluster, ranks=ranks, nodes=min(cluster.nodes, ranks))
+        if not errors_of(_world(smaller, config)):
+            return smaller
+    return dataclasses.replace(cluster, ranks=1, nodes=1)
 
 
 def _reading(config: TrainConfig, setting: Setting, streams: list[StreamFacts]) -> list[Finding]:
@@ -189,15 +233,14 @@ def _reading(config: TrainConfig, setting: Setting, streams: list[StreamFacts]) 
     ]
 
 
-def _run(
-    recipe: Recipe, config: TrainConfig, setting: Setting, streams: list[StreamFacts], fits: bool
-) -> list[Finding]:
+def _run(recipe: Recipe, config: TrainConfig, setting: Setting, streams: list[StreamFacts]) -> list[Finding]:
     """Memory, places, time, checkpoints."""
     from mcjepa.pipeline.launch.step_memory import model_size
 
     size, findings = model_size(recipe.model), []
-    if fits and not (setting.brief and setting.device_bytes is None):
-        findings.append(_memory(recipe, config, setting))
+    if not (setting.brief and setting.device_bytes is None):
+        fitting = _fitting(setting.cluster, config)
+        findings.append(_memory(recipe, config, dataclasses.replace(setting, cluster=fitting)))
     findings += _places(config, setting, checkpoint_bytes(size.elements))
     findings.append(plan_facts.tracking_finding(recipe.tracking.uri))
     epoch = {stream.name: stream.steps_per_epoch for stream in streams}
@@ -241,7 +284,9 @@ def _memory(recipe: Recipe, config: TrainConfig, setting: Setting) -> Finding:
     ]
     kept = "activation checkpointing" if recipe.model.encoder.activation_checkpointing else "all activations kept"
     alone = 1 if cluster.gpus_per_node else cluster.ranks_per_node
-    return memory_finding(estimate, facts, f"{' + '.join(words)} at a time, {kept}", setting.device_bytes, alone)
+    watched = setting.site is not None and setting.site.kind == "slurm"
+    what = f"{' + '.join(words)} at a time on {cluster.ranks} rank(s), {kept}"
+    return memory_finding(estimate, facts, what, setting.device_bytes, alone, watched)
 
 
 def _places(config: TrainConfig, setting: Setting, checkpoint: int) -> list[Finding]:

@@ -145,3 +145,19 @@ def test_a_sites_endpoint_is_used_for_the_looks_and_not_kept(
     code, findings = plan(capsys, str(recipe), "--site", str(site), "train.run=s3://bucket/run")
     assert code == 3 and "http://127.0.0.1:9" in findings["run"][0]["found"]
     assert "AWS_ENDPOINT_URL" not in os.environ and "AWS_PROFILE" not in os.environ
+
+
+def test_with_a_wrong_world_size_memory_and_time_are_still_shown(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, findings = plan(capsys, str(recipe), "--ranks", "3", "--step-s", "2")
+    assert code == 3 and errors(findings) == {"world size"}
+    assert "2 rank(s)" in findings["memory"][0]["found"] and "steps of 2 s" in findings["time"][0]["found"]
+
+
+def test_a_sweep_is_judged_run_by_run(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = "sweep={train.seed: [1, 2], train.stream.view_batch: [4, 6], train.optimizer.encoder_lr: [0.1, 0.2]}"
+    code, findings = plan(capsys, str(recipe), "--ranks", "4", sweep)
+    assert code == 3 and errors(findings) == {"world size"}
+    (wrong,) = [f["found"] for f in findings["world size"] if f["severity"] == "error"]
+    assert wrong.startswith("run seed=1,view_batch=6,encoder_lr=0.1: ")

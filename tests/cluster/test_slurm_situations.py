@@ -23,7 +23,8 @@ from mcjepa.cluster.site import GpuOption, Resources, Site, needed
 from mcjepa.cluster.slurm import job_states
 from mcjepa.cluster.status import cancel, log_files, read_status
 from mcjepa.cluster.submit import job_script, submit
-from mcjepa.pipeline.launch.jobs import resubmit
+from mcjepa.pipeline.launch.jobs import Launch, resubmit, submit_launch
+from mcjepa.pipeline.recipe.recipe import load_recipe
 from mcjepa.pipeline.world import gpu_index
 from tests.cluster.slurm_jobs import Submitted, make_job, submitted, wait_started
 from tests.pipeline.small_recipe import write_small_recipe
@@ -381,3 +382,12 @@ def test_resuming_a_job_submits_again_what_was_to_follow_it_and_cancelling_reach
     running = wait_started(beside)
     assert cancel(train.job.folder) == live.ids
     assert wait_until_ended(running, 10) == []
+
+
+def test_a_chain_of_jobs_is_taken_whole_or_not_at_all(any_slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
+    recipe, plain = load_recipe("quickstart", [])
+    first = make_job(tmp_path / "first", "wait", default=dataclasses.replace(ONE, options={"hold": True}))
+    nowhere = make_job(tmp_path / "second", "finish", default=dataclasses.replace(ONE, partition="nowhere"))
+    with pytest.raises(LaunchError, match="invalid partition"):
+        submit_launch(Launch(recipe, plain, ((first, ""), (nowhere, "ok"))))
+    assert read_status(first.folder)[0].state == "CANCELLED"
