@@ -16,7 +16,7 @@ FLOORS = (
     ("video_writer",),
     ("flow", "probe", "vos", "classification", "infer"),
     ("finetune",),
-    ("settings", "report", "study"),
+    ("settings", "report"),
     ("run", "record"),
 )
 """From the ground up; rooms of one floor do not know each other. Fine-tuning is tested by the probe's measures."""
