@@ -13,7 +13,7 @@ from mcjepa.data_prep.corpora.moving_photos.generate import generate
 from mcjepa.data_prep.corpora.moving_photos.sets import MovingPhotosIndex
 from mcjepa.data_prep.dataset.inputs import InputRecord, Outcome, read_inputs
 from mcjepa.data_prep.dataset.lease import Writer, WriterProgress, sole_writer
-from mcjepa.data_prep.dataset.manifest import DatasetManifest, Totals, read_manifest
+from mcjepa.data_prep.dataset.manifest import DatasetManifest, Totals, newest_revision, read_manifest
 from mcjepa.data_prep.dataset.publish import publish_dataset
 from mcjepa.data_prep.dataset.repairs import as_planned
 from mcjepa.data_prep.errors import DataError
@@ -144,7 +144,7 @@ def _begin(name: str, config: DatasetConfig, root: str, tell: OnEvent, stack: co
     census = Census()
     inputs = _with_progress(name, list_inputs(config, census), tell)
     plan = begin_plan(store, config, inputs, guarded=list_guarded(config), census=census)
-    if published and plan.plan_digest != read_plan(store).plan_digest:
+    if published and (newest_revision(store) > 1 or plan.plan_digest != read_plan(store).plan_digest):
         plan = summarise_plan(config, as_planned(store, list_inputs(config)), guarded=list_guarded(config))
     require_same_plan(store, config, plan, list_inputs(config))
     tell(ProgressEvent("plan", name, 1, 1))

@@ -10,13 +10,18 @@ from collections.abc import Iterable, Iterator
 
 from mcjepa.data_prep.dataset.inputs import InputRecord, read_inputs
 from mcjepa.data_prep.dataset.manifest import newest_revision
+from mcjepa.data_prep.errors import PlanMismatch
 from mcjepa.data_prep.plan.files import read_plan_inputs
 from mcjepa.data_prep.plan.plan import PlannedInput
 from mcjepa.data_prep.storage import Store
 
 
 def as_planned(store: Store, inputs: Iterable[PlannedInput]) -> Iterator[PlannedInput]:
-    """The inputs, those that may have changed as the plan has them: the same plan gives the same digest."""
+    """The inputs, those that may have changed as the plan has them: the same plan gives the same digest.
+
+    Raises:
+        PlanMismatch: an input is another one than a requeue has taken.
+    """
     failed = {record.name for record in read_inputs(store) if record.outcome == "quarantined"}
     newest: dict[str, InputRecord] = {}
     for record in read_inputs(store, newest_revision(store)):
@@ -25,5 +30,9 @@ def as_planned(store: Store, inputs: Iterable[PlannedInput]) -> Iterator[Planned
     planned = {item.name: item for item in read_plan_inputs(store) if item.name in failed}
     for item in inputs:
         now = newest.get(item.name)
-        changeable = now is not None and (now.outcome == "quarantined" or now.bytes == item.bytes)
-        yield planned[item.name] if changeable else item
+        if now is not None and now.outcome != "quarantined" and now.bytes != item.bytes:
+            raise PlanMismatch(
+                f"{store.location} was published with another plan ({item.name} had {now.bytes} bytes when it was "
+                f"requeued, now has {item.bytes}); expected the same inputs; prepare into another root"
+            )
+        yield item if now is None else planned[item.name]
