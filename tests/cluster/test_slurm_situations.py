@@ -165,8 +165,8 @@ def test_what_a_shell_holds_neither_changes_a_job_nor_reaches_it(
     assert it.state(any_slurm_cluster) == "COMPLETED", it.output()
     asked = any_slurm_cluster.run("squeue", "-h", "--states=all", "-j", it.record.ids[0], "-o", "%P %D %i")
     assert asked.split() == ["main", "1", it.record.ids[0]]
-    places = [it.folder, any_slurm_cluster.folder]
-    files = {path: path.read_bytes() for place in places for path in place.rglob("*") if path.is_file()}
+    own = {path: path.read_bytes() for path in it.folder.rglob("*") if path.is_file()}
+    files = {**own, **any_slurm_cluster.files()}
     environments = [files[it.folder / name] for name in ("own-0", "parent-0")]
     assert all(b"SLURM_PROCID=0" in content for content in environments)
     assert [str(path) for path, content in files.items() if b"leak-canary" in content] == []
