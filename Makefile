@@ -31,7 +31,7 @@ format: $(VENV)/.dev ## let ruff format and sort
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 docs: $(VENV)/.docs ## the pages of docs/ as a site in build/site; a dead link is an error
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "build/site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # --quiet would hide warnings from --strict too
 
 bench: $(VENV)/.dev ## every measurement in benchmarks/, shortly
 	@for file in $$(grep -l '"benchmark":' benchmarks/*/*.py); do \

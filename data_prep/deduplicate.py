@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,7 @@ from typing import Any
 from mcjepa.data_prep.dataset.manifest import Sidecar, read_sidecar, write_sidecar
 from mcjepa.data_prep.dataset.shards import ShardWriter
 from mcjepa.data_prep.filters.duplicates import resolve_duplicates
-from mcjepa.data_prep.layout import DUPLICATES_NAME, shard_key, shard_name, sidecar_key
-from mcjepa.data_prep.plan.plan import PlanSummary
+from mcjepa.data_prep.layout import duplicates_key, shard_key, sidecar_key
 from mcjepa.data_prep.settings import DatasetConfig
 from mcjepa.data_prep.storage import Store, explained_disk_errors, open_store
 from mcjepa.data_prep.storage.json_files import read_lines, write_lines
@@ -36,7 +35,14 @@ class Thinning:
 
 
 def deduplicate(
-    location: str, config: DatasetConfig, plan: PlanSummary, *, workers: int, on_shard: Callable[[int, int], None]
+    location: str,
+    config: DatasetConfig,
+    names: Sequence[str],
+    *,
+    workers: int,
+    on_shard: Callable[[int, int], None],
+    earlier: Sequence[str] = (),
+    revision: int = 1,
 ) -> bool:
     """Decide once which inputs repeat others and, unless they are only scored, take them out of their shards.
 
@@ -47,17 +53,20 @@ def deduplicate(
     Args:
         location: The dataset, all of whose shards are made.
         config: Its settings.
-        plan: Its plan.
+        names: The shards whose inputs are judged, in order.
         workers: Most tasks at a time.
         on_shard: Called with the numbers of shards written again, and to write.
+        earlier: Published shards, whose inputs stay and may be repeated by others.
+        revision: Which revision the shards are made for.
     """
     store = open_store(location)
-    if not store.exists(DUPLICATES_NAME):
-        _decide(store, config, plan)
+    key = duplicates_key(revision)
+    if not store.exists(key):
+        _decide(store, config, names, earlier, key)
     if config.filters.duplicates.mode != "drop":
         return True
-    reasons = {line["input"]: f"{line['kind']} duplicate of {line['of']}" for line in read_duplicates(store)}
-    todo = list(_thinnings(store, plan, reasons))
+    reasons = {line["input"]: f"{line['kind']} duplicate of {line['of']}" for line in read_duplicates(store, revision)}
+    todo = list(_thinnings(store, names, reasons))
     thinned: list[bool] = []
 
     def count(result: bool) -> None:
@@ -68,9 +77,9 @@ def deduplicate(
     return all(thinned)
 
 
-def read_duplicates(store: Store) -> Iterator[dict[str, Any]]:
+def read_duplicates(store: Store, revision: int = 1) -> Iterator[dict[str, Any]]:
     """The decisions, in the plan's order."""
-    yield from read_lines(store, DUPLICATES_NAME)
+    yield from read_lines(store, duplicates_key(revision))
 
 
 def thin_shard(location: str, thinning: Thinning) -> bool:
@@ -92,21 +101,31 @@ def thin_shard(location: str, thinning: Thinning) -> bool:
     return True
 
 
-def _decide(store: Store, config: DatasetConfig, plan: PlanSummary) -> None:
-    decisions = resolve_duplicates(_fingerprints(store, plan), config.filters.duplicates.max_bits)
-    path = store.scratch() / f"{DUPLICATES_NAME}.{os.getpid()}.partial"
+def _decide(store: Store, config: DatasetConfig, names: Sequence[str], earlier: Sequence[str], key: str) -> None:
+    judged: set[str] = set()
+
+    def fingerprints() -> Iterator[tuple[str, str, list[int | None]]]:
+        yield from _fingerprints(store, earlier)
+        for name, content, hashes in _fingerprints(store, names):
+            if earlier:
+                judged.add(name)
+            yield name, content, hashes
+
+    decisions = resolve_duplicates(fingerprints(), config.filters.duplicates.max_bits)
+    lines = ({"input": name, **dataclasses.asdict(d)} for name, d in decisions.items() if not earlier or name in judged)
+    path = store.scratch() / f"{key}.{os.getpid()}.partial"
     try:
         with explained_disk_errors(str(path)), path.open("wb") as file:
-            write_lines(file, ({"input": name, **dataclasses.asdict(d)} for name, d in decisions.items()))
-        store.write_file(DUPLICATES_NAME, path)
+            write_lines(file, lines)
+        store.write_file(key, path)
     finally:
         path.unlink(missing_ok=True)
 
 
-def _fingerprints(store: Store, plan: PlanSummary) -> Iterator[tuple[str, str, list[int | None]]]:
-    """Name, content digest and hashes of every usable input, in the plan's order."""
-    for number in range(plan.shards):
-        sidecar = read_sidecar(store, shard_name(plan.kind, number))
+def _fingerprints(store: Store, names: Sequence[str]) -> Iterator[tuple[str, str, list[int | None]]]:
+    """Name, content digest and hashes of every usable input, shard by shard."""
+    for shard in names:
+        sidecar = read_sidecar(store, shard)
         hashes = iter(sidecar.hashes)
         for line in sidecar.inputs:
             own = [int(h, 16) if h else None for h in (next(hashes) for _ in range(line["samples"]))]
@@ -114,12 +133,12 @@ def _fingerprints(store: Store, plan: PlanSummary) -> Iterator[tuple[str, str, l
                 yield line["name"], line["sha256"], own
 
 
-def _thinnings(store: Store, plan: PlanSummary, reasons: dict[str, str]) -> Iterator[Thinning]:
+def _thinnings(store: Store, names: Sequence[str], reasons: dict[str, str]) -> Iterator[Thinning]:
     """Shards that still hold samples of repeated inputs."""
     if not reasons:
         return
-    for number in range(plan.shards):
-        sidecar = read_sidecar(store, shard_name(plan.kind, number))
+    for shard in names:
+        sidecar = read_sidecar(store, shard)
         held = [(i["name"], reasons[i["name"]]) for i in sidecar.inputs if i["samples"] and i["name"] in reasons]
         if held:
             yield Thinning(sidecar.name, tuple(held))

@@ -15,8 +15,10 @@ from mcjepa.data_prep.dataset.inputs import InputRecord, Outcome, read_inputs
 from mcjepa.data_prep.dataset.lease import Writer, WriterProgress, sole_writer
 from mcjepa.data_prep.dataset.manifest import DatasetManifest, Totals, read_manifest
 from mcjepa.data_prep.dataset.publish import publish_dataset
+from mcjepa.data_prep.dataset.repairs import as_planned
+from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.layout import MANIFEST_NAME
-from mcjepa.data_prep.plan.files import begin_plan, read_plan_inputs, require_same_plan
+from mcjepa.data_prep.plan.files import begin_plan, read_plan, read_plan_inputs, require_same_plan, summarise_plan
 from mcjepa.data_prep.plan.listing import list_guarded, list_inputs
 from mcjepa.data_prep.plan.plan import PlannedInput, PlanSummary, split_into_shards
 from mcjepa.data_prep.settings import DatasetConfig, MovingPhotosConfig, PrepConfig
@@ -108,6 +110,8 @@ def run_prep(config: PrepConfig, *, on_event: OnEvent | None = None) -> PrepRepo
             another writer at work.
     """
     tell = on_event or (lambda event: None)
+    if not config.datasets and not config.moving_photos:
+        raise DataError("prep.datasets is empty; expected at least one dataset to make; name it in the recipe")
     index = _generate(config.moving_photos, config.workers, tell) if config.moving_photos else None
     address = cluster_address(config.ray_address)
     with contextlib.ExitStack() as stack:
@@ -140,7 +144,9 @@ def _begin(name: str, config: DatasetConfig, root: str, tell: OnEvent, stack: co
     census = Census()
     inputs = _with_progress(name, list_inputs(config, census), tell)
     plan = begin_plan(store, config, inputs, guarded=list_guarded(config), census=census)
-    require_same_plan(store, plan, list_inputs(config))
+    if published and plan.plan_digest != read_plan(store).plan_digest:
+        plan = summarise_plan(config, as_planned(store, list_inputs(config)), guarded=list_guarded(config))
+    require_same_plan(store, config, plan, list_inputs(config))
     tell(ProgressEvent("plan", name, 1, 1))
     return _Dataset(name, config, store, plan, writer, tell)
 
@@ -204,7 +210,7 @@ def _deduplicate(dataset: _Dataset, workers: int) -> bool:
     return deduplicate(
         dataset.store.location,
         dataset.config,
-        dataset.plan,
+        dataset.plan.shard_names,
         workers=workers,
         on_shard=lambda done, total: dataset.event("duplicates", done, total),
     )

@@ -58,3 +58,8 @@ def inputs_key(revision: int) -> str:
 def dropped_key(revision: int) -> str:
     """Key of a revision's list of dropped samples; absent when there are none."""
     return "dropped.jsonl.gz" if revision == 1 else f"dropped-{revision:06d}.jsonl.gz"
+
+
+def duplicates_key(revision: int) -> str:
+    """Key of a revision's list of repeated inputs; absent where nobody looked for them."""
+    return DUPLICATES_NAME if revision == 1 else f"duplicates-{revision:06d}.jsonl.gz"

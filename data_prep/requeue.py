@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from mcjepa.data_prep.dataset.inputs import read_inputs
 from mcjepa.data_prep.dataset.lease import sole_writer
-from mcjepa.data_prep.dataset.manifest import DatasetManifest, read_manifest
+from mcjepa.data_prep.dataset.manifest import DatasetManifest, newest_revision, read_manifest
 from mcjepa.data_prep.dataset.publish import publish_revision
+from mcjepa.data_prep.deduplicate import deduplicate
 from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.layout import SHARD_FOLDER, duplicates_key
 from mcjepa.data_prep.plan.files import read_plan
 from mcjepa.data_prep.plan.listing import list_inputs
 from mcjepa.data_prep.plan.plan import PlanDigest, split_into_shards
@@ -70,7 +72,7 @@ class _Requeue:
     def __init__(self, name: str, config: DatasetConfig, store: Store, reason: str) -> None:
         self._name, self._config, self._store = name, config, store
         self._manifest = read_manifest(store)
-        plan = read_plan(store)
+        plan = self._plan = read_plan(store)
         if PlanDigest(config, plan.decoder, plan.encoder).summary().parameters != {
             key: value for key, value in plan.parameters.items() if key != "guarded_inputs"
         }:
@@ -95,18 +97,26 @@ class _Requeue:
 
     def run(self, workers: int, tell: Callable[[str, int, int], None]) -> RequeueReport:
         shards = list(split_into_shards(self.inputs, self._config, first=self._first))
+        names = [shard.name for shard in shards]
         done = 0
 
         def count(_: ShardResult) -> None:
             nonlocal done
             done += 1
             writer.check()
-            tell(self._name, done, len(shards))
+            tell(self._name, min(done, len(shards)), len(shards))
 
-        with sole_writer(self._store) as writer:
+        def make() -> None:
             work = ShardWork(self._store.location, self._config, self._digest)
             run_tasks(make_shard, work, shards, workers=min(workers, len(shards)), on_result=count)
-            manifest = publish_revision(self._store, self._manifest, [s.name for s in shards], self._digest)
+
+        with sole_writer(self._store) as writer:
+            self._clear_leftovers()
+            make()
+            if self._config.filters.duplicates.mode != "off":
+                while not self._deduplicate(names, workers):
+                    make()
+            manifest = publish_revision(self._store, self._manifest, names, self._digest)
         before, after = self._manifest.totals, manifest.totals
         return RequeueReport(
             name=self._name,
@@ -115,6 +125,34 @@ class _Requeue:
             saved=before.quarantined - after.quarantined,
             samples=after.samples - before.samples,
             manifest=manifest,
+        )
+
+    def _clear_leftovers(self) -> None:
+        """Remove what a requeue left that failed or was killed: an input is tried anew, whatever has changed.
+
+        Raises:
+            DataError: another requeue has published meanwhile.
+        """
+        revision = self._manifest.revision
+        if newest_revision(self._store) != revision:
+            raise DataError(
+                f"{self._store.location} was requeued meanwhile; expected revision {revision}; run it again"
+            )
+        for entry in list(self._store.files(f"{SHARD_FOLDER}/")):
+            if int(entry.key.rpartition("-")[2].partition(".")[0]) >= self._first:
+                self._store.remove(entry.key)
+        self._store.remove(duplicates_key(revision + 1))
+
+    def _deduplicate(self, names: list[str], workers: int) -> bool:
+        later = [s.name for s in self._manifest.shards if int(s.name.rpartition("-")[2]) >= self._plan.shards]
+        return deduplicate(
+            self._store.location,
+            self._config,
+            names,
+            workers=workers,
+            on_shard=lambda done, total: None,
+            earlier=[*self._plan.shard_names, *later],
+            revision=self._manifest.revision + 1,
         )
 
 

@@ -186,6 +186,11 @@ class DatasetConfig:
     """Format of stored frames: JPEG (4:2:0 chroma), WebP, or lossless PNG. Ours."""
     quality: int = 95
     """Quality of JPEG and WebP, 1-100. Ours."""
+    order: Literal["shuffled", "listed"] = "shuffled"
+    """Order of the inputs in the shards: a seeded permutation, or by corpus and name, which puts a class's images
+    side by side. Ours."""
+    order_seed: int = 0
+    """Seed of that permutation."""
     inputs_per_shard: int = 8
     """Consecutive inputs whose samples make one shard. Ours."""
     decoder: DecoderName = "decord"

@@ -13,7 +13,7 @@ import io
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -172,19 +172,18 @@ def write_scores(scores: Sequence[Score], out: Path, key: str = "") -> None:
             picture["path"] = str(Path(picture["path"]).relative_to(out))
         listed.append(plain)
         if score.table:
-            folder = out / score.name
+            folder, head = out / score.name, list(score.table[0])
             folder.mkdir(parents=True, exist_ok=True)
-            atomic_write(folder / "items.csv", _csv_bytes(score))
+            atomic_write(folder / "items.csv", csv_bytes(head, ([row[key] for key in head] for row in score.table)))
     document = {"version": SCORES_VERSION, "key": key, "scores": listed}
     atomic_write(out / SCORES_NAME, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
     log.info("%d scores are in %s", len(scores), out / SCORES_NAME)
 
 
-def _csv_bytes(score: Score) -> bytes:
+def csv_bytes(head: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """A table as CSV."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(score.table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(score.table)
+    csv.writer(text, lineterminator="\n").writerows([head, *rows])
     return text.getvalue().encode()
 
 

@@ -7,11 +7,14 @@ Pictures are (H, W, 3) uint8 RGB; flow is (H, W, 2) px, (right, down).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from mcjepa.pipeline.pictures import (
+    GAP_PX,
     PANEL_PX,
     Image,
     colour_wheel,
@@ -25,7 +28,9 @@ from mcjepa.pipeline.pictures import (
 )
 
 __all__ = [
+    "Image",
     "class_colours",
+    "class_legend",
     "colour_wheel",
     "error_picture",
     "flow_picture",
@@ -35,6 +40,7 @@ __all__ = [
     "png_bytes",
     "shrink_known",
     "side_by_side",
+    "split_panels",
     "stacked",
     "webp_bytes",
     "wheel_picture",
@@ -44,6 +50,8 @@ __all__ = [
 VOID = 255
 HUE_START = 0.36
 HUE_STEP = 0.618034
+QUALITY, LOSSLESS = 90, 101
+"""Of WebP."""
 
 
 def wheel_picture(side: int = 96) -> Image:
@@ -93,6 +101,12 @@ def class_colours(count: int) -> Image:
     return np.rint(255.0 * strength * (0.2 + 0.8 * pure)).astype(np.uint8)
 
 
+def class_legend(classes: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """(class, colour as #rrggbb) of `class_colours`."""
+    colours = class_colours(len(classes)).tolist()
+    return tuple((name, "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in zip(classes, colours, strict=True))
+
+
 def overlay_labels(image_HW3: Image, labels_HW: NDArray, opacity: float = 0.6, clear: int | None = None) -> Image:
     """The image tinted by its labels; void (255) and the label `clear` show the bare image."""
     labels = np.asarray(labels_HW)
@@ -104,13 +118,31 @@ def overlay_labels(image_HW3: Image, labels_HW: NDArray, opacity: float = 0.6, c
     return np.where(bare[..., None], image_HW3, np.rint(mixed)).astype(np.uint8)
 
 
-def webp_bytes(png: bytes, quality: int = 90) -> bytes:
-    """The picture of a PNG file as WebP with transparency: a fifth of the size for photos.
+def split_panels(png: bytes, count: int) -> list[bytes]:
+    """The panels of a `side_by_side` picture, each a PNG file; the whole picture where it is not of `count` panels."""
+    picture = _decode(png)
+    width, rest = divmod(picture.shape[1] + GAP_PX, max(count, 1))
+    starts = range(0, picture.shape[1], width)
+    gaps = [picture[:, start - GAP_PX : start] for start in starts[1:]]
+    if rest or count < 2 or picture.ndim < 3 or picture.shape[2] != 4 or any(gap[..., 3].any() for gap in gaps):
+        return [png]
+    return [bytes(cv2.imencode(".png", picture[:, start : start + width - GAP_PX])[1].tobytes()) for start in starts]
+
+
+def webp_bytes(png: bytes, lossless: bool = False) -> tuple[bytes, int, int]:
+    """The picture of a PNG file as WebP with transparency, a fifth of the size for photos; its width and height.
 
     Raises:
         ValueError: the bytes are no picture.
     """
+    picture = _decode(png)
+    quality = LOSSLESS if lossless else QUALITY
+    encoded = cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, quality])[1]
+    return encoded.tobytes(), picture.shape[1], picture.shape[0]
+
+
+def _decode(png: bytes) -> NDArray[np.uint8]:
     picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
     if picture is None:
         raise ValueError("a picture of the report is no PNG file; expected one; run the evaluation again")
-    return bytes(cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, quality])[1].tobytes())
+    return np.asarray(picture, np.uint8)

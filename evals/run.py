@@ -5,12 +5,17 @@ Each kind is imported when it is asked for: one score loads the code of one kind
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mcjepa.evals.cards import Score, write_scores
 from mcjepa.evals.models import LoadedModel, Weights, load_for_scoring
 from mcjepa.evals.progress import OnEvent, silent, torch_threads
-from mcjepa.evals.settings import EvalConfig, evaluation_key
+from mcjepa.evals.settings import EvalConfig
 
 
 def run_evaluation(
@@ -61,6 +66,14 @@ def evaluate(loaded: LoadedModel, config: EvalConfig, out: Path, on_event: OnEve
     key = evaluation_key(loaded.digest, loaded.lineage, config) if loaded.digest else ""
     write_scores(scores, out, key)
     return scores
+
+
+def evaluation_key(weights_digest: str, lineage: Mapping[str, Any], config: EvalConfig) -> str:
+    """sha256 over the weights' digest and lineage, and every setting of the evaluation but device and threads."""
+    asked = dataclasses.asdict(config)
+    for name in ("device", "threads"):
+        del asked[name]
+    return hashlib.sha256(json.dumps([weights_digest, dict(lineage), asked], sort_keys=True).encode()).hexdigest()
 
 
 def train_along(weights: Path, config: EvalConfig, out: Path) -> None:

@@ -6,12 +6,8 @@ Each kind keeps its own beside its code: `evals.flow.settings`, `evals.probe.set
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from mcjepa.evals.classification.settings import ClassifyConfig
 from mcjepa.evals.finetune.settings import FinetuneConfig
@@ -53,11 +49,3 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         require(self.threads >= 0, f"eval.threads is {self.threads}", "0 (torch's choice) or more")
-
-
-def evaluation_key(weights_digest: str, lineage: Mapping[str, Any], config: EvalConfig) -> str:
-    """sha256 over the weights' digest and lineage, and every setting of the evaluation but device and threads."""
-    asked = dataclasses.asdict(config)
-    for name in ("device", "threads"):
-        del asked[name]
-    return hashlib.sha256(json.dumps([weights_digest, dict(lineage), asked], sort_keys=True).encode()).hexdigest()

@@ -15,8 +15,18 @@ Location = str | Path
 
 
 def plain_location(location: Location) -> str:
-    """The location as an s3:// location or a path: without file://, `~` and a trailing slash."""
+    """The location as an s3:// location or a path: without file://, `~` and a trailing slash.
+
+    Raises:
+        DataError: it has another scheme.
+    """
     text = str(location)
+    scheme = text.partition("://")[0] if "://" in text else ""
+    if scheme not in ("", "file", "s3"):
+        raise DataError(
+            f"{text} is of {scheme}://, which is not read; expected a path, file://… or s3://bucket/prefix; mount it, "
+            "or use the S3 interface of that store (AWS_ENDPOINT_URL)"
+        )
     if text.startswith("file://"):
         text = unquote(urlsplit(text).path)
     if is_local(text):

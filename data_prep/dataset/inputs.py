@@ -46,6 +46,12 @@ class InputRecord:
     decoder: str = ""
     """Which decoder gave a video's frames: the one asked for, or `pyav` for what that cannot read."""
 
+    @property
+    def where(self) -> str:
+        """Its location in words: the uri, and of a member of a tar its name in it."""
+        _, tar, member = self.name.partition(".tar/")
+        return f"{self.uri} ({member})" if tar and self.uri.endswith(".tar") else self.uri
+
 
 def record_from(content: dict[str, Any], where: str) -> InputRecord:
     """Build a record from its JSON object.

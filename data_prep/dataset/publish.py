@@ -90,7 +90,7 @@ def publish_dataset(store: Store, plan: PlanSummary) -> DatasetManifest:
         PlanMismatch: another dataset was published here meanwhile.
     """
     tally = Tally()
-    names = [shard_name(plan.kind, number) for number in range(plan.shards)]
+    names = plan.shard_names
     with _written_lines(store, inputs_key(1), _lines(store, names, tally)) as write_inputs:
         totals = tally.totals()
         _check_conservation(store, plan.inputs, totals)
@@ -126,11 +126,11 @@ def publish_revision(store: Store, parent: DatasetManifest, names: Sequence[str]
         digest: Plan digest of these.
 
     Returns:
-        The new manifest; the parent itself when no additional shard has a sample.
+        The new manifest; the parent itself when every input has failed again.
     """
     added = Tally()
     records = {line["name"]: line for line in _lines(store, names, added)}
-    if not added.shards:
+    if not added.outcomes["ok"] + added.outcomes["filtered"]:
         return parent
     tally = Tally(shards=[*parent.shards, *added.shards])
 

@@ -24,8 +24,7 @@ from pydantic import TypeAdapter
 
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.decode.cutter import CutSample, cut_input
-from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
-from mcjepa.data_prep.decode.messages import MessageReader, PipeClosed, write_message
+from mcjepa.data_prep.decode.messages import DecodeFailure, MessageReader, PipeClosed, Unwanted, write_message
 from mcjepa.data_prep.decode.videos import import_decoder
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.process import end_with_parent

@@ -22,8 +22,14 @@ from mcjepa.data_prep.code import isolated_environment
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.decode.child import encode_config, one_line
 from mcjepa.data_prep.decode.cutter import CutSample, DroppedSample
-from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
-from mcjepa.data_prep.decode.messages import ChildTimeout, MessageReader, PipeClosed, write_message
+from mcjepa.data_prep.decode.messages import (
+    ChildTimeout,
+    DecodeFailure,
+    MessageReader,
+    PipeClosed,
+    Unwanted,
+    write_message,
+)
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.settings import DatasetConfig
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mcjepa.data_prep.decode.failures import DecodeFailure
+from mcjepa.data_prep.decode.messages import DecodeFailure
 
 SLACK_S, SLACK_FRAMES = 0.5, 5
 JUDGED_BY_BYTES = ("mov,", "avi", "mpeg")

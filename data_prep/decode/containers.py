@@ -23,8 +23,8 @@ import numpy.typing as npt
 
 from mcjepa.data_prep.decode.colour import name_wide_colours
 from mcjepa.data_prep.decode.completeness import packet_end_s, require_whole_file, require_whole_play
-from mcjepa.data_prep.decode.failures import DecodeFailure, require_megapixels
 from mcjepa.data_prep.decode.kinds import HEAD_BYTES, describe_content
+from mcjepa.data_prep.decode.messages import DecodeFailure, require_megapixels
 from mcjepa.data_prep.decode.orientation import UPRIGHT, Orientation, from_display_matrix
 from mcjepa.data_prep.decode.parameter_sets import ParameterSets
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.decode.encoders import SUFFIXES, encode, shrink
-from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.flow_samples import encode_flow_sample, pair_frames, read_pair
 from mcjepa.data_prep.decode.images import read_image
+from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.selection import (
     IntArray,
     choose_starts,

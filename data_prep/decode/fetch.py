@@ -12,7 +12,7 @@ from pathlib import Path
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.corpora.places import is_local, store_and_key
 from mcjepa.data_prep.corpora.trees import suffix_of
-from mcjepa.data_prep.decode.failures import DecodeFailure
+from mcjepa.data_prep.decode.messages import DecodeFailure
 from mcjepa.data_prep.errors import AbsentKey, DataError
 from mcjepa.data_prep.storage import explained_disk_errors
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from mcjepa.data_prep.corpora.flow.files import encode_flo
 from mcjepa.data_prep.corpora.items import FlowPair, Input
 from mcjepa.data_prep.decode.encoders import encode_png
-from mcjepa.data_prep.decode.failures import DecodeFailure
 from mcjepa.data_prep.decode.images import read_image, require_image_size
+from mcjepa.data_prep.decode.messages import DecodeFailure
 
 ByteArray = npt.NDArray[np.uint8]
 

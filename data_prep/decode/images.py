@@ -21,7 +21,6 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from mcjepa.data_prep.decode.colour import changes_pixels, coded_colours, to_srgb
-from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted, require_megapixels
 from mcjepa.data_prep.decode.kinds import (
     HEAD_BYTES,
     describe_content,
@@ -29,6 +28,7 @@ from mcjepa.data_prep.decode.kinds import (
     with_end_of_jpeg,
     without_png_text,
 )
+from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted, require_megapixels
 from mcjepa.data_prep.decode.orientation import EXIF, UPRIGHT
 
 ByteArray = npt.NDArray[np.uint8]

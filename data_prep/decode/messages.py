@@ -1,4 +1,6 @@
-"""Messages between the decode child and its parent: a JSON header and raw parts, each length-prefixed.
+"""What decoding says: why an input gives no samples, and messages between the decode child and its parent.
+
+A message is a JSON header and raw parts, each length-prefixed.
 
     4 bytes big-endian: length of the header | header (JSON, with "parts": lengths of the parts) | the parts
 
@@ -13,6 +15,26 @@ import select
 import time
 from collections.abc import Sequence
 from typing import Any
+
+
+class DecodeFailure(RuntimeError):
+    """The input cannot be decoded: it is quarantined with this reason."""
+
+
+class Unwanted(RuntimeError):
+    """The input is readable but gives no sample by the dataset's rules: it is filtered, with this reason."""
+
+
+def require_megapixels(width: int, height: int, max_megapixels: float) -> None:
+    """Refuse a picture by the size that its header claims, before anything is decoded.
+
+    Raises:
+        DecodeFailure: it has more pixels than allowed.
+    """
+    megapixels = width * height / 1e6
+    if megapixels > max_megapixels:
+        raise DecodeFailure(f"{width}x{height} px are {megapixels:.1f} megapixels; at most {max_megapixels:g} allowed")
+
 
 MAX_HEADER_BYTES = 64 << 20
 READ_BYTES = 1 << 20

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mcjepa.data_prep.decode.failures import DecodeFailure
+from mcjepa.data_prep.decode.messages import DecodeFailure
 
 ByteArray = npt.NDArray[np.uint8]
 

@@ -43,7 +43,7 @@ from mcjepa.data_prep.decode.containers import (
     square_size,
     walk,
 )
-from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
+from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.orientation import UPRIGHT
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.settings import DecoderName, VideoConfig

@@ -16,6 +16,7 @@ from mcjepa.data_prep.decode.encoders import encoder_version
 from mcjepa.data_prep.decode.videos import decoder_version
 from mcjepa.data_prep.errors import DataError, PlanMismatch
 from mcjepa.data_prep.layout import MANIFEST_NAME, PLAN_INPUTS_NAME, PLAN_NAME
+from mcjepa.data_prep.plan.order import ordered_inputs
 from mcjepa.data_prep.plan.plan import (
     PLAN_VERSION,
     PlanDigest,
@@ -58,7 +59,7 @@ def begin_plan(
     Args:
         store: Where the dataset is made.
         config: Its settings.
-        inputs: All its inputs, in order.
+        inputs: All its inputs, as they are listed.
         guarded: Inputs of the evaluation sets that the leakage filter guards.
         census: Has counted, when the inputs are listed, what lies in the corpora.
 
@@ -71,7 +72,8 @@ def begin_plan(
     path = store.scratch() / f"{PLAN_INPUTS_NAME}.{os.getpid()}.partial"
     try:
         with explained_disk_errors(str(path)), path.open("wb") as file:
-            write_lines(file, _lines(inputs, digest))
+            counted = _counted(inputs, digest)
+            write_lines(file, map(input_to_line, ordered_inputs(counted, config, store.scratch())))
         store.write_file(PLAN_INPUTS_NAME, path)
     finally:
         path.unlink(missing_ok=True)
@@ -103,8 +105,8 @@ def read_plan_inputs(store: Store) -> Iterator[PlannedInput]:
     yield from map(input_from_line, read_lines(store, PLAN_INPUTS_NAME))
 
 
-def require_same_plan(store: Store, plan: PlanSummary, inputs: Iterable[PlannedInput]) -> None:
-    """Refuse to go on with a dataset of another plan, saying what differs.
+def require_same_plan(store: Store, config: DatasetConfig, plan: PlanSummary, inputs: Iterable[PlannedInput]) -> None:
+    """Refuse to go on with a dataset of another plan, saying what differs; only then are `inputs` listed.
 
     Raises:
         PlanMismatch: the stored plan is another one.
@@ -115,7 +117,7 @@ def require_same_plan(store: Store, plan: PlanSummary, inputs: Iterable[PlannedI
     differences = differing_parameters(stored, plan)
     if stored.inputs != plan.inputs:
         differences.append(f"number of inputs: {stored.inputs} -> {plan.inputs}")
-    if first := differing_inputs(read_plan_inputs(store), inputs):
+    if first := differing_inputs(read_plan_inputs(store), ordered_inputs(inputs, config, store.scratch())):
         differences.append(first)
     state = "published" if store.exists(MANIFEST_NAME) else "begun"
     raise PlanMismatch(
@@ -135,7 +137,7 @@ def _new_digest(config: DatasetConfig, guarded: Iterable[PlannedInput]) -> PlanD
     return PlanDigest(config, *codecs, guarded=listing.hexdigest() if lines else "")
 
 
-def _lines(inputs: Iterable[PlannedInput], digest: PlanDigest) -> Iterator[object]:
+def _counted(inputs: Iterable[PlannedInput], digest: PlanDigest) -> Iterator[PlannedInput]:
     for planned in inputs:
         digest.add(planned)
-        yield input_to_line(planned)
+        yield planned

@@ -16,8 +16,8 @@ from typing import Literal
 from mcjepa.data_prep.corpora.census import Census
 from mcjepa.data_prep.decode.client import DecodeClient
 from mcjepa.data_prep.decode.cutter import CutSample
-from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.fetch import local_input
+from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted
 from mcjepa.data_prep.layout import MANIFEST_NAME, PLAN_NAME, SHARD_FOLDER
 from mcjepa.data_prep.plan.files import read_plan, summarise_plan
 from mcjepa.data_prep.plan.listing import list_guarded, list_inputs

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from typing import Any
@@ -68,6 +68,11 @@ class PlanSummary:
     """What lies in the corpora: entries, others by the end of their names, unlabelled. Not part of the digest."""
     version: int = PLAN_VERSION
 
+    @property
+    def shard_names(self) -> Sequence[str]:
+        """Names of its shards, in order."""
+        return [shard_name(self.kind, number) for number in range(self.shards)]
+
 
 def corpus_prefix(number: int, reader: str, repetition: int) -> str:
     """First part of the names of a corpus's inputs.
@@ -105,7 +110,8 @@ def describe_parameters(config: DatasetConfig) -> dict[str, Any]:
     leakage["sets"] = _without_paths(leakage["sets"])
     if config.kind == "image":
         del parameters["frames"], parameters["frame_step"]
-    return {**parameters, "layout_version": LAYOUT_VERSION}
+    plain: dict[str, Any] = json.loads(json.dumps({**parameters, "layout_version": LAYOUT_VERSION}))
+    return plain
 
 
 def _without_paths(corpora: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

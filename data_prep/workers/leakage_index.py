@@ -16,10 +16,10 @@ import numpy as np
 
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.decode.encoders import shrink
-from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.fetch import local_input
 from mcjepa.data_prep.decode.flow_samples import FRAME_ROLES
 from mcjepa.data_prep.decode.images import read_image
+from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.videos import ByteArray, open_video
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.layout import LEAKAGE_NAME

@@ -4,8 +4,8 @@ Only names and numbers pass through the driver and Ray's object store; samples g
 straight to the store. A task reserves one processor and its worker keeps to one, decode child included. Tasks are
 what Ray moves by itself when a worker or a node is lost, and what waits for room by itself when a node is gone for
 good. Without an address a private Ray is started on the loopback interface, with a token of its own and no
-dashboard or usage report, and ended whatever happens; workers and decode children end with it. It is never stopped
-by `ray stop`, which would end every Ray on the machine.
+dashboard or usage report; a guardian process ends all of it whatever happens to this one, decode children included. It
+is never stopped by `ray stop`, which would end every Ray on the machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import importlib
 import logging
 import os
 import secrets
-import shutil
 import signal
 import socket
 import sys
@@ -30,6 +29,7 @@ from typing import Any, Protocol, TypeVar
 from mcjepa.data_prep.code import code_name, isolated_children
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.process import one_processor, usable_cores
+from mcjepa.data_prep.workers.guardian import PREFIX, VARIABLE, Guardian, clear_abandoned
 
 LOG = logging.getLogger(__name__)
 
@@ -65,21 +65,32 @@ def running_ray(address: str, workers: int) -> Iterator[None]:
         yield
         return
     on_terminate = signal.getsignal(signal.SIGTERM)
-    folder = tempfile.mkdtemp(prefix="mcjepa-", dir=_short_temporary_folder())
+    parent = _short_temporary_folder()
+    clear_abandoned(parent)
+    folder = tempfile.mkdtemp(prefix=PREFIX, dir=parent)
+    guardian = Guardian(folder)
     try:
         with _apart_from_current_folder(folder):
             if address:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                _join(address)
             else:
                 _start_private(folder, workers)
         if address:
             _require_same_code()
+        _OWN.append(folder)
         yield
     finally:
-        ray.shutdown()
+        _OWN.clear()
+        try:
+            ray.shutdown()
+        finally:
+            guardian.end()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # ray.init put its own in place
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+_OWN: list[str] = []
+"""Folder of the Ray that `running_ray` has started or joined; empty where the caller's own is used."""
 
 
 @contextlib.contextmanager
@@ -95,12 +106,27 @@ def _apart_from_current_folder(folder: str) -> Iterator[None]:
     try:
         os.chdir(empty)
         sys.argv[0] = os.path.join(empty, "driver")
+        os.environ[VARIABLE] = folder
         with isolated_children():
             yield
     finally:
+        os.environ.pop(VARIABLE, None)
         sys.argv[0] = script
         os.fchdir(before)
         os.close(before)
+
+
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:
+        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DataError(
+            f"no Ray cluster can be joined at {address} ({cause}); expected a running one; correct prep.ray_address or "
+            "RAY_ADDRESS, and set RAY_AUTH_MODE and RAY_AUTH_TOKEN where it wants a token"
+        ) from error
 
 
 def _require_same_code() -> None:
@@ -196,8 +222,10 @@ def run_tasks(
                     in_flight[remote.remote(code_name(), function, work, following)] = following.name
                 on_result(_result_of(reference, name))
     finally:
-        for reference in in_flight:
-            ray.cancel(reference, force=True)
+        # What is left ends with our Ray, or with our part in it. Cancelling by force would race with tasks that finish
+        # just now, on which Ray's core ends the whole process.
+        for reference in () if _OWN else in_flight:
+            ray.cancel(reference)
 
 
 _PROCESSOR = contextlib.ExitStack()

@@ -16,8 +16,8 @@ from mcjepa.data_prep.dataset.manifest import Sidecar, read_sidecar, write_sidec
 from mcjepa.data_prep.dataset.shards import ShardWriter
 from mcjepa.data_prep.decode.client import DecodeClient
 from mcjepa.data_prep.decode.cutter import CutSample, DroppedSample
-from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.fetch import local_input
+from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted
 from mcjepa.data_prep.layout import shard_key, sidecar_key
 from mcjepa.data_prep.plan.plan import PlannedInput, ShardPlan, sample_key
 from mcjepa.data_prep.settings import DatasetConfig

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcjepa.data_prep.storage import atomic_write
-from mcjepa.evals.cards import Picture
+from mcjepa.evals.cards import Picture, csv_bytes
 from mcjepa.evals.classification.features import PooledFeatures
 from mcjepa.evals.classification.heads import TOP, LinearResult
 from mcjepa.evals.classification.images import ClassifyData
@@ -79,26 +77,20 @@ def write_tables(
 ) -> None:
     """Writes OUT/predictions.csv (a row an image) and OUT/confusion-CLASSIFIER.csv (rows truth, columns prediction)."""
     classes = data.classes
-    rows: list[Sequence[object]] = [("image", "truth", *predictions)]
+    rows: list[Sequence[object]] = []
     for place, row in enumerate(val.rows):
         found = (classes[answers[place, 0]] for answers in predictions.values())
         rows.append((data.val.names[row], classes[val.labels[place]], *found))
-    atomic_write(out / "predictions.csv", _csv(rows))
+    atomic_write(out / "predictions.csv", csv_bytes(("image", "truth", *predictions), rows))
     for name, answers in predictions.items():
         counts = confusion(val.labels, answers[:, 0], len(classes))
-        table = [("truth", *classes), *((label, *line) for label, line in zip(classes, counts.tolist(), strict=True))]
-        atomic_write(out / f"confusion-{name}.csv", _csv(table))
+        table = [(label, *line) for label, line in zip(classes, counts.tolist(), strict=True)]
+        atomic_write(out / f"confusion-{name}.csv", csv_bytes(("truth", *classes), table))
 
 
 def confusion(truth: NDArray[np.int64], prediction: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
     """Numbers of images by (true class, predicted class), (K, K)."""
     return np.bincount(truth * classes + prediction, minlength=classes**2).reshape(classes, classes)
-
-
-def _csv(rows: Iterable[Sequence[object]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
 
 
 def draw_pictures(

@@ -27,7 +27,7 @@ from mcjepa.evals.finetune.model import Segmenter, parameter_groups, resize_to, 
 from mcjepa.evals.finetune.settings import FinetuneConfig
 from mcjepa.evals.finetune.train import make_optimizer, require_equal_on_ranks, train
 from mcjepa.evals.models import LoadedModel
-from mcjepa.evals.pictures import class_colours, overlay_labels, side_by_side, write_png
+from mcjepa.evals.pictures import class_legend, overlay_labels, side_by_side, write_png
 from mcjepa.evals.probe.images import LabelledSet, fitted_size, read_labelled_set, resize_image, window_boxes
 from mcjepa.evals.probe.metrics import confusion_matrix, iou_per_class, mean_iou, pixel_accuracy
 from mcjepa.evals.probe.results import metric_name
@@ -143,10 +143,6 @@ def _test(config: FinetuneConfig) -> str:
 
 
 def _draw_pictures(data: LabelledSet, result: FinetunedResult, out: Path) -> Iterator[Picture]:
-    colours = class_colours(len(data.classes)).tolist()
-    legend = tuple(
-        (name, "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in zip(data.classes, colours, strict=True)
-    )
     items: dict[str, LabelledImage] = {item.name: item for item in data.val}
     for position, (name, prediction) in enumerate(result.predictions.items()):
         image, labels = items[name].read()
@@ -156,7 +152,7 @@ def _draw_pictures(data: LabelledSet, result: FinetunedResult, out: Path) -> Ite
             path=write_png(out / f"{position:03d}.png", side_by_side(panels)),
             kind="finetune",
             columns=("image", "truth", "fine-tuned"),
-            legend=legend,
+            legend=class_legend(data.classes),
         )
 
 

@@ -20,25 +20,12 @@ from mcjepa.evals.finetune.checkpoint import Keeper, TrainingProgress
 from mcjepa.evals.finetune.data import Batch, TrainingSamples, training_batches
 from mcjepa.evals.finetune.model import Segmenter, resize_to
 from mcjepa.evals.finetune.settings import FinetuneConfig
+from mcjepa.evals.probe.fitting import poly_schedule
 from mcjepa.evals.probe.metrics import VOID
 from mcjepa.model.reduction import world_size
 
-WARMUP_START = 1e-6
 CURVE_POINTS = 100
 DROP = 2
-
-
-def schedule_factor(step: int, config: FinetuneConfig) -> float:
-    """Learning rate of a step (from 0) as a part of the peak: mmcv's poly decay times its linear warm-up.
-
-    >>> config = FinetuneConfig(steps=10, warmup_steps=4)
-    >>> [round(schedule_factor(step, config), 3) for step in (0, 2, 4, 9)]
-    [0.0, 0.4, 0.6, 0.1]
-    """
-    decay = (1.0 - step / config.steps) ** config.poly_power
-    if step >= config.warmup_steps:
-        return decay
-    return float(decay * (1.0 - (1.0 - step / config.warmup_steps) * (1.0 - WARMUP_START)))
 
 
 def make_optimizer(groups: list[dict[str, object]]) -> torch.optim.AdamW:
@@ -114,8 +101,9 @@ def train_step(
     """
     seed, step = place
     device = next(network.parameters()).device
+    factor = poly_schedule(step, config.steps, config.warmup_steps, config.poly_power)
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * schedule_factor(step, config)
+        group["lr"] = group["peak_lr"] * factor
     optimizer.zero_grad(set_to_none=True)
     counted = _over_ranks((batch.labels_BHW != VOID).sum().float().to(device)).clamp_min(1.0)
     total = torch.zeros((), device=device)

@@ -11,8 +11,8 @@ import numpy as np
 
 from mcjepa.data_prep.corpora.inputs import in_frame_order
 from mcjepa.data_prep.corpora.trees import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from mcjepa.data_prep.decode.failures import DecodeFailure
 from mcjepa.data_prep.decode.images import read_image
+from mcjepa.data_prep.decode.messages import DecodeFailure
 from mcjepa.data_prep.decode.videos import open_video
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.infer.clip import Clip, Frame, are_distinct, distinct_names

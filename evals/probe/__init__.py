@@ -1,1 +1,1 @@
-"""The linear segmentation probe on frozen features and its metric."""
+"""The segmentation probe on frozen features: settings, images, features, heads, score."""

@@ -226,15 +226,18 @@ def _steps_told(run: ProbeRun, tell: Tell) -> Callable[[int], None]:
     return told
 
 
-def schedule_factor(step: int, config: ProbeConfig) -> float:
+def poly_schedule(step: int, steps: int, warmup_steps: int, power: float) -> float:
     """Learning rate of a step (from 0) as a part of the peak, as mmsegmentation's `poly` with linear warm-up.
 
     The decay (1 - step / steps)**power runs from the first step on; the warm-up is a second factor from 1e-6 to 1.
+
+    >>> [round(poly_schedule(step, 10, 4, 1.0), 3) for step in (0, 2, 4, 9)]
+    [0.0, 0.4, 0.6, 0.1]
     """
-    decay = (1.0 - step / config.steps) ** config.poly_power
-    if step >= config.warmup_steps:
+    decay = float((1.0 - step / steps) ** power)
+    if step >= warmup_steps:
         return decay
-    return decay * (1.0 - (1.0 - step / config.warmup_steps) * (1.0 - WARMUP_START))
+    return decay * (1.0 - (1.0 - step / warmup_steps) * (1.0 - WARMUP_START))
 
 
 def train_head(
@@ -260,7 +263,7 @@ def train_head(
     start = checkpoint.load(head, optimizer) if checkpoint else 0
     for step in range(start, config.steps):
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * schedule_factor(step, config)
+            group["lr"] = config.lr * poly_schedule(step, config.steps, config.warmup_steps, config.poly_power)
         windows = [
             TrainingWindow(tuple(m.to(device, torch.float32) for m in w.maps), w.labels) for w in source.batch(step)
         ]

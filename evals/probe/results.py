@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,8 +14,8 @@ from numpy.typing import NDArray
 
 from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.storage import atomic_write
-from mcjepa.evals.cards import Picture
-from mcjepa.evals.pictures import class_colours, overlay_labels, side_by_side, write_png
+from mcjepa.evals.cards import Picture, csv_bytes
+from mcjepa.evals.pictures import class_legend, overlay_labels, side_by_side, write_png
 from mcjepa.evals.probe.metrics import accuracy_per_class, iou_per_class, mean_accuracy, mean_iou, pixel_accuracy
 
 SUMMARIES = {"miou": mean_iou, "pixel_accuracy": pixel_accuracy, "mean_accuracy": mean_accuracy}
@@ -143,12 +141,8 @@ def _class_rows(
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Rows as CSV; a value that does not exist (a class that occurs nowhere) is an empty cell."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
-    atomic_write(path, text.getvalue().encode())
+    values = (["" if isinstance(v, float) and math.isnan(v) else v for v in row.values()] for row in rows)
+    atomic_write(path, csv_bytes(list(rows[0]), values))
 
 
 def draw_overlays(
@@ -159,8 +153,6 @@ def draw_overlays(
     out: Path,
 ) -> list[Picture]:
     """Image, truth, prediction and the random encoder's prediction side by side, of the first seed's head."""
-    colours = class_colours(len(classes)).tolist()
-    legend = tuple((name, "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in zip(classes, colours, strict=True))
     pictures = []
     shown = [item for item in items if item.name in result.heads[0].predictions]
     for position, item in enumerate(shown):
@@ -177,7 +169,7 @@ def draw_overlays(
                 path=write_png(out / f"{position:03d}.png", side_by_side(panels)),
                 kind="segmentation",
                 columns=tuple(columns),
-                legend=legend,
+                legend=class_legend(classes),
             )
         )
     return pictures

@@ -1,18 +1,13 @@
-"""What a report shows, as plain data; `report.py` turns it into one HTML file."""
+"""What a report shows, as plain data; `page.py` turns it into one HTML file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from mcjepa.data_prep.card.charts import Curve
 from mcjepa.evals.cards import Score
-
-if TYPE_CHECKING:
-    from mcjepa.evals.report.comparison import Evaluated
-
-Curve = Sequence[tuple[float, float]]
-"""Points (step, value), steps ascending; values may be NaN or infinite."""
+from mcjepa.evals.report.comparison import Evaluated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +156,7 @@ def metric_unit(name: str) -> str:
 
 
 def headline_tiles(scores: Sequence[Score]) -> tuple[Tile, ...]:
-    """One tile a score: its main metric beside the same metric of every baseline."""
+    """One tile for each score: its main metric beside the same metric of every baseline."""
     tiles = []
     for score in scores:
         for headline in _HEADLINES:

@@ -1,61 +1,39 @@
-"""Writes the report: one HTML file that holds its style, charts and pictures, and loads nothing from
-anywhere."""
+"""Writes the report: one HTML file that holds its style, charts and pictures, and loads nothing from anywhere.
+
+Here plain data becomes what `page.html.j2` shows: numbers as text, tables as cells, pictures as their panels.
+"""
 
 from __future__ import annotations
 
-import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from mcjepa.data_prep.card.charts import Chart, Curve, format_number, line_chart
+from mcjepa.data_prep.card.frame import Cell, InlinePicture, Section, Table, render_page
 from mcjepa.data_prep.storage import atomic_write
-from mcjepa.evals.pictures import png_bytes, wheel_picture
-from mcjepa.evals.report.comparison import comparison_section, paper_section
-from mcjepa.evals.report.content import DatasetSummary, QuarantinedInput, ReportContent, Tile, headline_tiles
-from mcjepa.evals.report.sections import (
-    commands_section,
-    curves_section,
-    data_section,
-    lineage_section,
-    pictures_section,
-    scores_section,
-    tiles_section,
+from mcjepa.evals.cards import Picture, Score
+from mcjepa.evals.pictures import png_bytes, split_panels, webp_bytes, wheel_picture
+from mcjepa.evals.report.comparison import Evaluated, compare_scores, metric_curves
+from mcjepa.evals.report.content import ReportContent, Tile, metric_unit, rival_name
+from mcjepa.evals.report.paper_table import COLUMNS, PAPER, PaperCell, our_row
+
+HERE = Path(__file__).parent
+MOST_ROWS = 200
+PLOT = "confusion.png"
+"""A picture that is drawn at its own size, its letters sharp."""
+MASK_KINDS = ("segmentation", "finetune", "vos")
+"""Kinds of pictures whose edges stay sharp when they are enlarged."""
+PICTURE_SECTIONS = (
+    ("flow", "flow", "Optical flow"),
+    ("features", "features", "Features"),
+    ("segmentation", "segmentation", "Segmentation probe"),
+    ("masks", "vos", "Mask propagation"),
+    ("finetune", "finetune", "Fine-tuned segmentation"),
+    ("classes", "classification", "Image classification"),
 )
-
-__all__ = ["DatasetSummary", "QuarantinedInput", "ReportContent", "Tile", "headline_tiles", "write_report"]
-
-_FLOW_NOTE = (
-    "Hue is the direction of motion, saturation its length (Middlebury colours); every row has the scale of "
-    "its ground truth. Black: no ground truth."
-)
-_FEATURE_NOTE = (
-    "The three main directions of the features of a whole video as red, green and blue: what keeps its "
-    "colour keeps its features."
-)
-_SEGMENTATION_NOTE = "Classes as tints over the image, by the linear head on frozen features; void is not tinted."
-_VOS_NOTE = "The first frame's mask is given; the model's features carry it through the video."
-_FINETUNE_NOTE = "Classes as tints over the image, by the whole encoder trained with UperNet; void is not tinted."
-_CLASSES_NOTE = "Validation images as the frozen model sees them, with their class."
-
-
-def render_report(content: ReportContent) -> str:
-    """The page as text; the scores' picture files are read and embedded."""
-    scores = content.scores
-    sections = [
-        ("headline", "Headline", tiles_section(content.tiles)),
-        ("paper", "Beside the paper", paper_section(content.evaluations)),
-        ("comparison", "Side by side", comparison_section(content.evaluations)),
-        ("curves", "Training curves", curves_section(content.curves)),
-        ("flow", "Optical flow", pictures_section(scores, "flow", _FLOW_NOTE, png_bytes(wheel_picture()))),
-        ("features", "Features", pictures_section(scores, "features", _FEATURE_NOTE)),
-        ("segmentation", "Segmentation probe", pictures_section(scores, "segmentation", _SEGMENTATION_NOTE)),
-        ("masks", "Mask propagation", pictures_section(scores, "vos", _VOS_NOTE)),
-        ("finetune", "Fine-tuned segmentation", pictures_section(scores, "finetune", _FINETUNE_NOTE)),
-        ("classes", "Image classification", pictures_section(scores, "classification", _CLASSES_NOTE)),
-        ("scores", "Scores and cards", scores_section(scores)),
-        ("data", "Data", data_section(content.datasets, content.quarantined)),
-        ("lineage", "Lineage and versions", lineage_section(content)),
-        ("commands", "To reproduce", commands_section(content.commands)),
-    ]
-    return page(content.title, content.summary, sections)
+"""Anchor, kind of the pictures, heading; the template says how to read them."""
 
 
 def write_report(path: Path, content: ReportContent) -> None:
@@ -68,122 +46,190 @@ def write_report(path: Path, content: ReportContent) -> None:
     atomic_write(path, render_report(content).encode())
 
 
-# The report's frame: style, a small script for the charts' cursors, and the page around the sections.
+def render_report(content: ReportContent) -> str:
+    """The page as text; the scores' picture files are read and embedded."""
+    scores = content.scores
+    sections = [
+        Section("headline", "Headline", "tiles", [_tile(tile) for tile in content.tiles]),
+        Section("paper", "Beside the paper", "paper", _paper_table(content.evaluations)),
+        Section("comparison", "Side by side", "comparison", _comparison(content.evaluations)),
+        Section("curves", "Training curves", "curves", _chart_groups(content.curves)),
+        *(Section(anchor, heading, "pictures", _pictures(scores, kind)) for anchor, kind, heading in PICTURE_SECTIONS),
+        Section("scores", "Scores and cards", "scores", [_score(score) for score in scores]),
+        Section("data", "Data", "data", _data(content)),
+        Section("lineage", "Lineage and versions", "lineage", _lineage(content)),
+        Section("commands", "To reproduce", "commands", content.commands),
+    ]
+    script = (HERE / "cursor.js").read_text(encoding="utf-8")
+    return render_page(HERE, content.title, content.summary, sections, script=script, filters={"shown": shown})
 
 
-STYLE = """
-:root{color-scheme:light dark;--bg:#fbfbfa;--panel:#fff;--ink:#1c1f23;--dim:#666d76;--line:#e3e5e8;
---accent:#2563c9;
---soft:#b9cdf0;--rival:#a9b0b9;--good:#1a7f4b;--bad:#b3261e;--code:#f1f2f4}
-@media (prefers-color-scheme:dark){:root{--bg:#14171b;--panel:#1c2026;--ink:#e7e9ec;--dim:#9aa2ad;
---line:#2f353d;
---accent:#76a9fa;--soft:#34507f;--rival:#626b77;--good:#4cc38a;--bad:#ff8a80;--code:#252a31}}
-*{box-sizing:border-box}
-html{scroll-behavior:smooth;scroll-padding-top:3.5rem}
-body{margin:0;background:var(--bg);color:var(--ink);
-font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-header,main,footer{max-width:1180px;margin:0 auto;padding:0 24px}
-header{padding-top:36px}h1{font-size:1.9rem;line-height:1.2;margin:0 0 .4rem;letter-spacing:-.015em}
-h2{font-size:1.25rem;margin:2.8rem 0 .2rem;letter-spacing:-.01em}h3{font-size:1rem;margin:1.6rem 0 .6rem}
-p{margin:.2rem 0 1rem;max-width:75ch}.dim{color:var(--dim)}
-small{color:var(--dim)}.bad{color:var(--bad)}.good{color:var(--good)}
-nav{position:sticky;top:0;z-index:2;background:var(--bg);border-bottom:1px solid var(--line);
-margin-top:14px}
-nav div{max-width:1180px;margin:0 auto;padding:10px 24px;display:flex;gap:6px 20px;flex-wrap:wrap}
-a{color:var(--accent);text-decoration:none}a:hover{text-decoration:underline}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(270px,1fr));gap:16px;margin:18px 0}
-.tile,.chart,details,.panelbox{background:var(--panel);border:1px solid var(--line);border-radius:10px}
-.tile{padding:16px 18px}.tile h3{margin:0;font-size:.92rem}.tile small{color:var(--dim)}
-.tile .big{font-size:2.1rem;font-weight:650;letter-spacing:-.02em;line-height:1.3}
-.tile .big span{font-size:1rem;
-font-weight:450;color:var(--dim);margin-left:.3rem}
-.tile .verdict{font-size:.88rem;margin:0 0 .7rem}
-.bars{display:grid;grid-template-columns:max-content 1fr max-content;gap:5px 10px;font-size:.82rem;
-align-items:center}
-.bars i{display:block;height:9px;border-radius:5px;background:var(--rival);min-width:2px}
-.bars i.us{background:var(--accent)}.bars b,.bars span:nth-child(3n){text-align:right;
-font-variant-numeric:tabular-nums}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(265px,1fr));gap:12px}
-.chart{margin:0;padding:10px 12px 4px}.chart figcaption{display:flex;gap:8px;align-items:baseline;
-font-size:.85rem}
-.chart b{font-weight:550;overflow-wrap:anywhere}
-.chart output{margin-left:auto;color:var(--dim);white-space:nowrap;font-variant-numeric:tabular-nums}
-.chart svg{width:100%;display:block;overflow:visible}.chart text{font-size:10px;fill:var(--dim)}
-.chart .grid{stroke:var(--line)}.chart path{fill:none;stroke-linejoin:round}.raw{stroke:var(--soft);
-stroke-width:1}
-.smooth{stroke:var(--accent);stroke-width:1.8}.cursor{visibility:hidden}.cursor line{stroke:var(--dim)}
-.cursor circle{fill:var(--accent)}
-.strip{margin:14px 0 22px}.strip .heads{display:grid;grid-auto-flow:column;grid-auto-columns:1fr;gap:6px;
-font-size:.8rem;color:var(--dim);margin-bottom:3px}
-.strip img{width:100%;display:block;border-radius:4px;outline:1px solid var(--line)}
-.strip figcaption{font-size:.84rem;margin-top:5px}figure{margin:0}
-.noted{display:flex;gap:14px;align-items:center;margin-top:.4rem}.noted p{margin:0}.key{width:58px;
-height:58px;border-radius:50%}
-.legend{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:.8rem;color:var(--dim)}
-.legend i{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:5px}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.86rem;margin:.4rem 0 1rem}
-th,td{text-align:left;padding:5px 14px 5px 0;border-bottom:1px solid var(--line);vertical-align:top}
-th{font-weight:550;color:var(--dim);white-space:nowrap}td.n,th.n{text-align:right;
-font-variant-numeric:tabular-nums}
-td.wrap{overflow-wrap:anywhere}
-details{padding:0 16px;margin:10px 0}summary{cursor:pointer;padding:11px 0;font-weight:550}
-details[open] summary{border-bottom:1px solid var(--line);margin-bottom:10px}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 18px;font-size:.86rem;margin:.3rem 0 1rem}
-dt{color:var(--dim)}dd{margin:0;overflow-wrap:anywhere}
-code,pre{font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
-pre{background:var(--code);padding:10px 12px;border-radius:8px;overflow-x:auto;margin:.2rem 0 1rem}
-footer{padding-top:30px;padding-bottom:50px;color:var(--dim);font-size:.82rem}
-@media (max-width:640px){dl{grid-template-columns:1fr}dt{margin-top:6px}}
-@media print{nav{display:none}details{break-inside:avoid}}
-"""
-
-SCRIPT = """
-document.querySelectorAll('svg[data-points]').forEach(svg => {
-  const points = JSON.parse(svg.dataset.points), cursor = svg.querySelector('.cursor');
-  const output = svg.parentElement.querySelector('output'), rest = output.textContent;
-  svg.addEventListener('pointermove', event => {
-    const box = svg.getBoundingClientRect();
-    const x = (event.clientX - box.left) * svg.viewBox.baseVal.width / box.width;
-    let near = points[0];
-    for (const point of points) if (Math.abs(point[2] - x) < Math.abs(near[2] - x)) near = point;
-    cursor.style.visibility = 'visible';
-    cursor.querySelector('line').setAttribute('x1', near[2]);
-    cursor.querySelector('line').setAttribute('x2', near[2]);
-    cursor.querySelector('circle').setAttribute('cx', near[2]);
-    cursor.querySelector('circle').setAttribute('cy', near[3]);
-    output.textContent = 'step ' + Math.round(near[0]) + ': ' + Number(near[1].toPrecision(4));
-  });
-  svg.addEventListener('pointerleave', () => {
-    cursor.style.visibility = 'hidden';
-    output.textContent = rest;
-  });
-});
-"""
-
-# The policy lets the page load nothing from anywhere, whatever text ends up in it.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+def shown(value: object) -> str:
+    """A value for people."""
+    return format_number(value) if isinstance(value, float) else str(value)
 
 
-def page(title: str, summary: str, sections: list[tuple[str, str, str]]) -> str:
-    """The whole document.
+def _tile(tile: Tile) -> dict[str, Any]:
+    rows = [("model", tile.value), *tile.rivals]
+    longest = max((value for _, value in rows if value == value), default=0.0) or 1.0
+    bars = [{"name": name, "value": value, "share": _percent(value, longest)} for name, value in rows]
+    return {**vars(tile), "bars": bars, **_verdict(tile)}
 
-    Args:
-        title: heading, plain text.
-        summary: sentence below it, plain text.
-        sections: (anchor, heading, body as HTML); one with an empty body is left out.
-    """
-    shown = [section for section in sections if section[2]]
-    links = "".join(f'<a href="#{anchor}">{html.escape(heading)}</a>' for anchor, heading, _ in shown)
-    bodies = "\n".join(
-        f'<section id="{anchor}"><h2>{html.escape(heading)}</h2>{body}</section>' for anchor, heading, body in shown
-    )
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        f'<meta name="viewport" content="width=device-width,initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>"
-        f"<header><h1>{html.escape(title)}</h1><p class='dim'>{html.escape(summary)}</p></header>"
-        f"<nav><div>{links}</div></nav>\n<main>{bodies}</main>\n"
-        f"<footer>Written by mcjepa. This file is complete in itself and loads nothing.</footer>"
-        f"<script>{SCRIPT}</script></body></html>\n"
-    )
+
+def _percent(value: float, longest: float) -> str:
+    part = max(0.0, min(1.0, value / longest)) if value == value else 0.0
+    return f"{100 * part:.1f}%"
+
+
+def _verdict(tile: Tile) -> dict[str, Any]:
+    """One line against the first baseline: how the numbers compare, never more."""
+    if not tile.rivals or tile.value != tile.value:
+        return {"verdict": "", "better": False}
+    name, rival = tile.rivals[0]
+    if tile.lower_is_better:
+        text = f"{tile.value / rival:.0%} of {name}'s" if rival > 0 else f"{name}: {format_number(rival)}"
+        return {"verdict": text, "better": tile.value < rival}
+    points = " points" if tile.unit == "%" else ""
+    return {"verdict": f"{tile.value - rival:+.3g}{points} against {name}", "better": tile.value > rival}
+
+
+def _paper_table(evaluations: Sequence[Evaluated]) -> Table | None:
+    """The paper's rows, and a row for every evaluation that has one of its benchmarks; None where none has."""
+    ours = [(evaluated.label, our_row(evaluated.scores)) for evaluated in evaluations]
+    ours = [(label, cells) for label, cells in ours if any(math.isfinite(cell.value) for cell in cells)]
+    if not ours:
+        return None
+    rows = [[Cell(name), *(_number(value) for value in values)] for name, values in PAPER]
+    rows += [[Cell(label, strong=True), *(_our_number(cell) for cell in cells)] for label, cells in ours]
+    return Table([Cell("method"), *(Cell(column.title, numeric=True) for column in COLUMNS)], rows)
+
+
+def _number(value: float, best: bool = False) -> Cell:
+    return Cell(shown(value) if math.isfinite(value) else "–", numeric=True, strong=best)
+
+
+def _our_number(cell: PaperCell) -> Cell:
+    if not math.isfinite(cell.value):
+        return _number(cell.value)
+    return Cell(f"{cell.value:.2f}", numeric=True, strong=True, note=cell.note)
+
+
+def _comparison(evaluations: Sequence[Evaluated]) -> dict[str, Any] | None:
+    """All metrics of at least two evaluations; None with fewer."""
+    if len(evaluations) < 2:
+        return None
+    head = [Cell("metric"), *(Cell(evaluated.label, numeric=True) for evaluated in evaluations)]
+    compared = []
+    for score in compare_scores(evaluations):
+        rows = [
+            [_metric(metric.name), *(_number(value, n in metric.best) for n, value in enumerate(metric.values))]
+            for metric in score.metrics
+        ]
+        compared.append({"name": score.name, "differences": score.differences, "table": Table(head, rows)})
+    return {"curves": _chart_groups(metric_curves(evaluations)), "scores": compared}
+
+
+def _metric(name: str) -> Cell:
+    return Cell(name, unit=metric_unit(name))
+
+
+def _chart_groups(curves: Mapping[str, Curve]) -> list[tuple[str, list[Chart]]]:
+    """One chart for each curve, by group (the name's part before the last slash)."""
+    groups: dict[str, list[Chart]] = {}
+    for name, curve in curves.items():
+        group, _, rest = name.rpartition("/")
+        groups.setdefault(group.replace("_", " "), []).append(line_chart(rest, curve))
+    return list(groups.items())
+
+
+def _pictures(scores: Iterable[Score], kind: str) -> dict[str, Any] | None:
+    """All pictures of one kind, by score; None if there are none."""
+    found = []
+    for score in scores:
+        chosen = [picture for picture in score.pictures if picture.kind == kind]
+        if chosen:
+            strips = [_strip(picture) for picture in chosen]
+            found.append({"name": score.name, "legend": chosen[0].legend, "pictures": strips})
+    key = _inline(png_bytes(wheel_picture()), "key to the colours") if kind == "flow" else None
+    return {"kind": kind, "key": key, "scores": found} if found else None
+
+
+def _strip(picture: Picture) -> dict[str, Any]:
+    png = picture.path.read_bytes()
+    if picture.path.name == PLOT:
+        panels, style = [png], "plot"
+    else:
+        panels, style = split_panels(png, len(picture.columns)), "masks" if picture.kind in MASK_KINDS else picture.kind
+    headings = picture.columns if len(panels) > 1 else (" | ".join(picture.columns),)
+    inline = [_inline(panel, picture.caption, lossless=style == "plot") for panel in panels]
+    return {"caption": picture.caption, "style": style, "panels": list(zip(headings, inline, strict=True))}
+
+
+def _inline(png: bytes, text: str, lossless: bool = False) -> InlinePicture:
+    data, width, height = webp_bytes(png, lossless)
+    return InlinePicture("webp", data, width, height, text)
+
+
+def _score(score: Score) -> dict[str, Any]:
+    """A score's numbers, its card and its table by item."""
+    return {
+        "name": score.name,
+        "failed": len(score.card.failed),
+        "metrics": _metrics(score),
+        "card": _card_pairs(score),
+        "by_item": _table(score.table) if score.table else None,
+        "rows": len(score.table),
+    }
+
+
+def _metrics(score: Score) -> Table:
+    """Metrics as rows, the model and its baselines as columns."""
+    columns = ["", *score.rivals]
+    of_rivals = {f"{name}_{rival}" for rival in score.rivals for name in score.metrics}
+    rows = []
+    for name in score.metrics:
+        if name not in of_rivals:
+            found = (score.metrics.get(f"{name}_{column}" if column else name, "") for column in columns)
+            rows.append([_metric(name), *(Cell(shown(value), numeric=True) for value in found)])
+    head = [Cell(rival_name(column) if column else "model", numeric=True) for column in columns]
+    return Table([Cell("metric"), *head], rows)
+
+
+def _card_pairs(score: Score) -> list[tuple[str, str]]:
+    pairs = []
+    for key, value in score.card.to_dict().items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{name} = {setting}" for name, setting in value.items())
+        elif isinstance(value, (tuple, list)):
+            value = "; ".join(str(item) for item in value)
+        if value not in ("", None):
+            pairs.append((key.replace("_", " "), shown(value)))
+    return pairs
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Rows with the same keys; beyond 200 the rest is only counted."""
+    numeric = {key: isinstance(value, (int, float)) for key, value in rows[0].items()}
+    head = [Cell(key.replace("_", " "), numeric=is_number) for key, is_number in numeric.items()]
+    cells = [[Cell(shown(row.get(key, "")), numeric=is_number) for key, is_number in numeric.items()] for row in rows]
+    more = f"{len(rows) - MOST_ROWS} more rows are in the CSV file." if len(rows) > MOST_ROWS else ""
+    return Table(head, cells[:MOST_ROWS], more)
+
+
+def _data(content: ReportContent) -> dict[str, Any] | None:
+    """Datasets with their counts, and every input that was left out with its reason."""
+    if not content.datasets and not content.quarantined:
+        return None
+    datasets = [{"dataset": item.name, **item.counts, "dataset id": item.dataset_id} for item in content.datasets]
+    lost = [{"dataset": item.dataset, "input": item.uri, "reason": item.reason} for item in content.quarantined]
+    return {
+        "datasets": _table(datasets) if datasets else None,
+        "lost": _table(lost) if lost else None,
+        "count": len(lost),
+    }
+
+
+def _lineage(content: ReportContent) -> dict[str, Any] | None:
+    if not content.lineage and not content.versions:
+        return None
+    return {"lineage": content.lineage, "versions": content.versions}

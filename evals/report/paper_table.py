@@ -60,7 +60,7 @@ PAPER: tuple[tuple[str, tuple[float, ...]], ...] = (
 
 
 @dataclass(frozen=True)
-class Cell:
+class PaperCell:
     """One number of ours in the table."""
 
     value: float
@@ -69,18 +69,18 @@ class Cell:
     """Why it cannot be compared with the column: parts of the benchmark only, items that failed."""
 
 
-def our_row(scores: Sequence[Score]) -> tuple[Cell, ...]:
+def our_row(scores: Sequence[Score]) -> tuple[PaperCell, ...]:
     """Our numbers in the order of `COLUMNS`; what was scored on less than the benchmark says so."""
     by_name = {score.name: score for score in scores}
     return tuple(_cell(by_name.get(column.score), column) for column in COLUMNS)
 
 
-def _cell(score: Score | None, column: Column) -> Cell:
+def _cell(score: Score | None, column: Column) -> PaperCell:
     if score is None or column.metric not in score.metrics:
-        return Cell(math.nan)
+        return PaperCell(math.nan)
     value, card = score.metrics[column.metric] * column.factor, score.card
     if card.failed:
-        return Cell(value, f"{len(card.failed)} failed")
+        return PaperCell(value, f"{len(card.failed)} failed")
     if card.frames != column.items:
-        return Cell(value, f"{card.frames} of {column.items} {card.unit}")
-    return Cell(value)
+        return PaperCell(value, f"{card.frames} of {column.items} {card.unit}")
+    return PaperCell(value)

@@ -38,7 +38,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser = build_parser()
     wrong = unknown_name(words)
     if wrong:
-        parser.error(wrong)
+        parser.exit(USAGE, f"mcjepa: {wrong}\n")
     arguments, rest = parser.parse_known_args(words)
     if rest and hasattr(arguments, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
         arguments.overrides, rest = [*arguments.overrides, *rest], []  # argparse stops collecting at an option

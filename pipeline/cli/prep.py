@@ -97,8 +97,8 @@ def audit(arguments: argparse.Namespace) -> int:
             verdict = "intact" if report.ok else f"{len(report.problems)} problems"
             print(f"{name:<14} {verdict}: {report.shards} shards, {report.samples} samples, {report.dataset_id}")
             if report.entries:
-                others = report.others or "none"
-                print(f"  {report.entries} entries in its corpora: {report.files} of inputs, others: {others}")
+                left = report.others or "no others"
+                print(f"  {report.entries} entries in the corpora: {report.files} of inputs; {left}")
             for problem in report.problems:
                 print(f"  {problem}")
     return OK if all(report.ok for report in reports.values()) else REJECTED

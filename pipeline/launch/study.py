@@ -5,22 +5,24 @@
                         run/  eval/         what these write
                         train.log eval.log
 
-Runs go seed by seed, so that every finished seed is a complete comparison. Studies that share `out` share arms of the
+Runs go seed by seed, so that every finished seed is a complete comparison. Several commands may share a study: each
+takes runs that no other holds (a kernel lock, which ends with its process). Studies that share `out` share arms of the
 same name: an arm that another one has trained is there already, and its settings must be the same.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mcjepa.cluster.local import INTERRUPTED, Interrupted, run_ranks
+from mcjepa.cluster.local import GRACE_S, INTERRUPTED, Interrupted, run_ranks
 from mcjepa.data_prep.storage import atomic_write
 from mcjepa.pipeline.errors import RunError, UsageError
 from mcjepa.pipeline.exits import OK, PARTIAL
@@ -31,10 +33,9 @@ from mcjepa.pipeline.run.folder import RECIPE, TRAIN_REPORT, WEIGHTS
 from mcjepa.pipeline.tracking import Tracker, quiet_environment
 from mcjepa.pipeline.tracking.lineage import PARENT_VARIABLE
 
-log = logging.getLogger(__name__)
 RECORD = "study.json"
-Start = Callable[[list[str], Path, Mapping[str, str]], int]
-"""Runs a command line with more variables, its output added to a file; its exit code."""
+Start = Callable[[list[str], Path, Mapping[str, str], float], int]
+"""Runs a command line, its output added to a file, with more variables and so many seconds to stop; its exit code."""
 
 
 @dataclass(frozen=True)
@@ -136,23 +137,37 @@ def run_study(recipe: Recipe, plain: Mapping[str, Any], say: Callable[[str], Non
     for number, (run, content) in enumerate(zip(runs, contents, strict=True), 1):
         weights = start_of(run, recipe)
         content["train"] = content["train"] | ({"init_from": weights} if weights else {})
-        done = _run_once(run, content, parent, start)
+        with _held(run) as free:
+            done = _run_once(run, content, parent, start) if free else "left to the command that works on it"
         say(f"{number}/{len(runs)} {run.name}: {done}")
+
+
+@contextlib.contextmanager
+def _held(run: StudyRun) -> Iterator[bool]:
+    """Whether the run is ours meanwhile; False where another command has it."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with (run.folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def _run_once(run: StudyRun, content: dict[str, Any], parent: str, start: Start) -> str:
     """Trains and evaluates one run where that is not done; what was done, in words."""
-    path, done = run.folder / RECIPE, []
+    path, done, grace_s = run.folder / RECIPE, [], content["train"]["checkpoint"]["grace_s"]
     before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     if before:
         _require_same(run, before, content)
     if before != content:
         atomic_write(path, yaml.safe_dump(content, sort_keys=False).encode())
     if not run.trained:
-        _checked(program("train", str(path)), run.folder / "train.log", {PARENT_VARIABLE: parent}, start)
+        _checked(program("train", str(path)), run.folder / "train.log", {PARENT_VARIABLE: parent}, grace_s, start)
         done.append("trained")
     if before is None or before.get("eval") != content["eval"] or not (run.folder / "summary.json").is_file() or done:
-        _checked(program("eval", "all", str(path)), run.folder / "eval.log", {}, start)
+        _checked(program("eval", "all", str(path)), run.folder / "eval.log", {}, GRACE_S, start)
         done.append("evaluated")
     return " and ".join(done) or "finished before"
 
@@ -167,8 +182,8 @@ def _require_same(run: StudyRun, before: Mapping[str, Any], now: Mapping[str, An
             )
 
 
-def _checked(words: list[str], path: Path, variables: Mapping[str, str], start: Start) -> None:
-    code = start(words, path, variables)
+def _checked(words: list[str], path: Path, variables: Mapping[str, str], grace_s: float, start: Start) -> None:
+    code = start(words, path, variables, grace_s)
     if code == INTERRUPTED:
         raise Interrupted("a run was asked to stop")
     if code not in (OK, PARTIAL):  # scores that lack an item say so on their cards
@@ -176,8 +191,9 @@ def _checked(words: list[str], path: Path, variables: Mapping[str, str], start: 
         raise RunError(f"{' '.join(words[3:])} ended with {code}: {(lines or [''])[-1]} (all of it in {path})")
 
 
-def _start(words: list[str], path: Path, variables: Mapping[str, str]) -> int:
-    return run_ranks(words, 1, environment={**quiet_environment(), **variables}, logs=lambda rank: path)
+def _start(words: list[str], path: Path, variables: Mapping[str, str], grace_s: float) -> int:
+    variables = {**quiet_environment(), **variables}
+    return run_ranks(words, 1, environment=variables, grace_s=grace_s, logs=lambda rank: path)
 
 
 def _parent_run(recipe: Recipe, plain: Mapping[str, Any]) -> str:

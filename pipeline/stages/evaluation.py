@@ -21,11 +21,10 @@ from mcjepa.evals.models import Weights, read_weights
 from mcjepa.evals.progress import OnEvent
 from mcjepa.evals.record import record_scores
 from mcjepa.evals.report.chain import REPORT, SUMMARY, Chain, write_results
-from mcjepa.evals.report.comparison import ComparedScore, Evaluated, compare
+from mcjepa.evals.report.comparison import ComparedScore, Evaluated, compare_scores
 from mcjepa.evals.report.content import ReportContent
 from mcjepa.evals.report.page import write_report
-from mcjepa.evals.run import run_evaluation
-from mcjepa.evals.settings import evaluation_key
+from mcjepa.evals.run import evaluation_key, run_evaluation
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.recipe.recipe import Recipe, required
 from mcjepa.pipeline.run.folder import METRICS, PREP_REPORT, TRAIN_REPORT, read_metrics, read_run_record
@@ -202,7 +201,7 @@ def compare_folders(words: Sequence[str], page: Path) -> tuple[list[str], tuple[
         scores=tuple(one for evaluated in evaluations[-1:] for one in evaluated.scores),
     )
     write_report(page, content)
-    return labels, compare(evaluations)
+    return labels, compare_scores(evaluations)
 
 
 def read_evaluations(word: str) -> list[Evaluated]:

@@ -66,7 +66,7 @@ def describe_preparation(report: PrepReport) -> dict[str, Any]:
         for d in report.datasets
     }
     quarantined = [
-        {"dataset": d.name, "uri": record.uri, "reason": record.reason}
+        {"dataset": d.name, "uri": record.where, "reason": record.reason}
         for d in report.datasets
         for record in d.rejected
         if record.outcome == "quarantined"

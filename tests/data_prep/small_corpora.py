@@ -10,7 +10,7 @@ import numpy as np
 from mcjepa.data_prep.corpora.moving_photos.generate import write_mp4
 from mcjepa.data_prep.dataset.manifest import DatasetManifest
 from mcjepa.data_prep.dataset.publish import publish_dataset
-from mcjepa.data_prep.plan.files import begin_plan, require_same_plan
+from mcjepa.data_prep.plan.files import begin_plan, read_plan_inputs, require_same_plan
 from mcjepa.data_prep.plan.listing import list_inputs
 from mcjepa.data_prep.plan.plan import split_into_shards
 from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig
@@ -36,7 +36,13 @@ def make_videos(folder: Path) -> Path:
 def clip_settings(*folders: Path, **changes: object) -> DatasetConfig:
     """Settings of a small clip dataset from folders of videos."""
     corpora = tuple(CorpusConfig(reader="videos", path=str(f)) for f in folders)
-    values: dict[str, object] = {"clip_stride": 1, "short_side": 32, "inputs_per_shard": 2, "timeout_s": 20.0}
+    values: dict[str, object] = {
+        "clip_stride": 1,
+        "short_side": 32,
+        "inputs_per_shard": 2,
+        "timeout_s": 20.0,
+        "order": "listed",
+    }
     return DatasetConfig(kind="clip", corpora=corpora, **{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -44,10 +50,10 @@ def build_dataset(location: Path | str, config: DatasetConfig) -> tuple[DatasetM
     """Builds and publishes a dataset in this process, by the same parts as the job but without Ray."""
     store = open_store(str(location))
     plan = begin_plan(store, config, list_inputs(config))
-    require_same_plan(store, plan, list_inputs(config))
+    require_same_plan(store, config, plan, list_inputs(config))
     maker = ShardMaker(ShardWork(str(location), config, plan.plan_digest))
     try:
-        results = [maker.make(shard) for shard in split_into_shards(list_inputs(config), config)]
+        results = [maker.make(shard) for shard in split_into_shards(read_plan_inputs(store), config)]
     finally:
         maker.close()
     return publish_dataset(store, plan), results

@@ -59,7 +59,9 @@ def photos(tmp_path: Path) -> Path:
 
 def job(root: Path, folder: Path, filters: FiltersConfig, a_shard: int = 2) -> PrepConfig:
     corpora = (CorpusConfig(reader="images", path=str(folder)),)
-    dataset = DatasetConfig(kind="image", corpora=corpora, short_side=64, inputs_per_shard=a_shard, filters=filters)
+    dataset = DatasetConfig(
+        kind="image", corpora=corpora, short_side=64, inputs_per_shard=a_shard, filters=filters, order="listed"
+    )
     return PrepConfig(root=str(root), datasets={"photos": dataset}, workers=2)
 
 

@@ -21,7 +21,7 @@ from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.corpora.moving_photos.generate import write_mp4
 from mcjepa.data_prep.dataset.inputs import InputRecord, read_inputs
 from mcjepa.data_prep.decode.client import DecodeClient
-from mcjepa.data_prep.decode.failures import DecodeFailure
+from mcjepa.data_prep.decode.messages import DecodeFailure
 from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig
 from mcjepa.data_prep.storage import open_store
 from tests.data_prep.small_corpora import clip_settings, smooth_frames

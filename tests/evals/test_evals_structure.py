@@ -11,7 +11,7 @@ import pytest
 from tests.rooms import REPOSITORY, imported_names, imports_within
 
 FLOORS = (
-    ("progress",),
+    ("progress", "study"),
     ("models", "cards", "pictures"),
     ("video_writer",),
     ("flow", "probe", "vos", "classification", "infer"),
@@ -50,13 +50,23 @@ def test_settings_import_settings_and_their_checks_only(settings: str) -> None:
     assert {name for name in ARROWS[settings] if not name.endswith("settings")} <= {"progress"}
 
 
-def test_only_inference_decodes_videos() -> None:
-    users = {
+@pytest.mark.parametrize(
+    ("door", "users"),
+    [
+        ("mcjepa.data_prep.decode", {"evals/infer/inputs.py"}),
+        ("mcjepa.data_prep.card.frame", {"evals/report/page.py"}),
+        ("mcjepa.data_prep.card.charts", {"evals/report/content.py", "evals/report/page.py"}),
+        ("mcjepa.data_prep.card", {"evals/report/content.py", "evals/report/page.py"}),
+    ],
+)
+def test_a_door_of_data_preparation_is_used_where_it_was_made_for(door: str, users: set[str]) -> None:
+    """Inference decodes videos; the report has the frame and the charts of a dataset's card."""
+    found = {
         path.relative_to(REPOSITORY).as_posix()
         for path in (REPOSITORY / "evals").rglob("*.py")
-        if any(name.startswith("mcjepa.data_prep.decode") for name in imported_names(path))
+        if any(name.startswith(door) for name in imported_names(path))
     }
-    assert users == {"evals/infer/inputs.py"}
+    assert found == users
 
 
 def test_one_kind_is_run_without_the_code_of_the_others() -> None:

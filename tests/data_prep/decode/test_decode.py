@@ -26,8 +26,14 @@ from mcjepa.data_prep.decode.child import decode_config, describe_error, encode_
 from mcjepa.data_prep.decode.client import DecodeClient
 from mcjepa.data_prep.decode.cutter import CutSample, DroppedSample, cut_input
 from mcjepa.data_prep.decode.encoders import encode, shrink
-from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
-from mcjepa.data_prep.decode.messages import ChildTimeout, MessageReader, PipeClosed, write_message
+from mcjepa.data_prep.decode.messages import (
+    ChildTimeout,
+    DecodeFailure,
+    MessageReader,
+    PipeClosed,
+    Unwanted,
+    write_message,
+)
 from mcjepa.data_prep.decode.selection import choose_starts, frames_at_rate, needed_frames
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.settings import CorpusConfig, DarkFilter, DatasetConfig, DecoderName, FiltersConfig, MotionFilter

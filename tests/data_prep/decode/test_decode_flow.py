@@ -15,7 +15,7 @@ from mcjepa.data_prep.corpora.image_files import decode_rgb, write_png
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.decode.client import DecodeClient
 from mcjepa.data_prep.decode.cutter import CutSample, cut_input
-from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
+from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig
 from tests.data_prep.small_corpora import smooth_frames

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from mcjepa.data_prep.decode.encoders import encode, encoder_version
-from mcjepa.data_prep.decode.failures import DecodeFailure
 from mcjepa.data_prep.decode.images import read_image
 from mcjepa.data_prep.decode.kinds import describe_content
+from mcjepa.data_prep.decode.messages import DecodeFailure
 from tests.data_prep.small_corpora import smooth_frames
 
 RGB = smooth_frames(3, 1, 48, 64)[0]

@@ -17,7 +17,7 @@ from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.corpora.moving_photos.generate import write_mp4
 from mcjepa.data_prep.decode.client import DecodeClient
 from mcjepa.data_prep.decode.cutter import CutSample
-from mcjepa.data_prep.decode.failures import DecodeFailure
+from mcjepa.data_prep.decode.messages import DecodeFailure
 from mcjepa.data_prep.decode.videos import decode_by_decord, decode_by_pyav, decoder_version, open_video
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig, DecoderName

@@ -10,8 +10,8 @@ import pytest
 
 from mcjepa.data_prep.corpora import INPUT_READERS
 from mcjepa.data_prep.corpora.items import FlowPair, Input
-from mcjepa.data_prep.decode.failures import DecodeFailure
 from mcjepa.data_prep.decode.fetch import local_input
+from mcjepa.data_prep.decode.messages import DecodeFailure
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import open_store
 from tests.data_prep import layouts

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image, ImageCms
 from profiles import ADOBE_RGB, SRGB, make_profile, to_srgb_by_hand
 
-from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.images import read_image
+from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted
 
 COLOURS = np.random.default_rng(0).integers(30, 226, (6, 8, 3), np.uint8)
 PICTURE = cv2.resize(COLOURS, (64, 48), interpolation=cv2.INTER_CUBIC)

@@ -11,7 +11,7 @@ from video_files import FFMPEG, scene, set_matrix, shown_by_ffmpeg, write
 
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.decode.cutter import CutSample, DroppedSample, cut_input
-from mcjepa.data_prep.decode.failures import DecodeFailure, Unwanted
+from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.videos import open_video
 from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig, VideoConfig
 

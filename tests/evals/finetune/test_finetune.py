@@ -27,8 +27,9 @@ from mcjepa.evals.finetune.data import Batch
 from mcjepa.evals.finetune.model import Segmenter, TrainableEncoder, convnext_layer, parameter_groups, trainable_of
 from mcjepa.evals.finetune.score import constant_prediction, predict_labels, score_finetune
 from mcjepa.evals.finetune.settings import FinetuneConfig
-from mcjepa.evals.finetune.train import make_optimizer, schedule_factor, train_step
+from mcjepa.evals.finetune.train import make_optimizer, train_step
 from mcjepa.evals.models import LoadedModel, McJepaEvalModel, image_tensor
+from mcjepa.evals.probe.fitting import poly_schedule
 from mcjepa.evals.probe.images import LabelledSet
 from mcjepa.evals.progress import EvalEvent
 from mcjepa.evals.run import run_evaluation
@@ -138,10 +139,10 @@ def test_stochastic_depth_rises_to_the_last_block_and_the_model_itself_stays_as_
 
 def test_warm_up_multiplies_the_poly_decay() -> None:
     config = FinetuneConfig()
-    assert schedule_factor(0, config) == pytest.approx(1e-6)
-    assert schedule_factor(750, config) == pytest.approx(0.5 * (1 - 750 / 160_000), rel=1e-5)
-    assert schedule_factor(1_500, config) == pytest.approx(1 - 1_500 / 160_000)
-    assert schedule_factor(159_999, config) == pytest.approx(1 / 160_000)
+    steps = (0, 750, 1_500, 159_999)
+    factors = [poly_schedule(step, config.steps, config.warmup_steps, config.poly_power) for step in steps]
+    expected = [1e-6, 0.5 * (1 - 750 / 160_000), 1 - 1_500 / 160_000, 1 / 160_000]
+    assert factors == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_level_that_the_model_lacks_is_named() -> None:

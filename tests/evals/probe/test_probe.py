@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.probe.features import EncodedImage, EncodedTile, Statistics, measure_statistics, resize_map
-from mcjepa.evals.probe.fitting import HeadCheckpoint, batch_loss, schedule_factor, train_head, training_key
+from mcjepa.evals.probe.fitting import HeadCheckpoint, batch_loss, poly_schedule, train_head, training_key
 from mcjepa.evals.probe.head import LinearHead, predict_labels
 from mcjepa.evals.probe.settings import ProbeConfig
 from mcjepa.evals.probe.windows import CachedWindows, TrainingWindow, WindowOrder, cut_window
@@ -103,11 +103,11 @@ def test_constant_channel_becomes_zero_and_not_infinite() -> None:
 
 def test_schedule_is_mmsegmentations() -> None:
     config = ProbeConfig(steps=10, warmup_steps=4, poly_power=1.0)
-    factors = [schedule_factor(step, config) for step in range(10)]
+    factors = [poly_schedule(step, config.steps, config.warmup_steps, config.poly_power) for step in range(10)]
     assert factors[:4] == pytest.approx([0.0, 0.25 * 0.9, 0.5 * 0.8, 0.75 * 0.7], abs=2e-6)
     assert factors[4:] == pytest.approx([0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
     squared = dataclasses.replace(config, poly_power=2.0)
-    assert schedule_factor(9, squared) == pytest.approx(0.01)
+    assert poly_schedule(9, squared.steps, squared.warmup_steps, squared.poly_power) == pytest.approx(0.01)
 
 
 def test_windows_keep_maps_and_labels_aligned() -> None:

@@ -1,0 +1,104 @@
+"""Ends what a private Ray leaves, however its driver ends: a process of its own that waits for the driver's end.
+
+    python -I guardian.py FOLDER
+
+Its standard input is a pipe that only the driver holds open: at its end (an orderly one, a crash inside Ray, kill -9)
+every process that names FOLDER in its command line or its first environment is killed and FOLDER is removed. Until
+then it holds a lock on FOLDER/lock, by which a later run knows whose folders are in use. Only the standard library is
+loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+PREFIX = "mcjepa-"
+VARIABLE = "MCJEPA_RAY_FOLDER"
+LOCK_NAME = "lock"
+KILL_LIMIT_S, END_LIMIT_S = 8.0, 15.0
+
+
+class Guardian:
+    """The driver's end of it."""
+
+    def __init__(self, folder: str) -> None:
+        """Start the process; it has the lock when this returns."""
+        command = [sys.executable, "-I", __file__, folder]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, cwd="/"
+        )
+        assert self._process.stdout is not None
+        self._process.stdout.readline()
+
+    def end(self) -> None:
+        """Let it do its work now, and wait for it."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(END_LIMIT_S)
+        self._process.stdout.close()
+
+
+def clear_abandoned(parent: str) -> None:
+    """Remove folders of this user's Rays below `parent` whose driver and guardian are both gone."""
+    for path in Path(parent).glob(f"{PREFIX}*/{LOCK_NAME}"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_uid == os.getuid():
+                with path.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _clear(str(path.parent))
+
+
+def main(folder: str) -> None:
+    """Wait for the end of the standard input, then clear."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    with Path(folder, LOCK_NAME).open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        while os.read(0, 4096):
+            pass
+        _clear(folder)
+
+
+def _clear(folder: str) -> None:
+    """Kill what belongs to the folder until nothing does, and remove it."""
+    deadline = time.monotonic() + KILL_LIMIT_S
+    while time.monotonic() < deadline:
+        found = list(_processes_of(folder))
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if not found:
+            break
+        time.sleep(0.05)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _processes_of(folder: str) -> Iterator[int]:
+    """Processes of this user that name the folder, but those that are only waited for (Linux; elsewhere none)."""
+    mark = folder.encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        pid = int(entry.name)
+        if pid == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            if entry.stat().st_uid == os.getuid() and any(
+                mark + end in b"\0" + (entry / name).read_bytes()
+                for name in ("cmdline", "environ")
+                for end in (b"/", b"\0")
+            ):
+                yield pid
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
