@@ -22,6 +22,9 @@ from mcjepa.cluster.job import Element, read_record
 from mcjepa.cluster.rendezvous import free_port
 from mcjepa.cluster.restarts import JobState, judge
 
+KEEP_S, HURRY_S = 120.0, 6.0
+"""For copying logs; less where the scheduler may be about to end the job, which must be queued again before."""
+
 
 def job_id(environment: Mapping[str, str]) -> str:
     """Id of the Slurm job that we are in; of an array, with the number of the task."""
@@ -70,7 +73,23 @@ def end(folder: Path, environment: Mapping[str, str], code: int) -> str:
     state = JobState(folder, job_id(environment))
     verdict = judge(record.stage, code, state.outcomes())
     state.end(code, verdict, time.time())
+    keep_logs(record.elements[element_number(environment)], state.job, HURRY_S if verdict == "requeue" else KEEP_S)
     return verdict
+
+
+def keep_logs(element: Element, job: str, within_s: float) -> None:
+    """Runs the element's command for logs, where it has one; a job does not fail for it."""
+    if not element.keep:
+        return
+    try:
+        answer = subprocess.run(
+            [sys.executable, *element.keep, job], capture_output=True, text=True, timeout=within_s, check=False
+        )
+        problem = answer.stderr.strip()[-500:] if answer.returncode else ""
+    except subprocess.TimeoutExpired:
+        problem = f"not done within {within_s:g} s"
+    if problem:
+        print(f"mcjepa.cluster.batch: the logs of job {job} were not copied: {problem}", file=sys.stderr)
 
 
 def main() -> int:

@@ -37,6 +37,9 @@ class Element:
     """Arguments of Python for a command that prints how far it is, as one integer; none: every start counts."""
     environment: dict[str, str] = field(default_factory=dict)
     """Its own variables."""
+    keep: tuple[str, ...] = ()
+    """Arguments of Python for a command that keeps the logs of its ranks elsewhere, and gets the job's id; none: they
+    stay where they are."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,8 @@ def read_record(folder: Path) -> Record:
     if version != VERSION:
         raise LaunchError(f"{path} has version {version}, expected {VERSION}; use the mcjepa that wrote it")
     elements = [
-        Element(e["name"], tuple(e["argv"]), tuple(e["progress"]), dict(e["environment"])) for e in content["elements"]
+        Element(e["name"], tuple(e["argv"]), tuple(e["progress"]), dict(e["environment"]), tuple(e.get("keep", ())))
+        for e in content["elements"]
     ]
     return Record(**{**content, "elements": elements})
 

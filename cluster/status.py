@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from mcjepa.cluster.slurm import GONE, is_active, job_states, run
 
 VERDICTS = {"done": "COMPLETED", "failed": "FAILED", "requeue": "FAILED"}
 CANCEL_S = 150.0
+LOGS_S, STATUS_S = 0.5, 5.0
+"""Between two looks at the logs, and at the state of a job whose logs are followed."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,43 @@ def log_files(folder: Path, rank: int | None = None) -> list[Path]:
         what = "its ranks" if rank is None else f"rank {rank}"
         raise LaunchError(f"no output of {what} in {folder} yet; `mcjepa launch status` says whether it has started")
     return sorted(found, key=lambda p: [int(n) for n in re.findall(r"\d+", p.name)])
+
+
+def follow_logs(folder: Path, rank: int | None = None, lines: int = 0) -> Iterator[tuple[Path, str]]:
+    """What ranks write, as they write it, until the last submission has ended; whole lines, by file.
+
+    Args:
+        folder: of the job.
+        rank: this one alone; None: all.
+        lines: of what is there already, the last so many of each file; 0: all.
+
+    Raises:
+        LaunchError: as `read_status`.
+    """
+    read: dict[Path, int] = {}
+    asked, active, last = 0.0, True, False
+    while True:
+        if time.monotonic() - asked >= STATUS_S:  # the scheduler is asked less often than files are read
+            asked, active = time.monotonic(), any(status.active for status in read_status(folder))
+            last = not active
+        try:
+            files = log_files(folder, rank)
+        except LaunchError:
+            files = []  # it has not started
+        for path in files:
+            with path.open("rb") as file:
+                file.seek(read.get(path, 0))
+                new = file.read()
+            whole = new if last else new[: new.rfind(b"\n") + 1]
+            shown = whole.decode(errors="replace").splitlines()
+            if path not in read and lines:
+                shown = shown[-lines:]
+            read[path] = read.get(path, 0) + len(whole)
+            if shown:
+                yield path, "\n".join(shown)
+        if last:
+            return
+        time.sleep(LOGS_S)
 
 
 def _rank_of(path: Path, job: str) -> int | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mcjepa.cluster.batch import job_id, progress_of
+from mcjepa.cluster.batch import KEEP_S, job_id, keep_logs, progress_of
 from mcjepa.cluster.errors import LaunchError
 from mcjepa.cluster.job import IN_TERMINAL, After, Element
 from mcjepa.cluster.local import INTERRUPTED, STOPS, Interrupted, run_ranks, run_together, set_death_signal
@@ -189,6 +189,7 @@ class LocalTask:
             if verdict == "requeue" and (setting.in_terminal or (outcomes and outcomes[0].stopped)):
                 verdict = "failed"  # stopped by a person or the time limit: nobody here would queue it again
             state.end(code, verdict, time.time())
+            keep_logs(self.element, job, KEEP_S)
             if verdict != "requeue":
                 break
         return code

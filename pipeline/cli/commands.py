@@ -348,6 +348,7 @@ COMMANDS = (
             *LAUNCHED,
             number("--rank", "N", "only this rank", None),
             number("--lines", "N", "last lines of each file; 0: all (%(default)s)", 20),
+            flag("--follow", "go on printing what is written, until the job has ended"),
         ),
     ),
     Command(
@@ -361,6 +362,16 @@ COMMANDS = (
         "print the step of a run's newest complete checkpoint, or -1",
         "mcjepa launch progress outputs/paper/run",
         (option("run", metavar="RUN", help="a run folder or s3 prefix"),),
+    ),
+    Command(
+        "launch keep-logs", "launch:keep_logs",
+        "copy the logs of a job's ranks to its run in a bucket; the job's script calls it",
+        "mcjepa launch keep-logs s3://bucket/run outputs/paper/jobs/train 4711",
+        (
+            option("run", metavar="RUN", help="a run folder or s3 prefix"),
+            option("folder", metavar="FOLDER", help="the folder of jobs"),
+            option("job", metavar="JOB", help="id of the job"),
+        ),
     ),
     Command(
         "recipe", "records:recipe",

@@ -48,10 +48,8 @@ def resume(arguments: argparse.Namespace) -> int:
     from mcjepa.pipeline.launch.jobs import resubmit
 
     with launch_errors():
-        folders = _folders(arguments)
-        if len(folders) > 1:
-            raise UsageError(f"{len(folders)} stages of {arguments.run} were launched; choose one with --stage")
-        submitted, code = resubmit(folders[0])
+        (folder,) = _one_folder(arguments)
+        submitted, code = resubmit(folder)
         _print_submitted(submitted, arguments.json)
         return code
 
@@ -84,9 +82,17 @@ def status(arguments: argparse.Namespace) -> int:
 
 def logs(arguments: argparse.Namespace) -> int:
     """`mcjepa launch logs`."""
-    from mcjepa.cluster.status import log_files
+    from mcjepa.cluster.status import follow_logs, log_files
 
     with launch_errors():
+        if arguments.follow:
+            (folder,) = _one_folder(arguments)
+            try:
+                for path, text in follow_logs(folder, arguments.rank, arguments.lines):
+                    print(f"==> {path.name} <==\n{text}", flush=True)
+            except KeyboardInterrupt:
+                return OK  # the job goes on
+            return OK
         for folder in _folders(arguments):
             for path in log_files(folder, arguments.rank):
                 lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -123,6 +129,24 @@ def progress(arguments: argparse.Namespace) -> int:
 
 def _folders(arguments: argparse.Namespace) -> list[Path]:
     return launched_folders(arguments.run, arguments.overrides, arguments.stage, arguments.site)
+
+
+def _one_folder(arguments: argparse.Namespace) -> list[Path]:
+    folders = _folders(arguments)
+    if len(folders) > 1:
+        raise UsageError(f"{len(folders)} stages of {arguments.run} were launched; choose one with --stage")
+    return folders
+
+
+def keep_logs(arguments: argparse.Namespace) -> int:
+    """`mcjepa launch keep-logs`: what a job's script calls when its tasks have ended."""
+    from mcjepa.data_prep.storage import open_store
+    from mcjepa.pipeline.run.folder import JOBS
+
+    store = open_store(arguments.run)
+    for path in sorted(Path(arguments.folder).glob(f"{arguments.job}_*_log.out")):
+        store.write(f"{JOBS}/{path.name}", path.read_bytes())
+    return OK
 
 
 def _print_dry(jobs: Sequence[Job], as_json: bool) -> None:

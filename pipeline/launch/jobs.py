@@ -239,6 +239,7 @@ def _train_elements(recipe: Recipe, site: Site, folder: Path, ranks: int) -> tup
             (*MODULE, "train", str(folder / RECIPE), *overrides, *common),
             (*MODULE, "launch", "progress", run),
             _variables(site),
+            (*MODULE, "launch", "keep-logs", run, str(folder)) if run.startswith("s3://") else (),
         )
         for name, run, overrides in runs
     )

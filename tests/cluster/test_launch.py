@@ -16,12 +16,13 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
-from mcjepa.cluster.job import After, Element, Job, write_json
+from mcjepa.cluster.batch import end as end_batch
+from mcjepa.cluster.job import After, Element, Job, Record, read_record, write_json, write_record
 from mcjepa.cluster.restarts import JobState
 from mcjepa.cluster.site import Resources, Site, needed
 from mcjepa.cluster.status import cancel, read_status
 from mcjepa.cluster.submit import submit
-from mcjepa.data_prep.storage import atomic_write
+from mcjepa.data_prep.storage import atomic_write, open_store
 from mcjepa.pipeline.cli.main import main
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.launch.jobs import build_job
@@ -237,3 +238,18 @@ def test_a_sweeps_runs_are_children_of_one_mlflow_run(recipe: Path, tmp_path: Pa
     assert len(parent) == 1 and {r.data.tags["mlflow.parentRunId"] for r in children} == set(parent)
     assert sorted(r.data.params["train.seed"] for r in children) == ["1", "2"]
     assert losses(tmp_path / "run" / "sweep-000") != losses(tmp_path / "run" / "sweep-001")
+
+
+@pytest.mark.slow
+def test_the_logs_of_a_run_in_a_bucket_reach_it(recipe: Path, tmp_path: Path, s3: str) -> None:
+    settings, _ = load_recipe(str(recipe), [f"train.run={s3}/run"])
+    job = build_job("train", settings, load_site("slurm"))
+    record = Record(job.stage, job.name, job.comment, 1, list(job.elements), [])
+    write_record(job.folder, record)
+    JobState(job.folder, "7").begin(None, "node1", 0.0, 1)
+    (job.folder / "7_0_log.out").write_text("of rank 0")
+    (job.folder / "8_0_log.out").write_text("of another job")
+    assert end_batch(job.folder, {"SLURM_JOB_ID": "7"}, 0) == "done"
+    assert list(open_store(f"{s3}/run").list("logs/jobs/")) == ["logs/jobs/7_0_log.out"]
+    assert open_store(f"{s3}/run").read("logs/jobs/7_0_log.out") == b"of rank 0"
+    assert read_record(job.folder).elements == list(job.elements)

@@ -21,9 +21,10 @@ from mcjepa.cluster.preflight.scheduler import read_slurm, scheduler_findings
 from mcjepa.cluster.restarts import JobState
 from mcjepa.cluster.site import GpuOption, Resources, Site, needed
 from mcjepa.cluster.slurm import job_states
-from mcjepa.cluster.status import cancel, log_files, read_status
+from mcjepa.cluster.status import cancel, follow_logs, log_files, read_status
 from mcjepa.cluster.submit import job_script, submit
 from mcjepa.pipeline.launch.jobs import Launch, resubmit, submit_launch
+from mcjepa.pipeline.launch.ranks import MODULE
 from mcjepa.pipeline.recipe.recipe import load_recipe
 from mcjepa.pipeline.world import gpu_index
 from tests.cluster.slurm_jobs import Submitted, make_job, submitted, wait_started
@@ -88,7 +89,7 @@ def submitted_training(folder: Path, asked: Resources) -> Submitted:
     """A real training."""
     folder.mkdir()
     job = make_job(folder, "finish", default=asked, environment={"OMP_NUM_THREADS": "1"})
-    words = ("-m", "mcjepa.pipeline.cli", "train", str(write_small_recipe(folder)))
+    words = (*MODULE, "train", str(write_small_recipe(folder)))
     job = dataclasses.replace(job, elements=(dataclasses.replace(job.elements[0], argv=words),))
     return Submitted(job, submit(job))
 
@@ -164,8 +165,8 @@ def test_what_a_shell_holds_neither_changes_a_job_nor_reaches_it(
     assert it.state(any_slurm_cluster) == "COMPLETED", it.output()
     asked = any_slurm_cluster.run("squeue", "-h", "--states=all", "-j", it.record.ids[0], "-o", "%P %D %i")
     assert asked.split() == ["main", "1", it.record.ids[0]]
-    places = [it.folder, any_slurm_cluster.folder]
-    files = {path: path.read_bytes() for place in places for path in place.rglob("*") if path.is_file()}
+    own = {path: path.read_bytes() for path in it.folder.rglob("*") if path.is_file()}
+    files = {**own, **any_slurm_cluster.files()}
     environments = [files[it.folder / name] for name in ("own-0", "parent-0")]
     assert all(b"SLURM_PROCID=0" in content for content in environments)
     assert [str(path) for path, content in files.items() if b"leak-canary" in content] == []
@@ -391,3 +392,12 @@ def test_a_chain_of_jobs_is_taken_whole_or_not_at_all(any_slurm_cluster: SlurmCl
     with pytest.raises(LaunchError, match="invalid partition"):
         submit_launch(Launch(recipe, plain, ((first, ""), (nowhere, "ok"))))
     assert read_status(first.folder)[0].state == "CANCELLED"
+
+
+def test_logs_are_followed_to_the_end_of_the_job(any_slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
+    it = submitted(tmp_path, "finish")
+    said: dict[str, str] = {}
+    for path, text in follow_logs(it.job.folder):  # it has not started
+        said[path.name] = said.get(path.name, "") + text + "\n"
+    assert read_status(it.job.folder)[0].state == "COMPLETED"
+    assert said == {path.name: path.read_text() for path in log_files(it.job.folder)} and len(said) == 2

@@ -21,6 +21,7 @@ from tests.servers.slurm import SlurmCluster
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.alone, pytest.mark.timeout(600)]
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+HOSTILE = {"SBATCH_EXPORT": "ALL", "SBATCH_PARTITION": "urgent", "SRUN_EXPORT_ENV": "ALL"}
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "leak-canary-1f0e9c", "MLFLOW_TRACKING_PASSWORD": "leak-canary-77ab31"}
 
 
@@ -48,7 +49,7 @@ def launched(
     root = tmp_path_factory.mktemp("launched")
     recipe = write_recipe(root, f"s3://{BUCKET}/{root.name}")
     site = write_site(root, s3_server.variables)
-    own = {**slurm_cluster.variables, **SECRETS, "PYTHONPATH": str(Path(__file__).parents[2])}
+    own = {**slurm_cluster.variables, **SECRETS, **HOSTILE, "PYTHONPATH": str(Path(__file__).parents[2])}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in own.items():
             patch.setenv(name, value)
@@ -89,10 +90,10 @@ def test_their_mlflow_runs_are_linked_to_each_other_and_to_their_jobs(launched: 
 
 def test_no_secret_is_in_any_file(launched: Launched, s3_server: SeaweedServer) -> None:
     secrets = [*SECRETS.values(), s3_server.secret_key]
-    places = [launched.root, launched.slurm.folder]
-    files = [p for place in places for p in place.rglob("*") if p.is_file() and p.name != "profiles"]
+    own = [p for p in launched.root.rglob("*") if p.is_file() and p.name != "profiles"]
+    files = {**{p: p.read_bytes() for p in own}, **launched.slurm.files()}
     assert len(files) > 50 and any(p.name == "mlflow.db" for p in files)
-    found = [str(p) for p in files for content in [p.read_bytes()] if any(s.encode() in content for s in secrets)]
+    found = [str(p) for p, content in files.items() if any(s.encode() in content for s in secrets)]
     assert found == []
 
 

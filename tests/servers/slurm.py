@@ -240,6 +240,15 @@ class SlurmCluster:
         self._wait(f"job {job} to be {states}", lambda: self.state(job) in states, within_s)
         return self.state(job)
 
+    def files(self) -> dict[Path, bytes]:
+        """What is below its folder now: logs, scripts, and the state that it keeps."""
+        found = {}
+        for path in self.folder.rglob("*"):
+            with suppress(FileNotFoundError):  # it renames files while it runs
+                if path.is_file():
+                    found[path] = path.read_bytes()
+        return found
+
     def stop(self) -> None:
         """Ends jobs, nodes and controller."""
         if "slurmctld" in self._daemons:
