@@ -37,6 +37,7 @@ OBJECT_STORE_BYTES = 200 << 20
 WAIT_S = 1.0
 QUIET_WARNING_S = 180.0
 TASK_RETRIES = 5
+START_ATTEMPTS = 3
 PRIVATE = {
     "RAY_AUTH_MODE": "token",
     # The one switch that makes every process of a Ray listen on 127.0.0.1 alone, on Linux too.
@@ -74,7 +75,7 @@ def running_ray(address: str, workers: int) -> Iterator[None]:
             if address:
                 _join(address)
             else:
-                _start_private(folder, workers)
+                _start_patiently(folder, workers)
         if address:
             _require_same_code()
         _OWN.append(folder)
@@ -294,6 +295,29 @@ def _prepare_private() -> None:
     os.environ.update(QUIET)
     if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ.update(PRIVATE, RAY_AUTH_TOKEN=secrets.token_hex(32))
+
+
+def _start_patiently(folder: str, workers: int) -> None:
+    """Start a private Ray, again where a busy machine did not let it come up within Ray's own fixed 30 s.
+
+    Raises:
+        DataError: it does not come up.
+    """
+    import ray
+
+    for _ in range(START_ATTEMPTS):
+        try:
+            _start_private(folder, workers)
+            return
+        except Exception as error:  # Ray raises the bare class
+            if "timed out during startup" not in str(error):
+                raise
+            LOG.warning("Ray did not start in time on this busy machine: trying again")
+            ray.shutdown()
+    raise DataError(
+        f"Ray did not start in {START_ATTEMPTS} attempts of 30 s; expected a few seconds; the machine is too busy: "
+        "try again later, or join a cluster with prep.ray_address"
+    )
 
 
 def _start_private(folder: str, workers: int) -> None:
