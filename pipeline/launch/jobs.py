@@ -74,10 +74,10 @@ def prepare(
         stages = [(stage, "")]
     if with_eval:
         stages.append(("eval", with_eval))
-    jobs = [build_job(each, recipe, site, nodes, follow=how == "follow") for each, how in stages]
-    if with_eval and len(jobs[0].elements) > 1:
-        number = len(jobs[0].elements)
+    if with_eval and recipe.sweep:
+        number = len(sweep_runs(recipe.sweep, required(recipe.train, "train", recipe).run))
         raise UsageError(f"--with-eval with a sweep of {number} runs, expected one; leave one of them out")
+    jobs = [build_job(each, recipe, site, nodes, follow=how == "follow") for each, how in stages]
     if len({job.site.kind for job in jobs}) > 1:
         raise UsageError(
             f"launch {stage} with ray.jobs_url on a {site.kind} site, expected stages that can wait for one another; "
