@@ -68,3 +68,59 @@ DRILL = (
     number("--steps", "N", "steps of each run (%(default)s)", 8),
     JSON,
 )
+PLAN = (
+    *RECIPE,
+    option("--site", metavar="SITE", help="a site file, or a shipped site (default: this machine)"),
+    number("--nodes", "N", "number of nodes (default: the site's, or 1)"),
+    number("--ranks", "N", "ranks in all (default: nodes x tasks per node)"),
+    number("--gpus-per-node", "N", "GPUs per node (default: the site's, or this machine's)", None),
+    real("--memory-gib", "G", "memory of a GPU, or of a node without GPUs (default: this machine's)"),
+    real("--step-s", "S", "seconds per step, if known"),
+    option(
+        "--measure",
+        type=int,
+        metavar="STEPS",
+        nargs="?",
+        const=4,
+        help="take some real steps here to measure their time (4)",
+    ),
+    JSON,
+)
+QUICKSTART = (
+    option("--out", metavar="DIR", default="outputs/quickstart", help="folder of all results (%(default)s)"),
+    option("--videos", metavar="DIR", help="your own videos in addition to the generated clips"),
+    option("--images", metavar="DIR", help="your own photos instead of the packaged ones"),
+    option("--recipe", metavar="RECIPE", default="quickstart", help="another recipe with the same parts"),
+    flag("--json", "print summary.json at the end"),
+    OVERRIDES,
+)
+KEEP_LOGS = (
+    option("run", metavar="RUN", help="a run folder or s3 prefix"),
+    option("folder", metavar="FOLDER", help="the folder of jobs"),
+    option("job", metavar="JOB", help="id of the job"),
+)
+INFER = (
+    WEIGHTS,
+    option(
+        "inputs",
+        metavar="INPUT",
+        nargs="+",
+        help="videos, folders of frames, and images; the images are the frames of one clip, in the given order",
+    ),
+    option("--out", metavar="DIR", required=True, help="folder of the results: DIR/CLIP/…"),
+    option(
+        "--write",
+        metavar="LIST",
+        default="flo,colour,video",
+        help="some of flo, kitti, colour, video, features (%(default)s)",
+    ),
+    number("--tile", "PX", "longest side computed at once; 0: no limit (%(default)s)", 1920),
+    number("--overlap", "PX", "overlap of neighbouring tiles (%(default)s)", 256),
+    number("--batch", "N", "pairs computed at once (%(default)s)", 2),
+    number("--stride", "PX", "stride of the features' level (%(default)s)", 8),
+    real("--max-flow", "PX", "flow drawn in full colour; 0: the clip's longest (%(default)s)", 0.0),
+    number("--max-frames", "N", "first N frames of each input; 0: all (%(default)s)"),
+    DEVICE,
+    flag("--overwrite", "write existing results again"),
+    JSON,
+)

@@ -26,7 +26,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def logged(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], str]]:
     """What data_prep has logged."""
     with caplog.at_level(logging.DEBUG, logger="mcjepa.data_prep"):
-        yield lambda: "".join(record.getMessage() for record in caplog.records if record.name.startswith("mcjepa.data_prep"))
+        yield lambda: "".join(
+            record.getMessage() for record in caplog.records if record.name.startswith("mcjepa.data_prep")
+        )
 
 
 def failures(store: Store) -> Iterator[str]:
