@@ -60,7 +60,8 @@ def running_ray(address: str, workers: int) -> Iterator[None]:
     """Connect to Ray at `address`, or run a private one with `workers` processors; ended on the way out."""
     if not address:
         _prepare_private()
-    import ray
+    with _interruption_kept():
+        import ray
 
     if ray.is_initialized():  # the caller's own: used and left alone
         yield
@@ -71,7 +72,7 @@ def running_ray(address: str, workers: int) -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix=PREFIX, dir=parent)
     guardian = Guardian(folder)
     try:
-        with _apart_from_current_folder(folder):
+        with _interruption_kept(), _apart_from_current_folder(folder):
             if address:
                 _join(address)
             else:
@@ -88,6 +89,28 @@ def running_ray(address: str, workers: int) -> Iterator[None]:
             guardian.end()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # ray.init put its own in place
+
+
+@contextlib.contextmanager
+def _interruption_kept() -> Iterator[None]:
+    """Raise KeyboardInterrupt at the end where one was swallowed: while they load, libraries catch anything."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    seen: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        seen.append(number)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if seen:
+        raise KeyboardInterrupt
 
 
 _OWN: list[str] = []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mcjepa.data_prep.code import code_name
-from mcjepa.data_prep.workers.ray_job import PRIVATE, QUIET
+from mcjepa.data_prep.workers.ray_job import PRIVATE, QUIET, _interruption_kept
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 ROOMS = ("cluster", "configs", "data_prep", "evals", "model", "pipeline")
@@ -62,3 +64,8 @@ def test_a_node_with_other_code_is_refused_and_named(tmp_path: Path) -> None:
     assert f"this job {code_name()}" in refusal and refusal.count("(code ") == 2
     (package / "data_prep" / "code.py").unlink()
     assert "runs no mcjepa of this kind" in _join(str(tmp_path))
+
+
+def test_an_interruption_that_a_library_swallows_is_raised_in_the_end() -> None:
+    with pytest.raises(KeyboardInterrupt), _interruption_kept(), contextlib.suppress(BaseException):
+        signal.raise_signal(signal.SIGINT)
