@@ -67,7 +67,7 @@ def start_ranks(program: Path, ranks: int, *words: str) -> list[subprocess.Popen
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    places = f"{REPOSITORY}{os.pathsep}{program.parent}"
+    places = f"{REPOSITORY}{os.pathsep}{Path(__file__).parent}"
     shared = {**kept, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
         subprocess.Popen(
