@@ -82,10 +82,10 @@ def _video_clip(path: Path, alone: bool) -> Clip:
     try:
         video = open_video(str(path), "pyav", MAX_MEGAPIXELS)
     except DecodeFailure as failure:
-        error = DataError(f"{path} cannot be decoded ({failure}); expected a readable video or image; replace it")
+        advice = "expected a readable video or image; replace it"
         if alone:
-            raise error from failure
-        return _unreadable_clip(path, error)
+            raise DataError(f"{path} {failure}; {advice}") from failure
+        return _unreadable_clip(path, DataError(f"{path} cannot be decoded ({failure}); {advice}"))
 
     def read(numbers: Sequence[int]) -> Iterator[Frame]:
         frames: Any = video.read(np.asarray(numbers, np.int64))
