@@ -33,3 +33,21 @@ def imports_within(room: str) -> dict[str, set[str]]:
         name: {module_of(imported.removeprefix(prefix)) for imported in imported_names(path)} - {"", name}
         for name, path in modules.items()
     }
+
+
+def imports_from_above(arrows: dict[str, set[str]], floors: tuple[tuple[str, ...], ...], room: str) -> list[str]:
+    """What in a room imports a room of its own floor or above.
+
+    Args:
+        arrows: of `imports_within`.
+        floors: rooms from the ground up.
+        room: a folder, or a file beside folders.
+    """
+    floor_of = {name: number for number, floor in enumerate(floors) for name in floor}
+    return [
+        f"{name} imports {other}"
+        for name, others in arrows.items()
+        if name.partition(".")[0] == room
+        for other in others
+        if (below := other.partition(".")[0]) != room and floor_of[below] >= floor_of[room]
+    ]

@@ -259,5 +259,5 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def workplace(weights: Path, tmp_path: Path) -> Path:
     """A folder with the results that the pages' blocks name."""
-    shutil.copytree(weights, tmp_path / "outputs/quickstart/run/weights/step-000000800")
+    shutil.copytree(weights, tmp_path / "outputs/quickstart/run/weights/step-000000700")
     return tmp_path

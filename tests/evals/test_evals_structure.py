@@ -8,7 +8,7 @@ from graphlib import TopologicalSorter
 
 import pytest
 
-from tests.rooms import REPOSITORY, imported_names, imports_within
+from tests.rooms import REPOSITORY, imported_names, imports_from_above, imports_within
 
 FLOORS = (
     ("progress", "study"),
@@ -21,24 +21,17 @@ FLOORS = (
 )
 """From the ground up; rooms of one floor do not know each other. Fine-tuning is tested by the probe's measures."""
 ARROWS = imports_within("evals")
-FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
+ROOMS = [room for floor in FLOORS for room in floor]
 KINDS = ("flow", "probe", "vos", "classification", "infer", "finetune")
 
 
 def test_every_room_has_a_floor() -> None:
-    assert {name.partition(".")[0] for name in ARROWS if name} == set(FLOOR)
+    assert {name.partition(".")[0] for name in ARROWS if name} == set(ROOMS)
 
 
-@pytest.mark.parametrize("room", [room for floor in FLOORS for room in floor])
+@pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_rooms_below_it(room: str) -> None:
-    wrong = [
-        f"{name} imports {other}"
-        for name, others in ARROWS.items()
-        if name.partition(".")[0] == room
-        for other in others
-        if (below := other.partition(".")[0]) != room and FLOOR[below] >= FLOOR[room]
-    ]
-    assert wrong == []
+    assert imports_from_above(ARROWS, FLOORS, room) == []
 
 
 def test_no_two_files_import_each_other_by_any_way() -> None:
