@@ -1,4 +1,4 @@
-"""`mcjepa recipe` and `mcjepa tracking sync`."""
+"""`mcjepa init`, `mcjepa recipe` and `mcjepa tracking sync`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,23 @@ from pathlib import Path
 
 from mcjepa.pipeline.exits import OK, PARTIAL
 from mcjepa.pipeline.recipe.recipe import Recipe, describe_keys, load_recipe, required
+
+
+def init(arguments: argparse.Namespace) -> int:
+    """`mcjepa init`: writes a recipe and says what comes next."""
+    import dataclasses
+
+    from mcjepa.pipeline.stages.starter import write_starter
+
+    made = write_starter(arguments.videos, arguments.images, arguments.site, arguments.minutes, Path(arguments.out))
+    if arguments.json:
+        print(json.dumps({**dataclasses.asdict(made), "file": str(made.file)}))
+        return OK
+    for warning in made.warnings:
+        print(f"mcjepa: {warning}", file=sys.stderr)
+    print(f"wrote {made.file} for {made.material}: {made.steps} steps of {made.step_s:.2g} s, {made.minutes:g} min")
+    print("next:", *made.commands, sep="\n  ")
+    return OK
 
 
 def recipe(arguments: argparse.Namespace) -> int:
