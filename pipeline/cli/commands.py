@@ -23,6 +23,7 @@ from mcjepa.pipeline.cli.options import (
     RESULTS,
     SET,
     SITE,
+    UI,
     WEIGHTS,
     Option,
     flag,
@@ -359,6 +360,12 @@ COMMANDS = (
         "print a recipe with everything resolved, or every key with its meaning",
         "mcjepa recipe quickstart train.steps=200",
         (*RECIPE, flag("--keys", "print every key with its type, default and meaning")),
+    ),
+    Command(
+        "ui", "records:ui",
+        "show the runs of a recipe as a table in MLflow's interface; starts a server on 127.0.0.1 where none stands",
+        "mcjepa ui outputs/quickstart",
+        UI,
     ),
     Command(
         "plan", "plan:plan",

@@ -102,6 +102,14 @@ INIT = (
     option("--out", metavar="FILE", default="own.yaml", help="recipe to write (%(default)s); its name is the file's"),
     JSON,
 )
+UI = (
+    option(
+        "recipe", metavar="RECIPE|OUT", nargs="?", default="quickstart",
+        help="a recipe, the folder of its results, or a run folder (%(default)s)",
+    ),
+    OVERRIDES,
+    number("--port", "N", "port of the server that is started; 0: any free one (%(default)s)"),
+)  # fmt: skip
 KEEP_LOGS = (
     option("run", metavar="RUN", help="a run folder or s3 prefix"),
     option("folder", metavar="FOLDER", help="the folder of jobs"),

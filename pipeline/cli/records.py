@@ -1,4 +1,4 @@
-"""`mcjepa init`, `mcjepa recipe` and `mcjepa tracking sync`."""
+"""`mcjepa init`, `mcjepa recipe`, `mcjepa ui` and `mcjepa tracking sync`."""
 
 from __future__ import annotations
 
@@ -40,6 +40,22 @@ def recipe(arguments: argparse.Namespace) -> int:
     else:
         print(yaml.safe_dump(plain, sort_keys=False), end="")
     return OK
+
+
+def ui(arguments: argparse.Namespace) -> int:
+    """`mcjepa ui`: prints the link, and serves it until it is interrupted."""
+    from mcjepa.pipeline.stages.interface import find_interface, serve
+
+    found = find_interface(arguments.recipe, arguments.overrides)
+    if found.is_server:
+        print(found.link())
+        return OK
+
+    def tell(link: str) -> None:
+        print(link, flush=True)
+        print("Ctrl-C ends the server", file=sys.stderr, flush=True)
+
+    return serve(found, arguments.port, tell)
 
 
 def sync(arguments: argparse.Namespace) -> int:

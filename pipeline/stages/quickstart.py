@@ -1,14 +1,16 @@
 """`mcjepa quickstart`: the three stages one after the other, each as the command line that a user would give.
 
-    mcjepa prep run RECIPE …    mcjepa train RECIPE …    mcjepa eval all RECIPE …
+    mcjepa prep run RECIPE    mcjepa train --ranks 0 RECIPE    mcjepa eval all RECIPE
 
-No stage has a second code path for it. Each runs as a process of its own, so its memory is free for the next, and
-an interruption ends its whole process tree.
+RECIPE is OUT/resolved-recipe.yaml: the recipe with all options and overrides, so that every command can be given again
+by itself. No stage has a second code path for it. Each runs as a process of its own, so its memory is free for the
+next, and an interruption ends its whole process tree.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -22,18 +24,18 @@ from mcjepa.evals.report.chain import SUMMARY
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.exits import OK, PARTIAL
 from mcjepa.pipeline.launch.ranks import program
+from mcjepa.pipeline.stages.following import WITHIN_CHAIN
 from mcjepa.pipeline.tracking import quiet_environment
 
 NEEDED_BYTES = 300 << 20
 STAGES = (("prep", "run"), ("train", "--ranks", "0"), ("eval", "all"))
 
 
-def run_stages(recipe: str, overrides: Sequence[str], on_stage: Callable[[int, str], None]) -> tuple[int, str]:
+def run_stages(recipe: str, on_stage: Callable[[int, str], None]) -> tuple[int, str]:
     """Runs the stages in turn until one fails.
 
     Args:
         recipe: its name or file.
-        overrides: of its keys.
         on_stage: told the number of a stage, from 1 on, and its command line, before it starts.
 
     Returns:
@@ -41,9 +43,9 @@ def run_stages(recipe: str, overrides: Sequence[str], on_stage: Callable[[int, s
     """
     partial = False
     for number, stage in enumerate(STAGES, 1):
-        words = (*stage, recipe, *overrides)
-        on_stage(number, f"mcjepa {' '.join(words)}")
-        code = run_command(program(*words), environment=quiet_environment())
+        words = (*stage, recipe)
+        on_stage(number, shlex.join(["mcjepa", *words]))
+        code = run_command(program(*words), environment={**quiet_environment(), WITHIN_CHAIN: "1"})
         partial = partial or code == PARTIAL
         if code not in (OK, PARTIAL):
             return code, stage[0]

@@ -34,8 +34,8 @@ STARTS_S = 75.0
 LEAST_SHARE, MARGIN = 0.15, 0.85
 """Of a short time, the share that is trained for; and what is kept for a machine that is slower later."""
 LEAST_STEPS = 20
-LEAST_PHOTOS, MOST_SEQUENCE_PHOTOS = 4, 400
-"""Fewer cannot be held out; of more, all in the memory of every generator process, sequences would not gain."""
+LEAST_PHOTOS, MOST_SEQUENCE_PHOTOS = 4, 255
+"""Fewer cannot be held out; more the generator does not take (`MovingPhotosConfig.max_photos`)."""
 HEADS_READ = 24
 ASSUMED_STEP_S = 0.5
 MANY_FILES_A_MINUTE = 100
@@ -57,7 +57,7 @@ prep:
   moving_photos:                  # sequences with exact flow made of your photos. Some photos are held out of training:
     photos: [$photos]
     max_photos: $max_photos
-    heldout_photos: $heldout_photos             # of these, sequences are scored: flow, probe and masks, no labels of yours
+    heldout_photos: $heldout_photos  # of these, sequences are scored: flow, probe and masks, no labels of yours
     sequences: $sequences
     heldout_sequences: $heldout_sequences
     tiles: $tiles                    # squares of the training photos, for the content branch

@@ -8,6 +8,7 @@ from mcjepa.pipeline.tracking.mlflow import (
     find_run,
     find_tagged,
     flatten,
+    look_up,
     quiet_environment,
 )
 
@@ -19,5 +20,6 @@ __all__ = [
     "find_run",
     "find_tagged",
     "flatten",
+    "look_up",
     "quiet_environment",
 ]

@@ -62,7 +62,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("quickstart") / "out"
     done = _run("quickstart", "--out", str(out), *SHORT)
     assert done.returncode == 0, done.stderr
-    assert "mlflow server" in done.stderr.splitlines()[-1]
+    following = [shlex.split(line) for line in done.stderr.splitlines() if line.startswith("  mcjepa")]
+    assert [words[1] for words in following] == ["ui", "infer", "quickstart"]
     return out
 
 

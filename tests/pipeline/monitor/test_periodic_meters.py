@@ -94,8 +94,10 @@ def test_an_alert_is_given_once_until_the_value_is_back() -> None:
     assert alerts.look({"embedding_std_mean": 0.5, "flow_px": 3.0}) == []
     assert len(alerts.look({"embedding_std_mean": 0.001, "flow_px": 60.0})) == 2
     assert alerts.look({"embedding_std_mean": 0.001}) == []
-    assert alerts.look({"embedding_std_mean": 0.5, "flow_px": 60.0}) == []
-    assert alerts.look({"embedding_std_mean": 0.001}) == ["embedding_std_mean is 0.001, below its limit 0.01"]
+    cleared = ["alert cleared: embedding_std_mean is 0.5, within its limit 0.01"]
+    assert alerts.look({"embedding_std_mean": 0.5, "flow_px": 60.0}) == cleared
+    assert alerts.look({"embedding_std_mean": 0.5}) == []
+    assert alerts.look({"embedding_std_mean": 0.001}) == ["alert: embedding_std_mean is 0.001, below its limit 0.01"]
 
 
 @pytest.mark.slow

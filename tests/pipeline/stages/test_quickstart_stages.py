@@ -60,9 +60,9 @@ def test_stages_run_until_one_fails(
     remaining = iter(codes)
 
     def run(argv: Sequence[str], **_: object) -> int:
-        assert argv[1:3] == ["-m", "mcjepa"] and argv[-2:] == ["quickstart", "a.b=1"]
+        assert argv[1:3] == ["-m", "mcjepa"] and argv[-1] == "my recipe.yaml"
         return next(remaining)
 
     monkeypatch.setattr(quickstart, "run_command", run)
-    assert quickstart.run_stages("quickstart", ["a.b=1"], lambda number, words: told.append(words)) == expected
-    assert len(told) == started and told[0] == "mcjepa prep run quickstart a.b=1"
+    assert quickstart.run_stages("my recipe.yaml", lambda number, words: told.append(words)) == expected
+    assert len(told) == started and told[0] == "mcjepa prep run 'my recipe.yaml'"
