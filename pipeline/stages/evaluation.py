@@ -38,7 +38,7 @@ from mcjepa.pipeline.run.folder import (
     read_run_record,
 )
 from mcjepa.pipeline.run.weights import RunWeights
-from mcjepa.pipeline.tracking import attach
+from mcjepa.pipeline.tracking import attach, run_label
 
 log = logging.getLogger(__name__)
 Show = Callable[[], AbstractContextManager[OnEvent]]
@@ -122,7 +122,9 @@ class RecipeEvaluation:
         else:
             log.info("%s has been scored already; --again scores it again", folder.name)
             scores = read_scores(out)
-        run_id = record_scores(recipe.tracking, f"{recipe.name} {folder.name}", self._plain["eval"], scores, out)
+        run_id = record_scores(
+            recipe.tracking, f"{run_label(self._plain)} {folder.name}", self._plain["eval"], scores, out, self._plain
+        )
         seconds = round(time.perf_counter() - started, 1)
         _write_results(recipe, self._plain, scores, known, run_id, seconds)
         return scores, run_id

@@ -5,6 +5,8 @@ The server is MLflow's, of this very Python, bound to 127.0.0.1, and calls home 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 import tempfile
@@ -12,9 +14,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 from mcjepa.cluster.local import Interrupted, run_together
@@ -24,7 +27,7 @@ from mcjepa.pipeline.errors import RunError, UsageError
 from mcjepa.pipeline.exits import OK
 from mcjepa.pipeline.recipe.recipe import Recipe, load_recipe
 from mcjepa.pipeline.run.folder import RECIPE, RESOLVED_RECIPE
-from mcjepa.pipeline.tracking import look_up, quiet_environment
+from mcjepa.pipeline.tracking import look_up, quiet_environment, share_view
 
 HOST = "127.0.0.1"
 START_S, LOOK_EVERY_S = 120.0, 0.2
@@ -70,7 +73,10 @@ def find_interface(target: str, overrides: Sequence[str]) -> Interface:
     found = look_up(uri, experiment, recipe.name)
     if not found.experiment_id:
         raise UsageError(f"MLflow at {uri} has no experiment {experiment!r}; run a stage of {recipe.name} first")
-    return Interface(uri, runs_path(found.experiment_id, recipe.name if found.tagged else "", found.metrics))
+    state = table_of_runs(recipe.name if found.tagged else "", found.metrics)
+    key = f"mcjepa-{hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]}"
+    kept = share_view(uri, found.experiment_id, key, state)
+    return Interface(uri, runs_path(found.experiment_id, state, key if kept else ""))
 
 
 def _recipe_of(target: str, overrides: Sequence[str]) -> Recipe:
@@ -84,27 +90,41 @@ def _recipe_of(target: str, overrides: Sequence[str]) -> Recipe:
     return load_recipe(target, overrides)[0]
 
 
-def runs_path(experiment_id: str, recipe: str, metrics: Sequence[str]) -> str:
-    """The table of runs in MLflow's interface, the newest first.
+def table_of_runs(recipe: str, metrics: Sequence[str]) -> dict[str, Any]:
+    """The state of MLflow's table: the runs that are shown, the newest first, and its columns.
 
     Args:
-        experiment_id: of MLflow.
         recipe: only runs that name it; empty: all.
         metrics: of the runs; some of them become columns.
 
-    >>> runs_path("1", "", ())
-    '#/experiments/1/runs?workflowType=machine_learning&orderByKey=attributes.start_time&orderByAsc=false'
+    >>> table_of_runs("own", ("train/loss", "system/cpu"))["selectedColumns"]
+    ['attributes.`Duration`', 'attributes.`Dataset`', 'attributes.`Source`', 'metrics.`train/loss`']
     """
-    query = {
-        "workflowType": "machine_learning",
+    chosen = ["attributes.`Duration`", "attributes.`Dataset`", "attributes.`Source`"]
+    return {
+        "searchFilter": f"tags.`mcjepa.recipe` = '{recipe}'" if recipe else "",
         "orderByKey": "attributes.start_time",
-        "orderByAsc": "false",
+        "orderByAsc": False,
+        "selectedColumns": [*chosen, *(f"metrics.`{name}`" for name in _columns(metrics))],
     }
-    if recipe:
-        query["searchFilter"] = f"tags.`mcjepa.recipe` = '{recipe}'"
-    if columns := _columns(metrics):
-        chosen = ["attributes.`Duration`", "attributes.`Dataset`", *(f"metrics.`{name}`" for name in columns)]
-        query["selectedColumns"] = ",".join(chosen)
+
+
+def runs_path(experiment_id: str, state: Mapping[str, Any], key: str) -> str:
+    """The table of runs in MLflow's interface.
+
+    Args:
+        experiment_id: of MLflow.
+        state: of the table.
+        key: under which MLflow keeps that state; empty where it does not, and then without columns.
+
+    >>> runs_path("1", {}, "k")
+    '#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=k'
+    """
+    query = {"workflowType": "machine_learning"}
+    if key:
+        query["viewStateShareKey"] = key
+    else:
+        query |= {name: str(state[name]) for name in ("searchFilter", "orderByKey")} | {"orderByAsc": "false"}
     return f"#/experiments/{experiment_id}/runs?{urlencode(query)}"
 
 

@@ -133,7 +133,8 @@ class StreamSummary:
     def in_words(self) -> str:
         """One line for a person.
 
-        >>> StreamSummary(157, 8, 8, 1, (100, 57), 19, 5).in_words()
+        >>> counts = {"samples": 157, "batch": 8, "lanes": 8, "passes": 1, "steps_per_epoch": 19, "tail": 5}
+        >>> StreamSummary(**counts, shares=(100, 57)).in_words()
         '157 samples of 2 datasets, 8 a step: 19 steps an epoch, 5 samples left out of each; at most 8 ranks'
         """
         sources = len(self.shares)

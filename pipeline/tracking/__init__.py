@@ -1,6 +1,7 @@
 """Where a stage's records go: MLflow at once (`Tracker`), or through a spool that survives it (`run_tracker`)."""
 
 from mcjepa.pipeline.settings.train import TrackingConfig
+from mcjepa.pipeline.tracking.lineage import origin_tags, run_label
 from mcjepa.pipeline.tracking.mlflow import (
     Tracker,
     attach,
@@ -10,6 +11,7 @@ from mcjepa.pipeline.tracking.mlflow import (
     flatten,
     look_up,
     quiet_environment,
+    share_view,
 )
 
 __all__ = [
@@ -21,5 +23,8 @@ __all__ = [
     "find_tagged",
     "flatten",
     "look_up",
+    "origin_tags",
     "quiet_environment",
+    "run_label",
+    "share_view",
 ]

@@ -28,6 +28,7 @@ POINT_LIMIT = 1000
 DIGEST_LIMIT = 36
 NEWEST_RUNS = 20
 RECIPE_TAG = "mcjepa.recipe"
+VIEW_TAG = "mlflow.sharedViewState."
 KIND_TAG = "mlflow.experimentKind"
 """Makes MLflow open the experiment as a table of runs; without it, as traces of language models."""
 ABSENT = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
@@ -94,6 +95,10 @@ class Tracker:
         points = [Point(k, float(v), now, step) for k, v in sorted(values.items()) if math.isfinite(v)]
         send_points(self._client, self.run_id, points)
 
+    def datasets(self, records: Sequence[Mapping[str, str]]) -> None:
+        """Logs datasets as the run's inputs; see `send_datasets`."""
+        send_datasets(self._client, self.run_id, records)
+
     def artifact(self, path: Path, folder: str = "") -> None:
         """Stores a file or a folder with the run."""
         store = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
@@ -159,8 +164,6 @@ def look_up(uri: str, experiment: str, recipe: str) -> Found:
         found = client.get_experiment_by_name(experiment)
         if found is None:
             return Found("", False, ())
-        if KIND_TAG not in found.tags:
-            client.set_experiment_tag(found.experiment_id, KIND_TAG, "custom_model_development")
         condition = f"tags.`{RECIPE_TAG}` = '{recipe}'"
         runs = client.search_runs([found.experiment_id], filter_string=condition, max_results=NEWEST_RUNS)
         shown = runs or client.search_runs([found.experiment_id], max_results=NEWEST_RUNS)
@@ -170,6 +173,17 @@ def look_up(uri: str, experiment: str, recipe: str) -> Found:
         raise UsageError(
             f"MLflow at {uri} cannot be used ({type(error).__name__}: {_first_line(error)}); check tracking.uri"
         ) from error
+
+
+def share_view(uri: str, experiment_id: str, key: str, state: Mapping[str, Any]) -> bool:
+    """Keeps a view of the table of runs with its experiment, for links that name its key; whether MLflow took it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        open_client(uri).set_experiment_tag(experiment_id, f"{VIEW_TAG}{key}", json.dumps(dict(state)))
+    except MlflowException:  # a server that lets us read alone
+        return False
+    return True
 
 
 def run_with_tag(client: Any, experiment: str, name: str, value: str) -> str:
