@@ -23,12 +23,19 @@ if TYPE_CHECKING:
 def quickstart(arguments: argparse.Namespace) -> int:
     """`mcjepa quickstart`: runs the chain of stages and says where its results are."""
     from mcjepa.pipeline.stages.following import brief_path
-    from mcjepa.pipeline.stages.quickstart import check_place, finish_summary, quickstart_overrides, run_stages
+    from mcjepa.pipeline.stages.quickstart import (
+        check_place,
+        check_samples,
+        finish_summary,
+        quickstart_overrides,
+        run_stages,
+    )
 
     started = time.perf_counter()
     overrides = quickstart_overrides(arguments.out, arguments.videos, arguments.images, arguments.overrides)
     recipe, plain = load_recipe(arguments.recipe, overrides)
     out = Path(recipe.out)
+    check_samples(recipe)
     check_place(out)
     _say(f"mcjepa quickstart: real videos and photos -> shards -> training -> scores, all in {out}")
     resolved = write_plain(plain, out / RESOLVED_RECIPE)

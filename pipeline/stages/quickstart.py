@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from mcjepa.cluster.local import run_command
+from mcjepa.data_prep.corpora.samples import packaged_photos, packaged_videos
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import write_json
 from mcjepa.evals.report.chain import SUMMARY
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.exits import OK, PARTIAL
 from mcjepa.pipeline.launch.ranks import program
+from mcjepa.pipeline.recipe.recipe import Recipe
 from mcjepa.pipeline.stages.following import WITHIN_CHAIN
 from mcjepa.pipeline.tracking import quiet_environment
 
@@ -103,6 +105,22 @@ def check_place(out: Path) -> None:
         raise DataError(
             f"{free >> 20} MiB are free at {out}, expected at least {NEEDED_BYTES >> 20}; free some or choose --out DIR"
         )
+
+
+def check_samples(recipe: Recipe) -> None:
+    """Looks for the packaged photos and videos before anything runs, where the recipe reads them.
+
+    Raises:
+        DataError: they are not installed.
+    """
+    if recipe.prep is None:
+        return
+    if recipe.prep.moving_photos and not recipe.prep.moving_photos.photos:
+        packaged_photos()
+    readers = {corpus.reader for dataset in recipe.prep.datasets.values() for corpus in dataset.corpora}
+    for reader, look in (("packaged-photos", packaged_photos), ("packaged-videos", packaged_videos)):
+        if reader in readers:
+            look()
 
 
 def finish_summary(out: Path, started: float) -> dict[str, Any]:
