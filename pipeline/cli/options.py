@@ -104,7 +104,7 @@ INIT = (
 )
 UI = (
     option(
-        "recipe", metavar="RECIPE|OUT", nargs="?", default="quickstart",
+        "target", metavar="RECIPE|OUT", nargs="?", default="quickstart",
         help="a recipe, the folder of its results, or a run folder (%(default)s)",
     ),
     OVERRIDES,

@@ -46,7 +46,7 @@ def ui(arguments: argparse.Namespace) -> int:
     """`mcjepa ui`: prints the link, and serves it until it is interrupted."""
     from mcjepa.pipeline.stages.interface import find_interface, serve
 
-    found = find_interface(arguments.recipe, arguments.overrides)
+    found = find_interface(arguments.target, arguments.overrides)
     if found.is_server:
         print(found.link())
         return OK

@@ -30,11 +30,11 @@ def test_every_stage_says_what_comes_next(tmp_path: Path, monkeypatch: pytest.Mo
     assert load_recipe(train.recipe, train.overrides)[1] == plain and train.ranks == 0
     scored, shown, exported = _parsed(following.after_training(recipe, weights))
     assert load_recipe(scored.recipe, scored.overrides)[1] == plain
-    assert shown.recipe == "my results/run" and exported.checkpoint == str(weights)
+    assert shown.target == "my results/run" and exported.checkpoint == str(weights)
     shown, compared, _ = _parsed(following.after_evaluation(recipe, str(weights)))
-    assert load_recipe(shown.recipe, [])[1] == plain and compared.folders == ["my results/eval"]
+    assert load_recipe(shown.target, [])[1] == plain and compared.folders == ["my results/eval"]
     shown, inferred, longer = _parsed(following.after_quickstart(recipe, weights))
-    assert shown.recipe == "my results" and inferred.weights == str(weights)
+    assert shown.target == "my results" and inferred.weights == str(weights)
     assert longer.out == "my results-longer" and longer.overrides == ["train.steps=3000"]
 
 
