@@ -165,7 +165,9 @@ def look_up(uri: str, experiment: str, recipe: str) -> Found:
         if found is None:
             return Found("", False, ())
         condition = f"tags.`{RECIPE_TAG}` = '{recipe}'"
-        runs = client.search_runs([found.experiment_id], filter_string=condition, max_results=NEWEST_RUNS)
+        runs = []
+        if "'" not in recipe:  # a filter cannot hold one
+            runs = client.search_runs([found.experiment_id], filter_string=condition, max_results=NEWEST_RUNS)
         shown = runs or client.search_runs([found.experiment_id], max_results=NEWEST_RUNS)
         names = sorted({name for run in shown for name in run.data.metrics})
         return Found(str(found.experiment_id), bool(runs), tuple(names))

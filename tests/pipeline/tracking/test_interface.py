@@ -22,7 +22,7 @@ from tests.processes import wait_until_ended
 
 EXPERIMENT = "mcjepa"
 START_S, LOOKS, LOOK_EVERY_S = 180.0, 300, 0.2
-WINDOW = (1600, 900)
+WINDOW = (2600, 900)  # columns beyond the window are not drawn
 
 
 @pytest.fixture
