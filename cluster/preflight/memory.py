@@ -32,8 +32,9 @@ Precision = Literal["fp32", "bf16", "fp16"]
 SPARE = 0.1
 """Share of a device that is left for its context, its libraries' workspaces and fragmentation."""
 CPU_LIBRARIES_BYTES = 700 << 20
-"""What a rank on a CPU has before the model: Python, torch, DeepSpeed, MLflow and what they allocate once; 672 MiB were
-measured."""
+"""What a rank on a CPU has before the model: Python, torch, DeepSpeed, MLflow and what they allocate once. One program,
+one machine: 612, 616, 672 MiB by itself, 641 to 702 as Slurm counted it. What the kernel maps of the libraries' files at
+a time differs (182 of the 612), so it is the most that counts: a rank must not be said to take less than it does."""
 WATCHER_BYTES = 50 << 20
 """The process that watches a rank of a Slurm job, and counts as the job's; 43 MiB were measured."""
 
