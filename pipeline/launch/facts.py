@@ -23,6 +23,7 @@ from mcjepa.data_prep.layout import shard_key
 from mcjepa.data_prep.storage import FolderStore, absolute_location, open_store
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.settings.stream import StreamConfig
+from mcjepa.pipeline.settings.train import BUCKET_ELEMENTS
 
 READ_BYTES, READ_SHARDS = 4 << 20, 4
 WRITE_BYTES = 32 << 20
@@ -201,4 +202,4 @@ def gpus_here() -> int:
 def bucket_options(options: dict[str, Any], stage: int) -> tuple[int, bool]:
     """DeepSpeed's bucket in elements and whether reductions overlap, as the recipe's options set them."""
     zero: dict[str, Any] = options.get("zero_optimization") or {}
-    return int(zero.get("reduce_bucket_size", 500_000_000)), bool(zero.get("overlap_comm", stage == 3))
+    return int(zero.get("reduce_bucket_size", BUCKET_ELEMENTS)), bool(zero.get("overlap_comm", stage == 3))
