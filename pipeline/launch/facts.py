@@ -85,6 +85,30 @@ def read_rate(config: StreamConfig) -> float | None:
     return total / spent if total else None
 
 
+def load_seconds(config: StreamConfig, seed: int, ranks: int) -> float | None:
+    """Seconds of a core in which a rank's share of a step was read, decoded and augmented here; None where it cannot.
+
+    Args:
+        config: of the run.
+        seed: of the run.
+        ranks: of the run; they divide its batches.
+    """
+    from mcjepa.pipeline.stream.samples import pair_stream, view_stream
+
+    spent = []
+    try:
+        for batch, build in ((config.pair_batch, pair_stream), (config.view_batch, view_stream)):
+            if batch:
+                with contextlib.closing(build(config, seed)) as stream:
+                    stream.read(0, 0, ranks, bool)  # opens and imports
+                    started = time.process_time()
+                    stream.read(1, 0, ranks, bool)
+                    spent.append(time.process_time() - started)
+    except (DataError, UsageError):
+        return None
+    return sum(spent) if config.sampling == "combined" else max(spent)
+
+
 def probe_destination(name: str, location: str, needed_bytes: int = 0) -> Destination:
     """Writes an object there, reads it back and removes it; a folder that is not there yet is not made."""
     key, content = f".mcjepa-probe-{secrets.token_hex(6)}", secrets.token_bytes(64)
