@@ -145,8 +145,11 @@ def _frames_in_order(container: Any, table: VideoTable) -> Iterator[Any]:
     """All frames, stretch by stretch: the decoder starts anew with each.
 
     Raises:
-        DecodeFailure: a stretch that is not the last has another number of frames than its packets tell.
+        DecodeFailure: a packet is damaged, or a stretch that is not the last has another number of frames than its
+            packets tell.
     """
+    from av.error import FFmpegError
+
     stream: Any = container.streams[table.stream]
     context = stream.codec_context
     context.thread_type = "NONE"
@@ -161,9 +164,40 @@ def _frames_in_order(container: Any, table: VideoTable) -> Iterator[Any]:
                 raise DecodeFailure(f"its part {stretch + 1} ends at frame {given}, by its packets at {ends[stretch]}")
             context.flush_buffers()
             stretch += 1
-        for frame in packet.decode():
+        try:
+            decoded = packet.decode()
+        except FFmpegError as error:
+            number = frame_number(table, stretch, packet, stream)
+            raise DecodeFailure(f"damaged at frame {number} of {len(table.times_s)} ({error.strerror})") from error
+        for frame in decoded:
             yield frame
             given += 1
+
+
+def frame_number(table: VideoTable, stretch: int, packet: Any, stream: Any) -> int:
+    """Number of the frame that a packet of this stretch gives, or of the first one after it."""
+    start, end = np.searchsorted(table.stretches, [stretch, stretch + 1]).tolist()
+    at = packet.dts if packet.pts is None else packet.pts
+    if at is None:  # the empty packet at the end
+        return int(end) - 1
+    # The times are products of the same numbers: they are met exactly.
+    return min(start + int(np.searchsorted(table.times_s[start:end], at * float(stream.time_base))), int(end) - 1)
+
+
+def explain_failure(table: VideoTable, decoder: DecoderName, error: Exception) -> str:
+    """Why a decoder failed, in words that are the same on every run.
+
+    decord decodes in threads: which of its errors comes first, and at which frame, is chance. PyAV tells which packet
+    is damaged.
+    """
+    if decoder != "pyav":
+        try:
+            with open_container(table.path) as container:
+                for _ in _frames_in_order(container, table):
+                    pass
+        except DecodeFailure as failure:
+            return str(failure)
+    return f"{decoder} cannot decode it ({type(error).__name__}: {error}); PyAV may: set decoder=pyav"
 
 
 def deinterlaced(frames: Iterator[Any]) -> Iterator[Any]:
@@ -284,16 +318,24 @@ class Video:
         """The frames `numbers` (increasing).
 
         Raises:
-            Exception: whatever the decoder raises on damaged frames.
-            DecodeFailure: it ends before the last one.
+            DecodeFailure: it is damaged, or ends before the last one.
         """
         at = 0
-        for rgb in self._decode(self.table, numbers):
+        for rgb in self._decoded(numbers):
             number = int(numbers[at])
             yield NumberedFrame(number, float(self.table.times_s[number]), square(rgb, self._aspect))
             at += 1
         if at < len(numbers):
             raise DecodeFailure(f"ended before frame {numbers[at]} of {self.frame_count}")
+
+    def _decoded(self, numbers: IntArray) -> Iterator[ByteArray]:
+        """The decoder's frames; what it says of damage in our words."""
+        try:
+            yield from self._decode(self.table, numbers)
+        except (DecodeFailure, MemoryError):
+            raise
+        except Exception as error:  # decord's class derives from nothing narrower
+            raise DecodeFailure(explain_failure(self.table, self.decoder, error)) from error
 
 
 def square(rgb: ByteArray, aspect: Fraction) -> ByteArray:
