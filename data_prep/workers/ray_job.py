@@ -37,6 +37,7 @@ OBJECT_STORE_BYTES = 200 << 20
 WAIT_S = 1.0
 QUIET_WARNING_S = 180.0
 TASK_RETRIES = 5
+SHUTDOWN_LIMIT_S = 4.0
 START_ATTEMPTS = 3
 PRIVATE = {
     "RAY_AUTH_MODE": "token",
@@ -83,12 +84,26 @@ def running_ray(address: str, workers: int) -> Iterator[None]:
         yield
     finally:
         _OWN.clear()
-        try:
-            ray.shutdown()
-        finally:
-            guardian.end()
+        _leave_ray(guardian)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # ray.init put its own in place
+
+
+def _leave_ray(guardian: Guardian) -> None:
+    """Let Ray end in its own way; after SHUTDOWN_LIMIT_S its processes are killed, whatever it waits for.
+
+    It asks its processes for leave, without a limit: one that hangs would hang this process too, for ever.
+    """
+    import ray
+
+    late = threading.Timer(SHUTDOWN_LIMIT_S, guardian.end)
+    late.daemon = True
+    late.start()
+    try:
+        ray.shutdown()
+    finally:
+        late.cancel()
+        guardian.end()
 
 
 @contextlib.contextmanager

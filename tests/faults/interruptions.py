@@ -29,7 +29,8 @@ from tests.faults.kill_rounds import make_corpus
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT_S = 10.0
 JOB_LIMIT_S = 300.0
-LATEST_S = 16.0
+LINES = 30
+"""More than a driver writes: events of its stages, a shard each."""
 STAGES = get_args(Stage)
 
 
@@ -46,6 +47,15 @@ def left_behind(mark: str) -> list[int]:
     return found
 
 
+def wait_for_moment(rng: random.Random, said: Path, job: subprocess.Popen[bytes]) -> None:
+    """Wait until the driver has written a random number of lines, and a random time more: long ones for its start."""
+    early = rng.random() < 0.4
+    lines, longest_s = (rng.randrange(4), 8.0) if early else (rng.randrange(LINES), 1.0)
+    while said.read_bytes().count(b"\n") < lines and job.poll() is None:
+        time.sleep(0.02)
+    time.sleep(rng.uniform(0, longest_s))
+
+
 def run_round(seed: int, corpus: Path, folder: Path) -> tuple[list[str], str, str]:
     """Problems; the id of the dataset in the end; what the driver was at, and how it ended."""
     rng = random.Random(seed)
@@ -58,8 +68,8 @@ def run_round(seed: int, corpus: Path, folder: Path) -> tuple[list[str], str, st
     number = signal.SIGKILL if seed % 3 == 0 else signal.SIGINT
     with said.open("wb") as out:
         job = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=out, stderr=subprocess.STDOUT)
-        time.sleep(rng.uniform(0.5, LATEST_S))
-        job.send_signal(number)
+        wait_for_moment(rng, said, job)
+        job.send_signal(number)  # nothing, if it has ended
         ended = time.monotonic()
         job.wait(JOB_LIMIT_S)
     left: list[int] = left_behind(mark)
@@ -69,7 +79,8 @@ def run_round(seed: int, corpus: Path, folder: Path) -> tuple[list[str], str, st
     lines = said.read_text(errors="replace").splitlines()
     stage = next((line for line in reversed(lines) if line.startswith(STAGES)), "before its first word")
     problems = [f"alive after {LIMIT_S:.0f} s: {left}"] if left else []
-    problems += [f"left the folder {path}" for path in temporary.glob("mcjepa-*") if (path / "lock").exists()]
+    folders = [path for path in temporary.glob("mcjepa-*") if (path / "lock").exists() or any(path.glob("session_*"))]
+    problems += [f"left the folder {path}" for path in folders]
     if job.returncode not in (0, -number):  # 0: it was faster
         problems.append(f"the driver crashed ({job.returncode}): {' | '.join(lines[-8:])}")
     again = subprocess.run(
