@@ -38,6 +38,7 @@ WAIT_S = 1.0
 QUIET_WARNING_S = 180.0
 TASK_RETRIES = 5
 SHUTDOWN_LIMIT_S = 4.0
+JOIN_LIMIT_S = 20.0
 START_ATTEMPTS = 3
 PRIVATE = {
     "RAY_AUTH_MODE": "token",
@@ -159,6 +160,7 @@ def _join(address: str) -> None:
     import ray
 
     try:
+        _wait_for_answer(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -166,6 +168,26 @@ def _join(address: str) -> None:
             f"no Ray cluster can be joined at {address} ({cause}); expected a running one; correct prep.ray_address or "
             "RAY_ADDRESS, and set RAY_AUTH_MODE and RAY_AUTH_TOKEN where it wants a token"
         ) from error
+
+
+def _wait_for_answer(address: str) -> None:
+    """Wait for a cluster that is just starting; by itself Ray tries for minutes whatever the reason.
+
+    Raises:
+        OSError: nobody listens there after JOIN_LIMIT_S.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return  # `auto` and the like: Ray's own words
+    deadline = time.monotonic() + JOIN_LIMIT_S
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), JOIN_LIMIT_S).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
 
 
 def _require_same_code() -> None:
