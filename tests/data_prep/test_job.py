@@ -25,7 +25,7 @@ from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.job import PrepReport, ProgressEvent, run_prep
 from mcjepa.data_prep.plan.forecast import plan_prep
 from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig, MovingPhotosConfig, PrepConfig
-from mcjepa.data_prep.workers.ray_job import running_ray
+from mcjepa.data_prep.workers.ray_session import running_ray
 from tests.processes import wait_until_ended
 
 

@@ -35,10 +35,10 @@ time.sleep(600)
 HANGING = """
 import os, signal, sys, time
 from pathlib import Path
-from mcjepa.data_prep.workers import ray_job
+from mcjepa.data_prep.workers import ray_session
 from mcjepa.data_prep.workers.guardian import _processes_of
-with ray_job.running_ray("", 1):
-    folder = ray_job._OWN[0]
+with ray_session.running_ray("", 1):
+    folder = ray_session._OWN[0]
     stopped = [pid for pid in _processes_of(folder) if Path(f"/proc/{pid}/comm").read_text() == "gcs_server\\n"]
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
