@@ -35,9 +35,8 @@ from mcjepa.pipeline.tracking.lineage import PARENT_VARIABLE
 
 FOLLOW = ("--follow", "--patience-s", "86400")
 """An evaluation beside the training gives up after a day without new weights."""
-SHOWN = {
-    ("warning", topic) for topic in ("memory", "cache", "epoch", "shards", "interruption", "checkpoint", "password")
-}
+SHOWN_TOPICS = ("memory", "cache", "epoch", "shards", "loading", "interruption", "checkpoint", "password")
+SHOWN = {("warning", topic) for topic in SHOWN_TOPICS}
 """Findings that a launch repeats; the others are for who plans."""
 WithEval = Literal["", "ok", "any", "follow"]
 """Whether an evaluation follows a training: never, where it succeeded, however it ended, or beside it."""
