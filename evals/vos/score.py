@@ -24,6 +24,7 @@ from mcjepa.evals.vos.sequence import (
     Ids,
     SequenceScorer,
     frame_place,
+    object_ids,
     read_estimates,
     read_ids_of,
     require_estimates,
@@ -182,7 +183,7 @@ def score_vos_estimates(
     require_estimates(estimates)
 
     def predict(video: MaskedVideo, first: Ids, on_features: Callable[[int, Tensor], None] | None) -> Masks:
-        return read_estimates(estimates, video)
+        return read_estimates(estimates, video, object_ids(first))
 
     config = dataclasses.replace(config, masks=False)
     found = _run_set(predict, root, videos, config, out, on_event)

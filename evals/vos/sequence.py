@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mcjepa.data_prep.corpora.items import VOID, MaskedVideo
+from mcjepa.data_prep.corpora.image_files import read_ids
+from mcjepa.data_prep.corpora.items import VOID, MaskedVideo, holds_255_alone
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.vos.metrics import Outline, boundary_accuracy, outline, region_similarity, summarise_sequence
 
@@ -134,10 +135,16 @@ def frame_place(video: MaskedVideo, index: int) -> str:
     return f"{video.name}/{Path(str(video.frames[index])).stem}"
 
 
-def read_estimates(folder: Path, video: MaskedVideo) -> Iterator[tuple[int, Ids]]:
+def read_estimates(folder: Path, video: MaskedVideo, objects: tuple[int, ...]) -> Iterator[tuple[int, Ids]]:
     """The predicted masks of a sequence, in order, without those of the first and the last frame: nobody scores them.
 
-    Grey masks of 0 and 255 have one object; so have all masks where the set says so (DAVIS-2016).
+    255 is background. Of a sequence with one object it is that object where the first mask that is not empty has no
+    other id: many tools write grey masks of 0 and 255. Where the set has one object (DAVIS-2016), so have all masks.
+
+    Args:
+        folder: of the estimates.
+        video: the sequence.
+        objects: ids of its first mask.
 
     Yields:
         The frame's number and its object ids (H, W).
@@ -153,9 +160,13 @@ def read_estimates(folder: Path, video: MaskedVideo) -> Iterator[tuple[int, Ids]
             f"{len(missing)} of {len(scored)} predicted masks are not there, the first is {missing[0]}; expected one "
             "for every frame but the first and the last; complete them"
         )
-    predicted = MaskedVideo(video.name, video.frames, names, video.one_object)
+    grey = None if len(objects) == 1 else False
     for index in scored:
-        yield index, read_ids_of(predicted, index)
+        ids = read_ids(names[index])
+        if grey is None and ids.any():
+            grey = holds_255_alone(ids)
+        ids = np.where(ids == VOID, np.uint8(objects[0] if grey else 0), ids)
+        yield index, np.where(ids > 0, np.uint8(1), np.uint8(0)) if video.one_object else ids
 
 
 def require_estimates(folder: Path) -> None:

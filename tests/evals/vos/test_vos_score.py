@@ -216,6 +216,29 @@ def test_grey_estimates_of_one_object_are_read_and_void_is_background(tmp_path: 
     assert set(np.unique(read_ids_of(two, 0))) == {0, 1, 2}
 
 
+def test_void_alone_in_a_frame_of_several_objects_is_no_object(tmp_path: Path) -> None:
+    """The official code takes 255 for void in every frame: both objects are absent and rightly not predicted, J 1."""
+    video = _write_video(tmp_path / "in", "blocks")
+    _estimates(tmp_path / "estimates", video)
+    for path in (video.masks[2], tmp_path / "estimates/blocks/blocks_2_3.png"):
+        void = np.zeros((96, 128), np.uint8)
+        void[:10] = 255
+        cv2.imwrite(str(path), void if path in video.masks else np.zeros_like(void))
+    score = score_vos_estimates(tmp_path / "estimates", tmp_path, [video], CONFIG, tmp_path / "out")
+    assert score.metrics["j_mean"] == 1.0 and [row["absent_frames"] for row in score.table] == [1, 1]
+    cv2.imwrite(str(tmp_path / "estimates/blocks/blocks_2_3.png"), void)  # an estimate's void is background, too
+    score = score_vos_estimates(tmp_path / "estimates", tmp_path, [video], CONFIG, tmp_path / "out")
+    assert score.metrics["j_mean"] == 1.0
+
+
+def test_void_of_palette_masks_is_not_the_one_object_of_davis_2016(tmp_path: Path) -> None:
+    two = dataclasses.replace(_write_video(tmp_path, "blocks"), one_object=True)
+    mask = two.read_mask(1)
+    mask[:3] = 255
+    cv2.imwrite(str(two.masks[1]), mask)
+    assert set(np.unique(read_ids_of(two, 1)[:3])) == {0} and set(np.unique(read_ids_of(two, 1))) == {0, 1}
+
+
 def test_a_place_without_estimates_is_refused(tmp_path: Path) -> None:
     video = _write_video(tmp_path / "in", "blocks")
     for folder, reason in ((tmp_path / "nowhere", "no folder"), (tmp_path / "in", "has no folder of a sequence")):
