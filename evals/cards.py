@@ -129,6 +129,11 @@ class Score:
     pictures: tuple[Picture, ...] = ()
     """Pictures, in the order to show them."""
 
+    @property
+    def undefined(self) -> tuple[str, ...]:
+        """Metrics that are no number: nothing was scored, or a model's output is not finite."""
+        return tuple(name for name, value in self.metrics.items() if not math.isfinite(value))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: values that are not finite become None, paths become text."""
         return {

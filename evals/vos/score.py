@@ -16,7 +16,7 @@ from mcjepa.data_prep.corpora.items import MaskedVideo
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import Card, Picture, Score, package_versions
 from mcjepa.evals.models import LoadedModel
-from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, set_folder, set_reader, silent
+from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, nothing_scored, set_folder, set_reader, silent
 from mcjepa.evals.vos.drawing import MaskSink, SequenceViews, draw_sequence
 from mcjepa.evals.vos.propagation import track_masks
 from mcjepa.evals.vos.sequence import (
@@ -211,8 +211,7 @@ def _run_set(
         done += len(video.frames)
         on_event(EvalEvent(score=f"vos/{config.set}", phase="frames", done=done, total=total))
     if not found.facts.sequences:
-        reason = found.failed[0] if found.failed else "no sequence"
-        raise DataError(f"video set {config.set} at {root}: {reason}; expected sequences with masks; check the folder")
+        raise nothing_scored(f"video set {config.set} at {root}", found.failed, "sequences with masks")
     return found
 
 

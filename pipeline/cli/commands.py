@@ -22,6 +22,7 @@ from mcjepa.pipeline.cli.options import (
     RESULTS,
     SET,
     SITE,
+    THREADS,
     WEIGHTS,
     Option,
     flag,
@@ -164,8 +165,8 @@ COMMANDS = (
                 help="write and check the archive of sintel-test, kitti2012-test or kitti2015-test; without WEIGHTS "
                 "and --estimates: check an existing one",
             ),
-            *RESULTS,
-            settings_of("eval.flow (resize, subset, max_pairs, pictures, workers), device or threads"),
+            *RESULTS, DEVICE, THREADS,
+            settings_of("eval.flow (resize, subset, max_pairs, pictures, workers)"),
         ),
     ),
     Command(
@@ -179,8 +180,7 @@ COMMANDS = (
                 help="named settings: vicregl-voc, vicregl-ade20k, vicregl-cityscapes, cached, knn (default: by set)",
             ),
             option("--head", choices=("linear", "knn"), help="knn: nearest training cells, without training"),
-            DEVICE,
-            number("--threads", "N", "CPU threads of torch; 0: torch's own choice (%(default)s)"),
+            DEVICE, THREADS,
         ),
     ),
     Command(
@@ -201,7 +201,7 @@ COMMANDS = (
             option("--estimates", metavar="DIR", help="score DIR/SEQUENCE/FRAME.png, palette or grey, not WEIGHTS"),
             flag("--masks", "write the predicted masks as palette PNGs, as DAVIS has them"),
             flag("--overlays", "write each sequence tinted by its masks, as mp4"),
-            *RESULTS,
+            *RESULTS, DEVICE, THREADS,
             settings_of("eval.vos"),
         ),
     ),
@@ -220,7 +220,7 @@ COMMANDS = (
         "train the whole encoder with UperNet for semantic segmentation; running it again continues",
         "mcjepa eval finetune RUN/weights/step-000001200 --data CamVid --set camvid steps=2000 batch=8",
         (
-            WEIGHTS, DATA, SET, *RESULTS, settings_of("eval.finetune"),
+            WEIGHTS, DATA, SET, *RESULTS, DEVICE, THREADS, settings_of("eval.finetune"),
             number("--seed", "N", "seed of the head, the batches and the augmentation (%(default)s)"),
             number("--ranks", "N", "train with N processes on this machine (%(default)s)", 1),
         ),
@@ -230,7 +230,7 @@ COMMANDS = (
         "score image classification on frozen features: nearest neighbours and a linear head",
         "mcjepa eval classify RUN/weights/step-000001200 --data imagenet --set imagefolder",
         (
-            WEIGHTS, DATA, SET, *RESULTS, settings_of("eval.classify"),
+            WEIGHTS, DATA, SET, *RESULTS, DEVICE, THREADS, settings_of("eval.classify"),
             number("--seed", "N", "seed of the linear head (%(default)s)"),
         ),
     ),

@@ -51,7 +51,8 @@ def flow(arguments: argparse.Namespace) -> int:
     from mcjepa.pipeline.stages.benchmarks import check_flow_source, score_flow, submit_flow
 
     names = flow_set_names(arguments.set, bool(arguments.submission))
-    config = flow_settings(names, arguments.data, arguments.baselines, arguments.overrides)
+    general = _general(arguments)
+    config = flow_settings(names, arguments.data, arguments.baselines, arguments.overrides, general)
     weights, estimates = arguments.weights, arguments.estimates
     check_flow_source(weights, estimates, arguments.baselines, arguments.submission)
     with _shown() as show:
@@ -64,19 +65,23 @@ def flow(arguments: argparse.Namespace) -> int:
         size = f"{record['bytes'] / 1e6:.1f} MB"
         text = f"{archive}: {record['files']} flows for {names[0]}, {size}, read again and checked"
         print(json.dumps(record) if arguments.json else text)
+        clamped = record["clamped_pixels"]
+        if clamped:
+            pixels = f"{sum(clamped.values())} pixels of {len(clamped)} pairs ({', '.join(list(clamped)[:MOST_NAMED])})"
+            print(f"mcjepa: {pixels} beyond KITTI's -512..511.98 px were cut to it", file=sys.stderr)
         return OK
     if arguments.json:
         print(json.dumps({score.name: _plain_flow(score) for score in scores}))
     else:
         print("\n".join(flow_table(score) for score in scores))
-    return OK if all(score.card.complete for score in scores) else PARTIAL
+    return _exit_code(scores)
 
 
 def probe(arguments: argparse.Namespace) -> int:
     """`mcjepa eval probe`: settings are those of a named protocol and overrides of it."""
     from mcjepa.pipeline.recipe.benchmarks import probe_settings
 
-    general = {"device": arguments.device, "threads": arguments.threads}
+    general = _general(arguments)
     protocol, head = arguments.protocol, arguments.head
     return _score_one(
         arguments, probe_settings(arguments.set, arguments.data, protocol, head, arguments.overrides, general)
@@ -93,7 +98,8 @@ def vos(arguments: argparse.Namespace) -> int:
     from mcjepa.pipeline.stages.benchmarks import output_folders, score_masks
 
     outputs = [name for name in ("masks", "overlays") if getattr(arguments, name)]
-    config = vos_settings(arguments.set, arguments.data, arguments.preset, outputs, arguments.overrides)
+    general = _general(arguments)
+    config = vos_settings(arguments.set, arguments.data, arguments.preset, outputs, arguments.overrides, general)
     if arguments.estimates:
         with _shown() as show:
             scores = score_masks(Path(arguments.estimates), config, _results(arguments), show)
@@ -114,7 +120,7 @@ def finetune(arguments: argparse.Namespace) -> int:
     from mcjepa.pipeline.stages.benchmarks import check_finetune_ranks, finetune_weights
     from mcjepa.pipeline.world import is_world_started
 
-    config = finetune_settings(arguments.set, arguments.data, arguments.seed, arguments.overrides)
+    config = finetune_settings(arguments.set, arguments.data, arguments.overrides, _general(arguments))
     if arguments.ranks > 1 and not is_world_started(os.environ):
         check_finetune_ranks(config, arguments.ranks)
         return start_ranks(arguments.argv, arguments.ranks)
@@ -127,7 +133,8 @@ def classify(arguments: argparse.Namespace) -> int:
     """`mcjepa eval classify`."""
     from mcjepa.pipeline.recipe.benchmarks import classify_settings
 
-    return _score_one(arguments, classify_settings(arguments.set, arguments.data, arguments.seed, arguments.overrides))
+    config = classify_settings(arguments.set, arguments.data, arguments.overrides, _general(arguments))
+    return _score_one(arguments, config)
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -150,6 +157,11 @@ def _score_one(arguments: argparse.Namespace, config: EvalConfig) -> int:
 def _end(arguments: argparse.Namespace, scores: Sequence[Score]) -> int:
     _print_scores(scores, arguments.json, {score.name: dict(score.metrics) for score in scores})
     return _exit_code(scores)
+
+
+def _general(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Settings of all evaluations that were given as options."""
+    return {name: getattr(arguments, name) for name in ("device", "threads", "seed") if hasattr(arguments, name)}
 
 
 def _results(arguments: argparse.Namespace) -> Results:
@@ -187,14 +199,18 @@ def _sort_words(arguments: argparse.Namespace) -> None:
 
 
 def _exit_code(scores: Sequence[Score]) -> int:
-    """4 if any score lacks an item that could not be scored, which standard error then names; else 0."""
+    """4 if any score lacks an item, or has a metric that is no number, which standard error then names; else 0."""
     incomplete = [score for score in scores if not score.card.complete]
     for score in incomplete:
         for reason in score.card.failed[:MOST_NAMED]:
             print(f"mcjepa: {score.name} is incomplete: {reason}", file=sys.stderr)
         if len(score.card.failed) > MOST_NAMED:
             print(f"mcjepa: … and {len(score.card.failed) - MOST_NAMED} more, all on the card", file=sys.stderr)
-    return PARTIAL if incomplete else OK
+    undefined = [score for score in scores if score.undefined]
+    for score in undefined:
+        names = ", ".join(score.undefined[:MOST_NAMED])
+        print(f"mcjepa: {score.name} has {len(score.undefined)} metrics that are no number: {names}", file=sys.stderr)
+    return PARTIAL if incomplete or undefined else OK
 
 
 def _print_scores(scores: Sequence[Score], as_json: bool, document: dict[str, Any]) -> None:

@@ -46,6 +46,7 @@ OPTIONAL_WEIGHTS = option("weights", metavar="WEIGHTS", nargs="?", help=f"{WEIGH
 DATA = option("--data", metavar="ROOT", required=True, help="the folder that the data set's archive unpacks to")
 SET = option("--set", metavar="NAME", required=True, help="name of the data set")
 DEVICE = option("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the model runs (%(default)s)")
+THREADS = number("--threads", "N", "CPU threads of torch; 0: torch's own choice (%(default)s)")
 RESULTS = (
     option("--out", metavar="DIR", default="outputs/eval", help="folder of the results (%(default)s)"),
     option("--tracking", metavar="URI", help="also record in MLflow: a server, or sqlite:///FILE"),
