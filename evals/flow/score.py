@@ -29,8 +29,8 @@ _MASKS = (
     "valid pixels of the ground truth; matched = visible in both frames (KITTI: pixels and values of the noc file; "
     "else neither in the occlusion map nor leaving the frame by the true flow), unmatched = the others; "
     "matched_by_map, unmatched_by_map = by the occlusion map alone, which marks a part of what leaves the frame; d "
-    "bins = matched pixels by their distance in px to the nearest pixel of the occlusion map; s bins = by the true flow's "
-    "length; bg, fg = outside and inside of KITTI 2015's moving objects"
+    "bins = matched pixels by their distance in px to the nearest pixel of the occlusion map; s bins = by the true "
+    "flow's length; bg, fg = outside and inside of KITTI 2015's moving objects"
 )
 
 
