@@ -21,6 +21,9 @@ from typing import Any
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write
 
+MODEL, ESTIMATES, BASELINES = "model", "estimates", "baselines"
+"""What a card's `source` says."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -64,6 +67,9 @@ class Card:
 
     config: Mapping[str, Any] = field(default_factory=dict)
     """The evaluation's settings, every field."""
+
+    source: str = MODEL
+    """What was scored: `model`, `estimates` (files of any method) or `baselines` (nothing but those)."""
 
     weights_digest: str = ""
     """sha256 of the weights file."""
@@ -221,6 +227,7 @@ def read_scores(out: Path) -> list[Score]:
 def _score(plain: Mapping[str, Any], out: Path) -> Score:
     card: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in plain["card"].items()}
     del card["complete"]  # follows from `failed`
+    card.setdefault("source", MODEL if card.get("weights_digest") else ESTIMATES)  # older files do not say it
     return Score(
         name=plain["name"],
         metrics={name: math.nan if value is None else float(value) for name, value in plain["metrics"].items()},

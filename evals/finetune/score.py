@@ -120,7 +120,7 @@ def _card(loaded: LoadedModel, data: LabelledSet, config: FinetuneConfig, seed: 
         aggregation="one confusion matrix over all pixels; mean over the classes that occur in truth or prediction, "
         "%; `majority` is the best constant prediction",
         seeds=(seed,),
-        config=dataclasses.asdict(config),
+        config=dataclasses.asdict(config) | {"trained_on": _trained_on(data, config)},
         weights_digest=loaded.digest,
         model=loaded.name,
         lineage=loaded.lineage,

@@ -14,7 +14,8 @@ from mcjepa.data_prep.corpora import FLOW_SCANS
 from mcjepa.data_prep.corpora.flow.places import find_set_folder
 from mcjepa.data_prep.corpora.flow.scans import FlowScan
 from mcjepa.data_prep.corpora.items import FlowPair
-from mcjepa.evals.cards import Card, Score, package_versions
+from mcjepa.evals.cards import BASELINES, ESTIMATES, Card, Score, package_versions
+from mcjepa.evals.cards import MODEL as MODEL_SOURCE
 from mcjepa.evals.flow.estimates import EstimateFolder
 from mcjepa.evals.flow.gallery import draw_gallery
 from mcjepa.evals.flow.methods import MODEL, FlowMethods, Method, describe_resizing, flow_methods
@@ -175,6 +176,7 @@ def _card(method: Method | None, flow_set: FlowSet, found: _MeasuredSet, config:
         masks=_MASKS,
         aggregation="mean over all valid pixels of the set; epe_mean_of_pairs weighs pairs equally",
         config=dataclasses.asdict(config),
+        source=BASELINES if method is None else MODEL_SOURCE if method.model else ESTIMATES,
         weights_digest=method.digest if method else "",
         model=method.name if method else "none: baselines only",
         lineage=method.lineage if method else {},

@@ -14,9 +14,10 @@ from mcjepa.data_prep.card.charts import Chart, Curve, format_number, line_chart
 from mcjepa.data_prep.card.frame import Cell, InlinePicture, Section, Table, render_page
 from mcjepa.data_prep.storage import atomic_write
 from mcjepa.evals.cards import Picture, Score
+from mcjepa.evals.measures import measure_of
 from mcjepa.evals.pictures import png_bytes, split_panels, webp_bytes, wheel_picture
 from mcjepa.evals.report.comparison import Evaluated, compare_scores, metric_curves
-from mcjepa.evals.report.content import ReportContent, Tile, metric_unit, rival_name
+from mcjepa.evals.report.content import ReportContent, Tile, rival_name
 from mcjepa.evals.report.paper_table import COLUMNS, PAPER, PaperCell, our_row
 
 HERE = Path(__file__).parent
@@ -125,12 +126,18 @@ def _comparison(evaluations: Sequence[Evaluated]) -> dict[str, Any] | None:
             [_metric(metric.name), *(_number(value, n in metric.best) for n, value in enumerate(metric.values))]
             for metric in score.metrics
         ]
-        compared.append({"name": score.name, "differences": score.differences, "table": Table(head, rows)})
+        if max(score.seeds) > 1:
+            rows.append([Cell("seeds of the head"), *(Cell(str(count), numeric=True) for count in score.seeds)])
+        labels = [evaluated.label for evaluated in evaluations]
+        sentences = [difference.sentence(labels) for difference in score.against_first]
+        compared.append(
+            {"name": score.name, "differences": score.differences, "table": Table(head, rows), "sentences": sentences}
+        )
     return {"curves": _chart_groups(metric_curves(evaluations)), "scores": compared}
 
 
 def _metric(name: str) -> Cell:
-    return Cell(name, unit=metric_unit(name))
+    return Cell(name, unit=measure_of(name).unit)
 
 
 def _chart_groups(curves: Mapping[str, Curve]) -> list[tuple[str, list[Chart]]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from mcjepa.data_prep.corpora import VOS_SETS
 from mcjepa.data_prep.corpora.items import MaskedVideo
 from mcjepa.data_prep.errors import DataError
-from mcjepa.evals.cards import Card, Picture, Score, package_versions
+from mcjepa.evals.cards import ESTIMATES, MODEL, Card, Picture, Score, package_versions
 from mcjepa.evals.models import LoadedModel
 from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, nothing_scored, set_folder, set_reader, silent
 from mcjepa.evals.vos.drawing import MaskSink, SequenceViews, draw_sequence
@@ -80,6 +80,7 @@ def vos_card(source: LoadedModel | Path, root: str, config: VosConfig, facts: Se
         head=_head(config) if by_model else "none: masks were read from files",
         aggregation="official J and F; mean over frames, then over all objects of all sequences",
         config=dataclasses.asdict(config) | {"protocol": config.protocol if by_model else "estimates"},
+        source=MODEL if by_model else ESTIMATES,
         weights_digest=source.digest if isinstance(source, LoadedModel) else "",
         model=source.name if isinstance(source, LoadedModel) else f"estimates in {source}",
         lineage=source.lineage if isinstance(source, LoadedModel) else {},

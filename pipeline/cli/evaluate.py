@@ -20,7 +20,7 @@ from mcjepa.pipeline.recipe.recipe import load_recipe
 if TYPE_CHECKING:
     from mcjepa.evals.cards import Score
     from mcjepa.evals.progress import OnEvent
-    from mcjepa.evals.report.comparison import ComparedScore
+    from mcjepa.evals.report.comparison import ComparedScore, Difference
     from mcjepa.evals.settings import EvalConfig
     from mcjepa.pipeline.stages.benchmarks import Results
 
@@ -253,15 +253,37 @@ def _plain_flow(score: Score) -> dict[str, Any]:
 def _compared_json(labels: list[str], compared: tuple[ComparedScore, ...]) -> str:
     scores = {
         one.name: {
+            "comparable": not one.differences,
             "differences": list(one.differences),
+            "seeds": list(one.seeds),
+            "better": {metric.name: metric.better for metric in one.metrics},
             "metrics": {
                 metric.name: [value if math.isfinite(value) else None for value in metric.values]
                 for metric in one.metrics
             },
+            "against_first": [_plain_difference(labels, found) for found in one.against_first],
         }
         for one in compared
     }
     return json.dumps({"evaluations": labels, "scores": scores})
+
+
+def _plain_difference(labels: list[str], found: Difference) -> dict[str, Any]:
+    from mcjepa.evals.cards import finite_or_none
+
+    low, high = finite_or_none(found.interval.low), finite_or_none(found.interval.high)
+    return {
+        "evaluation": labels[found.column],
+        "against": labels[found.reference],
+        "metric": found.metric,
+        "difference": found.interval.difference,
+        "low": low,
+        "high": high,
+        "units": found.interval.units,
+        "unit": found.mean.unit,
+        "exact": found.mean.exact,
+        "more_than_chance": found.interval.is_more_than_chance,
+    }
 
 
 def _compared_lines(labels: list[str], compared: tuple[ComparedScore, ...]) -> list[str]:
@@ -271,6 +293,10 @@ def _compared_lines(labels: list[str], compared: tuple[ComparedScore, ...]) -> l
         for metric in one.metrics:
             values = (_cell(value, i in metric.best) for i, value in enumerate(metric.values))
             lines.append(f"{one.name:<28} {metric.name:<22}" + "".join(f"{value:>{wide}}" for value in values))
+        if max(one.seeds) > 1:
+            counts = "".join(f"{f'{count} ':>{wide}}" for count in one.seeds)
+            lines.append(f"{one.name:<28} {'seeds of the head':<22}{counts}")
+        lines += [f"  {found.sentence(labels)}" for found in one.against_first]
         lines += [f"  not comparable: {text}" for text in one.differences]
     return lines
 
