@@ -21,7 +21,8 @@ from mcjepa.data_prep.corpora.items import VOID, MaskedVideo, holds_255_alone
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.vos.metrics import Outline, boundary_accuracy, outline, region_similarity, summarise_sequence
 
-COPY_FIRST = "copy_first"
+COPY_FIRST, RANDOM = "copy_first", "random"
+"""Baselines: the first mask copied, and the features of a random encoder."""
 Ids = NDArray[np.uint8]
 
 
@@ -59,13 +60,14 @@ class SequenceScorer:
         self._absent = dict.fromkeys(self.objects, 0)
         self._values: dict[tuple[int, str], list[float]] = {}
 
-    def add(self, truth_HW: Ids, predicted_HW: Ids, place: str) -> None:
+    def add(self, truth_HW: Ids, predicted_HW: Ids, place: str, random_HW: Ids | None = None) -> None:
         """Scores one frame.
 
         Args:
             truth_HW: object ids.
             predicted_HW: object ids.
             place: the frame's name, for messages.
+            random_HW: object ids by the random encoder, of all frames or of none.
 
         Raises:
             DataError: a mask has another size, or an object is predicted that the first frame does not show.
@@ -80,9 +82,11 @@ class SequenceScorer:
             self._absent[label] += not truth.mask_HW.any()
             self._compare(label, "", truth, outline(predicted_HW == label))
             self._compare(label, f"_{COPY_FIRST}", truth, self._copied[label])
+            if random_HW is not None:
+                self._compare(label, f"_{RANDOM}", truth, outline(random_HW == label))
 
     def rows(self) -> list[dict[str, object]]:
-        """One row an object: J and F statistics of the prediction and of the copied first mask.
+        """One row an object: J and F statistics of the prediction, of the copied first mask and of the random encoder.
 
         Raises:
             DataError: there was no frame.
@@ -94,11 +98,12 @@ class SequenceScorer:
     def _row(self, label: int) -> dict[str, object]:
         row: dict[str, object] = {"sequence": self.name, "object": label, "frames": self.frames}
         row["absent_frames"] = self._absent[label]
-        for suffix in ("", f"_{COPY_FIRST}"):
+        for suffix in ("", f"_{COPY_FIRST}", f"_{RANDOM}"):
             for measure in "jf":
-                values = np.array(self._values[label, measure + suffix])
-                statistics = dataclasses.asdict(summarise_sequence(values))
-                row |= {f"{measure}_{key}{suffix}": value for key, value in statistics.items()}
+                values = self._values.get((label, measure + suffix))
+                if values is not None:
+                    statistics = dataclasses.asdict(summarise_sequence(np.array(values)))
+                    row |= {f"{measure}_{key}{suffix}": value for key, value in statistics.items()}
         return row
 
     def _compare(self, label: int, suffix: str, truth: Outline, prediction: Outline) -> None:

@@ -13,7 +13,9 @@ import av
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
 from mcjepa.data_prep.corpora import VOS_SETS
 from mcjepa.data_prep.corpora.items import MaskedVideo
@@ -43,6 +45,17 @@ def _write_video(folder: Path, name: str, frames: int = 6, size: tuple[int, int]
     return MaskedVideo(name, tuple(paths[0]), tuple(paths[1]))
 
 
+class Blind:
+    """A model that sees nothing: the same features everywhere."""
+
+    def features(self, image_B3HW: Tensor) -> list[Tensor]:
+        batch, _, height, width = image_B3HW.shape
+        return [torch.ones(batch, 4, height // 2**level, width // 2**level) for level in range(1, 7)]
+
+    def flow(self, frame0_B3HW: Tensor, frame1_B3HW: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
 def test_moving_objects_are_followed_where_the_copied_mask_fails(
     tmp_path: Path, foreign_model: Callable[..., EvalModel]
 ) -> None:
@@ -55,6 +68,24 @@ def test_moving_objects_are_followed_where_the_copied_mask_fails(
     assert [picture.kind for picture in score.pictures] == ["vos", "features"]
     assert score.pictures[1].columns == tuple(f"frame {index}" for index in (0, 1, 2, 3, 4))
     assert all(picture.path.is_file() for picture in score.pictures)
+
+
+def test_a_random_encoder_is_propagated_beside_the_model_where_there_is_one(
+    tmp_path: Path, foreign_model: Callable[..., EvalModel]
+) -> None:
+    """The same model as its own twin has the model's values; without a twin, or unasked for, there is no column."""
+    video, model = _write_video(tmp_path / "in", "blocks"), foreign_model()
+    twin = LoadedModel(model=model, name="m", random_model=model)
+    score = score_vos_set(twin, tmp_path, [video], CONFIG, tmp_path / "out")
+    assert score.rivals == ("copy_first", "random")
+    for name in ("jf", "j_mean", "j_decay", "f_recall"):
+        assert score.metrics[f"{name}_random"] == score.metrics[name] != score.metrics[f"{name}_copy_first"]
+    assert score.table[0]["j_mean_random"] == score.table[0]["j_mean"]
+    other = LoadedModel(model=model, name="m", random_model=Blind())
+    worse = score_vos_set(other, tmp_path, [video], CONFIG, tmp_path / "out")
+    assert worse.metrics["j_mean"] == score.metrics["j_mean"] > worse.metrics["j_mean_random"] + 0.1
+    unasked = dataclasses.replace(CONFIG, random_baseline=False)
+    assert score_vos_set(twin, tmp_path, [video], unasked, tmp_path / "out").rivals == ("copy_first",)
 
 
 def test_copied_mask_has_the_overlap_of_shifted_blocks(tmp_path: Path, foreign_model: Callable[..., EvalModel]) -> None:
@@ -244,7 +275,7 @@ def test_a_place_without_estimates_is_refused(tmp_path: Path) -> None:
     for folder, reason in ((tmp_path / "nowhere", "no folder"), (tmp_path / "in", "has no folder of a sequence")):
         with pytest.raises(DataError, match=reason):
             score_vos_estimates(folder, tmp_path, [video], CONFIG, tmp_path / "out")
-    with pytest.raises(DataError, match="no sequence"):
+    with pytest.raises(DataError, match="has nothing to score; expected sequences"):
         score_vos_estimates(tmp_path, tmp_path, [], CONFIG, tmp_path / "out")
 
 
