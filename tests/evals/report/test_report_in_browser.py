@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from mcjepa.evals.report.comparison import Evaluated
 from mcjepa.evals.report.content import DatasetSummary, QuarantinedInput, ReportContent, headline_tiles
 from mcjepa.evals.report.page import write_report
 from tests.data_prep.small_corpora import build_dataset
-from tests.evals.report.browser import Browser, find_chromium
+from tests.evals.report.browser import Browser, require_chromium
 
 WINDOWS = ((1280, 800), (390, 844))
 NEAR_PX = 8
@@ -59,13 +58,7 @@ ROWS = """[...document.querySelectorAll('.strip.flow .panels')].map(
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        reason = "no Chromium here (Debian: apt-get install chromium)"
-        if os.environ.get("MCJEPA_REQUIRE_SERVICES") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with Browser(program) as one:
+    with Browser(require_chromium()) as one:
         yield one
 
 
