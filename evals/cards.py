@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.storage import atomic_write
+from mcjepa.data_prep.storage import atomic_write, write_json
+from mcjepa.pipeline.tracking.lineage import git_state, made_by
 
 MODEL, ESTIMATES, BASELINES = "model", "estimates", "baselines"
 """What a card's `source` says."""
@@ -170,6 +171,8 @@ def package_versions(*packages: str) -> dict[str, str]:
 
 SCORES_VERSION = 1
 SCORES_NAME = "scores.json"
+WRITTEN_NAME = "written.json"
+"""Who wrote the scores, where, when and by which code: beside them, as equal scores are equal bytes."""
 log = logging.getLogger(__name__)
 
 
@@ -188,6 +191,7 @@ def write_scores(scores: Sequence[Score], out: Path, key: str = "") -> None:
             atomic_write(folder / "items.csv", csv_bytes(head, ([row[key] for key in head] for row in score.table)))
     document = {"version": SCORES_VERSION, "key": key, "scores": listed}
     atomic_write(out / SCORES_NAME, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
+    write_json(out / WRITTEN_NAME, {**git_state(), **made_by()})
     log.info("%d scores are in %s", len(scores), out / SCORES_NAME)
 
 

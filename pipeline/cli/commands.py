@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mcjepa.pipeline.cli.options import (
+    ARTIFACT,
+    BESIDE,
     DATA,
     DEVICE,
     DRILL,
@@ -345,6 +347,26 @@ COMMANDS = (
         "copy the logs of a job's ranks to its run in a bucket; the job's script calls it",
         "mcjepa launch keep-logs s3://bucket/run outputs/paper/jobs/train 4711",
         KEEP_LOGS,
+    ),
+    Command(
+        "explain", "lineage:explain",
+        "print the chain from inputs to a score: where a run, weights, scores or a dataset come from, what is missing, "
+        "what was changed since",
+        "mcjepa explain outputs/quickstart",
+        (
+            option("artifact", metavar="WHAT", help=f"{ARTIFACT}, or a recipe's results; a folder or an s3 prefix"),
+            BESIDE, JSON,
+        ),
+    ),
+    Command(
+        "diff", "lineage:diff",
+        "print what two runs, weights, scores or datasets differ in, what is likely to matter first",
+        "mcjepa diff outputs/a/run outputs/b/run",
+        (
+            option("first", metavar="A", help=ARTIFACT),
+            option("second", metavar="B", help="another of its kind"),
+            BESIDE, JSON,
+        ),
     ),
     Command(
         "recipe", "records:recipe",

@@ -53,6 +53,11 @@ RESULTS = (
     option("--experiment", metavar="NAME", default="mcjepa", help="MLflow experiment (%(default)s)"),
     JSON,
 )
+ARTIFACT = "a run, weights, scores or a dataset"
+BESIDE = option(
+    "--beside", metavar="DIR", action="append", default=[],
+    help="another place where its parents may be: a run, or weights; may be given several times",
+)  # fmt: skip
 SITE = option("--site", metavar="SITE", required=True, help="a site file, or a shipped site: local, debug, slurm")
 NODES = number("--nodes", "N", "number of nodes (default: the site's)")
 DRY_RUN = flag("--dry-run", "print the job's script and submit nothing")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import os
+import socket
 import subprocess
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 GIT_TIMEOUT_S = 20.0
@@ -28,6 +31,16 @@ def git_state(folder: Path | None = None) -> dict[str, str]:
     diff = _git(place, "diff", "HEAD") or b""
     digest = hashlib.sha256(diff).hexdigest() if diff else ""
     return {"mcjepa.git_sha": sha.decode().strip(), "mcjepa.git_diff": digest}
+
+
+def made_by() -> dict[str, str]:
+    """Who writes a record, where and when: user, host and time (UTC), for run.json and scores.json."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container without this user
+        user = f"uid {os.getuid()}"
+    written = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"mcjepa.user": user, "mcjepa.host": socket.gethostname(), "mcjepa.written": written}
 
 
 def _git(folder: Path, *words: str) -> bytes | None:
