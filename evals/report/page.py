@@ -74,7 +74,7 @@ def _tile(tile: Tile) -> dict[str, Any]:
     rows = [("model", tile.value), *tile.rivals]
     longest = max((value for _, value in rows if value == value), default=0.0) or 1.0
     bars = [{"name": name, "value": value, "share": _percent(value, longest)} for name, value in rows]
-    return {**vars(tile), "bars": bars, **_verdict(tile)}
+    return {**vars(tile), "bars": bars, "verdicts": _verdicts(tile)}
 
 
 def _percent(value: float, longest: float) -> str:
@@ -82,16 +82,22 @@ def _percent(value: float, longest: float) -> str:
     return f"{100 * part:.1f}%"
 
 
-def _verdict(tile: Tile) -> dict[str, Any]:
-    """One line against the first baseline: how the numbers compare, never more."""
-    if not tile.rivals or tile.value != tile.value:
-        return {"verdict": "", "better": False}
-    name, rival = tile.rivals[0]
+def _verdicts(tile: Tile) -> list[dict[str, Any]]:
+    """A line against the strongest baseline, and one against the first where that is another: how the numbers compare,
+    never more. The strongest one comes first: to beat the weakest is no success."""
+    rivals = [(name, value) for name, value in tile.rivals if math.isfinite(value)]
+    if not rivals or not math.isfinite(tile.value):
+        return []
+    strongest = (min if tile.lower_is_better else max)(rivals, key=lambda rival: rival[1])
+    return [_verdict(tile, *rival) for rival in dict.fromkeys((strongest, rivals[0]))]
+
+
+def _verdict(tile: Tile, name: str, rival: float) -> dict[str, Any]:
     if tile.lower_is_better:
         text = f"{tile.value / rival:.0%} of {name}'s" if rival > 0 else f"{name}: {format_number(rival)}"
-        return {"verdict": text, "better": tile.value < rival}
+        return {"text": text, "better": tile.value < rival}
     points = " points" if tile.unit == "%" else ""
-    return {"verdict": f"{tile.value - rival:+.3g}{points} against {name}", "better": tile.value > rival}
+    return {"text": f"{tile.value - rival:+.3g}{points} against {name}", "better": tile.value > rival}
 
 
 def _paper_table(evaluations: Sequence[Evaluated]) -> Table | None:

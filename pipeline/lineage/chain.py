@@ -24,6 +24,7 @@ from mcjepa.pipeline.lineage.artifact import (
     sources_of,
 )
 from mcjepa.pipeline.lineage.recipes import changes
+from mcjepa.pipeline.run.folder import RECIPE, RUN_RECORD
 
 MOST_INPUTS = 10_000
 """Inputs that are looked at, evenly spaced over the list."""
@@ -85,7 +86,7 @@ def _run_of(weights: Artifact, places: Sequence[str]) -> list[Artifact]:
     """The run that wrote weights: the folder they lie in, or one of the places."""
     lineage = weights.record
     for place in (parent(weights.location, 2), *places):
-        if not (_holds(place, "run.json") or _holds(place, "recipe.yaml")):
+        if not (_holds(place, RUN_RECORD) or _holds(place, RECIPE)):
             continue
         run = read_run(place)
         if run.identity == str(lineage.get("run_id", "")) or run.name == lineage.get("run"):

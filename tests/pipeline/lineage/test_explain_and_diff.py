@@ -23,7 +23,7 @@ from tests.data_prep.small_corpora import build_dataset, clip_settings, make_vid
 from tests.evals.flow_layouts import write_all
 from tests.pipeline.small_recipe import REPOSITORY, write_small_recipe
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NO_NUMBER = ("place", "conduct")
 TRAIN = """
 import sys
@@ -108,11 +108,8 @@ def test_what_was_changed_since_is_named_and_ends_with_4(root: Path, tmp_path: P
 def test_a_run_resumed_with_another_rate_differs_in_that_alone(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = compare(str(root / "whole"), str(root / "resumed"))
     ((key, first, second),) = what_matters(found)
-    assert key == "train.optimizer.encoder_lr" and str(second).endswith(
-        "7e-05" if (root / "resumed/recipes").is_dir() else ""
-    )
     rate = yaml.safe_load((root / "whole/recipe.yaml").read_text())["train"]["optimizer"]["encoder_lr"]
-    assert first == rate and ("7e-05" in str(second))
+    assert (key, first) == ("train.optimizer.encoder_lr", rate) and "7e-05" in str(second)
     assert main(["diff", str(root / "whole"), str(root / "resumed")]) == 0
     printed = capsys.readouterr().out
     assert printed.index("optimisation (how it was trained):") < printed.index("place (where it lies")
