@@ -76,7 +76,7 @@ class Difference:
         where = f"{labels[self.column]} - {labels[self.reference]}: {name} {found.difference:+.4g}"
         if math.isnan(found.low):
             return f"{where}, one {self.mean.unit}: no interval"
-        said = "within chance"
+        said = "within chance" if found.has_enough_units else f"too few {self.mean.unit}s for a verdict"
         if found.is_more_than_chance:
             good = (found.difference < 0) == (better == "lower")
             said = f"{'better' if good else 'worse'} by more than chance"

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 RESAMPLES = 10_000
+LEAST_UNITS = 6
+"""Six differences of one sign have p = 2 / 2^6 = 0.031 by the exact test of signs, five 0.0625; the interval of
+so few is too narrow."""
 PERCENTILES = (2.5, 97.5)
 CHUNK_DRAWS = 4_000_000
 """Numbers held at once."""
@@ -32,9 +35,14 @@ class Interval:
     """What was drawn: pairs, images, sequences."""
 
     @property
+    def has_enough_units(self) -> bool:
+        """Whether so many can show anything: of five, all of one sign are not yet significant."""
+        return self.units >= LEAST_UNITS
+
+    @property
     def is_more_than_chance(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return self.low > 0 or self.high < 0
+        """Whether there are enough units and the interval leaves zero out."""
+        return self.has_enough_units and (self.low > 0 or self.high < 0)
 
 
 def paired_bootstrap(
@@ -47,9 +55,9 @@ def paired_bootstrap(
 ) -> Interval:
     """The weighted mean of `second` - `first` over the same items, with a 95 % interval; NaN ends with one unit.
 
-    >>> found = paired_bootstrap([1.0, 2.0, 3.0], [2.0, 3.0, 4.0], [1.0] * 3, "abc")
+    >>> found = paired_bootstrap([1.0, 2.0, 3.0] * 2, [2.0, 3.0, 4.0] * 2, [1.0] * 6, "abcdef")
     >>> (found.difference, found.low, found.high, found.units, found.is_more_than_chance)
-    (1.0, 1.0, 1.0, 3, True)
+    (1.0, 1.0, 1.0, 6, True)
 
     Args:
         first: values of the one by item.

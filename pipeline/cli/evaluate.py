@@ -283,6 +283,7 @@ def _plain_difference(labels: list[str], found: Difference) -> dict[str, Any]:
         "units": found.interval.units,
         "unit": found.mean.unit,
         "exact": found.mean.exact,
+        "enough_units": found.interval.has_enough_units,
         "more_than_chance": found.interval.is_more_than_chance,
     }
 

@@ -103,7 +103,7 @@ def find_artifact(word: str) -> tuple[Kind, str]:
         return "score", location
     if store.exists(WEIGHTS_FILE):
         return "weights", location
-    if store.exists(RUN_RECORD) or store.exists(RECIPE):
+    if store.exists(RUN_RECORD):
         return "run", location
     if store.exists(SUMMARY):
         weights = str(read_json(store, SUMMARY).get("weights", ""))
@@ -112,6 +112,8 @@ def find_artifact(word: str) -> tuple[Kind, str]:
             return "score", scored
     if store.exists(MANIFEST):
         return ("dataset", location) if "dataset_id" in read_json(store, MANIFEST) else ("run", parent(location, 2))
+    if store.exists(RECIPE):  # a run that has lost its record
+        return "run", location
     raise UsageError(
         f"{word} holds none of {SCORES}, {WEIGHTS_FILE}, {RUN_RECORD} and {MANIFEST}; expected scores, weights, a run "
         "or a dataset; name such a folder or prefix"

@@ -37,6 +37,8 @@ PREFIXES = (
     ("model.loss.", "objective"),
     ("model.", "model"),
     ("train.seed", "seed"),
+    ("train.init_from", "data"),
+    ("eval.seed", "seed"),
     ("train.terms", "objective"),
     ("train.run", "place"),
     ("train.checkpoint", "conduct"),
@@ -145,10 +147,11 @@ def _of_datasets(first: Artifact, second: Artifact) -> Iterator[Difference]:
         return
     where, found = _both("dataset", first, second), 0
     assert first.manifest is not None and second.manifest is not None
-    made = [("decoder", first.manifest.decoder, second.manifest.decoder)]
-    made += [("encoder", first.manifest.encoder, second.manifest.encoder)]
-    parameters = (flat(first.manifest.parameters), flat(second.manifest.parameters))
-    for key, one, other in [*made, *((f"parameters.{key}", *values) for key, *values in _unequal(*parameters))]:
+    made = [
+        {"decoder": manifest.decoder, "encoder": manifest.encoder, **flat(manifest.parameters, "parameters.")}
+        for manifest in (first.manifest, second.manifest)
+    ]
+    for key, one, other in _unequal(*made):
         found += 1
         yield Difference(category="data", where=where, key=key, first=one, second=other)
     try:

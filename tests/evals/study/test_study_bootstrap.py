@@ -42,6 +42,14 @@ def test_items_of_one_unit_are_drawn_together() -> None:
     assert apart.high - apart.low < 0.4 * (once.high - once.low)
 
 
+def test_few_units_of_one_sign_are_no_evidence() -> None:
+    """Five of one sign: p = 0.0625 by the exact test of signs (scipy's binomtest); six: 0.031."""
+    for count, enough in ((2, False), (5, False), (6, True)):
+        found = paired_bootstrap([0.0] * count, [1.0 + 0.01 * n for n in range(count)], [1.0] * count, range(count))
+        assert found.low > 0 and found.is_more_than_chance is enough
+        assert bool(stats.binomtest(count, count).pvalue < 0.05) is enough
+
+
 def test_one_unit_has_no_interval_and_unpaired_items_are_refused() -> None:
     found = paired_bootstrap([1.0, 2.0], [3.0, 3.0], [1.0, 1.0], "aa")
     assert found.difference == 1.5 and math.isnan(found.low) and not found.is_more_than_chance
