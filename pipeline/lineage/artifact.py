@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -126,7 +126,13 @@ def read_artifact(kind: Kind, location: str) -> Artifact:
     Raises:
         DataError: a file of it is absent or damaged.
     """
-    return {"dataset": read_dataset, "run": read_run, "weights": read_weights, "score": read_scores}[kind](location)
+    readers: dict[Kind, Callable[[str], Artifact]] = {
+        "dataset": read_dataset,
+        "run": read_run,
+        "weights": read_weights,
+        "score": read_scores,
+    }
+    return readers[kind](location)
 
 
 def read_json(store: Store, key: str) -> dict[str, Any]:
