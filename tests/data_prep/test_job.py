@@ -131,6 +131,13 @@ def test_a_shard_that_cannot_be_stored_is_one_clear_error(ray_running, videos, i
         run_prep(config)
 
 
+def test_a_recipe_without_datasets_is_refused_at_once(tmp_path: Path) -> None:
+    told: list[ProgressEvent] = []
+    with pytest.raises(DataError, match=r"prep\.datasets is empty; expected at least one dataset .*in the recipe"):
+        run_prep(PrepConfig(root=str(tmp_path / "d")), on_event=told.append)
+    assert not told and not (tmp_path / "d").exists()
+
+
 def test_missing_inputs_are_refused_before_anything_is_written(videos, images, tmp_path) -> None:
     config = replace(recipe(tmp_path, tmp_path / "absent", images), moving_photos=None)
     with pytest.raises(DataError, match="does not exist"):
