@@ -35,6 +35,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from mcjepa.data_prep.decode.colour import converts, to_plain
 from mcjepa.data_prep.decode.containers import (
     VideoTable,
     frame_orientation,
@@ -45,7 +46,6 @@ from mcjepa.data_prep.decode.containers import (
 )
 from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.orientation import UPRIGHT
-from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.settings import DecoderName, VideoConfig
 
 ByteArray = npt.NDArray[np.uint8]
@@ -107,9 +107,28 @@ def _without_padding(pixels: ByteArray) -> ByteArray:
     return np.ascontiguousarray(pixels.reshape(height, width * channels)[:, : 3 * width]).reshape(height, width, 3)
 
 
-def decode_by_pyav(table: VideoTable, numbers: IntArray, deinterlace: bool = False) -> Iterator[ByteArray]:
-    """Frames `numbers` (increasing) by PyAV, a few of them ahead in a thread, as decord does."""
-    yield from _read_ahead(_decode_by_pyav(table, numbers, deinterlace), FRAMES_AHEAD)
+def decode_by_pyav(
+    table: VideoTable, numbers: IntArray, deinterlace: bool = False, convert: bool = False
+) -> Iterator[ByteArray]:
+    """Frames `numbers` (increasing) by PyAV, a few of them ahead in a thread, as decord does.
+
+    Args:
+        table: What its container says.
+        numbers: The frames.
+        deinterlace: Make whole frames of interlaced ones.
+        convert: Map wide colours to plain ones.
+    """
+    to_rgb: Callable[[Any], ByteArray] = _as_decord
+    if convert:
+        to_rgb = partial(to_plain, transfer=table.facts.transfer, primaries=table.facts.primaries)
+    yield from _read_ahead(_decode_by_pyav(table, numbers, deinterlace, to_rgb), FRAMES_AHEAD)
+
+
+def _as_decord(frame: Any) -> ByteArray:
+    """RGB (H, W, 3) with decord's way of turning YUV into RGB."""
+    from av.video.reformatter import Interpolation
+
+    return cast(ByteArray, frame.to_ndarray(format="rgb24", interpolation=Interpolation.BICUBIC, threads=1))
 
 
 def _read_ahead(frames: Iterator[ByteArray], most: int) -> Iterator[ByteArray]:
@@ -122,10 +141,9 @@ def _read_ahead(frames: Iterator[ByteArray], most: int) -> Iterator[ByteArray]:
             yield cast(ByteArray, frame)
 
 
-def _decode_by_pyav(table: VideoTable, numbers: IntArray, deinterlace: bool) -> Iterator[ByteArray]:
-    """By PyAV, with decord's way of turning YUV into RGB."""
-    from av.video.reformatter import Interpolation
-
+def _decode_by_pyav(
+    table: VideoTable, numbers: IntArray, deinterlace: bool, to_rgb: Callable[[Any], ByteArray]
+) -> Iterator[ByteArray]:
     wanted = iter(numbers.tolist())
     number = next(wanted, None)
     orientation = UPRIGHT
@@ -134,8 +152,7 @@ def _decode_by_pyav(table: VideoTable, numbers: IntArray, deinterlace: bool) -> 
         for at, frame in enumerate(deinterlaced(frames) if deinterlace else frames):
             orientation = frame_orientation(frame) or orientation
             if at == number:
-                rgb = frame.to_ndarray(format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
-                yield np.ascontiguousarray(orientation.apply(rgb))
+                yield np.ascontiguousarray(orientation.apply(to_rgb(frame)))
                 number = next(wanted, None)
             if number is None:
                 return
@@ -300,15 +317,21 @@ class Video:
         """
         self.table = table
         self.frame_count = len(table.times_s)
-        self.decoder = fitting_decoder(table, decoder)
-        self._decode = DECODERS[self.decoder]
         facts = table.facts
-        if facts.wide_colours and config.wide_colours == "refuse":
+        convert = config.wide_colours == "convert" and bool(facts.wide_colours)
+        if (
+            facts.wide_colours
+            and config.wide_colours != "keep"
+            and not (convert and converts(facts.transfer, facts.primaries))
+        ):
             raise Unwanted(f"{facts.wide_colours}: stored as they are its colours would be wrong; see wide_colours")
+        self.decoder = "pyav" if convert else fitting_decoder(table, decoder)
+        self._decode = DECODERS[self.decoder]
         if facts.interlaced and config.interlaced == "refuse":
             raise Unwanted("interlaced: refused by interlaced=refuse")
-        if config.interlaced == "deinterlace" and self.decoder == "pyav":
-            self._decode = partial(decode_by_pyav, deinterlace=True)
+        if self.decoder == "pyav":
+            deinterlace = config.interlaced == "deinterlace"
+            self._decode = partial(decode_by_pyav, deinterlace=deinterlace, convert=convert)
         aspect = table.pixel_aspect if config.square_pixels else Fraction(1)
         self.size = table.upright_size(aspect)
         """Width and height of its first frames as `read` gives them, px."""
@@ -356,27 +379,6 @@ def open_video(
         Unwanted: its colours or its interlacing are refused by `config`; None refuses nothing.
     """
     return Video(read_table(path, max_megapixels), decoder, config or VideoConfig(wide_colours="keep"))
-
-
-def import_decoder(decoder: DecoderName) -> None:
-    """Load a decoder's libraries, and PyAV, which reads containers.
-
-    Raises:
-        DataError: they are not installed, or do not load.
-    """
-    import av  # noqa: F401
-
-    if decoder == "decord":
-        import decord  # noqa: F401
-    elif decoder == "torchcodec":
-        try:
-            import torchcodec.decoders  # noqa: F401
-        except (ImportError, OSError, RuntimeError) as error:
-            cause = str(error).strip().partition("\n")[0]
-            raise DataError(
-                f"torchcodec does not load ({cause}); expected the extra mcjepa[torchcodec] and the system's FFmpeg "
-                "libraries; run `pip install 'mcjepa[torchcodec]'` and `apt install ffmpeg`, or set decoder=decord"
-            ) from error
 
 
 def decoder_version(decoder: DecoderName) -> str:
