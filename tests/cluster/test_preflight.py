@@ -12,6 +12,7 @@ from mcjepa.cluster.preflight.data import (
     ClusterFacts,
     StreamFacts,
     cache_finding,
+    loading_finding,
     node_bytes,
     read_finding,
     stream_findings,
@@ -150,3 +151,22 @@ def test_places_without_room_are_refused() -> None:
     assert destination_finding(Destination("run", "/run", 10, "", 5)).severity == "ok"
     assert destination_finding(Destination("run", "/run", 10, "", 11)).severity == "error"
     assert destination_finding(Destination("run", "s3://b/p", None, "cannot be written: denied")).severity == "error"
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "step_s", "advice"),
+    [
+        (2, 12, 0.03, "set train.stream.workers=6"),
+        (2, 3, 0.03, "set train.stream.workers=6, and ask for 7 cores a rank (cpus_per_task of the site)"),
+        (6, 8, 0.03, ""),
+        (0, 2, 2.0, ""),
+        (0, 2, 1.0, "set train.stream.workers=1"),
+        (2, 12, None, ""),
+    ],
+)
+def test_loading_processes_must_keep_up_with_the_steps(
+    workers: int, cores: int, step_s: float | None, advice: str
+) -> None:
+    """The paper's rank: 0.175 s of a core for a step."""
+    finding = loading_finding(0.175, workers, cores, step_s)
+    assert (finding.severity, finding.fix) == ("warning" if advice else "ok", advice)
