@@ -173,10 +173,9 @@ def _coded_rgb(frame: Any, primaries: int) -> FloatArray:
     y, cb, cr = (
         np.frombuffer(plane, "<u2").reshape(plane.height, -1)[:, : plane.width].astype(np.float32) for plane in planes
     )
-    if int(frame.color_range) == 2:
-        y, cb, cr = y / 65535, (cb - 32768) / 65535, (cr - 32768) / 65535
-    else:
-        y, cb, cr = (y - 4096) / (219 << 8), (cb - 32768) / (224 << 8), (cr - 32768) / (224 << 8)
+    span = (0, 65535, 65535) if int(frame.color_range) == 2 else (4096, 219 << 8, 224 << 8)
+    black, white, chroma = (np.float32(value) for value in span)
+    y, cb, cr = (y - black) / white, (cb - np.float32(32768)) / chroma, (cr - np.float32(32768)) / chroma
     red, blue = LUMA.get(int(frame.colorspace), LUMA[BT2020 if primaries == BT2020 else 1])
     r, b = y + 2 * (1 - red) * cr, y + 2 * (1 - blue) * cb
     return np.stack([r, (y - red * r - blue * b) / (1 - red - blue), b], axis=-1)
