@@ -118,7 +118,7 @@ def main() -> int:
         print(
             f"mcjepa: {arguments.number + 1} starts in a row brought no newer checkpoint, expected at most "
             f"{arguments.number} (restarts.without_progress of the site); look at the logs in {arguments.folder}, "
-            "mend the cause, then `mcjepa launch resume`",
+            f"mend the cause, then `mcjepa launch resume {shlex.quote(str(arguments.folder))}`",
             file=sys.stderr,
         )
         return 1

@@ -54,7 +54,7 @@ def initialize(model: MCJEPA, path: str | Path) -> Initialization:
     Raises:
         WeightsError: no such file, not safetensors, of an unknown layout, or of other shapes than the model.
     """
-    file = _find(weights_folder(Path(path).expanduser()))
+    file = _find(weights_folder(path).expanduser())
     try:
         tensors = load_file(str(file))
     except (SafetensorError, OSError) as error:

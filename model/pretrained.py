@@ -98,8 +98,11 @@ def shipped_names() -> list[str]:
 
 
 def weights_folder(weights: str | Path) -> Path:
-    """The folder that is meant by a shipped name, a folder (a run's, an export, a hub's download) or its file."""
-    if str(weights) in shipped_names():
+    """The folder that is meant by a shipped name, a folder (a run's, an export, a hub's download) or its file.
+
+    A name is text: a `Path` is always a path, and so is `./nano`.
+    """
+    if isinstance(weights, str) and weights in shipped_names():
         return SHIPPED / weights
     path = Path(weights)
     return path.parent if path.name == WEIGHTS_NAME else path

@@ -61,7 +61,7 @@ def export_weights(checkpoint: Path, out: Path, encoder_only: bool, licence: str
         UsageError: the folder holds anything else, or there are no weights.
     """
     _check_out(out, checkpoint)
-    found = find_weights(pretrained.weights_folder(checkpoint))
+    found = find_weights(checkpoint)
     state = pretrained.encoder_part(found.state) if encoder_only else found.state
     digest = pretrained.save(state, found.config, out, found.lineage)
     if licence is not None:

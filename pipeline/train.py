@@ -50,11 +50,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """Told to the caller at every record of the meters."""
+    """Told to the caller before the first step and after each."""
 
     step: int
     steps: int
     values: Mapping[str, float]
+    """The meters' last record; empty before the first."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def train(
         model_config: the model's.
         tracking: where MLflow is.
         recipe: the whole resolved recipe as plain data, kept with the run.
-        on_progress: called on rank 0 at every record.
+        on_progress: called on rank 0 before the first step and after each.
 
     Returns:
         How it ended, on every rank.
@@ -143,7 +144,7 @@ def _open_run(
     stack.callback(loader.close)
     require_same_start(loader.order, world, "set of datasets")
     for name, summary in loader.describe().items():
-        log.info("%s: %s", name, summary)
+        log.info("%s: %s", name, summary.in_words())
     facts = run_facts(config, loader)
     keeper = CheckpointKeeper(config.checkpoint, world, folder, facts)
     stack.callback(keeper.abandon)
@@ -156,6 +157,10 @@ def _open_run(
     engine_facts = {"zero_stage": config.engine.zero_stage, "precision": config.engine.precision}
     facts |= {"world_size": world.size, "init_from": origin, **engine_facts}
     return _Run(config, world, engine, loader, keeper, instruments, folder, facts), start.step if start else 0
+
+
+def _ignore(_: TrainProgress) -> None:
+    """For ranks that tell nothing."""
 
 
 def run_facts(config: TrainConfig, loader: StepLoader) -> dict[str, Any]:
@@ -192,6 +197,8 @@ class _Run:
         pictures = RunPictures(config.stream, config.seed, self.world, config.meters.pictures, self.folder.path)
         values: dict[str, float] = {}
         engine.train()
+        tell = on_progress if self.world.rank == 0 else _ignore
+        tell(TrainProgress(step, schedule.steps, values))
         batches = iter(self.loader)
         while step < schedule.steps:
             instruments.waits_for_data(step)
@@ -212,8 +219,7 @@ class _Run:
             if step % config.log_every == 0 or last:
                 values = instruments.record(setting)
                 records.metrics(step, values)
-                if self.world.rank == 0:
-                    on_progress(TrainProgress(step, schedule.steps, values))
+            tell(TrainProgress(step, schedule.steps, values))
             if config.meters.pictures_every and step % config.meters.pictures_every == 0:
                 instruments.clock.enter("pictures")
                 records.picture(pictures.draw(engine, step))

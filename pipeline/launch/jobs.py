@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -259,7 +260,8 @@ def job_warnings(job: Job) -> list[str]:
     if active:
         raise UsageError(
             f"{job.name} has already been launched: job {active[0].id} is {active[0].state} ({job.folder}), expected "
-            "none; `mcjepa launch cancel` ends it, or choose another folder (train.run=RUN, out=OUT)"
+            f"none; `mcjepa launch cancel {shlex.quote(str(job.folder))}` ends it, or choose another folder "
+            "(train.run=RUN, out=OUT)"
         )
     found = []
     if job.site.kind == "slurm" and str(job.folder).startswith("/tmp/") and job.need.nodes > 1:

@@ -183,7 +183,7 @@ def finetune_weights(weights: str, config: EvalConfig, results: Results, on_even
     with _joined_ranks() as rank:
         if rank == 0:
             return score_weights("finetune", weights, config, results, on_event)
-        train_along(Path(weights), config, results.out)
+        train_along(weights_folder(weights), config, results.out)
         return None
 
 

@@ -1,6 +1,7 @@
 """Where a stage's records go: MLflow at once (`Tracker`), or through a spool that survives it (`run_tracker`)."""
 
 from mcjepa.pipeline.settings.train import TrackingConfig
+from mcjepa.pipeline.tracking.lineage import origin_tags, run_label
 from mcjepa.pipeline.tracking.mlflow import (
     Tracker,
     attach,
@@ -8,7 +9,9 @@ from mcjepa.pipeline.tracking.mlflow import (
     find_run,
     find_tagged,
     flatten,
+    look_up,
     quiet_environment,
+    share_view,
 )
 
 __all__ = [
@@ -19,5 +22,9 @@ __all__ = [
     "find_run",
     "find_tagged",
     "flatten",
+    "look_up",
+    "origin_tags",
     "quiet_environment",
+    "run_label",
+    "share_view",
 ]

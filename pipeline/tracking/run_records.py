@@ -17,7 +17,7 @@ from mcjepa.pipeline.run.folder import METRICS, PICTURES, RECIPE, RUN_RECORD, Ru
 from mcjepa.pipeline.settings.stream import StreamConfig
 from mcjepa.pipeline.settings.train import TrackingConfig
 from mcjepa.pipeline.tracking import dataset_tag
-from mcjepa.pipeline.tracking.lineage import dataset_records, git_state
+from mcjepa.pipeline.tracking.lineage import dataset_records, git_state, grouped, origin_tags, run_label
 from mcjepa.pipeline.tracking.run_tracker import RunTracker
 from mcjepa.pipeline.world import World, broadcast_from_rank0
 
@@ -59,8 +59,8 @@ class RunRecords:
         tracker = RunTracker(
             tracking,
             self._folder,
-            run_name=f"train {self._name}",
-            tags={"mcjepa.stage": "train", "mcjepa.dataset_ids": tag, **git_state()},
+            run_name=f"train {run_label(recipe, str(recipe['train']['run']))}",
+            tags={**origin_tags("train", recipe), "mcjepa.dataset_ids": tag, **git_state()},
             on_contact=self._write_run,
         )
         if not tracker.run_id:  # MLflow is away
@@ -86,7 +86,7 @@ class RunRecords:
         """One record of the meters."""
         if self._tracker:
             append_metrics(self._folder / METRICS, step, values)
-            self._tracker.metrics(values, step)
+            self._tracker.metrics(grouped(values), step)
 
     def picture(self, path: Path | None) -> None:
         """A picture in the run folder."""
