@@ -1,4 +1,4 @@
-"""Steps and evaluations on fake tensors "on" a GPU; a process of its own, because torch must find the shim first.
+"""Steps and what evaluations compute of features, on fake tensors "on" a GPU; a process of its own: see `load_shim`.
 
     python driver.py SHIM [WORD …]      prints one line of JSON a case: {"case": NAME, "error": TEXT or ""}
 
@@ -39,7 +39,6 @@ from torch import Tensor, nn  # noqa: E402
 from torch._subclasses import fake_tensor  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from mcjepa.evals.models import McJepaEvalModel  # noqa: E402
 from mcjepa.evals.probe.features import Statistics  # noqa: E402
 from mcjepa.evals.probe.knn import NearestCells  # noqa: E402
 from mcjepa.evals.vos.propagation import propagate_labels  # noqa: E402
@@ -131,17 +130,6 @@ def different(paths: list[str]) -> dict[str, Recipe]:
     return found
 
 
-def evaluate(config: ModelConfig) -> None:
-    """What evaluations and `infer` ask of a model: features and flow of frames that are on the CPU, and back."""
-    network = fake_model(config)
-    with mock.patch.object(network, "to", lambda _: network):  # fake parameters cannot be exchanged for moved ones
-        subject = McJepaEvalModel(network, CUDA)
-    frames = torch.empty(2, 3, 128, 192), torch.empty(2, 3, 128, 192)
-    maps = subject.features(frames[0])
-    flow = subject.flow(*frames)
-    assert {each.device.type for each in (*maps, flow)} == {"cpu"} and flow.shape == (2, 2, 128, 192)
-
-
 def propagate() -> None:
     """Labels of a video on the GPU."""
     config = VosConfig()
@@ -185,7 +173,6 @@ def cases() -> dict[str, Callable[[], None]]:
     }
     quick = trains["configs/quickstart"]
     found |= {f"step in {precision}": lambda p=precision: take_step(*quick, p) for precision in ("bf16", "fp16")}
-    found["evaluation"] = lambda: evaluate(quick[1])
     found["propagation"] = propagate
     found["nearest neighbours"] = vote_of_neighbours
     found["a forgotten device is an error"] = lambda: spoil(*quick)
