@@ -28,6 +28,7 @@ from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.pipeline.agreement import require_same_start
 from mcjepa.pipeline.checkpoint import CheckpointKeeper, newest_weights
 from mcjepa.pipeline.checkpoint.resume import find_start
+from mcjepa.pipeline.checkpoint.rotation import set_aside_after
 from mcjepa.pipeline.engine.engine import build_engine, seed_step, set_learning_rates, start_world, stop_world
 from mcjepa.pipeline.engine.parameters import stop_gradients
 from mcjepa.pipeline.monitor.guards import StepSetting, StopRequest
@@ -126,6 +127,8 @@ def _open_run(
     if world.rank == 0:
         folder.fetch()
     start = find_start(folder.store, world)
+    if start and world.rank == 0:
+        set_aside_after(folder.store, start.step)
     torch.manual_seed(config.seed)
     model = MCJEPA(model_config)
     origin = load_initial_weights(model, config.init_from, folder.path, continued=start is not None)
