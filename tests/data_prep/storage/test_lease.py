@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from mcjepa.data_prep.dataset import lease as lease_module
-from mcjepa.data_prep.dataset.lease import STALE_S, Lease, WriterProgress, newest_lease, sole_writer
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import Store, open_store
+from mcjepa.data_prep.storage import lease as lease_module
 from mcjepa.data_prep.storage.json_files import encode_json
+from mcjepa.data_prep.storage.lease import STALE_S, Lease, WriterProgress, newest_lease, sole_writer
 
 REPOSITORY = Path(__file__).parents[3]
 HOLD = """
 import sys, time
-from mcjepa.data_prep.dataset.lease import sole_writer
+from mcjepa.data_prep.storage.lease import sole_writer
 from mcjepa.data_prep.storage import open_store
 with sole_writer(open_store(sys.argv[1])):
     print("held", flush=True)
