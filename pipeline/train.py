@@ -34,6 +34,7 @@ from mcjepa.pipeline.engine.parameters import stop_gradients
 from mcjepa.pipeline.monitor.guards import StepSetting, StopRequest
 from mcjepa.pipeline.monitor.instruments import Instruments
 from mcjepa.pipeline.monitor.watchdog import Watchdog
+from mcjepa.pipeline.run.claim import RunClaim, claimed
 from mcjepa.pipeline.run.folder import RunFolder
 from mcjepa.pipeline.run.pictures import RunPictures
 from mcjepa.pipeline.run.weights import load_initial_weights
@@ -92,7 +93,8 @@ def train(
 
     Raises:
         UsageError: settings that do not fit, or not to the run that is continued.
-        DataError: unusable datasets, or a run without a whole checkpoint.
+        DataError: unusable datasets, a run without a whole checkpoint, one that another process trains, or one in a
+            folder that the nodes do not share.
         RunError: too many bad steps or failed saves in a row, or the last checkpoint was not saved.
     """
     world = start_world(config.engine)
@@ -124,6 +126,7 @@ def _open_run(
     """Builds the parts of a run, which the stack ends, and puts its newest checkpoint into them; the steps done."""
     check_micro_batches(config.stream, world.size, config.engine.accumulation_steps)
     folder = RunFolder(config.run, config.checkpoint.scratch)
+    claim = stack.enter_context(claimed(folder.store, world))
     if world.rank == 0:
         folder.fetch()
     start = find_start(folder.store, world)
@@ -158,7 +161,7 @@ def _open_run(
     stack.enter_context(Watchdog(config.guards, instruments.clock, folder.path, world.rank, world.size))
     engine_facts = {"zero_stage": config.engine.zero_stage, "precision": config.engine.precision}
     facts |= {"world_size": world.size, "init_from": origin, **engine_facts}
-    return _Run(config, world, engine, loader, keeper, instruments, folder, facts), start.step if start else 0
+    return _Run(config, world, claim, engine, loader, keeper, instruments, folder, facts), start.step if start else 0
 
 
 def run_facts(config: TrainConfig, loader: StepLoader) -> dict[str, Any]:
@@ -178,6 +181,7 @@ class _Run:
 
     config: TrainConfig
     world: World
+    claim: RunClaim
     engine: Any
     loader: StepLoader
     keeper: CheckpointKeeper
@@ -205,10 +209,12 @@ class _Run:
             rates = set_learning_rates(engine, schedule.rate_factor(step), schedule.idle_groups(step))
             setting = StepSetting(schedule.weights_at(step), rates, self.facts)
             result = run_step(
-                engine, batch, setting.weights, stop_requested=stop.signal is not None,
+                engine, batch, setting.weights, stop_requested=stop.signal is not None or self.claim.is_lost,
                 alarm=bool(instruments.guard.alarm), clock=instruments.clock,
                 tap=instruments.begin(batch, setting.weights),
             )  # fmt: skip
+            if result.stop:
+                self.claim.check()
             instruments.end(batch, result, setting, waited_s)
             step += 1
             last = step == schedule.steps
@@ -231,6 +237,7 @@ class _Run:
 
     def _save(self, step: int, values: Mapping[str, float], records: RunRecords, *, final: bool) -> None:
         self.instruments.clock.enter("checkpoint")
+        self.claim.check()
         if self.keeper.save(self.engine, step, lineage=records.lineage(), metrics=values, final=final):
             records.checkpoint(step, self.keeper.last_digest)
 

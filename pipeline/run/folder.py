@@ -3,8 +3,8 @@
     train.run=DIR              everything is written there
     train.run=s3://B/PREFIX    written to a scratch folder of this machine and copied to the prefix in the background
 
-Copied are all files but checkpoints (`pipeline.checkpoint.upload` does these) and hidden ones: recipe.yaml, run.json,
-logs, weights, records of bad steps, the tracker's spool. A file that disappears here disappears there.
+Copied are all files but checkpoints (`pipeline.checkpoint.upload` does these), leases and hidden ones: recipe.yaml,
+run.json, logs, weights, records of bad steps, the tracker's spool. A file that disappears here disappears there.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from mcjepa.data_prep.storage import Store, explained_disk_errors, open_store
+from mcjepa.data_prep.storage.lease import LEASES
 
 log = logging.getLogger(__name__)
 CHECKPOINTS, WEIGHTS = "checkpoints", "weights"
@@ -123,13 +124,13 @@ class RunFolder:
     def _files(self) -> Iterator[tuple[str, Path]]:
         for path in sorted(self.path.rglob("*")):
             key = path.relative_to(self.path).as_posix()
-            hidden = any(part.startswith(".") for part in key.split("/"))
+            hidden = any(part.startswith(".") or part == LEASES for part in key.split("/"))
             if path.is_file() and not hidden and not key.startswith(f"{CHECKPOINTS}/"):
                 yield key, path
 
     @staticmethod
     def _is_small(key: str) -> bool:
-        return not key.startswith((f"{CHECKPOINTS}/", f"{WEIGHTS}/"))
+        return not key.startswith((f"{CHECKPOINTS}/", f"{WEIGHTS}/")) and LEASES not in key.split("/")
 
 
 def read_run_record(run: Path) -> dict[str, Any]:
