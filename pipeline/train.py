@@ -31,21 +31,23 @@ from mcjepa.pipeline.checkpoint.resume import find_start
 from mcjepa.pipeline.checkpoint.rotation import set_aside_after
 from mcjepa.pipeline.engine.engine import build_engine, seed_step, set_learning_rates, start_world, stop_world
 from mcjepa.pipeline.engine.parameters import stop_gradients
+from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.monitor.guards import StepSetting, StopRequest
 from mcjepa.pipeline.monitor.instruments import Instruments
 from mcjepa.pipeline.monitor.watchdog import Watchdog
 from mcjepa.pipeline.run.claim import RunClaim, claimed
 from mcjepa.pipeline.run.folder import RunFolder
 from mcjepa.pipeline.run.pictures import RunPictures
+from mcjepa.pipeline.run.recipes import Continuation, RunRecipes, check_model_changes, say_changes
 from mcjepa.pipeline.run.weights import load_initial_weights
 from mcjepa.pipeline.settings.train import TrackingConfig, TrainConfig
 from mcjepa.pipeline.step.clock import CLOSING
 from mcjepa.pipeline.step.micro_batches import check_micro_batches
-from mcjepa.pipeline.step.schedule import build_schedule
+from mcjepa.pipeline.step.schedule import Schedule, build_schedule, late_terms
 from mcjepa.pipeline.step.step import run_step
 from mcjepa.pipeline.stream.loader import StepLoader, build_loader
 from mcjepa.pipeline.tracking.run_records import RunRecords
-from mcjepa.pipeline.world import World
+from mcjepa.pipeline.world import World, broadcast_from_rank0
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +104,8 @@ def train(
         stack.callback(stop_world)
         require_same_start(recipe, world, "recipe")
         stop = stack.enter_context(StopRequest())
-        run, step = _open_run(config, model_config, world, stack)
-        records = RunRecords(run.folder, world, tracking, recipe, run.facts)
+        run, step = _open_run(config, model_config, world, recipe, stack)
+        records = RunRecords(run.folder, world, tracking, recipe, run.facts, run.continuation)
         records.datasets(config.stream, run.loader)
         status = "FAILED"
         try:
@@ -121,7 +123,11 @@ def train(
 
 
 def _open_run(
-    config: TrainConfig, model_config: ModelConfig, world: World, stack: contextlib.ExitStack
+    config: TrainConfig,
+    model_config: ModelConfig,
+    world: World,
+    recipe: Mapping[str, Any],
+    stack: contextlib.ExitStack,
 ) -> tuple[_Run, int]:
     """Builds the parts of a run, which the stack ends, and puts its newest checkpoint into them; the steps done."""
     check_micro_batches(config.stream, world.size, config.engine.accumulation_steps)
@@ -130,8 +136,7 @@ def _open_run(
     if world.rank == 0:
         folder.fetch()
     start = find_start(folder.store, world)
-    if start and world.rank == 0:
-        set_aside_after(folder.store, start.step)
+    continuation = _compare_recipes(folder, recipe, config, world, start.step if start else 0)
     torch.manual_seed(config.seed)
     model = MCJEPA(model_config)
     origin = load_initial_weights(model, config.init_from, folder.path, continued=start is not None)
@@ -150,18 +155,47 @@ def _open_run(
     require_same_start(loader.order, world, "set of datasets")
     for name, summary in loader.describe().items():
         log.info("%s: %s", name, summary)
+    schedule = _checked_schedule(config, loader, continuation.step)
     facts = run_facts(config, loader)
     keeper = CheckpointKeeper(config.checkpoint, world, folder, facts)
     stack.callback(keeper.abandon)
     if start:
         keeper.restore(start, engine)
+        if world.rank == 0:
+            set_aside_after(folder.store, start.step)
         log.info("continuing %s from step %d", config.run, start.step)
     instruments = Instruments(config, world, engine, folder.path)
     stack.callback(instruments.close)
     stack.enter_context(Watchdog(config.guards, instruments.clock, folder.path, world.rank, world.size))
     engine_facts = {"zero_stage": config.engine.zero_stage, "precision": config.engine.precision}
     facts |= {"world_size": world.size, "init_from": origin, **engine_facts}
-    return _Run(config, world, claim, engine, loader, keeper, instruments, folder, facts), start.step if start else 0
+    parts = (config, world, claim, engine, loader, keeper, instruments, folder, facts, continuation, schedule)
+    return _Run(*parts), start.step if start else 0
+
+
+def _compare_recipes(
+    folder: RunFolder, recipe: Mapping[str, Any], config: TrainConfig, world: World, step: int
+) -> Continuation:
+    """What differs from the recipe that the run has had so far: said, or refused by all ranks."""
+    found = RunRecipes(folder.path).continuation(recipe, step) if world.rank == 0 else Continuation(step)
+    continuation = broadcast_from_rank0(found, world)
+    check_model_changes(continuation, config.allow_model_changes)
+    if world.rank == 0:
+        say_changes(continuation)
+    return continuation
+
+
+def _checked_schedule(config: TrainConfig, loader: StepLoader, step: int) -> Schedule:
+    """The run's schedule; a run that is longer already is refused, terms that never begin are named."""
+    schedule = build_schedule(config, loader.steps_per_epoch)
+    if step > schedule.steps:
+        raise UsageError(
+            f"resume refused: {config.run} is at step {step}, and the recipe ends it after {schedule.steps}; expected "
+            f"train.steps of at least {step}; raise it, or choose another folder with train.run=DIR"
+        )
+    if late := late_terms(schedule, config):
+        log.warning("%s; start them earlier (train.terms), train longer, or set their weights to 0", late)
+    return schedule
 
 
 def run_facts(config: TrainConfig, loader: StepLoader) -> dict[str, Any]:
@@ -188,6 +222,8 @@ class _Run:
     instruments: Instruments
     folder: RunFolder
     facts: Mapping[str, Any]
+    continuation: Continuation
+    schedule: Schedule
     stopped_at: float | None = None
 
     def loop(
@@ -195,7 +231,7 @@ class _Run:
     ) -> tuple[int, bool]:
         """Trains until the last step or a stop request; returns the steps done and whether that is all."""
         config, engine, instruments = self.config, self.engine, self.instruments
-        schedule = build_schedule(config, self.loader.steps_per_epoch)
+        schedule = self.schedule
         pictures = RunPictures(config.stream, config.seed, self.world, config.meters.pictures, self.folder.path)
         values: dict[str, float] = {}
         engine.train()

@@ -7,7 +7,6 @@ from mcjepa.pipeline.tracking.mlflow import (
     dataset_tag,
     find_run,
     find_tagged,
-    flatten,
     quiet_environment,
 )
 
@@ -18,6 +17,5 @@ __all__ = [
     "dataset_tag",
     "find_run",
     "find_tagged",
-    "flatten",
     "quiet_environment",
 ]

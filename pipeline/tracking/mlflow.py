@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.run.recipes import flatten
 from mcjepa.pipeline.tracking.lineage import job_tags
 
 PARAM_LIMIT = 500
@@ -248,15 +249,6 @@ def newest_finished(client: Any, experiment: str, tags: Mapping[str, str]) -> st
 def dataset_tag(dataset_ids: Sequence[str]) -> str:
     """Dataset ids as one tag value, sorted."""
     return ",".join(sorted(dataset_ids))
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted names; lists stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
-    return flat
 
 
 def open_client(uri: str) -> Any:

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from mcjepa.data_prep.storage import atomic_write
 from mcjepa.pipeline.run.folder import METRICS, PICTURES, RECIPE, RUN_RECORD, RunFolder, append_metrics
+from mcjepa.pipeline.run.recipes import Continuation, RunRecipes
 from mcjepa.pipeline.settings.stream import StreamConfig
 from mcjepa.pipeline.settings.train import TrackingConfig
 from mcjepa.pipeline.tracking import dataset_tag
@@ -34,6 +33,7 @@ class RunRecords:
         tracking: where MLflow is.
         recipe: the whole resolved recipe as plain data.
         facts: what run.json says of the run beside its ids: dataset ids, seed, ZeRO stage and so on.
+        continuation: how this start relates to earlier ones.
 
     Raises:
         UsageError: MLflow's location cannot be used.
@@ -46,16 +46,18 @@ class RunRecords:
         tracking: TrackingConfig,
         recipe: Mapping[str, Any],
         facts: Mapping[str, Any],
+        continuation: Continuation,
     ) -> None:
         self._folder, self._name, self._facts = folder.path, folder.name, dict(facts)
         self.run_id = ""
+        self._continuation = continuation
         self._tracker = self._open(tracking, recipe) if world.rank == 0 else None
         self.run_id = broadcast_from_rank0(self.run_id, world)
 
     def _open(self, tracking: TrackingConfig, recipe: Mapping[str, Any]) -> RunTracker:
         tag = dataset_tag(self._facts["dataset_ids"])
         self._folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(self._folder / RECIPE, yaml.safe_dump(dict(recipe), sort_keys=False).encode())
+        RunRecipes(self._folder).keep(recipe, self._continuation.step)
         tracker = RunTracker(
             tracking,
             self._folder,
