@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from mcjepa.data_prep.errors import DataError
 from mcjepa.model.config import ModelConfig
 from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.pipeline.agreement import require_same_start
@@ -46,8 +47,9 @@ from mcjepa.pipeline.step.micro_batches import check_micro_batches
 from mcjepa.pipeline.step.schedule import Schedule, build_schedule, late_terms
 from mcjepa.pipeline.step.step import run_step
 from mcjepa.pipeline.stream.loader import StepLoader, build_loader
+from mcjepa.pipeline.stream.shard_check import find_shard_damage
 from mcjepa.pipeline.tracking.run_records import RunRecords
-from mcjepa.pipeline.world import World, broadcast_from_rank0
+from mcjepa.pipeline.world import World, broadcast_from_rank0, gather_all
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +155,7 @@ def _open_run(
     )
     stack.callback(loader.close)
     require_same_start(loader.order, world, "set of datasets")
+    _check_shards(loader, config, world, continuation.step)
     for name, summary in loader.describe().items():
         log.info("%s: %s", name, summary)
     schedule = _checked_schedule(config, loader, continuation.step)
@@ -183,6 +186,23 @@ def _compare_recipes(
     if world.rank == 0:
         say_changes(continuation)
     return continuation
+
+
+def _check_shards(loader: StepLoader, config: TrainConfig, world: World, step: int) -> None:
+    """Compares shards with their manifests, each rank its share; damage that any of them finds is refused by all."""
+    problem = ""
+    try:
+        problem = find_shard_damage(
+            loader.catalogues,
+            config.stream.store.check,
+            draw=config.seed + step,
+            rank=world.rank,
+            world_size=world.size,
+        )
+    except (DataError, OSError) as error:  # told to all: the other ranks are waiting
+        problem = str(error)
+    if problems := [text for text in gather_all(problem, world) if text]:
+        raise DataError(problems[0])
 
 
 def _checked_schedule(config: TrainConfig, loader: StepLoader, step: int) -> Schedule:
