@@ -201,6 +201,11 @@ class StreamConfig:
     def __post_init__(self) -> None:
         if min(self.pair_batch, self.view_batch, self.workers, self.cache_mib, self.max_corrupt) < 0:
             raise ValueError("stream: pair_batch, view_batch, workers, cache_mib, max_corrupt must not be negative")
+        if self.view_batch == 1:
+            raise ValueError(
+                "stream.view_batch is 1, expected 0 or at least 2: VICReg's variance and covariance are statistics "
+                "over the images of a step"
+            )
         if self.pair_batch == 0 and self.view_batch == 0:
             raise ValueError("stream: pair_batch and view_batch are both 0, expected samples in at least one")
         if self.sampling != "combined" and 0 in (self.pair_batch, self.view_batch):
