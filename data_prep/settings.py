@@ -239,7 +239,7 @@ class MovingPhotosConfig:
     heldout_photos: int = 6
     """Photos held out for them (at most a third of all, at least 2). Ours."""
     max_photos: int = 64
-    """Most photos used, a seeded choice when there are more. Ours."""
+    """Most photos used, a seeded choice when there are more; at most 255, as each is a class of 8-bit maps. Ours."""
     frames: int = 8
     """Frames a sequence. Ours."""
     size: int = 128
@@ -282,7 +282,7 @@ class MovingPhotosConfig:
         require(self.sequences >= 1, f"sequences={self.sequences}", "at least 1")
         require(self.heldout_sequences >= 0, f"heldout_sequences={self.heldout_sequences}", "0 or more")
         require(self.heldout_photos >= 2, f"heldout_photos={self.heldout_photos}", "at least 2")
-        require(self.max_photos >= 4, f"max_photos={self.max_photos}", "at least 4")
+        require(4 <= self.max_photos <= 255, f"max_photos={self.max_photos}", "4 to 255 (class maps have 8 bits)")
         require(self.tiles >= 0, f"tiles={self.tiles}", "0 or more")
         require(self.tile_px >= 16, f"tile_px={self.tile_px}", "at least 16")
         counts = f"min_objects={self.min_objects}, max_objects={self.max_objects}"

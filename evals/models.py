@@ -19,7 +19,15 @@ from torch import Tensor
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.model.mcjepa import MCJEPA
-from mcjepa.model.pretrained import WeightsError, is_encoder_alone, load, load_encoder, read_config, weights_digest
+from mcjepa.model.pretrained import (
+    WeightsError,
+    is_encoder_alone,
+    load,
+    load_encoder,
+    read_config,
+    weights_digest,
+    weights_folder,
+)
 
 COARSEST_STRIDE = 64
 
@@ -56,7 +64,7 @@ def read_weights(folder: Path | str) -> Weights:
     Raises:
         DataError: the folder is absent or damaged.
     """
-    folder = Path(folder)
+    folder = weights_folder(folder)
     try:
         _, lineage = read_config(folder)
         return Weights(folder=folder, digest=weights_digest(folder), lineage=lineage)

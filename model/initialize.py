@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mcjepa.model.convnext import is_published, stage_weights
 from mcjepa.model.mcjepa import MCJEPA
-from mcjepa.model.pretrained import WEIGHTS_NAME, WeightsError, file_digest
+from mcjepa.model.pretrained import WEIGHTS_NAME, WeightsError, file_digest, weights_folder
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def initialize(model: MCJEPA, path: str | Path) -> Initialization:
 
     Args:
         model: its configuration decides; the file must fit it.
-        path: a safetensors file, or a folder that holds one: a weights folder (whole or the encoder alone), or a
-            ConvNeXt in the layout of its authors, of timm or of transformers.
+        path: a safetensors file, a shipped name (`nano`), or a folder that holds one: a weights folder (whole or the
+            encoder alone), or a ConvNeXt in the layout of its authors, of timm or of transformers.
 
     Returns:
         What was loaded, left and kept.
@@ -54,7 +54,7 @@ def initialize(model: MCJEPA, path: str | Path) -> Initialization:
     Raises:
         WeightsError: no such file, not safetensors, of an unknown layout, or of other shapes than the model.
     """
-    file = _find(Path(path).expanduser())
+    file = _find(weights_folder(path).expanduser())
     try:
         tensors = load_file(str(file))
     except (SafetensorError, OSError) as error:

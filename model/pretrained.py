@@ -2,7 +2,8 @@
 
 `config.json` holds {"format": 1, "model": {...}, "lineage": {...}}; lineage is free data about where the weights
 come from. The weights' digest is the sha256 of the safetensors file. A folder may hold the encoder alone
-(tensors `encoder.…` only): `load_encoder` reads both kinds, `load` whole models.
+(tensors `encoder.…` only): `load_encoder` reads both kinds, `load` whole models. Weights that come with the package
+(`shipped/`) are meant by their bare name, such as `nano`; a folder of that name is `./nano`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from mcjepa.model.mcjepa import MCJEPA
 
 FORMAT = 1
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
+SHIPPED = Path(__file__).with_name("shipped")
 ENCODER = "encoder."
 Record = TypeVar("Record")
 Module = TypeVar("Module", bound=nn.Module)
@@ -90,8 +92,18 @@ def read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
         raise WeightsError(f"{path} is damaged ({error}); export the weights again") from error
 
 
+def shipped_names() -> list[str]:
+    """Names of the weights that come with the package, sorted."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG_NAME}"))
+
+
 def weights_folder(weights: str | Path) -> Path:
-    """The folder that is meant by a folder (of a run, of an export, of a hub's download) or by the file in it."""
+    """The folder that is meant by a shipped name, a folder (a run's, an export, a hub's download) or its file.
+
+    A name is text: a `Path` is always a path, and so is `./nano`.
+    """
+    if isinstance(weights, str) and weights in shipped_names():
+        return SHIPPED / weights
     path = Path(weights)
     return path.parent if path.name == WEIGHTS_NAME else path
 
@@ -100,8 +112,9 @@ def load(weights: str | Path) -> MCJEPA:
     """Builds the model of some weights, on the CPU and in evaluation mode.
 
     Args:
-        weights: a folder with `model.safetensors` and `config.json` (`RUN/weights/step-…`, what `mcjepa export` writes
-            in either layout, a hub's download), or the `model.safetensors` in it.
+        weights: the name of weights that come with the package (`nano`), a folder with `model.safetensors` and
+            `config.json` (`RUN/weights/step-…`, what `mcjepa export` writes in either layout, a hub's download), or the
+            `model.safetensors` in it.
 
     Raises:
         WeightsError: a file is absent or damaged, the weights do not fit the configuration, or they are of the encoder

@@ -3,7 +3,8 @@
     d(I, J) = w1 |I - J| + w2 (I - J)^2 + ws (1 - SSIM(I, J)) / 2 + wc census(I, J),   mean over visible pixels
 
 SSIM over 3x3 windows by a mean filter (Wang et al. 2004, as in ARFlow); the census distance is the soft Hamming
-distance of 7x7 ternary census transforms (Meister et al. 2018, as in UFlow), off by default.
+distance of 7x7 ternary census transforms (Meister et al. 2018, as in UFlow: grey by luma, and nothing where the window
+leaves the image), off by default.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from mcjepa.model.config import LossConfig
 from mcjepa.model.reduction import masked_mean
+
+LUMA = (0.299, 0.587, 0.114)
+"""Grey of red, green and blue (ITU-R BT.601), as UFlow and ARFlow take it."""
 
 
 def _mean_3x3(x: Tensor) -> Tensor:
@@ -36,17 +40,25 @@ def ssim(a_B3HW: Tensor, b_B3HW: Tensor) -> Tensor:
 
 
 def census_distance(a_B3HW: Tensor, b_B3HW: Tensor, window: int = 7) -> Tensor:
-    """Soft Hamming distance of the census transforms of the grey images, (B, 1, H, W) in [0, 1)."""
+    """Soft Hamming distance of the census transforms of the grey images.
+
+    Returns:
+        (B, 1, H, W) in [0, 1); 0 within `window // 2` of the border, where a window would see padding (images smaller
+        than a window have nothing else).
+    """
+    reach = window // 2
 
     def transform(image: Tensor) -> Tensor:
-        grey = 255 * image.mean(1, keepdim=True)
-        padded = F.pad(grey, (window // 2,) * 4, mode="replicate")
-        shape = (image.shape[0], window * window, image.shape[2], image.shape[3])
-        difference = F.unfold(padded, window).view(shape) - grey
+        grey = 255 * (image * image.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        inner = (grey.shape[-2] - 2 * reach, grey.shape[-1] - 2 * reach)
+        middle = grey[..., reach : reach + inner[0], reach : reach + inner[1]]
+        difference = F.unfold(grey, window).view(grey.shape[0], window * window, *inner) - middle
         return difference / torch.sqrt(0.81 + difference.square())
 
+    if min(a_B3HW.shape[-2:]) < window:
+        return torch.zeros_like(a_B3HW[:, :1])
     squared = (transform(a_B3HW) - transform(b_B3HW)).square()
-    return (squared / (0.1 + squared)).mean(1, keepdim=True)
+    return F.pad((squared / (0.1 + squared)).mean(1, keepdim=True), (reach,) * 4)
 
 
 def reconstruction_loss(image_B3HW: Tensor, guess_B3HW: Tensor, mask_B1HW: Tensor, config: LossConfig) -> Tensor:

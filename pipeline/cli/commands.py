@@ -249,7 +249,7 @@ COMMANDS = (
     Command(
         "infer", "infer:infer",
         "compute flow and features of your own frames and videos",
-        "mcjepa infer RUN/weights/step-000001200 first.png second.png --out results\n"
+        "mcjepa infer nano first.png second.png --out results\n"
         "  mcjepa infer RUN/weights/step-000001200 holiday.mp4 frames/ --out results --write flo,video,features",
         INFER,
     ),
@@ -258,7 +258,7 @@ COMMANDS = (
         "write a checkpoint's weights as a folder: model.safetensors and config.json",
         "mcjepa export outputs/quickstart/run --out weights --layout hub",
         (
-            option("checkpoint", metavar="CHECKPOINT", help="a run, one of its checkpoints, or a weights folder"),
+            option("checkpoint", metavar="CHECKPOINT", help="a run, its checkpoint, a weights folder, or `nano`"),
             option("--out", metavar="DIR", required=True, help="folder to write"),
             option(
                 "--layout", choices=("mcjepa", "hub"), default="mcjepa",

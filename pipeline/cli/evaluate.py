@@ -33,11 +33,12 @@ MOST_LINES = 10
 def everything(arguments: argparse.Namespace) -> int:
     """`mcjepa eval all`: 4 where a score is incomplete or weights were removed before they were scored."""
     recipe, plain = load_recipe(arguments.recipe, arguments.overrides)
+    from mcjepa.pipeline.stages.benchmarks import require_weights
     from mcjepa.pipeline.stages.evaluation import Following, RecipeEvaluation
 
     evaluation = RecipeEvaluation(recipe, plain, arguments.again, _shown)
     if arguments.weights:
-        found = evaluation.score_folder(Path(arguments.weights))
+        found = evaluation.score_folder(require_weights(arguments.weights))
     else:
         found = evaluation.score_run(Following(arguments.poll_s, arguments.patience_s) if arguments.follow else None)
     _print_scores(found.scores, arguments.json, found.summary)

@@ -29,7 +29,7 @@ def infer(arguments: argparse.Namespace) -> int:
     from mcjepa.evals.infer.inputs import open_clips
     from mcjepa.pipeline.stages.inference import infer_clips, load_weights
 
-    model, digest = load_weights(Path(arguments.weights), arguments.device)
+    model, digest = load_weights(arguments.weights, arguments.device)
     clips = open_clips(arguments.inputs, arguments.max_frames)
     with StageProgress("infer") as progress:
 

@@ -40,7 +40,7 @@ def settings_of(part: str) -> Option:
 OVERRIDES = option("overrides", metavar="key=value", nargs="*", help="override a key of the recipe, a.b=c")
 RECIPE = (option("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe"), OVERRIDES)
 JSON = flag("--json", "print the result as JSON")
-WEIGHTS_HELP = "a weights folder: model.safetensors and config.json"
+WEIGHTS_HELP = "`nano`, which comes with the package, or a weights folder: model.safetensors and config.json"
 WEIGHTS = option("weights", metavar="WEIGHTS", help=WEIGHTS_HELP)
 OPTIONAL_WEIGHTS = option("weights", metavar="WEIGHTS", nargs="?", help=f"{WEIGHTS_HELP}; none with --estimates")
 DATA = option("--data", metavar="ROOT", required=True, help="the folder that the data set's archive unpacks to")

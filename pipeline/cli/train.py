@@ -71,11 +71,12 @@ def train(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """`mcjepa export`: a checkpoint's weights as a folder that needs nothing of the run."""
+    from mcjepa.model.pretrained import weights_folder
     from mcjepa.pipeline.export import export_weights
 
     out = Path(arguments.out)
     licence = arguments.license if arguments.layout == "hub" else None
-    record = export_weights(Path(arguments.checkpoint), out, arguments.only == "encoder", licence)
+    record = export_weights(weights_folder(arguments.checkpoint), out, arguments.only == "encoder", licence)
     if arguments.json:
         print(json.dumps(record))
     else:

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcjepa.model.encoder import STRIDES
 from mcjepa.model.mcjepa import PAIR_TERMS
 from mcjepa.pipeline.engine.parameters import branch_gradient_norms
 from mcjepa.pipeline.settings.monitor import AlertConfig, MeterConfig
@@ -220,6 +221,7 @@ class Alerts:
             "embedding_std_mean": config.embedding_std,
             "embedding_rank_share": config.embedding_rank,
             "visible_share": config.visible_share,
+            **{f"stride{stride}_std_mean": config.level_std for stride in STRIDES},
         }
         self._above = {"flow_px": config.flow_px}
         self.standing: set[str] = set()

@@ -55,6 +55,9 @@ class AlertConfig:
     """Least mean deviation of the embedding's dimensions [ours]."""
     embedding_rank: float = 0.02
     """Least effective rank of the embedding, as a share of what its samples and dimensions allow [ours]."""
+    level_std: float = 0.02
+    """Least mean deviation of a level's channels, where variance-covariance asks for 1: regression and cycle gain from
+    features that shrink [ours]."""
     visible_share: float = 0.05
     """Least share of pixels that both flows agree on [ours]."""
     flow_px: float = 100.0

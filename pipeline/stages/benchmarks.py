@@ -14,6 +14,7 @@ from mcjepa.evals.models import load_for_scoring
 from mcjepa.evals.progress import OnEvent, torch_threads
 from mcjepa.evals.record import publish
 from mcjepa.evals.run import run_evaluation, train_along
+from mcjepa.model.pretrained import shipped_names, weights_folder
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.tracking import TrackingConfig
 from mcjepa.pipeline.world import adopt_world
@@ -33,17 +34,18 @@ class Results:
 
 
 def require_weights(folder: str) -> Path:
-    """The weights folder.
+    """The weights folder of a path or of a shipped name.
 
     Raises:
         UsageError: there is no such folder.
     """
-    if not Path(folder).is_dir():
+    found = weights_folder(folder)
+    if not found.is_dir():
         raise UsageError(
-            f"no weights folder {folder}, expected one with model.safetensors and config.json; "
-            "`mcjepa export` makes one"
+            f"no weights folder {folder}, expected one with model.safetensors and config.json, or a name of "
+            f"{shipped_names()}; `mcjepa export` makes one"
         )
-    return Path(folder)
+    return found
 
 
 def score_weights(kind: str, weights: str, config: EvalConfig, results: Results, on_event: OnEvent) -> list[Score]:
@@ -181,7 +183,7 @@ def finetune_weights(weights: str, config: EvalConfig, results: Results, on_even
     with _joined_ranks() as rank:
         if rank == 0:
             return score_weights("finetune", weights, config, results, on_event)
-        train_along(Path(weights), config, results.out)
+        train_along(weights_folder(weights), config, results.out)
         return None
 
 

@@ -12,6 +12,7 @@ from mcjepa.evals.infer.clip import Clip
 from mcjepa.evals.infer.run import ClipResult, infer_clip
 from mcjepa.evals.models import McJepaEvalModel, choose_device, load_model, read_weights
 from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.stages.benchmarks import require_weights
 
 if TYPE_CHECKING:
     from mcjepa.evals.infer.settings import InferConfig
@@ -25,16 +26,14 @@ class Failure:
     reason: str
 
 
-def load_weights(weights: Path, device: str) -> tuple[McJepaEvalModel, str]:
-    """The model of a weights folder and the digest of its weights.
+def load_weights(weights: str, device: str) -> tuple[McJepaEvalModel, str]:
+    """The model of some weights (a folder or a shipped name) and the digest of its weights.
 
     Raises:
         UsageError: there is no such folder, it is incomplete, or there is no such device.
     """
-    if not weights.is_dir():
-        raise UsageError(f"no weights folder {weights}, expected one with model.safetensors and config.json")
     try:
-        known = read_weights(weights)
+        known = read_weights(require_weights(weights))
         return load_model(known.folder, choose_device(device)), known.digest
     except ValueError as error:
         raise UsageError(str(error)) from error

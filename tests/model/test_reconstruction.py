@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -57,7 +58,25 @@ def test_ssim_is_symmetric_and_lower_for_noisier_images() -> None:
 def test_census_of_a_brightened_image_is_nothing() -> None:
     image = 0.8 * torch.rand(1, 3, 16, 16)
     assert census_distance(image, image + 0.15).max() < 1e-4
-    assert census_distance(image, torch.rand(1, 3, 16, 16)).mean() > 0.3
+    assert census_distance(image, torch.rand(1, 3, 16, 16))[..., 3:-3, 3:-3].mean() > 0.3
+
+
+def test_census_of_random_images_equals_a_plain_loop() -> None:
+    """Grey by luma, nothing within 3 px of the border: UFlow's and ARFlow's form."""
+    a, b = torch.rand(2, 1, 3, 11, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = torch.zeros(11, 13, dtype=torch.float64)
+
+    def step(image: torch.Tensor, y: int, x: int, dy: int, dx: int) -> float:
+        red, green, blue = image[0, :, y + dy, x + dx] - image[0, :, y, x]
+        difference = 255 * float(0.299 * red + 0.587 * green + 0.114 * blue)
+        return difference / (0.81 + difference**2) ** 0.5
+
+    window = [(dy, dx) for dy in range(-3, 4) for dx in range(-3, 4)]
+    for y, x in itertools.product(range(3, 8), range(3, 10)):
+        apart = [(step(a, y, x, *d) - step(b, y, x, *d)) ** 2 for d in window]
+        expected[y, x] = sum(q / (0.1 + q) for q in apart) / 49
+    torch.testing.assert_close(census_distance(a, b)[0, 0], expected)
+    assert census_distance(a[..., :6], b[..., :6]).abs().max() == 0  # smaller than a window
 
 
 def test_census_of_one_bright_pixel_by_hand() -> None:

@@ -14,6 +14,7 @@ import pytest
 from mcjepa.data_prep.corpora import FLOW_SETS, INPUT_READERS, SEGMENTATION_CLASSES, SEGMENTATION_SETS, VOS_SETS
 from mcjepa.data_prep.corpora.image_files import write_png
 from mcjepa.data_prep.corpora.moving_photos.generate import generate, load_photos, split_photos
+from mcjepa.data_prep.corpora.moving_photos.layered_motion import Layer, LayerMotion, render_layers
 from mcjepa.data_prep.corpora.samples import packaged_photos, packaged_videos
 from mcjepa.data_prep.decode.videos import open_video
 from mcjepa.data_prep.errors import DataError
@@ -102,6 +103,14 @@ def test_too_few_photos_are_refused(tmp_path: Path) -> None:
     write_png(folder / "only.png", np.zeros((40, 40, 3), np.uint8))
     with pytest.raises(DataError, match="1 readable photos; expected at least 4"):
         generate(small(tmp_path / "out", photos=(str(folder),)), workers=1)
+
+
+def test_more_photos_than_a_class_map_of_8_bits_can_name_are_refused(tmp_path: Path) -> None:
+    """Each photo is a class and 255 is void: photo 256 once ended a generation of minutes in an OverflowError."""
+    with pytest.raises(ValueError, match=r"max_photos=256.*4 to 255"):
+        small(tmp_path / "out", max_photos=256)
+    layers = [Layer(np.full((40, 40, 4), 255, np.uint8), LayerMotion((7.5, 7.5)), photo, True) for photo in (254, 254)]
+    assert np.unique(render_layers(layers, 2, 16).classes).tolist() == [254]
 
 
 def test_heldout_photos_are_others_than_training_ones() -> None:

@@ -98,6 +98,12 @@ def test_an_alert_is_given_once_until_the_value_is_back() -> None:
     assert alerts.look({"embedding_std_mean": 0.001}) == ["embedding_std_mean is 0.001, below its limit 0.01"]
 
 
+def test_features_of_a_level_that_shrink_are_alerted() -> None:
+    alerts = Alerts(AlertConfig(level_std=0.02))
+    assert alerts.look({"stride4_std_mean": 0.11, "stride64_std_mean": 0.03}) == []
+    assert alerts.look({"stride4_std_mean": 0.011}) == ["stride4_std_mean is 0.011, below its limit 0.02"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_meters_agree_on_all_zero_stages_and_do_not_change_the_training() -> None:
