@@ -17,11 +17,17 @@ RECORD = "mlflow.json"
 
 
 def record_scores(
-    place: TrackingConfig, name: str, settings: Mapping[str, Any], scores: Sequence[Score], out: Path
+    place: TrackingConfig,
+    name: str,
+    settings: Mapping[str, Any],
+    scores: Sequence[Score],
+    out: Path,
+    began: float | None = None,
 ) -> str:
     """Logs the scores of a folder to MLflow, unless OUT/mlflow.json says that it has these; returns the run's id.
 
-    Weights, training run and datasets are those of the first score's card.
+    Weights, training run and datasets are those of the first score's card. `began` is when the scoring began, Unix
+    time, s.
 
     Raises:
         UsageError: the tracking location cannot be used.
@@ -44,6 +50,7 @@ def record_scores(
         run_name=f"eval {name}",
         run_id=find_tagged(place.uri, place.experiment, "mcjepa.eval_key", key),
         tags=_tags(scores, key),
+        began=began,
     )
     status = "FAILED"
     try:

@@ -39,6 +39,10 @@ _OURS: set[str] = set()
 """Tokens of leases that this process holds."""
 
 
+class Occupied(DataError):
+    """Another writer is at work."""
+
+
 @dataclass(frozen=True)
 class WriterProgress:
     """How far a writer is."""
@@ -165,7 +169,7 @@ def sole_writer(store: Store, *, patient: bool = False) -> Iterator[Writer]:
             a job that is moved from a lost node comes sooner than that.
 
     Raises:
-        DataError: another writer is at work there.
+        Occupied: another writer is at work there.
     """
     before = newest_lease(store)
     if before and before.alive and patient and before.machine != _machine():
@@ -193,7 +197,7 @@ def _watch(store: Store, lease: Lease) -> Lease | None:
     """Waits until a lease is stale; returns what is there then.
 
     Raises:
-        DataError: its writer gave a sign of life, or another writer came.
+        Occupied: its writer gave a sign of life, or another writer came.
     """
     LOG.warning(
         "%s was last written by %s, %.0f s ago; waiting up to %.0f s for a sign of life before taking over",
@@ -215,9 +219,9 @@ def describe_writer(lease: Lease) -> str:
     return f"process {lease.pid} on {lease.host}"
 
 
-def _occupied(store: Store, lease: Lease) -> DataError:
+def _occupied(store: Store, lease: Lease) -> Occupied:
     age = max(0.0, time.time() - lease.beat)
-    return DataError(
+    return Occupied(
         f"{store.location} is being written by {describe_writer(lease)} (last sign of life {age:.0f} s ago); "
         f"expected one writer; wait for it, stop it, or wait until it has been silent for {STALE_S:.0f} s"
     )

@@ -112,7 +112,8 @@ class RecipeEvaluation:
         else:
             log.info("%s has been scored already; --again scores it again", folder.name)
             scores = read_scores(out)
-        run_id = record_scores(recipe.tracking, f"{recipe.name} {folder.name}", self._plain["eval"], scores, out)
+        began = time.time() - (time.perf_counter() - started)
+        run_id = record_scores(recipe.tracking, f"{recipe.name} {folder.name}", self._plain["eval"], scores, out, began)
         seconds = round(time.perf_counter() - started, 1)
         _write_results(recipe, scores, known, run_id, seconds)
         return scores, run_id

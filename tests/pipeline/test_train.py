@@ -47,7 +47,7 @@ def test_a_run_stopped_half_way_continues_bit_for_bit_in_the_same_mlflow_run(rec
     damaged = folder / newest.key / "state-00000-of-00001.safetensors"
     content = damaged.read_bytes()
     damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    second = run(recipe, "halves")
+    second = run(recipe, "halves", "train.checkpoint.every_steps=2", "train.max_bad_steps=3")
     assert second.returncode == 0, second.stderr
     assert "does not count" in second.stderr and "from step 2" in second.stderr
     assert losses(recipe, "halves") == losses(recipe, "whole")
