@@ -3,7 +3,7 @@
     encoder = torch.hub.load(CHECKOUT, "mcjepa_encoder", path="FOLDER", source="local")     trained weights
     model = torch.hub.load(CHECKOUT, "mcjepa_tiny", source="local")                          random weights
 
-FOLDER is what `mcjepa export` writes, or `RUN/weights/step-…`. `nano` is the one that comes with the package. Nothing is downloaded.
+FOLDER is what `mcjepa export` writes, or `RUN/weights/step-…`; `nano` comes with the package. Nothing is downloaded.
 Models come on the CPU and in evaluation mode; images are RGB in [0, 1], shape (B, 3, H, W).
 """
 

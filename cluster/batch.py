@@ -15,12 +15,12 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mcjepa.cluster.job import Element, read_record
 from mcjepa.cluster.rendezvous import free_port
-from mcjepa.cluster.restarts import JobState, judge
+from mcjepa.cluster.restarts import JobState, Outcome, judge
 
 KEEP_S, HURRY_S = 120.0, 6.0
 """For copying logs; less where the scheduler may be about to end the job, which must be queued again before."""
@@ -68,13 +68,24 @@ def progress_of(element: Element) -> int | None:
 
 
 def end(folder: Path, environment: Mapping[str, str], code: int) -> str:
-    """Notes the end of the tasks; returns the verdict."""
+    """Notes the end of the tasks, and says why where one of them told; returns the verdict."""
     record = read_record(folder)
     state = JobState(folder, job_id(environment))
-    verdict = judge(record.stage, code, state.outcomes())
+    outcomes = state.outcomes()
+    verdict = judge(record.stage, code, outcomes)
+    if verdict != "done":
+        _say_why(folder, state.job, outcomes)
     state.end(code, verdict, time.time())
     keep_logs(record.elements[element_number(environment)], state.job, HURRY_S if verdict == "requeue" else KEEP_S)
     return verdict
+
+
+def _say_why(folder: Path, job: str, outcomes: Sequence[Outcome]) -> None:
+    """Names the first task that failed: srun kills the others as soon as one has, so rank 0 may have said nothing."""
+    for outcome in [each for each in outcomes if not each.stopped][:1]:
+        log = folder / f"{job}_{outcome.rank}_log.out"
+        what = outcome.reason or f"rank {outcome.rank} ended with exit code {outcome.code}, see {log}"
+        print(f"mcjepa: {what}", file=sys.stderr)
 
 
 def keep_logs(element: Element, job: str, within_s: float) -> None:
@@ -107,7 +118,7 @@ def main() -> int:
         print(
             f"mcjepa: {arguments.number + 1} starts in a row brought no newer checkpoint, expected at most "
             f"{arguments.number} (restarts.without_progress of the site); look at the logs in {arguments.folder}, "
-            "mend the cause, then `mcjepa launch resume`",
+            f"mend the cause, then `mcjepa launch resume {shlex.quote(str(arguments.folder))}`",
             file=sys.stderr,
         )
         return 1

@@ -30,6 +30,8 @@ class Outcome:
     code: int
     stopped: bool = False
     """It was asked to stop, by a signal of the scheduler, and did."""
+    reason: str = ""
+    """What the job's own output is to say of it, in one line; empty: what the task wrote itself is enough."""
 
 
 def judge(stage: Stage, code: int, outcomes: Iterable[Outcome]) -> Verdict:
@@ -106,14 +108,16 @@ class JobState:
 
     def tell(self, outcome: Outcome) -> None:
         """A task notes its end, in a file of its own."""
-        write_json(self._outcome_path(outcome.rank), {"code": outcome.code, "stopped": outcome.stopped})
+        told = {"code": outcome.code, "stopped": outcome.stopped, "reason": outcome.reason}
+        write_json(self._outcome_path(outcome.rank), told)
 
     def outcomes(self) -> list[Outcome]:
         """What the tasks of the last start have told."""
         found = []
         for path in sorted(self.folder.glob(f"{self.job}.start-{len(self.starts)}.rank-*.json")):
             content = json.loads(path.read_text(encoding="utf-8"))
-            found.append(Outcome(int(path.stem.rsplit("-", 1)[1]), content["code"], content["stopped"]))
+            rank = int(path.stem.rsplit("-", 1)[1])
+            found.append(Outcome(rank, content["code"], content["stopped"], content.get("reason", "")))
         return found
 
     def forget(self) -> None:

@@ -57,13 +57,14 @@ class SlurmTask:
             signal.signal(number, self._note)
         state = JobState(self.folder, job_id(os.environ))
         rank = int(os.environ.get("SLURM_PROCID", "0"))
+        reason = self._missing_interface()
         try:
-            code = self._missing_interface() or self.run(os.environ)
+            code = USAGE if reason else self.run(os.environ)
         except Interrupted:
             code = INTERRUPTED
         stopped = code == INTERRUPTED  # also where the signal came to the command alone: its ranks stop together
         if code and (rank == 0 or not stopped):
-            state.tell(Outcome(rank, code, stopped))
+            state.tell(Outcome(rank, code, stopped, reason))
         if code == 0 or stopped or (self.stage != "train" and code == PARTIAL):
             return 0  # else srun would end the tasks that are still saving
         sys.exit(code if code > 0 else 128 - code)
@@ -74,15 +75,14 @@ class SlurmTask:
         argv = [sys.executable, *self.element.argv]
         return run_together([(argv, {**self.element.environment, **world})], grace_s=self.save_s)
 
-    def _missing_interface(self) -> int:
-        """The exit code of wrong settings where this node lacks an interface of the site; 0 where it has all."""
+    def _missing_interface(self) -> str:
+        """What is wrong where this node lacks an interface of the site; empty where it has all."""
         try:
             for interface in filter(None, self.interface.split(",")):
                 own_address(interface)
         except LaunchError as error:
-            print(f"mcjepa: {error}", file=sys.stderr)
-            return USAGE
-        return 0
+            return str(error)
+        return ""
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.received.append(number)

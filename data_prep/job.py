@@ -24,7 +24,8 @@ from mcjepa.data_prep.settings import DatasetConfig, MovingPhotosConfig, PrepCon
 from mcjepa.data_prep.storage import Store, absolute_location, join_location, open_store
 from mcjepa.data_prep.storage.lease import Writer, WriterProgress, sole_writer
 from mcjepa.data_prep.workers.leakage_index import make_leakage_index
-from mcjepa.data_prep.workers.ray_job import cluster_address, count_workers, run_tasks, running_ray
+from mcjepa.data_prep.workers.ray_job import count_workers, run_tasks
+from mcjepa.data_prep.workers.ray_session import cluster_address, running_ray
 from mcjepa.data_prep.workers.shard_maker import ShardResult, ShardWork, make_shard
 
 MOST_LISTED = 1000

@@ -149,8 +149,9 @@ class VideoConfig:
     freeze is no motion. Ours."""
     interlaced: Literal["deinterlace", "keep", "refuse"] = "deinterlace"
     """Interlaced frames: by yadif, a frame stays a frame; `keep`: combed as they are; `refuse`: filtered. Ours."""
-    wide_colours: Literal["refuse", "keep"] = "refuse"
-    """HDR (PQ, HLG) and primaries beyond BT.709's: `refuse`: filtered; `keep`: stored as if they were plain. Ours."""
+    wide_colours: Literal["refuse", "convert", "keep"] = "refuse"
+    """HDR (PQ, HLG) and primaries beyond BT.709's: `refuse`: filtered; `convert`: tone-mapped to plain video (Hable's
+    curve, white at 1,000 cd/m²); `keep`: stored as if they were plain. Ours."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

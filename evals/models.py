@@ -120,6 +120,12 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def device_of(model: EvalModel) -> torch.device:
+    """Where what is computed of its features is computed: beside the encoder; the CPU where it does not say."""
+    found = getattr(model, "device", None)
+    return found if isinstance(found, torch.device) else torch.device("cpu")
+
+
 def load_model(folder: Path, device: torch.device) -> McJepaEvalModel:
     """The model of that folder (safetensors and config), whole or its encoder alone, ready to be scored.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from mcjepa.data_prep.storage import write_json
 from mcjepa.pipeline.tracking import TrackingConfig
 
 if TYPE_CHECKING:
-    from mcjepa.evals.cards import Score
+    from mcjepa.evals.cards import Card, Score
 
 RECORD = "mlflow.json"
 
@@ -22,12 +23,13 @@ def record_scores(
     settings: Mapping[str, Any],
     scores: Sequence[Score],
     out: Path,
+    recipe: Mapping[str, Any] | None = None,
     began: float | None = None,
 ) -> str:
     """Logs the scores of a folder to MLflow, unless OUT/mlflow.json says that it has these; returns the run's id.
 
-    Weights, training run and datasets are those of the first score's card. `began` is when the scoring began, Unix
-    time, s.
+    Weights, training run and datasets are those of the first score's card; the run names the recipe, if there is one.
+    `began` is when the scoring began, Unix time, s.
 
     Raises:
         UsageError: the tracking location cannot be used.
@@ -41,7 +43,7 @@ def record_scores(
     logged = json.loads(path.read_bytes()) if path.is_file() else {}
     if logged.get("key") == key and logged.get("scores") == digest and logged.get("uri") == place.uri:
         return str(logged["run_id"])
-    from mcjepa.pipeline.tracking import Tracker, find_tagged
+    from mcjepa.pipeline.tracking import Tracker, find_tagged, origin_tags
 
     tracker = Tracker(
         place.uri,
@@ -49,7 +51,7 @@ def record_scores(
         place.artifacts,
         run_name=f"eval {name}",
         run_id=find_tagged(place.uri, place.experiment, "mcjepa.eval_key", key),
-        tags=_tags(scores, key),
+        tags=origin_tags("eval", recipe or {"name": ""}) | _tags(scores, key),
         began=began,
     )
     status = "FAILED"
@@ -58,12 +60,20 @@ def record_scores(
         for score in scores:
             values = {f"{score.name}/{metric}": value for metric, value in score.metrics.items()}
             tracker.metrics(values, int(score.card.lineage.get("step", 0)))
+        tracker.datasets([_dataset(score.card) for score in scores])
         tracker.artifact(out, "eval")
         status = "FINISHED"
     finally:
         tracker.end(status)
     write_json(path, {"key": key, "scores": digest, "uri": place.uri, "run_id": tracker.run_id})
     return tracker.run_id
+
+
+def _dataset(card: Card) -> dict[str, str]:
+    """The set that was scored as an input of the run; its id is a digest of what the card says of it."""
+    named = {"set": card.data_set, "split": card.split, "items": f"{card.frames} {card.unit}"}
+    digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+    return {"name": f"{card.data_set} {card.split}", "dataset_id": digest, "location": card.root, "context": "scored"}
 
 
 def _tags(scores: Sequence[Score], key: str) -> dict[str, str]:

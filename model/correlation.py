@@ -6,12 +6,15 @@ with zeros outside the map. All displacements of a stretch of an image row of `l
 it can reach of the padded `right`, 2r + 1 rows of T + 2r cells: the wanted values are the diagonal bands, read out as
 a strided view. The backward pass writes the gradient into the same bands and multiplies again. Of T + 2r products in a
 row 2r + 1 are wanted: long rows are cut into stretches, short ones stay whole, because small products cost more a
-number. Maps are worked on in blocks of rows that fit a cache, and nothing but the inputs is kept.
+number. Maps are worked on in blocks of rows that fit a cache, and nothing but the inputs is kept. In fp16, whose
+largest number is 65,504, sums over channels would overflow before they are divided: factors of a product are made
+smaller first, by a power of two, which rounds nothing.
 Measured in `benchmarks/model/model_correlation.py` against the loop over displacements.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -109,6 +112,15 @@ def _seen(padded: Tensor, t: _Tiling, rows: slice, cells: slice) -> Tensor:
     return padded.as_strided(shape, (image, row, t.tile * cell, row, cell, 1), start)
 
 
+def _shrink(maps: Tensor) -> float:
+    """What both factors of a product of fp16 maps (B, C, h, w) are multiplied by: its square is at most 1 / C.
+
+    >>> _shrink(torch.zeros(1, 768, 1, 1, dtype=torch.float16)), _shrink(torch.zeros(1, 768, 1, 1))
+    (0.03125, 1.0)
+    """
+    return 1.0 if maps.dtype != torch.float16 else 2.0 ** -math.ceil(math.log2(maps.shape[1]) / 2)
+
+
 class _BandedCorrelation(torch.autograd.Function):
     """Keeps nothing but its inputs; everything else it needs is the size of a block."""
 
@@ -117,6 +129,9 @@ class _BandedCorrelation(torch.autograd.Function):
         t = _tile(left, search_range)
         ctx.save_for_backward(left, right)
         ctx.tiling = t
+        shrink = _shrink(left)
+        if shrink < 1:
+            left, right = left * shrink, right * shrink
         out = left.new_empty(len(left), t.height, t.count * t.tile, t.window, t.window)
         groups = (x.split(t.images) for x in (left, right, out))
         for left_group, right_group, out_group in zip(*groups, strict=True):
@@ -126,25 +141,29 @@ class _BandedCorrelation(torch.autograd.Function):
                 seen = _seen(padded, t, rows, slice(0, t.seen)).reshape(-1, t.window * t.seen, t.channels)
                 product = torch.bmm(stretches, seen.transpose(1, 2))
                 out_group[:, rows].view(-1, t.tile, t.window, t.window).copy_(_bands(product, t.window))
-        return out[:, :, : t.width].flatten(3).div_(t.channels).permute(0, 3, 1, 2)
+        return out[:, :, : t.width].flatten(3).div_(t.channels * shrink**2).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         left, right = ctx.saved_tensors
         t: _Tiling = ctx.tiling
+        grad, shrink = grads[0], _shrink(left)
         grad_left, grad_right = torch.empty_like(left), torch.empty_like(right)
-        groups = (x.split(t.images) for x in (left, right, grads[0], grad_left, grad_right))
+        if shrink < 1:
+            left, right, grad = left * shrink, right * shrink, grad * shrink
+        divisor = t.channels * shrink**2
+        groups = (x.split(t.images) for x in (left, right, grad, grad_left, grad_right))
         for left_group, right_group, grad_group, to_left, to_right in zip(*groups, strict=True):
             padded = t.pad(right_group)
             grad_padded = torch.zeros_like(padded)
             for rows in t.row_blocks():
                 stretches = t.cut(left_group[:, :, rows])
-                grad = t.cut(grad_group[:, :, rows]).unflatten(2, (t.window, t.window))
-                of_left = _backward_block(t, rows, (stretches, padded), grad, grad_padded)
+                grad_rows = t.cut(grad_group[:, :, rows]).unflatten(2, (t.window, t.window))
+                of_left = _backward_block(t, rows, (stretches, padded), grad_rows, grad_padded)
                 of_left = of_left.view(len(to_left), -1, t.count * t.tile, t.channels)[:, :, : t.width]
-                to_left[:, :, rows] = of_left.permute(0, 3, 1, 2).div_(t.channels)
+                to_left[:, :, rows] = of_left.permute(0, 3, 1, 2).div_(divisor)
             inner = grad_padded[:, t.reach : t.reach + t.height, t.reach : t.reach + t.width]
-            to_right.copy_(inner.permute(0, 3, 1, 2)).div_(t.channels)
+            to_right.copy_(inner.permute(0, 3, 1, 2)).div_(divisor)
         return grad_left, grad_right, None
 
 

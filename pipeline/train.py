@@ -56,11 +56,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """Told to the caller at every record of the meters."""
+    """Told to the caller before the first step and after each."""
 
     step: int
     steps: int
     values: Mapping[str, float]
+    """The meters' last record; empty before the first."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def train(
         model_config: the model's.
         tracking: where MLflow is.
         recipe: the whole resolved recipe as plain data, kept with the run.
-        on_progress: called on rank 0 at every record.
+        on_progress: called on rank 0 before the first step and after each.
 
     Returns:
         How it ended, on every rank.
@@ -157,7 +158,7 @@ def _open_run(
     require_same_start(loader.order, world, "set of datasets")
     _check_shards(loader, config, world, continuation.step)
     for name, summary in loader.describe().items():
-        log.info("%s: %s", name, summary)
+        log.info("%s: %s", name, summary.in_words())
     schedule = _checked_schedule(config, loader, continuation.step)
     facts = run_facts(config, loader)
     keeper = CheckpointKeeper(config.checkpoint, world, folder, facts)
@@ -218,6 +219,10 @@ def _checked_schedule(config: TrainConfig, loader: StepLoader, step: int) -> Sch
     return schedule
 
 
+def _ignore(_: TrainProgress) -> None:
+    """For ranks that tell nothing."""
+
+
 def run_facts(config: TrainConfig, loader: StepLoader) -> dict[str, Any]:
     """What must be the same when a run is continued: all that the order of samples hangs on."""
     return {
@@ -255,6 +260,8 @@ class _Run:
         pictures = RunPictures(config.stream, config.seed, self.world, config.meters.pictures, self.folder.path)
         values: dict[str, float] = {}
         engine.train()
+        tell = on_progress if self.world.rank == 0 else _ignore
+        tell(TrainProgress(step, schedule.steps, values))
         batches = iter(self.loader)
         while step < schedule.steps:
             instruments.waits_for_data(step)
@@ -277,8 +284,7 @@ class _Run:
             if step % config.log_every == 0 or last:
                 values = instruments.record(setting)
                 records.metrics(step, values)
-                if self.world.rank == 0:
-                    on_progress(TrainProgress(step, schedule.steps, values))
+            tell(TrainProgress(step, schedule.steps, values))
             if config.meters.pictures_every and step % config.meters.pictures_every == 0:
                 instruments.clock.enter("pictures")
                 records.picture(pictures.draw(engine, step))

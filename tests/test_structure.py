@@ -81,7 +81,7 @@ SETTINGS = ("mcjepa.data_prep.settings", "mcjepa.model.config", *(f"mcjepa.evals
 CHANGES_A_STEP = {"backward", "step", "zero_grad", "load_state_dict", "manual_seed", "set_rng_state", "requires_grad_"}
 MODEL_MAY_USE = {"torch", "numpy", "safetensors"}
 ADAPTERS = {
-    "ray": {"data_prep/workers/ray_job.py", "data_prep/workers/ray_submit.py"},
+    "ray": {f"data_prep/workers/ray_{name}.py" for name in ("job", "session", "submit")},
     "mlflow": {"pipeline/tracking/mlflow.py"},
     "deepspeed": {"pipeline/engine/engine.py"},
     "submitit": {"cluster/submit.py", "cluster/task.py"},

@@ -23,7 +23,8 @@ from pathlib import Path
 
 from benchmarks.prep_corpus import clip_dataset, plan_into
 from mcjepa.data_prep.process import one_processor
-from mcjepa.data_prep.workers.ray_job import run_tasks, running_ray
+from mcjepa.data_prep.workers.ray_job import run_tasks
+from mcjepa.data_prep.workers.ray_session import running_ray
 from mcjepa.data_prep.workers.shard_maker import make_shard
 
 MINUTE_S = 60.0

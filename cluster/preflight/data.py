@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from mcjepa.cluster.preflight.findings import Finding, readable_bytes, readable_seconds
+
+BESIDE = 0.1
+"""Share of a step that loading may take in the training process itself."""
 
 
 @dataclass(frozen=True)
@@ -181,3 +185,29 @@ def read_finding(
             f"cache shards on the nodes, use more nodes, or expect {readable_seconds(node_share / rate)} a step",
         )  # fmt: skip
     return Finding("reading", "ok", found)
+
+
+def loading_finding(load_s: float | None, workers: int, cores: int, step_s: float | None) -> Finding:
+    """Whether a rank's loading processes keep up with its steps.
+
+    Args:
+        load_s: seconds of a core that the rank's share of a step takes to read, decode and augment; None: not known.
+        workers: its loading processes; 0: it loads between its steps.
+        cores: that the rank has.
+        step_s: seconds per step; None: not known.
+    """
+    own = f"{workers} loading process(es)" if workers else "no loading process"
+    if load_s is None:
+        return Finding("loading", "ok", f"{own} a rank on {cores} core(s); what a step takes to load is not known")
+    found = f"a rank's step takes {load_s:.2g} s of a core to load; {own} a rank on {cores} core(s)"
+    if step_s is None:
+        return Finding("loading", "ok", f"{found} keep up with steps of {load_s / max(workers, 1):.2g} s or more")
+    needed = math.ceil(load_s / step_s)
+    if workers >= needed or (not workers and load_s < BESIDE * step_s):
+        return Finding("loading", "ok", found)
+    advice = f"set train.stream.workers={needed}"
+    if cores <= needed:
+        advice += f", and ask for {needed + 1} cores a rank (cpus_per_task of the site)"
+    return Finding(
+        "loading", "warning", found, f"{needed} loading process(es) for steps of {step_s:.2g} s: they will wait", advice
+    )

@@ -11,7 +11,7 @@ With n parameters in all, W ranks, AdamW, and weights of e bytes (4; fp16: 2), D
                                  (1: and e n more)
 
 and the larger of the last two lines counts. The step's tensors with the gradients that they meet come from
-`StepMemory`. A bucket has `reduce_bucket_size` elements (5e8 by default: 2 GB of fp32, whatever the model), allocated
+`StepMemory`. A bucket has `reduce_bucket_size` elements (DeepSpeed's own default is 5e8: 2 GB of fp32), allocated
 whole on a GPU; on a CPU only its used part (at most n elements) becomes real. With bf16 there are two, for gradients
 that are reduced in bf16 and in fp32. `overlap_comm` doubles them in stages 1 and 2. Of stage 3, parameters up to the
 persistence threshold stay whole on every rank; with fewer than 1e9 parameters none of those gathered is given back
@@ -32,8 +32,9 @@ Precision = Literal["fp32", "bf16", "fp16"]
 SPARE = 0.1
 """Share of a device that is left for its context, its libraries' workspaces and fragmentation."""
 CPU_LIBRARIES_BYTES = 700 << 20
-"""What a rank on a CPU has before the model: Python, torch, DeepSpeed, MLflow and what they allocate once; 672 MiB were
-measured."""
+"""What a rank on a CPU has before the model: Python, torch, DeepSpeed, MLflow and what they allocate once. One program
+on one machine took 612, 616 and 672 MiB by itself, and 641 to 702 as Slurm counted it: what the kernel maps of the
+libraries' files differs (182 of the 612). The most counts, so that a rank is never said to take less than it does."""
 WATCHER_BYTES = 50 << 20
 """The process that watches a rank of a Slurm job, and counts as the job's; 43 MiB were measured."""
 

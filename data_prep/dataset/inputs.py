@@ -49,8 +49,9 @@ class InputRecord:
     @property
     def where(self) -> str:
         """Its location in words: the uri, and of a member of a tar its name in it."""
-        _, tar, member = self.name.partition(".tar/")
-        return f"{self.uri} ({member})" if tar and self.uri.endswith(".tar") else self.uri
+        tar = self.uri.rpartition("/")[2]
+        member = self.name.partition(f"/{tar}/")[2]
+        return f"{self.uri} ({member})" if member and tar.lower().endswith(".tar") else self.uri
 
 
 def record_from(content: dict[str, Any], where: str) -> InputRecord:

@@ -25,10 +25,9 @@ from pydantic import TypeAdapter
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.decode.cutter import CutSample, cut_input
 from mcjepa.data_prep.decode.messages import DecodeFailure, MessageReader, PipeClosed, Unwanted, write_message
-from mcjepa.data_prep.decode.videos import import_decoder
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.process import end_with_parent
-from mcjepa.data_prep.settings import DatasetConfig
+from mcjepa.data_prep.settings import DatasetConfig, DecoderName
 
 if TYPE_CHECKING:
     from mcjepa.data_prep.filters.judge import SampleJudge
@@ -53,7 +52,7 @@ def main(parent_pid: int, config_json: str, leakage_index: str) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     try:
         Image.init()
-        import_decoder(config.decoder)
+        _import_decoder(config.decoder)
         make_judge = _judge_maker(config, leakage_index)
     except DataError as error:
         write_message(out, {"type": "refused", "reason": str(error)})
@@ -67,6 +66,27 @@ def main(parent_pid: int, config_json: str, leakage_index: str) -> None:
         except PipeClosed:
             return
         _serve(_INPUT.validate_python(request["input"]), config, make_judge(), out)
+
+
+def _import_decoder(decoder: DecoderName) -> None:
+    """Load a decoder's libraries, and PyAV, which reads containers.
+
+    Raises:
+        DataError: they are not installed, or do not load.
+    """
+    import av  # noqa: F401
+
+    if decoder == "decord":
+        import decord  # noqa: F401
+    elif decoder == "torchcodec":
+        try:
+            import torchcodec.decoders  # noqa: F401
+        except (ImportError, OSError, RuntimeError) as error:
+            cause = str(error).strip().partition("\n")[0]
+            raise DataError(
+                f"torchcodec does not load ({cause}); expected the extra mcjepa[torchcodec] and the system's FFmpeg "
+                "libraries; run `pip install 'mcjepa[torchcodec]'` and `apt install ffmpeg`, or set decoder=decord"
+            ) from error
 
 
 def encode_config(config: DatasetConfig) -> str:

@@ -35,6 +35,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from mcjepa.data_prep.decode.colour import converts, to_plain
 from mcjepa.data_prep.decode.containers import (
     VideoTable,
     frame_orientation,
@@ -45,7 +46,6 @@ from mcjepa.data_prep.decode.containers import (
 )
 from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.orientation import UPRIGHT
-from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.settings import DecoderName, VideoConfig
 
 ByteArray = npt.NDArray[np.uint8]
@@ -107,9 +107,27 @@ def _without_padding(pixels: ByteArray) -> ByteArray:
     return np.ascontiguousarray(pixels.reshape(height, width * channels)[:, : 3 * width]).reshape(height, width, 3)
 
 
-def decode_by_pyav(table: VideoTable, numbers: IntArray, deinterlace: bool = False) -> Iterator[ByteArray]:
-    """Frames `numbers` (increasing) by PyAV, a few of them ahead in a thread, as decord does."""
-    yield from _read_ahead(_decode_by_pyav(table, numbers, deinterlace), FRAMES_AHEAD)
+def decode_by_pyav(
+    table: VideoTable, numbers: IntArray, deinterlace: bool = False, convert: bool = False
+) -> Iterator[ByteArray]:
+    """Frames `numbers` (increasing) by PyAV, a few of them ahead in a thread, as decord does.
+
+    Args:
+        table: What its container says.
+        numbers: The frames.
+        deinterlace: Make whole frames of interlaced ones.
+        convert: Map wide colours to plain ones.
+    """
+    facts = table.facts
+    to_rgb = partial(to_plain, transfer=facts.transfer, primaries=facts.primaries) if convert else _as_decord
+    yield from _read_ahead(_decode_by_pyav(table, numbers, deinterlace, to_rgb), FRAMES_AHEAD)
+
+
+def _as_decord(frame: Any) -> ByteArray:
+    """RGB (H, W, 3) with decord's way of turning YUV into RGB."""
+    from av.video.reformatter import Interpolation
+
+    return cast(ByteArray, frame.to_ndarray(format="rgb24", interpolation=Interpolation.BICUBIC, threads=1))
 
 
 def _read_ahead(frames: Iterator[ByteArray], most: int) -> Iterator[ByteArray]:
@@ -122,10 +140,9 @@ def _read_ahead(frames: Iterator[ByteArray], most: int) -> Iterator[ByteArray]:
             yield cast(ByteArray, frame)
 
 
-def _decode_by_pyav(table: VideoTable, numbers: IntArray, deinterlace: bool) -> Iterator[ByteArray]:
-    """By PyAV, with decord's way of turning YUV into RGB."""
-    from av.video.reformatter import Interpolation
-
+def _decode_by_pyav(
+    table: VideoTable, numbers: IntArray, deinterlace: bool, to_rgb: Callable[[Any], ByteArray]
+) -> Iterator[ByteArray]:
     wanted = iter(numbers.tolist())
     number = next(wanted, None)
     orientation = UPRIGHT
@@ -134,8 +151,7 @@ def _decode_by_pyav(table: VideoTable, numbers: IntArray, deinterlace: bool) -> 
         for at, frame in enumerate(deinterlaced(frames) if deinterlace else frames):
             orientation = frame_orientation(frame) or orientation
             if at == number:
-                rgb = frame.to_ndarray(format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
-                yield np.ascontiguousarray(orientation.apply(rgb))
+                yield np.ascontiguousarray(orientation.apply(to_rgb(frame)))
                 number = next(wanted, None)
             if number is None:
                 return
@@ -145,8 +161,11 @@ def _frames_in_order(container: Any, table: VideoTable) -> Iterator[Any]:
     """All frames, stretch by stretch: the decoder starts anew with each.
 
     Raises:
-        DecodeFailure: a stretch that is not the last has another number of frames than its packets tell.
+        DecodeFailure: a packet is damaged, or a stretch that is not the last has another number of frames than its
+            packets tell.
     """
+    from av.error import FFmpegError
+
     stream: Any = container.streams[table.stream]
     context = stream.codec_context
     context.thread_type = "NONE"
@@ -161,9 +180,40 @@ def _frames_in_order(container: Any, table: VideoTable) -> Iterator[Any]:
                 raise DecodeFailure(f"its part {stretch + 1} ends at frame {given}, by its packets at {ends[stretch]}")
             context.flush_buffers()
             stretch += 1
-        for frame in packet.decode():
+        try:
+            decoded = packet.decode()
+        except FFmpegError as error:
+            number = frame_number(table, stretch, packet, stream)
+            raise DecodeFailure(f"damaged at frame {number} of {len(table.times_s)} ({error.strerror})") from error
+        for frame in decoded:
             yield frame
             given += 1
+
+
+def frame_number(table: VideoTable, stretch: int, packet: Any, stream: Any) -> int:
+    """Number of the frame that a packet of this stretch gives, or of the first one after it."""
+    start, end = np.searchsorted(table.stretches, [stretch, stretch + 1]).tolist()
+    at = packet.dts if packet.pts is None else packet.pts
+    if at is None:  # the empty packet at the end
+        return int(end) - 1
+    # The times are products of the same numbers: they are met exactly.
+    return min(start + int(np.searchsorted(table.times_s[start:end], at * float(stream.time_base))), int(end) - 1)
+
+
+def explain_failure(table: VideoTable, decoder: DecoderName, error: Exception) -> str:
+    """Why a decoder failed, in words that are the same on every run.
+
+    decord decodes in threads: which of its errors comes first, and at which frame, is chance. PyAV tells which packet
+    is damaged.
+    """
+    if decoder != "pyav":
+        try:
+            with open_container(table.path) as container:
+                for _ in _frames_in_order(container, table):
+                    pass
+        except DecodeFailure as failure:
+            return str(failure)
+    return f"{decoder} cannot decode it ({type(error).__name__}: {error}); PyAV may: set decoder=pyav"
 
 
 def deinterlaced(frames: Iterator[Any]) -> Iterator[Any]:
@@ -266,15 +316,21 @@ class Video:
         """
         self.table = table
         self.frame_count = len(table.times_s)
-        self.decoder = fitting_decoder(table, decoder)
-        self._decode = DECODERS[self.decoder]
         facts = table.facts
-        if facts.wide_colours and config.wide_colours == "refuse":
+        convert = config.wide_colours == "convert" and bool(facts.wide_colours)
+        if (
+            facts.wide_colours
+            and config.wide_colours != "keep"
+            and not (convert and converts(facts.transfer, facts.primaries))
+        ):
             raise Unwanted(f"{facts.wide_colours}: stored as they are its colours would be wrong; see wide_colours")
+        self.decoder = "pyav" if convert else fitting_decoder(table, decoder)
+        self._decode = DECODERS[self.decoder]
         if facts.interlaced and config.interlaced == "refuse":
             raise Unwanted("interlaced: refused by interlaced=refuse")
-        if config.interlaced == "deinterlace" and self.decoder == "pyav":
-            self._decode = partial(decode_by_pyav, deinterlace=True)
+        if self.decoder == "pyav":
+            deinterlace = config.interlaced == "deinterlace"
+            self._decode = partial(decode_by_pyav, deinterlace=deinterlace, convert=convert)
         aspect = table.pixel_aspect if config.square_pixels else Fraction(1)
         self.size = table.upright_size(aspect)
         """Width and height of its first frames as `read` gives them, px."""
@@ -284,16 +340,24 @@ class Video:
         """The frames `numbers` (increasing).
 
         Raises:
-            Exception: whatever the decoder raises on damaged frames.
-            DecodeFailure: it ends before the last one.
+            DecodeFailure: it is damaged, or ends before the last one.
         """
         at = 0
-        for rgb in self._decode(self.table, numbers):
+        for rgb in self._decoded(numbers):
             number = int(numbers[at])
             yield NumberedFrame(number, float(self.table.times_s[number]), square(rgb, self._aspect))
             at += 1
         if at < len(numbers):
             raise DecodeFailure(f"ended before frame {numbers[at]} of {self.frame_count}")
+
+    def _decoded(self, numbers: IntArray) -> Iterator[ByteArray]:
+        """The decoder's frames; what it says of damage in our words."""
+        try:
+            yield from self._decode(self.table, numbers)
+        except (DecodeFailure, MemoryError):
+            raise
+        except Exception as error:  # decord's class derives from nothing narrower
+            raise DecodeFailure(explain_failure(self.table, self.decoder, error)) from error
 
 
 def square(rgb: ByteArray, aspect: Fraction) -> ByteArray:
@@ -314,27 +378,6 @@ def open_video(
         Unwanted: its colours or its interlacing are refused by `config`; None refuses nothing.
     """
     return Video(read_table(path, max_megapixels), decoder, config or VideoConfig(wide_colours="keep"))
-
-
-def import_decoder(decoder: DecoderName) -> None:
-    """Load a decoder's libraries, and PyAV, which reads containers.
-
-    Raises:
-        DataError: they are not installed, or do not load.
-    """
-    import av  # noqa: F401
-
-    if decoder == "decord":
-        import decord  # noqa: F401
-    elif decoder == "torchcodec":
-        try:
-            import torchcodec.decoders  # noqa: F401
-        except (ImportError, OSError, RuntimeError) as error:
-            cause = str(error).strip().partition("\n")[0]
-            raise DataError(
-                f"torchcodec does not load ({cause}); expected the extra mcjepa[torchcodec] and the system's FFmpeg "
-                "libraries; run `pip install 'mcjepa[torchcodec]'` and `apt install ffmpeg`, or set decoder=decord"
-            ) from error
 
 
 def decoder_version(decoder: DecoderName) -> str:

@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ PREFIX = "mcjepa-"
 VARIABLE = "MCJEPA_RAY_FOLDER"
 LOCK_NAME = "lock"
 KILL_LIMIT_S, END_LIMIT_S = 8.0, 15.0
+CLEAN_LOOKS = 3
 
 
 class Guardian:
@@ -32,37 +34,53 @@ class Guardian:
 
     def __init__(self, folder: str) -> None:
         """Start the process; it has the lock when this returns."""
+        self._folder = folder
         command = [sys.executable, "-I", __file__, folder]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, cwd="/"
         )
         assert self._process.stdout is not None
         self._process.stdout.readline()
+        self._ending = threading.Lock()
 
     def end(self) -> None:
-        """Let it do its work now, and wait for it."""
+        """Let it do its work now, and wait for it; again: remove what Ray has written since."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(END_LIMIT_S)
-        self._process.stdout.close()
+        with self._ending:
+            self._process.stdin.close()
+            self._process.wait(END_LIMIT_S)
+            self._process.stdout.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def clear_abandoned(parent: str) -> None:
     """Remove folders of this user's Rays below `parent` whose driver and guardian are both gone."""
-    for path in Path(parent).glob(f"{PREFIX}*/{LOCK_NAME}"):
+    for path in Path(parent).glob(f"{PREFIX}*/"):
         with contextlib.suppress(OSError):
-            if path.stat().st_uid == os.getuid():
-                with path.open("rb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    _clear(str(path.parent))
+            if path.stat().st_uid == os.getuid() and _is_abandoned(path):
+                _clear(str(path))
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether a folder's guardian has gone; one without a lock was written to after its guardian had removed it."""
+    try:
+        with (path / LOCK_NAME).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:
+        return any(path.glob("session_*")) and not any(_processes_of(str(path)))
 
 
 def main(folder: str) -> None:
     """Wait for the end of the standard input, then clear."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    with Path(folder, LOCK_NAME).open("wb") as file:
+    new = Path(folder, f"{LOCK_NAME}.new")
+    with new.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        new.rename(Path(folder, LOCK_NAME))  # it is never there without being held
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         while os.read(0, 4096):
@@ -71,15 +89,20 @@ def main(folder: str) -> None:
 
 
 def _clear(folder: str) -> None:
-    """Kill what belongs to the folder until nothing does, and remove it."""
+    """Kill what belongs to the folder until nothing does, and remove it.
+
+    A process that is just becoming another program names nothing for a moment: a single look is no proof.
+    """
     deadline = time.monotonic() + KILL_LIMIT_S
-    while time.monotonic() < deadline:
+    clean_looks = 0
+    while clean_looks < CLEAN_LOOKS and time.monotonic() < deadline:
         found = list(_processes_of(folder))
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if not found:
-            break
+            shutil.rmtree(folder, ignore_errors=True)
+        clean_looks = 0 if found or os.path.exists(folder) else clean_looks + 1
         time.sleep(0.05)
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,196 +1,32 @@
-"""Runs work on Ray (the only user of Ray here): tasks, a bounded number of them in flight.
+"""Runs work on Ray: tasks, a bounded number of them in flight.
 
 Only names and numbers pass through the driver and Ray's object store; samples go from the decode children
 straight to the store. A task reserves one processor and its worker keeps to one, decode child included. Tasks are
 what Ray moves by itself when a worker or a node is lost, and what waits for room by itself when a node is gone for
-good. Without an address a private Ray is started on the loopback interface, with a token of its own and no
-dashboard or usage report; a guardian process ends all of it whatever happens to this one, decode children included. It
-is never stopped by `ray stop`, which would end every Ray on the machine.
+good.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import logging
-import os
-import secrets
-import signal
 import socket
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
-from mcjepa.data_prep.code import code_name, isolated_children
+from mcjepa.data_prep.code import code_name
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.process import one_processor, usable_cores
-from mcjepa.data_prep.workers.guardian import PREFIX, VARIABLE, Guardian, clear_abandoned
+from mcjepa.data_prep.workers.ray_session import compare_code, ends_with_us
 
 LOG = logging.getLogger(__name__)
 
-OBJECT_STORE_BYTES = 200 << 20
 WAIT_S = 1.0
 QUIET_WARNING_S = 180.0
 TASK_RETRIES = 5
-START_ATTEMPTS = 3
-PRIVATE = {
-    "RAY_AUTH_MODE": "token",
-    # The one switch that makes every process of a Ray listen on 127.0.0.1 alone, on Linux too.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-}
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-
-
-def cluster_address(configured: str) -> str:
-    """The cluster to join: the configured one, else that of RAY_ADDRESS, which a submitted job has; else none."""
-    return configured or os.environ.get("RAY_ADDRESS", "")
-
-
-@contextlib.contextmanager
-def running_ray(address: str, workers: int) -> Iterator[None]:
-    """Connect to Ray at `address`, or run a private one with `workers` processors; ended on the way out."""
-    if not address:
-        _prepare_private()
-    with _interruption_kept():
-        import ray
-
-    if ray.is_initialized():  # the caller's own: used and left alone
-        yield
-        return
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    parent = _short_temporary_folder()
-    clear_abandoned(parent)
-    folder = tempfile.mkdtemp(prefix=PREFIX, dir=parent)
-    guardian = Guardian(folder)
-    try:
-        with _interruption_kept(), _apart_from_current_folder(folder):
-            if address:
-                _join(address)
-            else:
-                _start_patiently(folder, workers)
-        if address:
-            _require_same_code()
-        _OWN.append(folder)
-        yield
-    finally:
-        _OWN.clear()
-        try:
-            ray.shutdown()
-        finally:
-            guardian.end()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_terminate)  # ray.init put its own in place
-
-
-@contextlib.contextmanager
-def _interruption_kept() -> Iterator[None]:
-    """Raise KeyboardInterrupt at the end where one was swallowed: while they load, libraries catch anything."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield
-        return
-    seen: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        seen.append(number)
-        before(number, frame)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if seen:
-        raise KeyboardInterrupt
-
-
-_OWN: list[str] = []
-"""Folder of the Ray that `running_ray` has started or joined; empty where the caller's own is used."""
-
-
-@contextlib.contextmanager
-def _apart_from_current_folder(folder: str) -> Iterator[None]:
-    """Connect from an empty folder below `folder`.
-
-    `ray.init` puts the current folder and that of the driver's script on the search path of all workers, in front:
-    what lies there would be imported instead of the code that the driver runs.
-    """
-    empty = os.path.join(folder, "empty")
-    os.mkdir(empty)
-    before, script = os.open(".", os.O_RDONLY), sys.argv[0]
-    try:
-        os.chdir(empty)
-        sys.argv[0] = os.path.join(empty, "driver")
-        os.environ[VARIABLE] = folder
-        with isolated_children():
-            yield
-    finally:
-        os.environ.pop(VARIABLE, None)
-        sys.argv[0] = script
-        os.fchdir(before)
-        os.close(before)
-
-
-def _join(address: str) -> None:
-    import ray
-
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError) as error:
-        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise DataError(
-            f"no Ray cluster can be joined at {address} ({cause}); expected a running one; correct prep.ray_address or "
-            "RAY_ADDRESS, and set RAY_AUTH_MODE and RAY_AUTH_TOKEN where it wants a token"
-        ) from error
-
-
-def _require_same_code() -> None:
-    """Refuse a cluster with a node that runs other code than this process.
-
-    Raises:
-        DataError: there is one; or one without mcjepa.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    def report() -> str:  # sent by value: a node with other code can run it
-        try:
-            from mcjepa.data_prep.code import code_name
-        except ImportError as error:
-            return f"no mcjepa of this kind ({error})"
-        return code_name()
-
-    remote: Any = ray.remote(report)
-    asked = []
-    for node in ray.nodes():
-        if node["Alive"] and node["Resources"].get("CPU"):
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            reference = remote.options(num_cpus=0, scheduling_strategy=there).remote()
-            asked.append((node["NodeManagerHostname"], reference))
-    for host, reference in asked:
-        try:
-            found = ray.get(reference)
-        except ray.exceptions.RayError as error:
-            LOG.warning("node %s does not tell which code it runs: %s", host, error)
-            continue
-        _compare_code(host, found, code_name())
-
-
-def _compare_code(host: str, found: str, expected: str) -> None:
-    if found != expected:
-        raise DataError(
-            f"node {host} runs {found}, this job {expected}; expected one code on all nodes; "
-            "install the same mcjepa there, or leave that node out"
-        )
 
 
 class Named(Protocol):
@@ -248,7 +84,7 @@ def run_tasks(
     finally:
         # What is left ends with our Ray, or with our part in it. Cancelling by force would race with tasks that finish
         # just now, on which Ray's core ends the whole process.
-        for reference in () if _OWN else in_flight:
+        for reference in () if ends_with_us() else in_flight:
             ray.cancel(reference)
 
 
@@ -257,7 +93,7 @@ _PROCESSOR = contextlib.ExitStack()
 
 def _call_on_one_processor(code: str, function: Callable[[Any, Any], Any], work: object, item: object) -> Any:
     """What Ray's workers run; `code` is what the driver runs, also of nodes that join later."""
-    _compare_code(socket.gethostname(), code_name(), code)
+    compare_code(socket.gethostname(), code_name(), code)
     _keep_to_one_processor()
     return function(work, item)
 
@@ -311,73 +147,3 @@ def _result_of(reference: Any, name: str) -> Any:
             f"{name}: its worker died {TASK_RETRIES + 1} times ({error}); expected it to live; "
             "look for lack of memory on the node, lower `workers`, then run again: finished shards are kept"
         ) from error
-
-
-def _prepare_private() -> None:
-    """Settings that Ray reads when imported; a token that another cluster left in ~/.ray must not matter."""
-    os.environ.update(QUIET)
-    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
-        os.environ.update(PRIVATE, RAY_AUTH_TOKEN=secrets.token_hex(32))
-
-
-def _start_patiently(folder: str, workers: int) -> None:
-    """Start a private Ray, again where a busy machine did not let it come up within Ray's own fixed 30 s.
-
-    Raises:
-        DataError: it does not come up.
-    """
-    import ray
-
-    for _ in range(START_ATTEMPTS):
-        try:
-            _start_private(folder, workers)
-            return
-        except Exception as error:  # Ray raises the bare class
-            if "timed out during startup" not in str(error):
-                raise
-            LOG.warning("Ray did not start in time on this busy machine: trying again")
-            ray.shutdown()
-    raise DataError(
-        f"Ray did not start in {START_ATTEMPTS} attempts of 30 s; expected a few seconds; the machine is too busy: "
-        "try again later, or join a cluster with prep.ray_address"
-    )
-
-
-def _start_private(folder: str, workers: int) -> None:
-    import ray
-
-    with _without_spare_processes():
-        ray.init(
-            address="local",
-            num_cpus=workers,
-            num_gpus=0,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=folder,
-        )
-
-
-@contextlib.contextmanager
-def _without_spare_processes() -> Iterator[None]:
-    """Start no autoscaler, log monitor and dashboard, for which a private Ray of one machine has no use.
-
-    `ray start` has switches for some of them, `ray.init` has none; they cost 3 s of processor time a start.
-    """
-    parameter: Any = importlib.import_module("ray._private.parameter")
-    node: Any = importlib.import_module("ray._private.node").Node
-    params, start_dashboard = parameter.RayParams, node.start_api_server
-    parameter.RayParams = functools.partial(params, no_monitor=True, include_log_monitor=False)
-    node.start_api_server = lambda self, **options: None
-    try:
-        yield
-    finally:
-        parameter.RayParams, node.start_api_server = params, start_dashboard
-
-
-def _short_temporary_folder() -> str:
-    """Ray puts sockets below it, whose paths may have 107 characters: a long TMPDIR is passed over."""
-    folder = tempfile.gettempdir()
-    return folder if len(folder) <= 24 else "/tmp"

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write
-from mcjepa.evals.models import EvalModel
+from mcjepa.evals.models import EvalModel, device_of
 from mcjepa.evals.probe.cache import FeatureCache
 from mcjepa.evals.probe.feature_file import FeatureFile
 from mcjepa.evals.probe.features import EncodingPlan, Statistics, measure_statistics, model_digest, resize_map
@@ -108,12 +108,6 @@ def require_some(images: Sequence[object], failed: Sequence[str], part: str, run
     if not images:
         reason = failed[0] if failed else "the list is empty"
         raise DataError(f"{part} images of {run.data.root}: {reason}; expected readable images; check the folder")
-
-
-def device_of(model: EvalModel) -> torch.device:
-    """Where heads are fitted: beside the encoder."""
-    found = getattr(model, "device", None)
-    return found if isinstance(found, torch.device) else torch.device("cpu")
 
 
 def make_fit(model: EvalModel, run: ProbeRun, tell: Tell) -> tuple[Fit, Sequence[str], int]:

@@ -11,10 +11,10 @@ import torch
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import Card, Score, package_versions
-from mcjepa.evals.models import EvalModel, LoadedModel, McJepaEvalModel, random_twin
+from mcjepa.evals.models import EvalModel, LoadedModel, McJepaEvalModel, device_of, random_twin
 from mcjepa.evals.probe.cache import FeatureCache
 from mcjepa.evals.probe.feature_file import FeatureFile
-from mcjepa.evals.probe.fitting import ProbeRun, device_of, features_of, make_fit
+from mcjepa.evals.probe.fitting import ProbeRun, features_of, make_fit
 from mcjepa.evals.probe.head import PixelClassifier, predict_labels
 from mcjepa.evals.probe.images import LabelledSet, images_digest, read_labelled_set
 from mcjepa.evals.probe.metrics import confusion_matrix, mean_iou, pixel_accuracy

@@ -9,6 +9,7 @@ import hashlib
 import math
 import os
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -57,7 +58,10 @@ class Chain:
     """Of the recipe."""
     out: Path
     """Folder of its results."""
-    tracking_uri: str
+    recipe: Path
+    """A file that holds all of it."""
+    run_recipe: Path | None
+    """The same of its training, where that is on this machine."""
     prep: Mapping[str, Any]
     """prep_report.json."""
     run: Mapping[str, Any]
@@ -156,12 +160,7 @@ def _write_report(chain: Chain, scores: Sequence[Score], summary: Mapping[str, A
         quarantined=tuple(QuarantinedInput(**record) for record in chain.prep.get("quarantined", [])),
         lineage=tuple((name, str(value)) for name, value in lineage),
         versions=tuple(summary["versions"].items()),
-        commands=(
-            ("build the datasets", f"mcjepa prep run {chain.name}"),
-            ("train", f"mcjepa train {chain.name}"),
-            ("evaluate", f"mcjepa eval all {chain.name}"),
-            ("open the records", tracking_command(chain.tracking_uri)),
-        ),
+        commands=commands_again(chain, str(summary["weights"])),
     )
     write_report(chain.out / REPORT, content)
 
@@ -175,11 +174,21 @@ def _evaluations(folder: Path) -> tuple[Evaluated, ...]:
     return tuple(Evaluated(label=place.name, scores=tuple(read_scores(place))) for place in places)
 
 
-def tracking_command(uri: str) -> str:
-    """The command that shows the runs in MLflow's interface."""
+def commands_again(chain: Chain, weights: str) -> tuple[tuple[str, str], ...]:
+    """What is done, and the command that does the same again: each names a file with the whole resolved recipe.
+
+    Args:
+        chain: of the stages.
+        weights: the folder that was scored.
+    """
+    recipe, trained = str(chain.recipe), str(chain.run_recipe or chain.recipe)
+    ranks = str(chain.run.get("world_size", 1))
     return (
-        "MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false "
-        f"mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri {uri}"
+        ("from this folder", shlex.join(["cd", os.getcwd()])),
+        ("build the datasets", shlex.join(["mcjepa", "prep", "run", recipe])),
+        ("train", shlex.join(["mcjepa", "train", trained, "--ranks", ranks])),
+        ("evaluate", shlex.join(["mcjepa", "eval", "all", recipe, "--weights", weights])),
+        ("open the records", shlex.join(["mcjepa", "ui", recipe])),
     )
 
 

@@ -4,8 +4,9 @@ For a frame t the context is the first frame and the last n frames. A cell's fea
 context's cells k within a radius of its own place; the best `top_k` of all context frames together vote with weights
 softmax(q.k / temperature). Labels stay soft. Sources: DINO, CRW and VFS, see `evals.vos.settings`.
 
-Only the context's features are held, never a video's. The affinity is computed for one square tile of queries at a
-time against the part of the context that the tile can reach, and for part of the tile where that is still large.
+It is computed where the model is. Only the context's features are held, never a video's. The affinity is computed for
+one square tile of queries at a time against the part of the context that the tile can reach, and for part of the tile
+where that is still large.
 Legend: C channels, O labels (background first), h w cells, H W pixels, n context frames, q queries, k keys.
 """
 
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcjepa.data_prep.corpora.items import MaskedVideo
-from mcjepa.evals.models import EvalModel, features_by_stride, image_tensor, map_of_stride
+from mcjepa.evals.models import EvalModel, device_of, features_by_stride, image_tensor, map_of_stride
 from mcjepa.evals.vos.sequence import Ids
 from mcjepa.evals.vos.settings import Neighbourhood, VosConfig
 
@@ -96,7 +97,8 @@ def label_frame(query_Chw: Tensor, context: Sequence[Cells], config: VosConfig) 
             reach = _reach(tile, whole, radius) if limited else whole
             keys.append(reach.of(features_Cnhw).flatten(1))
             values.append(reach.of(labels_Onhw).flatten(1))
-            mask = _distance_mask(tile, reach, radius, config.neighbourhood) if limited else None
+            device = query_Chw.device
+            mask = _distance_mask(tile, reach, radius, config.neighbourhood, device) if limited else None
             masks.append((mask, features_Cnhw.shape[1], keys[-1].shape[1]))
         labels_Oq = _vote(tile.of(query_Chw).flatten(1), torch.cat(keys, 1), torch.cat(values, 1), masks, config)
         tile.of(result).copy_(labels_Oq.unflatten(1, tile.shape))
@@ -124,15 +126,22 @@ def _reach(tile: _Span, whole: _Span, radius: int) -> _Span:
     )
 
 
-def _distance_mask(tile: _Span, reach: _Span, radius: int, neighbourhood: Neighbourhood) -> Tensor:
+def _distance_mask(
+    tile: _Span, reach: _Span, radius: int, neighbourhood: Neighbourhood, device: torch.device
+) -> Tensor:
     """(q, cells of the reach): 0 where a match may be, -inf elsewhere; it depends on relative places only."""
     place = (tile.top - reach.top, tile.left - reach.left)
-    return _relative_mask(tile.shape, reach.shape, place, radius, neighbourhood)
+    return _relative_mask(tile.shape, reach.shape, place, radius, neighbourhood, device)
 
 
 @lru_cache(maxsize=64)
 def _relative_mask(
-    tile: tuple[int, int], reach: tuple[int, int], place: tuple[int, int], radius: int, neighbourhood: Neighbourhood
+    tile: tuple[int, int],
+    reach: tuple[int, int],
+    place: tuple[int, int],
+    radius: int,
+    neighbourhood: Neighbourhood,
+    device: torch.device,
 ) -> Tensor:
     down, across = (
         torch.arange(side)[:, None] + start - torch.arange(ends)[None]
@@ -144,7 +153,7 @@ def _relative_mask(
     else:
         near = rows**2 + columns**2 < radius**2
     mask = torch.zeros(near.shape).masked_fill_(~near, float("-inf"))
-    return mask.flatten(2).flatten(0, 1)
+    return mask.flatten(2).flatten(0, 1).to(device)
 
 
 def _vote(
@@ -213,19 +222,19 @@ def track_masks(
     Raises:
         DataError: a frame cannot be read.
     """
-    size = encoded_size(first_HW.shape, config)
+    size, device = encoded_size(first_HW.shape, config), device_of(model)
 
     def features() -> Iterator[Tensor]:
         for index in range(len(video.frames)):
             map_Chw = encode_frame(model, video.read_frame(index), size, config.stride)
             if on_features:
                 on_features(index, map_Chw)
-            yield map_Chw
+            yield map_Chw.to(device)
 
     grid = (-(-size[0] // config.stride), -(-size[1] // config.stride))
     first = first_labels(first_HW, int(first_HW.max()), grid, bilinear=config.first_labels == "bilinear")
-    for index, (_, labels) in enumerate(propagate_labels(features(), first, config), start=1):
-        yield index, labels_to_mask(labels, config.stride, size, first_HW.shape, config.stretch)
+    for index, (_, labels) in enumerate(propagate_labels(features(), first.to(device), config), start=1):
+        yield index, labels_to_mask(labels.cpu(), config.stride, size, first_HW.shape, config.stretch)
 
 
 def encode_frame(model: EvalModel, frame: NDArray[np.uint8], size: tuple[int, int], stride: int) -> Tensor:

@@ -10,6 +10,7 @@ from mcjepa.pipeline.cli.options import (
     DRILL,
     DRY_RUN,
     INFER,
+    INIT,
     JSON,
     KEEP_LOGS,
     LAUNCHED,
@@ -22,6 +23,7 @@ from mcjepa.pipeline.cli.options import (
     RESULTS,
     SET,
     SITE,
+    UI,
     WEIGHTS,
     Option,
     flag,
@@ -35,6 +37,7 @@ DESCRIPTION = """\
 MC-JEPA, from raw video and images to scores: build shards, train the joint model of motion and content, evaluate.
 
   mcjepa quickstart                          the whole way on this machine, in minutes
+  mcjepa init --videos DIR --images DIR      a recipe for your own videos and photos
   mcjepa prep run RECIPE                     corpora -> WebDataset shards, with Ray
   mcjepa train RECIPE                        shards -> checkpoints, with DeepSpeed
   mcjepa eval all RECIPE                     weights -> scores, pictures and a report
@@ -71,6 +74,12 @@ COMMANDS = (
         "go the whole way on this machine: shards, training, scores, a report",
         "mcjepa quickstart --out /tmp/first-run",
         QUICKSTART,
+    ),
+    Command(
+        "init", "records:init",
+        "write a commented recipe for your own videos and photos, sized to them, to the machine and to a time",
+        "mcjepa init --videos ~/videos --images ~/photos --minutes 20",
+        INIT,
     ),
     Command(
         "prep plan", "prep:plan",
@@ -351,6 +360,12 @@ COMMANDS = (
         "print a recipe with everything resolved, or every key with its meaning",
         "mcjepa recipe quickstart train.steps=200",
         (*RECIPE, flag("--keys", "print every key with its type, default and meaning")),
+    ),
+    Command(
+        "ui", "records:ui",
+        "show the runs of a recipe as a table in MLflow's interface; starts a server on 127.0.0.1 where none stands",
+        "mcjepa ui outputs/quickstart",
+        UI,
     ),
     Command(
         "plan", "plan:plan",

@@ -6,13 +6,14 @@ import argparse
 import dataclasses
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcjepa.pipeline.cli.output import StageProgress
+from mcjepa.pipeline.cli.output import StageProgress, print_next
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.exits import OK, PARTIAL
 from mcjepa.pipeline.recipe.recipe import load_recipe
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
     from mcjepa.evals.settings import EvalConfig
     from mcjepa.pipeline.stages.benchmarks import Results
 
+HEADLINES = {
+    "flow": ("epe", "epe_matched", "epe_unmatched", "fl_all"),
+    "probe": ("miou", "pixel_accuracy"),
+    "finetune": ("miou", "pixel_accuracy"),
+    "vos": ("jf", "j_mean", "f_mean"),
+}
+"""Metrics that a summary shows, by kind of score."""
+PER_CLASS = re.compile(r"iou_\w+")
+MOST_HEADLINES = 4
 MOST_NAMED = 5
 """Items of an incomplete score that are named on standard error."""
 MOST_LINES = 10
@@ -41,7 +51,12 @@ def everything(arguments: argparse.Namespace) -> int:
         found = evaluation.score_folder(require_weights(arguments.weights))
     else:
         found = evaluation.score_run(Following(arguments.poll_s, arguments.patience_s) if arguments.follow else None)
-    _print_scores(found.scores, arguments.json, found.summary)
+    _print_scores(found.scores, arguments.json, found.summary, brief=True)
+    if not arguments.json:
+        from mcjepa.pipeline.stages.following import after_evaluation
+
+        print(f"report: {found.report}")
+        print_next(after_evaluation(recipe, found.summary["weights"]), sys.stdout)
     return max(_exit_code(found.scores), PARTIAL if found.skipped else OK)
 
 
@@ -198,14 +213,33 @@ def _exit_code(scores: Sequence[Score]) -> int:
     return PARTIAL if incomplete else OK
 
 
-def _print_scores(scores: Sequence[Score], as_json: bool, document: dict[str, Any]) -> None:
+def _print_scores(scores: Sequence[Score], as_json: bool, document: dict[str, Any], *, brief: bool = False) -> None:
     if as_json:
         print(json.dumps(document, default=dataclasses.asdict))
-        return
-    for score in scores:
-        for name, value in score.metrics.items():
-            print(f"{score.name:<24} {name:<28} {value:10.4f}")
-    sys.stdout.flush()
+    else:
+        print("\n".join(score_table(score, brief) for score in scores), flush=True)
+
+
+def score_table(score: Score, brief: bool) -> str:
+    """A score for people: metrics as rows, the model and the baselines as columns.
+
+    Args:
+        score: of any benchmark.
+        brief: what counts most alone; all metrics are in scores.json and in the report.
+    """
+    own = [name for name in score.metrics if not any(name.endswith(f"_{rival}") for rival in score.rivals)]
+    shown = [name for name in HEADLINES.get(score.name.split("/")[0], ()) if name in own]
+    shown = shown or [name for name in own if not PER_CLASS.fullmatch(name)][:MOST_HEADLINES]
+    shown = shown if brief else own
+    lines = [f"{score.name}: {score.card.frames} {score.card.unit} ({score.card.split})"]
+    columns = ("model", *(rival.replace("_", "-") for rival in score.rivals))
+    lines.append(f"  {'':<20}" + "".join(f"{column:>15}" for column in columns))
+    for key in shown:
+        names = (key, *(f"{key}_{rival}" for rival in score.rivals))
+        cells = (f"{score.metrics[name]:.4f}" if name in score.metrics else "-" for name in names)
+        lines.append(f"  {key:<20}" + "".join(f"{cell:>15}" for cell in cells))
+    left = len(own) - len(shown)
+    return "\n".join([*lines, f"  and {left} more in the report"] if left else lines)
 
 
 def flow_table(score: Score) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -187,5 +188,6 @@ def _print_submitted(submitted: Sequence[tuple[Job, Record]], as_json: bool) -> 
         several = f"{ids[0]} and {len(ids) - 1} more" if len(ids) > 1 else ids[0]
         after = f" after job {job.after.job}" if job.after else ""
         print(
-            f"submitted {job.name}: job {several}{after}, {job.need.nodes} node(s); `mcjepa launch status {job.folder}`"
+            f"submitted {job.name}: job {several}{after}, {job.need.nodes} node(s); "
+            f"`mcjepa launch status {shlex.quote(str(job.folder))}`"
         )

@@ -94,6 +94,22 @@ QUICKSTART = (
     flag("--json", "print summary.json at the end"),
     OVERRIDES,
 )
+INIT = (
+    option("--videos", metavar="DIR", required=True, help="folder of your videos, in any folders below it"),
+    option("--images", metavar="DIR", required=True, help="folder of your photos, at least four"),
+    option("--site", metavar="SITE", help="size it to a site file or a shipped site instead of this machine"),
+    real("--minutes", "M", "for all stages here (10), for the training on a site (its time limit); at least 1"),
+    option("--out", metavar="FILE", default="own.yaml", help="recipe to write (%(default)s); its name is the file's"),
+    JSON,
+)
+UI = (
+    option(
+        "target", metavar="RECIPE|OUT", nargs="?", default="quickstart",
+        help="a recipe, the folder of its results, or a run folder (%(default)s)",
+    ),
+    OVERRIDES,
+    number("--port", "N", "port of the server that is started; 0: any free one (%(default)s)"),
+)  # fmt: skip
 KEEP_LOGS = (
     option("run", metavar="RUN", help="a run folder or s3 prefix"),
     option("folder", metavar="FOLDER", help="the folder of jobs"),

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcjepa.pipeline.cli.output import StageProgress
+from mcjepa.pipeline.cli.output import StageProgress, print_next
 from mcjepa.pipeline.exits import OK, PARTIAL, REJECTED
 from mcjepa.pipeline.recipe.recipe import load_recipe, required
 
@@ -66,7 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(record))
     else:
+        from mcjepa.pipeline.stages.following import after_prep
+
         _print_record(record)
+        print_next(after_prep((arguments.recipe, *arguments.overrides)) if recipe.train else (), sys.stdout)
     return PARTIAL if record["quarantined"] else OK
 
 
@@ -146,7 +149,7 @@ class _Speed:
         self._started = 0.0
 
     def describe(self, event: ProgressEvent) -> str:
-        """Totals, speed and, for shards, the time that is left."""
+        """Totals and speed."""
         phase = (event.dataset, event.stage)
         if phase != self._phase:
             self._phase, self._started = phase, time.perf_counter()
@@ -156,8 +159,7 @@ class _Speed:
         spent = time.perf_counter() - self._started
         if event.stage != "shards" or spent < 1.0:
             return text
-        left = spent / event.done * (event.total - event.done)
-        return f"{text}, {event.samples / spent:.0f} samples/s, {event.bytes / 1e6 / spent:.1f} MB/s, {left:.0f} s left"
+        return f"{text}, {event.samples / spent:.0f} samples/s, {event.bytes / 1e6 / spent:.1f} MB/s"
 
 
 def _print_plan(plan: DatasetPlan) -> None:

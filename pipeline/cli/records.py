@@ -1,4 +1,4 @@
-"""`mcjepa recipe` and `mcjepa tracking sync`."""
+"""`mcjepa init`, `mcjepa recipe`, `mcjepa ui` and `mcjepa tracking sync`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,23 @@ from pathlib import Path
 
 from mcjepa.pipeline.exits import OK, PARTIAL
 from mcjepa.pipeline.recipe.recipe import Recipe, describe_keys, load_recipe, required
+
+
+def init(arguments: argparse.Namespace) -> int:
+    """`mcjepa init`: writes a recipe and says what comes next."""
+    import dataclasses
+
+    from mcjepa.pipeline.stages.starter import write_starter
+
+    made = write_starter(arguments.videos, arguments.images, arguments.site, arguments.minutes, Path(arguments.out))
+    if arguments.json:
+        print(json.dumps({**dataclasses.asdict(made), "file": str(made.file)}))
+        return OK
+    for warning in made.warnings:
+        print(f"mcjepa: {warning}", file=sys.stderr)
+    print(f"wrote {made.file} for {made.material}: {made.steps} steps of {made.step_s:.2g} s, {made.minutes:g} min")
+    print("next:", *made.commands, sep="\n  ")
+    return OK
 
 
 def recipe(arguments: argparse.Namespace) -> int:
@@ -23,6 +40,22 @@ def recipe(arguments: argparse.Namespace) -> int:
     else:
         print(yaml.safe_dump(plain, sort_keys=False), end="")
     return OK
+
+
+def ui(arguments: argparse.Namespace) -> int:
+    """`mcjepa ui`: prints the link, and serves it until it is interrupted."""
+    from mcjepa.pipeline.stages.interface import find_interface, serve
+
+    found = find_interface(arguments.target, arguments.overrides)
+    if found.is_server:
+        print(found.link())
+        return OK
+
+    def tell(link: str) -> None:
+        print(link, flush=True)
+        print("Ctrl-C ends the server", file=sys.stderr, flush=True)
+
+    return serve(found, arguments.port, tell)
 
 
 def sync(arguments: argparse.Namespace) -> int:

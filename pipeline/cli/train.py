@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcjepa.pipeline.cli.output import StageProgress
+from mcjepa.pipeline.cli.output import StageProgress, print_next
 from mcjepa.pipeline.exits import INTERRUPTED, OK
+from mcjepa.pipeline.recipe.files import write_plain
 from mcjepa.pipeline.recipe.recipe import Recipe, load_recipe
+from mcjepa.pipeline.run.folder import RESOLVED_RECIPE
 
 if TYPE_CHECKING:
     from mcjepa.pipeline.train import TrainProgress
@@ -20,15 +22,24 @@ if TYPE_CHECKING:
 
 def quickstart(arguments: argparse.Namespace) -> int:
     """`mcjepa quickstart`: runs the chain of stages and says where its results are."""
-    from mcjepa.pipeline.stages.quickstart import check_place, finish_summary, quickstart_overrides, run_stages
+    from mcjepa.pipeline.stages.following import brief_path
+    from mcjepa.pipeline.stages.quickstart import (
+        check_place,
+        check_samples,
+        finish_summary,
+        quickstart_overrides,
+        run_stages,
+    )
 
     started = time.perf_counter()
     overrides = quickstart_overrides(arguments.out, arguments.videos, arguments.images, arguments.overrides)
-    recipe, _ = load_recipe(arguments.recipe, overrides)
+    recipe, plain = load_recipe(arguments.recipe, overrides)
     out = Path(recipe.out)
+    check_samples(recipe)
     check_place(out)
     _say(f"mcjepa quickstart: real videos and photos -> shards -> training -> scores, all in {out}")
-    code, failed = run_stages(arguments.recipe, overrides, lambda number, words: _say(f"\n[{number}/3] {words}"))
+    resolved = write_plain(plain, out / RESOLVED_RECIPE)
+    code, failed = run_stages(brief_path(resolved), lambda number, words: _say(f"\n[{number}/3] {words}"))
     if failed:
         _say(f"mcjepa: stage {failed} ended with exit code {code}; running it again continues from there")
         return code
@@ -58,14 +69,18 @@ def train(arguments: argparse.Namespace) -> int:
     with StageProgress("train") as progress:
 
         def show(event: TrainProgress) -> None:
-            progress.update("steps", event.step, event.steps, _describe(event.values))
+            progress.update("steps", event.step, event.steps, columns=_columns(event.values))
 
         trained = run_training(recipe, plain, show)
     record = trained.record
     if record and arguments.json:
         print(json.dumps(record))
     elif record and trained.finished:
+        from mcjepa.pipeline.stages.following import after_training
+
+        weights = Path(record["weights"]) if record["weights"] else None
         print(f"trained {record['steps']} steps; weights: {record['weights']}; MLflow run {record['run_id']}")
+        print_next(after_training(recipe, weights), sys.stdout)
     return OK if trained.finished else INTERRUPTED
 
 
@@ -85,11 +100,12 @@ def export(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _describe(values: Mapping[str, float]) -> str:
-    parts = [f"loss {values['loss']:.3f}"] if "loss" in values else []
-    parts += [f"{name} {values[name]:.3f}" for name in ("reconstruction", "content") if name in values]
-    parts.append(f"{values['seconds_per_step']:.2f} s/step, {values['data_wait_share']:.0%} waiting")
-    return ", ".join(parts)
+def _columns(values: Mapping[str, float]) -> dict[str, str]:
+    """What a line of the training shows; nothing before the first record."""
+    if not values:
+        return {}
+    found = {name: f"{values[name]:.3f}" for name in ("loss", "reconstruction", "content") if name in values}
+    return found | {"s/step": f"{values['seconds_per_step']:.2f}", "waiting": f"{values['data_wait_share']:.0%}"}
 
 
 def _say(text: str) -> None:
@@ -97,7 +113,8 @@ def _say(text: str) -> None:
 
 
 def _print_summary(recipe: Recipe, summary: dict[str, Any]) -> None:
-    from mcjepa.evals.report.chain import REPORT, SUMMARY, tracking_command
+    from mcjepa.evals.report.chain import REPORT, SUMMARY
+    from mcjepa.pipeline.stages.following import after_quickstart
 
     out = Path(recipe.out)
     rows: Sequence[tuple[str, str]] = (
@@ -116,7 +133,7 @@ def _print_summary(recipe: Recipe, summary: dict[str, Any]) -> None:
     _say("")
     for name, text in rows:
         _say(f"  {name:<16} {text}")
-    _say(f"\nto see the three MLflow runs at http://127.0.0.1:5000:\n  {tracking_command(recipe.tracking.uri)}")
+    print_next(after_quickstart(recipe, Path(summary["weights"])), sys.stderr)
 
 
 def _names(quarantined: Sequence[dict[str, Any]]) -> str:

@@ -35,6 +35,7 @@ __all__ = [
     "gradient_norm",
     "seed_step",
     "set_learning_rates",
+    "set_numerics",
     "start_world",
     "stop_world",
 ]
@@ -80,6 +81,7 @@ def start_world(config: EngineConfig) -> World:
         torch.cuda.set_device(index)
     else:
         disable_malloc_trim()
+    set_numerics(config)
     torch.set_num_threads(config.threads or max(len(os.sched_getaffinity(0)) // ranks_here(world_size), 1))
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls
     deepspeed = _import_deepspeed()
@@ -94,6 +96,17 @@ def start_world(config: EngineConfig) -> World:
         raise
     device = torch.device("cuda", index) if cuda else torch.device("cpu")
     return World(int(os.environ["RANK"]), world_size, local_rank, device)
+
+
+def set_numerics(config: EngineConfig) -> None:
+    """Sets how exactly and how repeatably GPUs compute, for this process; CPUs compute as ever."""
+    torch.backends.cuda.matmul.allow_tf32 = config.tf32
+    torch.backends.cudnn.allow_tf32 = config.tf32
+    torch.backends.cudnn.benchmark = config.cudnn_benchmark and not config.deterministic
+    torch.backends.cudnn.deterministic = config.deterministic
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
 
 
 def build_engine(model: nn.Module, config: TrainConfig, world: World) -> Any:

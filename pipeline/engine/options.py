@@ -12,7 +12,7 @@ from typing import Any
 
 from mcjepa.data_prep.errors import nearest_name
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.settings.train import TrainConfig
+from mcjepa.pipeline.settings.train import BUCKET_ELEMENTS, TrainConfig
 
 SET_BY_RECIPE = {
     "train_batch_size": "train.stream.pair_batch and train.stream.view_batch",
@@ -42,11 +42,12 @@ UNFIT = {
     "pipeline": "the model is not a pipeline",
     "tensor_parallel": "the model is not cut into parts",
     "hybrid_engine": "nothing is generated",
+    "compile": "DeepSpeed compiles only where its engine.compile() is called, which this project's loop does not do",
     "weight_quantization": "weights are kept in fp32",
 }
 """Options that this project's loop or checkpoints cannot work with, and why."""
 PASSED_ON = (
-    "activation_checkpointing", "aio", "autotuning", "comms_logger", "communication_data_type", "compile",
+    "activation_checkpointing", "aio", "autotuning", "comms_logger", "communication_data_type",
     "csv_monitor", "disable_allgather", "disable_python_gc", "dump_state", "flops_profiler", "fp16",
     "gradient_predivide_factor", "log_level", "memory_breakdown", "prescale_gradients", "steps_per_print",
     "tensorboard", "timers", "wall_clock_breakdown", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
@@ -68,11 +69,13 @@ def engine_options(config: TrainConfig, world_size: int) -> dict[str, Any]:
         "gradient_accumulation_steps": engine.accumulation_steps,
         # ZeRO 0 clips, and so computes the norm, only for a limit above 0.
         "gradient_clipping": config.optimizer.clip_norm or (math.inf if engine.zero_stage == 0 else 0.0),
-        "zero_optimization": {"stage": engine.zero_stage, **_offload(engine.offload)},
+        "zero_optimization": {
+            "stage": engine.zero_stage, "reduce_bucket_size": BUCKET_ELEMENTS, **_offload(engine.offload),
+        },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
-    }
+    }  # fmt: skip
     if engine.offload != "none":
         options["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW runs on the host without compiling anything
     if engine.precision == "bf16":

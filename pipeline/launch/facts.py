@@ -23,6 +23,7 @@ from mcjepa.data_prep.layout import shard_key
 from mcjepa.data_prep.storage import FolderStore, absolute_location, open_store
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.settings.stream import StreamConfig
+from mcjepa.pipeline.settings.train import BUCKET_ELEMENTS
 
 READ_BYTES, READ_SHARDS = 4 << 20, 4
 WRITE_BYTES = 32 << 20
@@ -82,6 +83,30 @@ def read_rate(config: StreamConfig) -> float | None:
                 total += len(store.read_range(shard_key(shard), 0, READ_BYTES))
                 spent += time.perf_counter() - started
     return total / spent if total else None
+
+
+def load_seconds(config: StreamConfig, seed: int, ranks: int) -> float | None:
+    """Seconds of a core in which a rank's share of a step was read, decoded and augmented here; None where it cannot.
+
+    Args:
+        config: of the run.
+        seed: of the run.
+        ranks: of the run; they divide its batches.
+    """
+    from mcjepa.pipeline.stream.samples import pair_stream, view_stream
+
+    spent = []
+    try:
+        for batch, build in ((config.pair_batch, pair_stream), (config.view_batch, view_stream)):
+            if batch:
+                with contextlib.closing(build(config, seed)) as stream:
+                    stream.read(0, 0, ranks, bool)  # opens and imports
+                    started = time.process_time()
+                    stream.read(1, 0, ranks, bool)
+                    spent.append(time.process_time() - started)
+    except (DataError, UsageError):
+        return None
+    return sum(spent) if config.sampling == "combined" else max(spent)
 
 
 def probe_destination(name: str, location: str, needed_bytes: int = 0) -> Destination:
@@ -218,4 +243,4 @@ def gpus_here() -> int:
 def bucket_options(options: dict[str, Any], stage: int) -> tuple[int, bool]:
     """DeepSpeed's bucket in elements and whether reductions overlap, as the recipe's options set them."""
     zero: dict[str, Any] = options.get("zero_optimization") or {}
-    return int(zero.get("reduce_bucket_size", 500_000_000)), bool(zero.get("overlap_comm", stage == 3))
+    return int(zero.get("reduce_bucket_size", BUCKET_ELEMENTS)), bool(zero.get("overlap_comm", stage == 3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +35,8 @@ from mcjepa.pipeline.tracking.lineage import PARENT_VARIABLE
 
 FOLLOW = ("--follow", "--patience-s", "86400")
 """An evaluation beside the training gives up after a day without new weights."""
-SHOWN = {
-    ("warning", topic) for topic in ("memory", "cache", "epoch", "shards", "interruption", "checkpoint", "password")
-}
+SHOWN_TOPICS = ("memory", "cache", "epoch", "shards", "loading", "interruption", "checkpoint", "password")
+SHOWN = {("warning", topic) for topic in SHOWN_TOPICS}
 """Findings that a launch repeats; the others are for who plans."""
 WithEval = Literal["", "ok", "any", "follow"]
 """Whether an evaluation follows a training: never, where it succeeded, however it ended, or beside it."""
@@ -260,7 +260,8 @@ def job_warnings(job: Job) -> list[str]:
     if active:
         raise UsageError(
             f"{job.name} has already been launched: job {active[0].id} is {active[0].state} ({job.folder}), expected "
-            "none; `mcjepa launch cancel` ends it, or choose another folder (train.run=RUN, out=OUT)"
+            f"none; `mcjepa launch cancel {shlex.quote(str(job.folder))}` ends it, or choose another folder "
+            "(train.run=RUN, out=OUT)"
         )
     found = []
     if job.site.kind == "slurm" and str(job.folder).startswith("/tmp/") and job.need.nodes > 1:

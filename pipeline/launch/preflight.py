@@ -17,6 +17,7 @@ from mcjepa.cluster.preflight.data import (
     ClusterFacts,
     StreamFacts,
     cache_finding,
+    loading_finding,
     read_finding,
     stream_findings,
     world_findings,
@@ -232,7 +233,22 @@ def _reading(config: TrainConfig, setting: Setting, streams: list[StreamFacts]) 
     return [
         cache_finding(streams, setting.cluster, cache),
         read_finding(streams, setting.cluster, setting.step_s, rate),
+        _loading(config, setting),
     ]
+
+
+def _loading(config: TrainConfig, setting: Setting) -> Finding:
+    """Loading processes against steps; the cores are the site's for a job of Slurm, else this machine's."""
+    from mcjepa.pipeline.stream.workers import default_workers
+
+    cluster, workers = _fitting(setting.cluster, config), config.stream.workers
+    ranks, cores = max(cluster.ranks_per_node, 1), len(os.sched_getaffinity(0))
+    if setting.site and setting.site.kind == "slurm" and setting.need:
+        cores = setting.need.cpus_per_task * ranks
+    if workers is None:
+        workers = default_workers(cores, ranks, on_gpu=cluster.gpus_per_node > 0)
+    load_s = plan_facts.load_seconds(config.stream, config.seed, cluster.ranks)
+    return loading_finding(load_s, workers, max(cores // ranks, 1), setting.step_s)
 
 
 def _run(recipe: Recipe, config: TrainConfig, setting: Setting, streams: list[StreamFacts]) -> list[Finding]:

@@ -100,7 +100,7 @@ class Instruments:
         if self.guard.scale_skips:
             values["scale_skips"] = float(self.guard.scale_skips)
         for line in self._alerts.look(values):
-            log.warning("alert: %s", line)
+            log.warning("%s", line)
         values["alerts"] = float(len(self._alerts.standing))
         return values
 

@@ -214,7 +214,7 @@ def spread_of(covariance_DD: Tensor, rows: int) -> Spread:
 
 
 class Alerts:
-    """Says when a meter leaves its limits, once until it is back."""
+    """Says when a meter leaves its limits, once until it is back, and when it is back."""
 
     def __init__(self, config: AlertConfig) -> None:
         self._below = {
@@ -227,7 +227,7 @@ class Alerts:
         self.standing: set[str] = set()
 
     def look(self, values: Mapping[str, float]) -> list[str]:
-        """New alerts, as lines for a person."""
+        """New alerts, and those that are over, as lines for a person."""
         lines = []
         for limits, sign, word in ((self._below, -1.0, "below"), (self._above, 1.0, "above")):
             for name, limit in limits.items():
@@ -235,6 +235,8 @@ class Alerts:
                     continue
                 beyond = sign * (values[name] - limit) > 0
                 if beyond and name not in self.standing:
-                    lines.append(f"{name} is {values[name]:.4g}, {word} its limit {limit:g}")
+                    lines.append(f"alert: {name} is {values[name]:.4g}, {word} its limit {limit:g}")
+                elif not beyond and name in self.standing:
+                    lines.append(f"alert cleared: {name} is {values[name]:.4g}, within its limit {limit:g}")
                 self.standing = self.standing | {name} if beyond else self.standing - {name}
         return lines

@@ -18,6 +18,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
 from mcjepa.data_prep.errors import nearest_name
+from mcjepa.data_prep.storage import atomic_write
 from mcjepa.pipeline.errors import UsageError
 
 Config = TypeVar("Config")
@@ -219,6 +220,13 @@ def json_schema(config_type: type) -> dict[str, Any]:
     schema = TypeAdapter(model).json_schema()
     target: dict[str, Any] = schema["$defs"][config_type.__name__]
     return {**target, "$defs": schema["$defs"]}
+
+
+def write_plain(plain: dict[str, Any], path: Path) -> Path:
+    """Writes a resolved recipe as a file that is one again; returns it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, yaml.safe_dump(plain, sort_keys=False).encode())
+    return path
 
 
 def to_plain(config: Any) -> Any:

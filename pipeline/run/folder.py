@@ -40,6 +40,8 @@ HUNG = "logs/hung"
 JOBS = "logs/jobs"
 """Files of the jobs that were launched for the run."""
 BAD_STEPS, PICTURES, PROFILE, SPOOL = "bad_steps", "pictures", "profile", "spool"
+RESOLVED_RECIPE = "resolved-recipe.yaml"
+"""In the folder of a recipe's results: the whole resolved recipe of the last quickstart or evaluation there."""
 PREP_REPORT = "prep_report.json"
 """Beside the datasets that a prep stage has built."""
 

@@ -186,8 +186,9 @@ class StreamConfig:
     """Augmentation of both streams."""
     window: int = 4096
     """Samples that a lane shuffles at a time [ours]."""
-    workers: int = 2
-    """Loading processes per rank; 0 loads in the training process [ours]."""
+    workers: int | None = None
+    """Loading processes per rank; 0 loads in the training process. None: by the cores that a rank has, up to 8 for a
+    GPU and up to 2 beside ranks that compute on CPUs [ours]."""
     prefetch: int = 2
     """Steps that each loading process holds ready [ours]."""
     cache_mib: int = 0
@@ -199,7 +200,7 @@ class StreamConfig:
     """How shards in a bucket are fetched."""
 
     def __post_init__(self) -> None:
-        if min(self.pair_batch, self.view_batch, self.workers, self.cache_mib, self.max_corrupt) < 0:
+        if min(self.pair_batch, self.view_batch, self.workers or 0, self.cache_mib, self.max_corrupt) < 0:
             raise ValueError("stream: pair_batch, view_batch, workers, cache_mib, max_corrupt must not be negative")
         if self.view_batch == 1:
             raise ValueError(

@@ -26,10 +26,19 @@ from mcjepa.evals.report.content import ReportContent
 from mcjepa.evals.report.page import write_report
 from mcjepa.evals.run import evaluation_key, run_evaluation
 from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.recipe.files import write_plain
 from mcjepa.pipeline.recipe.recipe import Recipe, required
-from mcjepa.pipeline.run.folder import METRICS, PREP_REPORT, TRAIN_REPORT, read_metrics, read_run_record
+from mcjepa.pipeline.run.folder import (
+    METRICS,
+    PREP_REPORT,
+    RECIPE,
+    RESOLVED_RECIPE,
+    TRAIN_REPORT,
+    read_metrics,
+    read_run_record,
+)
 from mcjepa.pipeline.run.weights import RunWeights
-from mcjepa.pipeline.tracking import attach
+from mcjepa.pipeline.tracking import attach, run_label
 
 log = logging.getLogger(__name__)
 Show = Callable[[], AbstractContextManager[OnEvent]]
@@ -52,6 +61,7 @@ class Evaluation:
     scores: list[Score]
     """Of the last weights folder."""
     summary: dict[str, Any]
+    report: Path
     skipped: list[str]
     """Weights folders that their run removed before they were scored."""
 
@@ -113,9 +123,12 @@ class RecipeEvaluation:
             log.info("%s has been scored already; --again scores it again", folder.name)
             scores = read_scores(out)
         began = time.time() - (time.perf_counter() - started)
-        run_id = record_scores(recipe.tracking, f"{recipe.name} {folder.name}", self._plain["eval"], scores, out, began)
+        run_id = record_scores(
+            recipe.tracking, f"{run_label(self._plain)} {folder.name}", self._plain["eval"], scores, out, self._plain,
+            began,
+        )  # fmt: skip
         seconds = round(time.perf_counter() - started, 1)
-        _write_results(recipe, scores, known, run_id, seconds)
+        _write_results(recipe, self._plain, scores, known, run_id, seconds)
         return scores, run_id
 
     def _end(self, scores: list[Score], run_id: str, skipped: list[str]) -> Evaluation:
@@ -124,7 +137,7 @@ class RecipeEvaluation:
         if skipped:
             names = ", ".join(skipped)
             log.warning("%d weights folders were removed before they were scored: %s", len(skipped), names)
-        return Evaluation(scores, json.loads((out / SUMMARY).read_text(encoding="utf-8")), skipped)
+        return Evaluation(scores, json.loads((out / SUMMARY).read_text(encoding="utf-8")), out / REPORT, skipped)
 
 
 def follow_weights(weights: RunWeights, steps: int, following: Following) -> Iterator[str]:
@@ -158,12 +171,15 @@ def follow_weights(weights: RunWeights, steps: int, following: Following) -> Ite
             time.sleep(following.poll_s)
 
 
-def _write_results(recipe: Recipe, scores: Sequence[Score], weights: Weights, run_id: str, seconds: float) -> None:
+def _write_results(
+    recipe: Recipe, plain: dict[str, Any], scores: Sequence[Score], weights: Weights, run_id: str, seconds: float
+) -> None:
     run = Path(recipe.train.run) if recipe.train else None
     chain = Chain(
         name=recipe.name,
         out=Path(recipe.out),
-        tracking_uri=recipe.tracking.uri,
+        recipe=write_plain(plain, Path(recipe.out) / RESOLVED_RECIPE),
+        run_recipe=run / RECIPE if run and (run / RECIPE).is_file() else None,
         prep=_read(Path(recipe.prep.root) / PREP_REPORT) if recipe.prep else {},
         run=read_run_record(run) if run else {},
         training=_read(run / TRAIN_REPORT) if run else {},

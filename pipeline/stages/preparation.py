@@ -16,7 +16,7 @@ from mcjepa.data_prep.storage import absolute_location, join_location, write_jso
 from mcjepa.data_prep.workers.ray_submit import submit_prep
 from mcjepa.pipeline.recipe.recipe import Recipe, required
 from mcjepa.pipeline.run.folder import PREP_REPORT
-from mcjepa.pipeline.tracking import Tracker, dataset_tag
+from mcjepa.pipeline.tracking import Tracker, dataset_tag, origin_tags, run_label
 
 if TYPE_CHECKING:
     from mcjepa.data_prep.settings import PrepConfig
@@ -99,10 +99,10 @@ def _log_run(recipe: Recipe, plain: dict[str, Any], record: dict[str, Any]) -> s
         recipe.tracking.uri,
         recipe.tracking.experiment,
         recipe.tracking.artifacts,
-        run_name=f"prep {recipe.name}",
+        run_name=f"prep {run_label(plain)}",
         run_id=None,
         tags={
-            "mcjepa.stage": "prep",
+            **origin_tags("prep", plain),
             "mcjepa.dataset_ids": dataset_tag([d["dataset_id"] for d in datasets.values()]),
         },
         began=time.time() - record["seconds"],
@@ -113,6 +113,12 @@ def _log_run(recipe: Recipe, plain: dict[str, Any], record: dict[str, Any]) -> s
         metrics = {f"{name}/{key}": float(d[key]) for name, d in datasets.items() for key in COUNTS}
         tracker.metrics(metrics | {"seconds": record["seconds"]}, 0)
         tracker.document(record, PREP_REPORT)
+        tracker.datasets(
+            [
+                {"name": name, "dataset_id": d["dataset_id"], "location": d["location"], "context": "published"}
+                for name, d in datasets.items()
+            ]
+        )
         status = "FINISHED"
     finally:
         tracker.end(status)

@@ -1,14 +1,16 @@
 """`mcjepa quickstart`: the three stages one after the other, each as the command line that a user would give.
 
-    mcjepa prep run RECIPE …    mcjepa train RECIPE …    mcjepa eval all RECIPE …
+    mcjepa prep run RECIPE    mcjepa train --ranks 0 RECIPE    mcjepa eval all RECIPE
 
-No stage has a second code path for it. Each runs as a process of its own, so its memory is free for the next, and
-an interruption ends its whole process tree.
+RECIPE is OUT/resolved-recipe.yaml: the recipe with all options and overrides, so that every command can be given again
+by itself. No stage has a second code path for it. Each runs as a process of its own, so its memory is free for the
+next, and an interruption ends its whole process tree.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -16,24 +18,26 @@ from pathlib import Path
 from typing import Any
 
 from mcjepa.cluster.local import run_command
+from mcjepa.data_prep.corpora.samples import packaged_photos, packaged_videos
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import write_json
 from mcjepa.evals.report.chain import SUMMARY
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.exits import OK, PARTIAL
 from mcjepa.pipeline.launch.ranks import program
+from mcjepa.pipeline.recipe.recipe import Recipe
+from mcjepa.pipeline.stages.following import WITHIN_CHAIN
 from mcjepa.pipeline.tracking import quiet_environment
 
 NEEDED_BYTES = 300 << 20
 STAGES = (("prep", "run"), ("train", "--ranks", "0"), ("eval", "all"))
 
 
-def run_stages(recipe: str, overrides: Sequence[str], on_stage: Callable[[int, str], None]) -> tuple[int, str]:
+def run_stages(recipe: str, on_stage: Callable[[int, str], None]) -> tuple[int, str]:
     """Runs the stages in turn until one fails.
 
     Args:
         recipe: its name or file.
-        overrides: of its keys.
         on_stage: told the number of a stage, from 1 on, and its command line, before it starts.
 
     Returns:
@@ -41,9 +45,9 @@ def run_stages(recipe: str, overrides: Sequence[str], on_stage: Callable[[int, s
     """
     partial = False
     for number, stage in enumerate(STAGES, 1):
-        words = (*stage, recipe, *overrides)
-        on_stage(number, f"mcjepa {' '.join(words)}")
-        code = run_command(program(*words), environment=quiet_environment())
+        words = (*stage, recipe)
+        on_stage(number, shlex.join(["mcjepa", *words]))
+        code = run_command(program(*words), environment={**quiet_environment(), WITHIN_CHAIN: "1"})
         partial = partial or code == PARTIAL
         if code not in (OK, PARTIAL):
             return code, stage[0]
@@ -101,6 +105,22 @@ def check_place(out: Path) -> None:
         raise DataError(
             f"{free >> 20} MiB are free at {out}, expected at least {NEEDED_BYTES >> 20}; free some or choose --out DIR"
         )
+
+
+def check_samples(recipe: Recipe) -> None:
+    """Looks for the packaged photos and videos before anything runs, where the recipe reads them.
+
+    Raises:
+        DataError: they are not installed.
+    """
+    if recipe.prep is None:
+        return
+    if recipe.prep.moving_photos and not recipe.prep.moving_photos.photos:
+        packaged_photos()
+    readers = {corpus.reader for dataset in recipe.prep.datasets.values() for corpus in dataset.corpora}
+    for reader, look in (("packaged-photos", packaged_photos), ("packaged-videos", packaged_videos)):
+        if reader in readers:
+            look()
 
 
 def finish_summary(out: Path, started: float) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import logging
 import multiprocessing
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +34,14 @@ from mcjepa.pipeline.stream.batches import PairBatch, RawBatch, StepBatch, ViewB
 from mcjepa.pipeline.stream.catalogue import Catalogue
 from mcjepa.pipeline.stream.order import StreamInterleaving, StreamSummary, check_world_size
 from mcjepa.pipeline.stream.samples import Cancelled, SampleStream, pair_stream, view_stream
-from mcjepa.pipeline.stream.workers import DeviceFeed, end_workers, interrupts_held_back, start_worker
+from mcjepa.pipeline.stream.workers import (
+    DeviceFeed,
+    default_workers,
+    end_workers,
+    interrupts_held_back,
+    start_worker,
+)
+from mcjepa.pipeline.world import ranks_here
 
 _CLOSE_GRACE_S = 1.0
 """How long workers may finish the sample in hand before they are ended."""
@@ -114,6 +122,11 @@ class StepLoader:
     ) -> None:
         """See `build_loader`."""
         self._streams, self._config, self._device = streams, config, device
+        workers, cores = config.workers, len(os.sched_getaffinity(0))
+        if workers is None:
+            workers = default_workers(cores, ranks_here(world_size), on_gpu=device.type == "cuda")
+        self.workers = workers
+        """Loading processes of this rank."""
         self._stop = multiprocessing.Event()
         self._interleaving = StreamInterleaving(
             config.sampling, {name: each.order.steps_per_epoch for name, each in streams.items()}
@@ -180,7 +193,7 @@ class StepLoader:
         if isinstance(self._feed, DeviceFeed):
             self._feed.close()
         steps, self._steps, self._feed = self._steps, None, iter(())
-        if steps is not None and self._config.workers:
+        if steps is not None and self.workers:
             ending = threading.Timer(_CLOSE_GRACE_S, end_workers, args=(steps,))
             ending.start()
             steps._shutdown_workers()  # joins each worker for five seconds at most, hence the timer
@@ -204,8 +217,8 @@ class StepLoader:
             self._dataset,
             batch_size=None,
             sampler=_EndlessSteps(self._next_step),
-            num_workers=self._config.workers,
-            prefetch_factor=self._config.prefetch if self._config.workers else None,
+            num_workers=self.workers,
+            prefetch_factor=self._config.prefetch if self.workers else None,
             collate_fn=_as_it_is,
             pin_memory=self._device.type == "cuda",
             worker_init_fn=partial(start_worker, in_main_thread=in_main_thread),

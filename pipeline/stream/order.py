@@ -130,6 +130,21 @@ class StreamSummary:
     tail: int
     """Samples (of all passes) that an epoch leaves out because they fill no batch."""
 
+    def in_words(self) -> str:
+        """One line for a person.
+
+        >>> counts = {"samples": 157, "batch": 8, "lanes": 8, "passes": 1, "steps_per_epoch": 19, "tail": 5}
+        >>> StreamSummary(**counts, shares=(100, 57)).in_words()
+        '157 samples of 2 datasets, 8 a step: 19 steps an epoch, 5 samples left out of each; at most 8 ranks'
+        """
+        sources = len(self.shares)
+        of = f" of {sources} datasets" if sources > 1 else ""
+        passes = f", {self.passes} passes" if self.passes > 1 else ""
+        left = f", {self.tail} samples left out of each" if self.tail else ""
+        steps = f"{self.steps_per_epoch} step{'' if self.steps_per_epoch == 1 else 's'} an epoch"
+        ranks = f"at most {self.lanes} rank{'' if self.lanes == 1 else 's'}"
+        return f"{self.samples} samples{of}, {self.batch} a step: {steps}{passes}{left}; {ranks}"
+
 
 class SampleOrder:
     """The endless order of one stream.

@@ -3,7 +3,7 @@
 `Tracker` writes at once, for stages that are short (prep, eval). Training writes through the spool (`run_tracker`),
 whose courier uses the functions below. Nothing is sent anywhere but to the tracking location: telemetry is off. MLflow
 is imported on first use.
-Tags: `mcjepa.stage` (prep, train, eval), `mcjepa.dataset_ids`, `mcjepa.prep_run`, `mcjepa.train_run`,
+Tags: `mcjepa.stage` (prep, train, eval), `mcjepa.recipe`, `mcjepa.dataset_ids`, `mcjepa.prep_run`, `mcjepa.train_run`,
 `mcjepa.weights_digest`; together they are the chain from inputs to score.
 """
 
@@ -29,6 +29,11 @@ PARAM_LIMIT = 6000
 BATCH_LIMIT = 100
 POINT_LIMIT = 1000
 DIGEST_LIMIT = 36
+NEWEST_RUNS = 20
+RECIPE_TAG = "mcjepa.recipe"
+VIEW_TAG = "mlflow.sharedViewState."
+KIND_TAG = "mlflow.experimentKind"
+"""Makes MLflow open the experiment as a table of runs; without it, as traces of language models."""
 ABSENT = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
 REFUSED_LOCATION = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED", "ENDPOINT_NOT_FOUND", "INVALID_PARAMETER_VALUE"})
 REFUSED_CONTENT = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST"})
@@ -113,6 +118,10 @@ class Tracker:
             for part in (items[: len(items) // 2], items[len(items) // 2 :]):
                 self._send_each(send, dict(part))
 
+    def datasets(self, records: Sequence[Mapping[str, str]]) -> None:
+        """Logs datasets as the run's inputs; see `send_datasets`."""
+        send_datasets(self._client, self.run_id, records)
+
     def artifact(self, path: Path, folder: str = "") -> None:
         """Stores a file or a folder with the run."""
         store = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
@@ -163,7 +172,9 @@ def create_run(
     """
     found = client.get_experiment_by_name(experiment)
     if found is None:
-        experiment_id = client.create_experiment(experiment, artifact_location=artifacts or None)
+        experiment_id = client.create_experiment(
+            experiment, artifact_location=artifacts or None, tags={KIND_TAG: "custom_model_development"}
+        )
     else:
         experiment_id = found.experiment_id
     made = client.create_run(experiment_id, start_time=start_ms, run_name=run_name, tags=dict(tags))
@@ -176,6 +187,53 @@ def set_status(client: Any, run_id: str, status: str, time_ms: int) -> None:
         client.update_run(run_id, status=status)
     else:
         client.set_terminated(run_id, status=status, end_time=time_ms)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an experiment has of a recipe."""
+
+    experiment_id: str
+    """Empty where there is no such experiment."""
+    tagged: bool
+    """Whether runs name the recipe."""
+    metrics: tuple[str, ...]
+    """All metrics of its newest runs."""
+
+
+def look_up(uri: str, experiment: str, recipe: str) -> Found:
+    """Looks for an experiment and the runs of a recipe in it.
+
+    Raises:
+        UsageError: the tracking location cannot be used.
+    """
+    try:
+        client = open_client(uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            return Found("", False, ())
+        condition = f"tags.`{RECIPE_TAG}` = '{recipe}'"
+        runs = []
+        if "'" not in recipe:  # a filter cannot hold one
+            runs = client.search_runs([found.experiment_id], filter_string=condition, max_results=NEWEST_RUNS)
+        shown = runs or client.search_runs([found.experiment_id], max_results=NEWEST_RUNS)
+        names = sorted({name for run in shown for name in run.data.metrics})
+        return Found(str(found.experiment_id), bool(runs), tuple(names))
+    except Exception as error:
+        raise UsageError(
+            f"MLflow at {uri} cannot be used ({type(error).__name__}: {_first_line(error)}); check tracking.uri"
+        ) from error
+
+
+def share_view(uri: str, experiment_id: str, key: str, state: Mapping[str, Any]) -> bool:
+    """Keeps a view of the table of runs with its experiment, for links that name its key; whether MLflow took it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        open_client(uri).set_experiment_tag(experiment_id, f"{VIEW_TAG}{key}", json.dumps(dict(state)))
+    except MlflowException:  # a server that lets us read alone
+        return False
+    return True
 
 
 def run_with_tag(client: Any, experiment: str, name: str, value: str) -> str:

@@ -28,7 +28,7 @@ from mcjepa.pipeline.run.recipes import Continuation, RunRecipes
 from mcjepa.pipeline.settings.stream import StreamConfig
 from mcjepa.pipeline.settings.train import TrackingConfig
 from mcjepa.pipeline.tracking import dataset_tag
-from mcjepa.pipeline.tracking.lineage import dataset_records, git_state
+from mcjepa.pipeline.tracking.lineage import dataset_records, git_state, grouped, origin_tags, run_label
 from mcjepa.pipeline.tracking.run_tracker import RunTracker
 from mcjepa.pipeline.world import World, broadcast_from_rank0
 
@@ -81,8 +81,8 @@ class RunRecords:
         tracker = RunTracker(
             tracking,
             self._folder,
-            run_name=f"train {self._name}",
-            tags={"mcjepa.stage": "train", "mcjepa.dataset_ids": tag, **git_state()},
+            run_name=f"train {run_label(recipe, str(recipe['train']['run']))}",
+            tags={**origin_tags("train", recipe), "mcjepa.dataset_ids": tag, **git_state()},
             renew=self._renewed,
             on_contact=self._write_run,
         )
@@ -91,7 +91,8 @@ class RunRecords:
         RunRecipes(self._folder).keep(recipe, self._continuation.step)
         for record in read_metrics(self._folder / METRICS):  # what a crash kept from the spool; all of it for a new run
             self._logged = int(record["step"])
-            tracker.metrics({name: value for name, value in record.items() if name != "step"}, self._logged)
+            values = {name: value for name, value in record.items() if name != "step"}
+            tracker.metrics(grouped(values), self._logged)
         tracker.parent("mcjepa.prep_run", {"mcjepa.stage": "prep", "mcjepa.dataset_ids": tag})
         tracker.params(recipe)
         tracker.artifact(self._folder / RECIPE)
@@ -126,7 +127,7 @@ class RunRecords:
         """One record of the meters. Steps that are trained again with the same numbers are recorded once."""
         if self._tracker and step > self._logged:
             self._lines.append(metrics_line(step, values))
-            self._tracker.metrics(values, step)
+            self._tracker.metrics(grouped(values), step)
 
     def picture(self, path: Path | None) -> None:
         """A picture in the run folder."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shlex
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -98,7 +99,7 @@ class RunTracker:
             log.warning(
                 "MLflow at %s does not answer (%s); the run goes on and its records wait in %s. They are delivered "
                 "when it is back, or by `mcjepa tracking sync %s`",
-                self._config.uri, reason, self._spool.folder, self._run,
+                self._config.uri, reason, self._spool.folder, shlex.quote(str(self._run)),
             )  # fmt: skip
 
     def params(self, values: Mapping[str, Any]) -> None:
@@ -141,8 +142,9 @@ class RunTracker:
             log.error("the disk is still full: %d records are lost with this process", unwritten)
         if left:
             log.warning(
-                "%d records wait in %s; `mcjepa tracking sync %s` delivers them", left, self._spool.folder, self._run
-            )
+                "%d records wait in %s; `mcjepa tracking sync %s` delivers them",
+                left, self._spool.folder, shlex.quote(str(self._run)),
+            )  # fmt: skip
 
     def _append(self, kind: str, **content: Any) -> None:
         self._spool.append(kind, **content)

@@ -85,12 +85,12 @@ def write_site(root: Path, server: dict[str, str] | None = None, **site: Any) ->
     return path
 
 
-def launch(*words: str, code: int = 0) -> str:
+def launch(*words: str, code: int = 0, within_s: float = 120) -> str:
     """Output of `mcjepa launch`."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     answer = subprocess.run(
         [sys.executable, "-m", "mcjepa", "launch", *words],
-        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120,
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=within_s,
     )  # fmt: skip
     assert answer.returncode == code, answer.stdout + answer.stderr
     return answer.stdout

@@ -42,6 +42,7 @@ def test_a_run_that_fits_is_passed_with_its_hours_and_bytes(recipe: Path, capsys
     assert "a killed rank or node costs at most 2 steps" in findings["interruption"][0]["found"]
     assert "26 samples in 3 shards" in findings["epoch"][0]["found"]
     assert findings["reading"][0]["severity"] == findings["memory"][0]["severity"] == "ok"
+    assert "of a core to load; no loading process a rank" in findings["loading"][0]["found"]
     assert sorted(recipe.parent.rglob("*")) == before  # nothing stays written
 
 

@@ -13,6 +13,7 @@ from mcjepa.cluster.preflight.data import (
     ClusterFacts,
     StreamFacts,
     cache_finding,
+    loading_finding,
     node_bytes,
     read_finding,
     stream_findings,
@@ -173,3 +174,22 @@ def test_a_run_of_several_nodes_on_one_machines_disk_is_a_warning(tmp_path: Path
 def test_a_weighted_term_that_never_begins_is_a_warning() -> None:
     assert terms_finding("").severity == "ok"
     assert terms_finding("vc at step 9").severity == "warning"
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "step_s", "advice"),
+    [
+        (2, 12, 0.03, "set train.stream.workers=6"),
+        (2, 3, 0.03, "set train.stream.workers=6, and ask for 7 cores a rank (cpus_per_task of the site)"),
+        (6, 8, 0.03, ""),
+        (0, 2, 2.0, ""),
+        (0, 2, 1.0, "set train.stream.workers=1"),
+        (2, 12, None, ""),
+    ],
+)
+def test_loading_processes_must_keep_up_with_the_steps(
+    workers: int, cores: int, step_s: float | None, advice: str
+) -> None:
+    """The paper's rank: 0.175 s of a core for a step."""
+    finding = loading_finding(0.175, workers, cores, step_s)
+    assert (finding.severity, finding.fix) == ("warning" if advice else "ok", advice)

@@ -61,7 +61,9 @@ def test_one_dead_rank_ends_all_and_starts_without_progress_are_limited(
 ) -> None:
     it = crowd["fail"]
     assert it.state(slurm) == "FAILED" and it.verdicts() == ["requeue", "requeue"]
-    assert "2 starts in a row brought no newer checkpoint" in log_files(it.job.folder, 0)[0].read_text()
+    said = log_files(it.job.folder, 0)[0].read_text()
+    assert "2 starts in a row brought no newer checkpoint" in said
+    assert said.count("mcjepa: rank 1 ended with exit code 5, see ") == 2
     ends = [start["end"]["at"] - start["at"] for start in JobState(it.job.folder, it.record.ids[0]).starts]
     assert max(ends) < 30  # the other rank would wait for two minutes
 

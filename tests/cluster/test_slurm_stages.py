@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -54,8 +55,10 @@ def launched(
         for name, value in own.items():
             patch.setenv(name, value)
         slurm_cluster.wait_idle()
-        first = json.loads(launch("all", str(recipe), "--site", str(site), "--json"))
-        jobs = {each["stage"]: each["ids"][0] for each in (first, *first["then"])}
+        told = launch("all", str(recipe), "--site", str(site))
+        jobs = dict(re.findall(r"submitted mcjepa-(\w+)-small: job (\d+)", told))
+        assert list(jobs) == ["prep", "train", "eval"]
+        assert told.splitlines()[-1] == f"the report will be {root}/out/report.html"
         states = {}
         for stage, job in jobs.items():
             states[stage] = slurm_cluster.wait_state(job, *ENDED, within_s=200)

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from mcjepa.data_prep.corpora.census import Census
 from mcjepa.data_prep.corpora.moving_photos.generate import write_mp4
 from mcjepa.data_prep.dataset.manifest import DatasetManifest
 from mcjepa.data_prep.dataset.publish import publish_dataset
@@ -49,7 +50,8 @@ def clip_settings(*folders: Path, **changes: object) -> DatasetConfig:
 def build_dataset(location: Path | str, config: DatasetConfig) -> tuple[DatasetManifest, list[ShardResult]]:
     """Builds and publishes a dataset in this process, by the same parts as the job but without Ray."""
     store = open_store(str(location))
-    plan = begin_plan(store, config, list_inputs(config))
+    census = Census()
+    plan = begin_plan(store, config, list_inputs(config, census), census=census)
     require_same_plan(store, config, plan, list_inputs(config))
     maker = ShardMaker(ShardWork(str(location), config, plan.plan_digest))
     try:

@@ -30,7 +30,7 @@ from mcjepa.data_prep.settings import (
     PrepConfig,
 )
 from mcjepa.data_prep.storage import open_store
-from mcjepa.data_prep.workers.ray_job import running_ray
+from mcjepa.data_prep.workers.ray_session import running_ray
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.job import PrepReport, ProgressEvent, run_prep
 from mcjepa.data_prep.plan.forecast import plan_prep
 from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig, MovingPhotosConfig, PrepConfig
-from mcjepa.data_prep.workers.ray_job import running_ray
+from mcjepa.data_prep.workers.ray_session import running_ray
 from tests.processes import wait_until_ended
 
 
@@ -129,6 +129,13 @@ def test_a_shard_that_cannot_be_stored_is_one_clear_error(ray_running, videos, i
     (tmp_path / "datasets" / "clips" / "shards").write_text("in the way")
     with pytest.raises(DataError, match="writable folder"):
         run_prep(config)
+
+
+def test_a_recipe_without_datasets_is_refused_at_once(tmp_path: Path) -> None:
+    told: list[ProgressEvent] = []
+    with pytest.raises(DataError, match=r"prep\.datasets is empty; expected at least one dataset .*in the recipe"):
+        run_prep(PrepConfig(root=str(tmp_path / "d")), on_event=told.append)
+    assert not told and not (tmp_path / "d").exists()
 
 
 def test_missing_inputs_are_refused_before_anything_is_written(videos, images, tmp_path) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from mcjepa.data_prep.process import one_processor
-from mcjepa.data_prep.workers.ray_job import run_tasks, running_ray
+from mcjepa.data_prep.workers.ray_job import run_tasks
+from mcjepa.data_prep.workers.ray_session import running_ray
 
 
 @pytest.fixture

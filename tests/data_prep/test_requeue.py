@@ -21,7 +21,7 @@ from mcjepa.data_prep.job import run_prep
 from mcjepa.data_prep.requeue import requeue
 from mcjepa.data_prep.settings import DatasetConfig, DuplicateFilter, FiltersConfig, PrepConfig
 from mcjepa.data_prep.storage import open_store
-from mcjepa.data_prep.workers.ray_job import running_ray
+from mcjepa.data_prep.workers.ray_session import running_ray
 
 
 @pytest.fixture(scope="module")

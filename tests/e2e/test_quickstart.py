@@ -62,7 +62,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("quickstart") / "out"
     done = _run("quickstart", "--out", str(out), *SHORT)
     assert done.returncode == 0, done.stderr
-    assert "mlflow server" in done.stderr.splitlines()[-1]
+    following = [shlex.split(line) for line in done.stderr.splitlines() if line.startswith("  mcjepa")]
+    assert [words[1] for words in following] == ["ui", "infer", "quickstart"]
     return out
 
 
@@ -114,11 +115,18 @@ def test_mlflow_links_the_three_runs(finished: Path, summary: dict[str, Any]) ->
     client = MlflowClient(tracking_uri=f"sqlite:///{finished}/mlflow.db")
     runs = {stage: client.get_run(run_id) for stage, run_id in summary["run_ids"].items()}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert {run.data.tags["mcjepa.recipe"] for run in runs.values()} == {"quickstart"}
+    assert [run.info.run_name for run in runs.values()] == [
+        "prep quickstart out", "train quickstart out", "eval quickstart out step-000000006",
+    ]  # fmt: skip
+    sets = {stage: {item.dataset.name for item in run.inputs.dataset_inputs} for stage, run in runs.items()}
+    assert sets["prep"] == sets["train"] == {"clips", "images"}
+    assert all(name.startswith("moving-photos ") for name in sets["eval"]) and sets["eval"]
     assert len({run.data.tags["mcjepa.dataset_ids"] for run in runs.values()}) == 1
     assert runs["train"].data.tags["mcjepa.prep_run"] == summary["run_ids"]["prep"]
     assert runs["eval"].data.tags["mcjepa.train_run"] == summary["run_ids"]["train"]
     assert runs["eval"].data.tags["mcjepa.weights_digest"] == summary["weights_digest"]
-    curve = client.get_metric_history(summary["run_ids"]["train"], "reconstruction")
+    curve = client.get_metric_history(summary["run_ids"]["train"], "loss/reconstruction")
     assert [point.step for point in curve] == [2, 4, 6]
     assert "report.html" in {item.path for item in client.list_artifacts(summary["run_ids"]["eval"])}
 

@@ -23,7 +23,7 @@ from mcjepa.data_prep.corpora.moving_photos.generate import write_mp4
 from mcjepa.data_prep.dataset.audit import audit_dataset
 from mcjepa.data_prep.dataset.manifest import read_manifest
 from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig
-from mcjepa.data_prep.workers.ray_job import PRIVATE, QUIET
+from mcjepa.data_prep.workers.ray_session import PRIVATE, QUIET
 
 VICTIMS = ("decoder", "worker", "raylet", "driver")
 REPOSITORY = Path(__file__).resolve().parents[2]

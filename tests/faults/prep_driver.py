@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ def show(event: ProgressEvent) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
     address, corpus, root = sys.argv[1:]
     run_prep(
         PrepConfig(root=root, datasets={"clips": dataset(Path(corpus))}, ray_address=address, workers=2), on_event=show

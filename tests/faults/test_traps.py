@@ -93,7 +93,8 @@ def test_prep_from_a_folder_of_traps_makes_the_same_dataset(traps: Path, tmp_pat
 
 PATHS = """
 import json, sys
-from mcjepa.data_prep.workers.ray_job import run_tasks, running_ray
+from mcjepa.data_prep.workers.ray_job import run_tasks
+from mcjepa.data_prep.workers.ray_session import running_ray
 from tests.faults.worker_paths import Item, search_path_of_worker
 found = []
 with running_ray(sys.argv[1], 1):

@@ -84,3 +84,22 @@ def test_gradients_of_autocast_training_come_in_the_maps_types() -> None:
     assert left.grad is not None and right.grad is not None
     torch.testing.assert_close(left.grad, reference[0], rtol=0.1, atol=0.1)
     torch.testing.assert_close(right.grad, reference[1], rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("channels", [768, 1])
+def test_fp16_maps_correlate_where_the_sum_over_channels_is_beyond_fp16(channels: int) -> None:
+    """Features of 10: the sum over 768 channels is 76,800, the largest number of fp16 is 65,504."""
+    generator = torch.Generator().manual_seed(0)
+    exact = [
+        (10 + torch.randn(1, channels, 6, 5, generator=generator, dtype=torch.float64)).half().double() for _ in "ab"
+    ]
+    weight = (1000 + 100 * torch.randn(1, 81, 6, 5, generator=generator, dtype=torch.float64)).half().double()
+    weight = weight if channels > 1 else weight / 100  # of few channels the gradient itself would be beyond fp16
+    found = []
+    for function, dtype in ((correlate, torch.float16), (correlate_loop, torch.float64)):
+        left, right = (x.to(dtype).requires_grad_() for x in exact)
+        out = function(left, right, 4)
+        found.append((out, *torch.autograd.grad(out, (left, right), weight.to(dtype))))
+    for half, double in zip(*found, strict=True):
+        assert half.dtype == torch.float16 and half.isfinite().all()
+        torch.testing.assert_close(half.double(), double, rtol=4e-3, atol=4e-3 * double.abs().max().item())

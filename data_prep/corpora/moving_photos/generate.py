@@ -105,7 +105,7 @@ def split_photos(names: list[str], config: MovingPhotosConfig) -> tuple[tuple[st
     if len(names) < LEAST_PHOTOS:
         raise DataError(
             f"{len(names)} readable photos; expected at least {LEAST_PHOTOS} (to train on and to hold out); "
-            "add photos, or leave `photos` empty to use those that ship in packages"
+            "add some, or leave `photos` empty to use the 17 of the `samples` extra"
         )
     count = max(2, min(config.heldout_photos, -(-len(names) // 3)))
     order = np.random.default_rng([config.seed, len(names)]).permutation(len(names))

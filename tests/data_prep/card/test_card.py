@@ -106,6 +106,19 @@ def test_dropped_samples_and_failed_inputs_are_listed_with_reasons(filtered: Pat
     assert thumbnails == ["0-images/cut<b>.jpg"]
 
 
+def test_all_that_lies_in_the_corpora_is_counted_by_its_end(pictures: Path, build, tmp_path: Path) -> None:
+    for name in ("a.txt", "b.TXT", "c.tar.gz", "clip.mp4", "<b>bold.<i>"):
+        (pictures / name).write_bytes(b"x")
+    build(tmp_path / "d", DatasetConfig(kind="image", corpora=(CorpusConfig(reader="images", path=str(pictures)),)))
+    page = card_of(tmp_path / "d")
+    assert "The corpora hold 13 entries: 8 files of inputs and 5 others." in page.text
+    rows = re.findall(r"^(\.[a-z.0-9]+|no plain ending)\n+(\d+)$", page.text, re.MULTILINE)
+    assert rows == [(".txt", "2"), (".mp4", "1"), (".tar.gz", "1"), ("no plain ending", "1")]
+    path = tmp_path / "d" / "manifest.json"
+    path.write_text(path.read_text().replace('"entries":13', '"entries":14').replace('"entries": 13', '"entries": 14'))
+    assert "The corpora hold 14 entries: 8 files of inputs but 5 others." in card_of(tmp_path / "d").text
+
+
 def test_scores_get_their_own_histograms(videos: Path, clips_of, build, tmp_path: Path) -> None:
     filters = FiltersConfig(motion=MotionFilter(mode="score"), cut=CutFilter(mode="score"))
     build(tmp_path / "d", clips_of(videos, filters=filters))

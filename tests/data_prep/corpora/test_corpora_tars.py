@@ -6,13 +6,19 @@ import io
 import struct
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import pytest
 
 from mcjepa.data_prep.corpora import INPUT_READERS
 from mcjepa.data_prep.corpora.items import Input
+from mcjepa.data_prep.dataset.inputs import read_inputs
 from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig
+from mcjepa.data_prep.storage import open_store
+from tests.data_prep.small_corpora import smooth_frames
 
 PICTURE = b"\x89PNG" + bytes(range(200)) * 3
 
@@ -210,3 +216,15 @@ def test_the_class_of_a_sample_is_its_label_wherever_it_stands(tmp_path: Path) -
         ("t.tar/3.webm", "video", ""),
     ]
     assert [content(i) for i in items] == [PICTURE] * 4
+
+
+@pytest.mark.parametrize("name", ["odd.tar/t.tar", "t.TAR"])
+def test_a_quarantined_member_is_named_with_its_tar(name: str, build, tmp_path: Path) -> None:
+    """In what `prep run` prints: the tar alone would leave its reader with a thousand members to try."""
+    good = cv2.imencode(".jpg", smooth_frames(0, 1, 48, 64)[0])[1].tobytes()
+    path = write_tar(tmp_path / "corpus" / name, lambda tar: [add(tar, "a/0.jpg"), add(tar, "a/1.jpg", good)])
+    config = DatasetConfig(kind="image", corpora=(CorpusConfig(reader="tars", path=str(tmp_path / "corpus")),))
+    build(tmp_path / "d", config)
+    found = {r.outcome: r for r in read_inputs(open_store(str(tmp_path / "d")))}
+    assert found["quarantined"].where == f"{path} (a/0.jpg)" and found["ok"].where == f"{path} (a/1.jpg)"
+    assert replace(found["ok"], uri="/videos/x.mp4").where == "/videos/x.mp4"

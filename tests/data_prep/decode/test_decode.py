@@ -35,6 +35,7 @@ from mcjepa.data_prep.decode.messages import (
     write_message,
 )
 from mcjepa.data_prep.decode.selection import choose_starts, frames_at_rate, needed_frames
+from mcjepa.data_prep.decode.videos import open_video
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.settings import CorpusConfig, DarkFilter, DatasetConfig, DecoderName, FiltersConfig, MotionFilter
 from tests.data_prep.small_corpora import smooth_frames
@@ -287,12 +288,37 @@ def test_stored_jpegs_are_close_to_the_frame_and_the_same_every_time() -> None:
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
 def test_a_video_with_a_hole_is_no_partial_success(tmp_path: Path, decoder: DecoderName) -> None:
-    punch_hole(tmp_path / "a.mp4")
+    """The reason names the first frame whose packet lies in the hole, whatever the decoder's threads meet first."""
+    start, end = punch_hole(tmp_path / "a.mp4")
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+    shown = sorted(p.pts for p in packets)
+    hit = next(p for p in packets if start <= p.pos < end)
     with (
         DecodeClient(replace(CLIPS, decoder=decoder)) as client,
-        pytest.raises(DecodeFailure, match=r"Invalid|sending"),
+        pytest.raises(DecodeFailure, match=rf"^damaged at frame {shown.index(hit.pts)} of 40 \(Invalid data found"),
     ):
         list(client.cut(video(tmp_path / "a.mp4")))
+
+
+@pytest.mark.parametrize("said", ["Check failed: run_.load()", "[01:02:03] /x/y.cc:285: Error sending packet"])
+def test_what_a_decoder_says_of_damage_is_put_into_our_words(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import decord
+
+    class Failing(decord.VideoReader):  # type: ignore[misc]
+        def next(self) -> object:
+            raise decord.DECORDError(said)
+
+    monkeypatch.setattr(decord, "VideoReader", Failing)
+    punch_hole(tmp_path / "hole.mp4")
+    write_mp4(tmp_path / "whole.mp4", smooth_frames(0, 5, 64, 96), 10, 20)
+    with pytest.raises(DecodeFailure, match=r"^damaged at frame \d+ of 40 \("):
+        list(open_video(str(tmp_path / "hole.mp4"), "decord").read(np.arange(40)))
+    with pytest.raises(DecodeFailure, match=r"^decord cannot decode it \(DECORDError: .*decoder=pyav$") as caught:
+        list(open_video(str(tmp_path / "whole.mp4"), "decord").read(np.arange(5)))
+    assert "01:02:03" not in describe_error(caught.value)
 
 
 def test_a_hole_after_the_last_wanted_frame_counts_every_time(tmp_path: Path) -> None:
@@ -303,14 +329,15 @@ def test_a_hole_after_the_last_wanted_frame_counts_every_time(tmp_path: Path) ->
                 list(client.cut(video(tmp_path / "a.mp4")))
 
 
-def punch_hole(path: Path) -> None:
-    """Write a video of 40 frames whose bytes are zero from a third of them on."""
+def punch_hole(path: Path) -> tuple[int, int]:
+    """Write a video of 40 frames whose bytes are zero from a third of them on; returns from where to where."""
     write_mp4(path, smooth_frames(0, 40, 64, 96), 10, 20)
     data = bytearray(path.read_bytes())
     start = data.index(b"mdat") + 4
     middle = start + (data.index(b"moov") - start) // 3
     data[middle : middle + 1500] = bytes(1500)
     path.write_bytes(bytes(data))
+    return middle, middle + 1500
 
 
 def repeat_packets(source: Path, target: Path, times: int) -> None:

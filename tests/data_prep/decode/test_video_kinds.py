@@ -5,11 +5,13 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from video_files import FFMPEG, scene, set_matrix, shown_by_ffmpeg, write
+from video_files import FFMPEG, run_ffmpeg, scene, set_matrix, shown_by_ffmpeg, write
 
 from mcjepa.data_prep.corpora.items import Input
+from mcjepa.data_prep.decode.colour import to_light
 from mcjepa.data_prep.decode.cutter import CutSample, DroppedSample, cut_input
 from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.videos import open_video
@@ -189,8 +191,6 @@ def test_a_change_of_size_is_never_squeezed(name: str, decoder: str, tmp_path: P
     assert kept == [[k, k + 1] for k in range(11) if k != 5]
     assert [(d.frame_index, d.filter) for d in dropped] in ([((5, 6), "size")], [])  # a join, or a change within
     config = DatasetConfig(kind="image", corpora=(CorpusConfig(reader="videos"),), clip_stride=1, encoding="png")
-    import cv2
-
     shapes = [
         cv2.imdecode(np.frombuffer(s.members["png"], np.uint8), cv2.IMREAD_COLOR).shape[:2]
         for s in cut_input(Input("v", str(path), "video"), config)
@@ -264,6 +264,52 @@ def test_wide_colours_are_refused_by_name(transfer: int, primaries: int, words: 
     with pytest.raises(Unwanted, match=words):
         frames_of(path, "decord", VideoConfig())
     assert len(frames_of(path, "decord", VideoConfig(wide_colours="keep"))) == 3
+
+
+TO_LIGHT = "zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709"
+HABLE = ",tonemap=hable:desat=0:peak=10"
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    ("transfer", "primaries", "bits", "tone_map"),
+    [
+        ("smpte2084", "bt2020", "10le", HABLE),
+        ("arib-std-b67", "bt2020", "10le", HABLE),
+        ("bt709", "smpte432", "", ""),
+        ("bt709", "bt2020", "10le", ""),
+    ],
+)
+def test_wide_colours_are_converted_as_ffmpeg_does(
+    transfer: str, primaries: str, bits: str, tone_map: str, tmp_path: Path
+) -> None:
+    """By zimg and ffmpeg's tone map; a smooth picture of many colours, without chroma that each enlarges in its own way."""
+    path, matrix = tmp_path / "v.mkv", "bt2020" if primaries == "bt2020" else "bt709"
+    grid = np.random.default_rng(0).integers(0, 1 << 16, (6, 8, 3)).astype(np.uint16)
+    colours = cv2.resize(grid, (128, 96), interpolation=cv2.INTER_LINEAR)
+    words = (
+        f"-v error -f rawvideo -pix_fmt rgb48le -s 128x96 -r 25 -i - -vf scale=out_color_matrix={matrix}:out_range=tv"
+    )
+    words += f",format=yuv444p{bits} -c:v ffv1 -color_trc {transfer} -color_primaries {primaries} -color_range tv"
+    matrix_name = {"bt2020": "bt2020nc"}.get(matrix, matrix)
+    run_ffmpeg(*words.split(), "-colorspace", matrix_name, str(path), content=2 * colours.tobytes())
+    found = frames_of(path, "decord", VideoConfig(wide_colours="convert"))
+    wanted = shown_by_ffmpeg(path, f"{TO_LIGHT}{tone_map},zscale=t=bt709:r=full,format=gbrp")
+    assert difference(found, wanted) <= 2
+    assert found.std() > 40 and found.shape == (2, 96, 128, 3)
+
+
+def test_the_tone_map_of_known_lights() -> None:
+    """PQ's table (ST 2084): code 0.5081 is 100 cd/m², 0.7518 is 1,000; HLG's 0.5 is a twelfth of its scene."""
+    coded = np.array([[0.5081] * 3, [0.7518] * 3, [0.0] * 3], np.float32)
+    assert np.allclose(to_light(coded, 16), [[1.0] * 3, [10.0] * 3, [0.0] * 3], rtol=2e-3)
+    assert np.allclose(to_light(np.array([[1.0, 0.5, 0.0]], np.float32), 18), [[10, 10 / 12**1.2, 0]], rtol=1e-4)
+
+
+def test_dci_white_is_not_converted(tmp_path: Path) -> None:
+    path = write(tmp_path / "v.mp4", scene(3), color_trc=1, color_primaries=11)
+    with pytest.raises(Unwanted, match="DCI-P3 primaries"):
+        frames_of(path, "decord", VideoConfig(wide_colours="convert"))
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

@@ -54,6 +54,12 @@ def set_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:
     return path
 
 
+def run_ffmpeg(*words: str, content: bytes) -> None:
+    """Run ffmpeg with these bytes as its standard input."""
+    assert FFMPEG
+    subprocess.run([FFMPEG, *words], input=content, check=True)
+
+
 def shown_by_ffmpeg(path: Path, filters: str = "null") -> np.ndarray:
     """All frames as ffmpeg shows them, RGB (T, H, W, 3)."""
     assert FFMPEG

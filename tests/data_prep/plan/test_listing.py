@@ -69,3 +69,14 @@ def test_inputs_that_listing_refuses_are_planned_with_their_reason(tmp_path: Pat
 def test_an_unknown_reader_is_told_with_the_nearest_one() -> None:
     with pytest.raises(DataError, match="did you mean 'videos'"):
         listed(CorpusConfig(reader="vidoes", path="x"))
+
+
+@pytest.mark.parametrize("reader", ["videos", "images", "webdataset", "davis", "camvid", "sintel-clean"])
+@pytest.mark.parametrize("scheme", ["gs", "https", "hdfs"])
+def test_a_store_that_is_not_read_is_named_not_taken_for_a_folder(reader: str, scheme: str) -> None:
+    config = DatasetConfig(kind="image", corpora=(CorpusConfig(reader=reader, path=f"{scheme}://bucket/data"),))
+    with pytest.raises(DataError) as caught:
+        list(list_inputs(config))
+    words = str(caught.value)
+    assert f"{scheme}://bucket/data is of {scheme}://, which is not read; expected a path, file://" in words
+    assert "AWS_ENDPOINT_URL" in words

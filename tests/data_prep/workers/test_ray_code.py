@@ -7,14 +7,18 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from mcjepa.data_prep.code import code_name
-from mcjepa.data_prep.workers.ray_job import PRIVATE, QUIET, _interruption_kept
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.workers import ray_session
+from mcjepa.data_prep.workers.ray_session import PRIVATE, QUIET, _interruption_kept, running_ray
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 ROOMS = ("cluster", "configs", "data_prep", "evals", "model", "pipeline")
@@ -23,7 +27,7 @@ CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.workers.ray_job import running_ray
+from mcjepa.data_prep.workers.ray_session import running_ray
 import ray
 cluster = Cluster()
 cluster.add_node(num_cpus=1, object_store_memory=100 << 20, node_ip_address="127.0.0.1")
@@ -69,3 +73,27 @@ def test_a_node_with_other_code_is_refused_and_named(tmp_path: Path) -> None:
 def test_an_interruption_that_a_library_swallows_is_raised_in_the_end() -> None:
     with pytest.raises(KeyboardInterrupt), _interruption_kept(), contextlib.suppress(BaseException):
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(("scheme", "cause"), [("", "Connection refused"), ("ray://", "Connection refused")])
+def test_a_cluster_that_nobody_runs_is_named_soon(scheme: str, cause: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself Ray tries for minutes, and then speaks of paths and permissions."""
+    monkeypatch.setattr(ray_session, "JOIN_LIMIT_S", 0.1)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # not listening
+        address = f"{scheme}127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(DataError) as caught, running_ray(address, 0):
+            pass
+    words = str(caught.value)
+    assert f"no Ray cluster can be joined at {address} (" in words and cause in words
+    assert "correct prep.ray_address or RAY_ADDRESS" in words and "permission" not in words
+
+
+def test_a_cluster_that_starts_late_is_waited_for() -> None:
+    with socket.socket() as late:
+        late.bind(("127.0.0.1", 0))
+        timer = threading.Timer(0.3, late.listen)
+        timer.start()
+        ray_session._wait_for_answer(f"[127.0.0.1]:{late.getsockname()[1]}")
+        timer.join()
+    ray_session._wait_for_answer("auto")

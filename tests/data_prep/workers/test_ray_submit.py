@@ -19,7 +19,7 @@ import yaml
 
 from mcjepa.data_prep.dataset.audit import audit_dataset
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.workers.ray_job import PRIVATE, QUIET
+from mcjepa.data_prep.workers.ray_session import PRIVATE, QUIET
 from mcjepa.data_prep.workers.ray_submit import submit_prep
 
 REPOSITORY = Path(__file__).parents[3]

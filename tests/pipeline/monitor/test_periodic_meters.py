@@ -94,14 +94,16 @@ def test_an_alert_is_given_once_until_the_value_is_back() -> None:
     assert alerts.look({"embedding_std_mean": 0.5, "flow_px": 3.0}) == []
     assert len(alerts.look({"embedding_std_mean": 0.001, "flow_px": 60.0})) == 2
     assert alerts.look({"embedding_std_mean": 0.001}) == []
-    assert alerts.look({"embedding_std_mean": 0.5, "flow_px": 60.0}) == []
-    assert alerts.look({"embedding_std_mean": 0.001}) == ["embedding_std_mean is 0.001, below its limit 0.01"]
+    cleared = ["alert cleared: embedding_std_mean is 0.5, within its limit 0.01"]
+    assert alerts.look({"embedding_std_mean": 0.5, "flow_px": 60.0}) == cleared
+    assert alerts.look({"embedding_std_mean": 0.5}) == []
+    assert alerts.look({"embedding_std_mean": 0.001}) == ["alert: embedding_std_mean is 0.001, below its limit 0.01"]
 
 
 def test_features_of_a_level_that_shrink_are_alerted() -> None:
     alerts = Alerts(AlertConfig(level_std=0.02))
     assert alerts.look({"stride4_std_mean": 0.11, "stride64_std_mean": 0.03}) == []
-    assert alerts.look({"stride4_std_mean": 0.011}) == ["stride4_std_mean is 0.011, below its limit 0.02"]
+    assert alerts.look({"stride4_std_mean": 0.011}) == ["alert: stride4_std_mean is 0.011, below its limit 0.02"]
 
 
 @pytest.mark.slow

