@@ -19,7 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.storage import atomic_write
+from mcjepa.data_prep.storage import atomic_write, write_json
+from mcjepa.pipeline.tracking.lineage import git_state, made_by
+
+MODEL, ESTIMATES, BASELINES = "model", "estimates", "baselines"
+"""What a card's `source` says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,9 @@ class Card:
 
     config: Mapping[str, Any] = field(default_factory=dict)
     """The evaluation's settings, every field."""
+
+    source: str = MODEL
+    """What was scored: `model`, `estimates` (files of any method) or `baselines` (nothing but those)."""
 
     weights_digest: str = ""
     """sha256 of the weights file."""
@@ -129,6 +136,11 @@ class Score:
     pictures: tuple[Picture, ...] = ()
     """Pictures, in the order to show them."""
 
+    @property
+    def undefined(self) -> tuple[str, ...]:
+        """Metrics that are no number: nothing was scored, or a model's output is not finite."""
+        return tuple(name for name, value in self.metrics.items() if not math.isfinite(value))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: values that are not finite become None, paths become text."""
         return {
@@ -159,6 +171,8 @@ def package_versions(*packages: str) -> dict[str, str]:
 
 SCORES_VERSION = 1
 SCORES_NAME = "scores.json"
+WRITTEN_NAME = "written.json"
+"""Who wrote the scores, where, when and by which code: beside them, as equal scores are equal bytes."""
 log = logging.getLogger(__name__)
 
 
@@ -177,6 +191,7 @@ def write_scores(scores: Sequence[Score], out: Path, key: str = "") -> None:
             atomic_write(folder / "items.csv", csv_bytes(head, ([row[key] for key in head] for row in score.table)))
     document = {"version": SCORES_VERSION, "key": key, "scores": listed}
     atomic_write(out / SCORES_NAME, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
+    write_json(out / WRITTEN_NAME, {**git_state(), **made_by()})
     log.info("%d scores are in %s", len(scores), out / SCORES_NAME)
 
 
@@ -216,6 +231,7 @@ def read_scores(out: Path) -> list[Score]:
 def _score(plain: Mapping[str, Any], out: Path) -> Score:
     card: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in plain["card"].items()}
     del card["complete"]  # follows from `failed`
+    card.setdefault("source", MODEL if card.get("weights_digest") else ESTIMATES)  # older files do not say it
     return Score(
         name=plain["name"],
         metrics={name: math.nan if value is None else float(value) for name, value in plain["metrics"].items()},

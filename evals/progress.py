@@ -107,6 +107,20 @@ def set_folder(root: str, name: str) -> Path:
     return Path(root)
 
 
+def nothing_scored(what: str, failed: Sequence[str], expected: str) -> DataError:
+    """The error of a set of which no item can be scored: the first item's reason, which has its own advice.
+
+    Args:
+        what: the set.
+        failed: its items that failed, each "name: reason"; empty where it has none at all.
+        expected: what would do.
+    """
+    if failed:
+        count = f"none of its {len(failed)} items can be scored; the first: " if len(failed) > 1 else ""
+        return DataError(f"{what}: {count}{failed[0]}")
+    return DataError(f"{what} has nothing to score; expected {expected}; check the folder")
+
+
 MAX_LEVEL = 6
 """Coarsest pyramid level; level l has stride 2**l."""
 

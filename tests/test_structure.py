@@ -13,8 +13,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ROOMS = ("model", "data_prep", "pipeline", "evals", "cluster", "configs")
-OPEN = tuple(f"pipeline/{name}/" for name in ("cli", "recipe", "launch", "stages"))
-"""Parts of the pipeline that join rooms: commands, settings of all rooms, jobs, and whole stages."""
+OPEN = tuple(f"pipeline/{name}/" for name in ("cli", "recipe", "launch", "lineage", "stages"))
+"""Parts of the pipeline that join rooms: commands, settings of all rooms, jobs, lineage, and whole stages."""
 PACKAGE = "mcjepa"
 ALLOWED_ROOMS = {
     "model": (),
@@ -70,9 +70,10 @@ INNER_DOORS = {
     ),
     "replay": ("checkpoint", "engine", "errors", "monitor", "run", "settings", "step", "stream", "train", "world"),
     "export": ("checkpoint", "errors", "recipe", "run"),
+    "lineage": ("errors", "run"),
     "launch": ("errors", "exits", "recipe", "run", "settings", "step", "stream", "tracking"),
     "stages": ("checkpoint", "errors", "exits", "launch", "recipe", "run", "settings", "tracking", "train", "world"),
-    "cli": ("errors", "exits", "export", "launch", "recipe", "replay", "run", "stages", "tracking", "world"),
+    "cli": ("errors", "exits", "export", "launch", "lineage", "recipe", "replay", "run", "stages", "tracking", "world"),
 }
 """Which parts of the pipeline each of its parts may import; `pipeline/*/__init__.py` says what they are for."""
 SETTINGS = ("mcjepa.data_prep.settings", "mcjepa.model.config", *(f"mcjepa.evals{part}.settings" for part in (

@@ -7,6 +7,7 @@ Items hold paths and read on demand, so a list of them is small. Images are RGB 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -193,6 +194,19 @@ class MaskedVideo:
         return read_rgb(self.frames[index])
 
     def read_mask(self, index: int) -> ByteArray:
-        """Object ids (H, W) of frame `index`: 0 background, 1.. objects; DAVIS-2016's 0/255 becomes 0/1."""
+        """Object ids (H, W) of frame `index`: 0 background, 1.. objects, 255 void; DAVIS-2016's 0/255 becomes 0/1."""
         ids = read_ids(self.masks[index])
-        return (ids > 0).astype(np.uint8) if self.one_object or set(np.unique(ids)) <= {0, 255} else ids
+        if self._is_grey:
+            ids = np.where(ids == VOID, np.uint8(1), ids)
+        return np.where((ids > 0) & (ids != VOID), np.uint8(1), ids) if self.one_object else ids
+
+    @cached_property
+    def _is_grey(self) -> bool:
+        """Whether 255 is the object of the whole sequence: the first mask has it alone. Elsewhere it is void, also in
+        a frame that shows nothing else."""
+        return holds_255_alone(read_ids(self.masks[0]))
+
+
+def holds_255_alone(ids_HW: ByteArray) -> bool:
+    """Whether a mask marks one object by 255 and has no other id, as DAVIS-2016's do."""
+    return set(np.unique(ids_HW).tolist()) - {0} == {VOID}

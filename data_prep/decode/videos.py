@@ -118,8 +118,9 @@ def decode_by_pyav(
         deinterlace: Make whole frames of interlaced ones.
         convert: Map wide colours to plain ones.
     """
-    facts = table.facts
-    to_rgb = partial(to_plain, transfer=facts.transfer, primaries=facts.primaries) if convert else _as_decord
+    to_rgb: Callable[[Any], ByteArray] = _as_decord
+    if convert:
+        to_rgb = partial(to_plain, transfer=table.facts.transfer, primaries=table.facts.primaries)
     yield from _read_ahead(_decode_by_pyav(table, numbers, deinterlace, to_rgb), FRAMES_AHEAD)
 
 

@@ -31,7 +31,7 @@ from mcjepa.evals.cards import package_versions
 from mcjepa.evals.classification.images import ClassImages
 from mcjepa.evals.classification.settings import ClassifyConfig
 from mcjepa.evals.models import EvalModel, features_by_stride, map_of_stride
-from mcjepa.evals.progress import explained_worker_loss
+from mcjepa.evals.progress import explained_worker_loss, nothing_scored
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -118,7 +118,7 @@ class PooledFeatureCache:
         rows = np.array([row for row in range(len(images)) if row not in reasons], np.int64)
         named = tuple(f"{images.names[index]}: {why}" for index, why in sorted(reasons.items()))
         if not len(rows):
-            raise DataError(f"{images.root}: {named[0]}; expected readable images; check the folder")
+            raise nothing_scored(str(images.root), named, "readable images")
         table = np.load(path, mmap_mode="r")
         return PooledFeatures(table=table, rows=rows, labels=images.labels[rows], failed=named, device=self.device)
 

@@ -31,7 +31,7 @@ from mcjepa.evals.pictures import class_legend, overlay_labels, side_by_side, wr
 from mcjepa.evals.probe.images import LabelledSet, fitted_size, read_labelled_set, resize_image, window_boxes
 from mcjepa.evals.probe.metrics import confusion_matrix, iou_per_class, mean_iou, pixel_accuracy
 from mcjepa.evals.probe.results import metric_name
-from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, silent
+from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, nothing_scored, silent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def _card(loaded: LoadedModel, data: LabelledSet, config: FinetuneConfig, seed: 
         aggregation="one confusion matrix over all pixels; mean over the classes that occur in truth or prediction, "
         "%; `majority` is the best constant prediction",
         seeds=(seed,),
-        config=dataclasses.asdict(config),
+        config=dataclasses.asdict(config) | {"trained_on": _trained_on(data, config)},
         weights_digest=loaded.digest,
         model=loaded.name,
         lineage=loaded.lineage,
@@ -260,7 +260,7 @@ def test_network(
     """Predicts every validation image that can be read.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or none with a class.
     """
     network.eval()
     items = evenly_spaced(data.val, config.max_val)
@@ -280,8 +280,9 @@ def test_network(
             predictions[item.name] = prediction
         on_event(EvalEvent(score=f"finetune/{config.set}", phase="validation", done=number, total=len(items)))
     if not by_image:
-        reason = failed[0] if failed else "the list is empty"
-        raise DataError(f"validation images of {data.root}: {reason}; expected readable images; check the folder")
+        raise nothing_scored(f"validation images of {data.root}", failed, "readable images")
+    if not any(counts.any() for counts in by_image.values()):
+        raise DataError(f"validation images of {data.root} have void labels only; expected classes; check the labels")
     return FinetunedResult(
         by_image=by_image, predictions=predictions, failed=tuple(failed), progress=TrainingProgress()
     )

@@ -4,6 +4,7 @@ The estimate of a pair has the name of its ground truth's file, or of its first 
 with the official folders in between, or without as many of the leading ones as keep the names apart. For
 `training/flow/alley_1/frame_0002.flo` that is `alley_1/frame_0002.flo`, or all of it. Where a folder holds the
 estimates of several sets, each set has its own folder in it, by its name (`sintel-clean`) or its pass (`clean`).
+The files of an unpacked submission (see `submission`) are found too: `clean/wall/frame0001.flo`, `flow/000000_10.png`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from mcjepa.data_prep.corpora.items import FlowPair
 from mcjepa.data_prep.errors import DataError
 
 SUFFIXES = (".flo", ".png", ".pfm")
+KITTI_PART = "flow"
+"""Folder of a submission to KITTI 2015."""
 
 
 class EstimateFolder:
@@ -36,6 +39,8 @@ class EstimateFolder:
     """
 
     def __init__(self, folder: Path, set_name: str, root: Path, pairs: Sequence[FlowPair], *, alone: bool) -> None:
+        if folder.is_file():
+            raise DataError(f"estimates {folder} is a file; expected a folder; unpack the archive and name its folder")
         if not folder.is_dir():
             raise DataError(f"no folder of estimates {folder}; expected one laid out like the ground truth; correct it")
         names = [_official_name(pair, root) for pair in pairs]
@@ -44,6 +49,9 @@ class EstimateFolder:
         self._tails = _tails_apart(names)
         self._starts = [start for start in (set_name, _rendering(set_name)) if start and (folder / start).is_dir()]
         self._starts += [""] if alone else []
+        self._starts += [
+            place for start in self._starts if (folder / (place := f"{start}/{KITTI_PART}".lstrip("/"))).is_dir()
+        ]
         self._names = {pair.name: name for pair, name in zip(pairs, names, strict=True)}
         if not any(self._find(pair) for pair in pairs):
             place = f"{set_name}/" if not alone else ""
@@ -75,9 +83,10 @@ class EstimateFolder:
         tails = [PurePosixPath(*parts[drop:]) for drop in self._tails]
         suffixes = sorted(SUFFIXES, key=lambda suffix: suffix != tails[0].suffix)
         return [
-            str(start / tail.with_suffix(suffix))
+            str(start / name.with_suffix(suffix))
             for start in map(PurePosixPath, self._starts)
             for tail in tails
+            for name in dict.fromkeys((tail, tail.with_name(tail.name.replace("frame_", "frame"))))
             for suffix in suffixes
         ]
 

@@ -76,9 +76,11 @@ def read_truths(pair: FlowPair) -> Truths:
     """Ground truth and regions of a pair.
 
     Raises:
-        DataError: a file is absent, unreadable or of another size.
+        DataError: a file is absent, unreadable or of another size, or there is no valid pixel at all.
     """
     truth = pair.read_truth()
+    if not truth.valid.any():
+        raise DataError("the ground truth has no valid pixel; expected some that can be scored; replace the file")
     objects = read_ids(pair.objects) if pair.objects is not None else None
     sparse = pair.flow_noc is not None
     regions = split_regions(truth.flow_px, truth.valid, truth.occluded, objects, sparse=sparse)

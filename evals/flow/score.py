@@ -14,8 +14,8 @@ from mcjepa.data_prep.corpora import FLOW_SCANS
 from mcjepa.data_prep.corpora.flow.places import find_set_folder
 from mcjepa.data_prep.corpora.flow.scans import FlowScan
 from mcjepa.data_prep.corpora.items import FlowPair
-from mcjepa.data_prep.errors import DataError
-from mcjepa.evals.cards import Card, Score, package_versions
+from mcjepa.evals.cards import BASELINES, ESTIMATES, Card, Score, package_versions
+from mcjepa.evals.cards import MODEL as MODEL_SOURCE
 from mcjepa.evals.flow.estimates import EstimateFolder
 from mcjepa.evals.flow.gallery import draw_gallery
 from mcjepa.evals.flow.methods import MODEL, FlowMethods, Method, describe_resizing, flow_methods
@@ -23,14 +23,15 @@ from mcjepa.evals.flow.metrics import FlowSums, add_sums, summarise
 from mcjepa.evals.flow.overlap import Failure
 from mcjepa.evals.flow.pairs import MeasuredPair, measure_pairs
 from mcjepa.evals.flow.settings import FlowEvalConfig
-from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, set_reader, silent
+from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, nothing_scored, set_reader, silent
 
 MOST_MISSING_NAMED = 20
 _MASKS = (
     "valid pixels of the ground truth; matched = visible in both frames (KITTI: pixels and values of the noc file; "
-    "else neither in the occlusion map nor leaving the frame by the true flow), unmatched = the others; d bins = "
-    "matched pixels by their distance in px to the nearest pixel of the occlusion map; s bins = by the true flow's "
-    "length; bg, fg = outside and inside of KITTI 2015's moving objects"
+    "else neither in the occlusion map nor leaving the frame by the true flow), unmatched = the others; "
+    "matched_by_map, unmatched_by_map = by the occlusion map alone, which marks a part of what leaves the frame; d "
+    "bins = matched pixels by their distance in px to the nearest pixel of the occlusion map; s bins = by the true "
+    "flow's length; bg, fg = outside and inside of KITTI 2015's moving objects"
 )
 
 
@@ -109,12 +110,9 @@ def _measure_set(
             found.measured.append(result)
         on_event(EvalEvent(score=f"flow/{flow_set.name}", phase="pairs", done=done, total=len(chosen)))
     if not found.measured:
-        pairs = len(flow_set.scan.pairs)
-        unread = found.failed[-len(chosen) :]
-        reason = unread[0] if chosen else f"{pairs} pairs, none with a ground truth"
-        raise DataError(
-            f"flow set {flow_set.name} at {flow_set.root}: {reason}; expected readable pairs; check the folder"
-        )
+        unread = found.failed[len(found.failed) - len(chosen) :]
+        what = f"flow set {flow_set.name} at {flow_set.root}, of {len(flow_set.scan.pairs)} pairs"
+        raise nothing_scored(what, unread, "pairs with a ground truth")
     return found
 
 
@@ -178,6 +176,7 @@ def _card(method: Method | None, flow_set: FlowSet, found: _MeasuredSet, config:
         masks=_MASKS,
         aggregation="mean over all valid pixels of the set; epe_mean_of_pairs weighs pairs equally",
         config=dataclasses.asdict(config),
+        source=BASELINES if method is None else MODEL_SOURCE if method.model else ESTIMATES,
         weights_digest=method.digest if method else "",
         model=method.name if method else "none: baselines only",
         lineage=method.lineage if method else {},

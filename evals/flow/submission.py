@@ -18,7 +18,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mcjepa.data_prep.corpora.flow.files import FloatArray, decode_flo, decode_kitti_png, encode_flo, encode_kitti_png
+from mcjepa.data_prep.corpora.flow.files import (
+    FloatArray,
+    clamp_to_kitti,
+    decode_flo,
+    decode_kitti_png,
+    encode_flo,
+    encode_kitti_png,
+)
 from mcjepa.data_prep.corpora.flow.scans import TEST_PAIRS
 from mcjepa.data_prep.corpora.items import FlowPair
 from mcjepa.data_prep.corpora.places import read_bytes
@@ -54,7 +61,7 @@ def require_whole(set_name: str, pairs: Sequence[FlowPair]) -> None:
 
 def write_submission(
     path: Path, set_name: str, pairs: Sequence[FlowPair], methods: FlowMethods, workers: int, on_event: OnEvent = silent
-) -> None:
+) -> dict[str, int]:
     """Estimates every pair's flow, writes the archive beside its place, checks it and gives it its name.
 
     Args:
@@ -64,6 +71,9 @@ def write_submission(
         methods: what estimates: a model, or estimates computed before.
         workers: see `run_overlapped`.
         on_event: progress, phases `pairs` and `check`.
+
+    Returns:
+        Pairs with flow beyond KITTI's format, and how many of their pixels were cut to it, as the devkit does.
 
     Raises:
         DataError: a pair is missing, has no usable flow, or the written archive is not what the server expects.
@@ -75,18 +85,20 @@ def write_submission(
         os.close(handle)
         partial = Path(name)
         try:
-            _write_members(partial, set_name, pairs, methods, workers, on_event)
+            clamped = _write_members(partial, set_name, pairs, methods, workers, on_event)
             check_submission(partial, set_name, pairs, on_event)
             partial.chmod(0o644)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+    return clamped
 
 
 def _write_members(
     path: Path, set_name: str, pairs: Sequence[FlowPair], methods: FlowMethods, workers: int, on_event: OnEvent
-) -> None:
-    stages: Stages[FlowPair, Frames, tuple[Frames, Flow | None], bytes] = Stages(
+) -> dict[str, int]:
+    clamped: dict[str, int] = {}
+    stages: Stages[FlowPair, Frames, tuple[Frames, Flow | None], tuple[bytes, int]] = Stages(
         load=methods.read_frames,
         compute=lambda frames: (frames, methods.run_model(frames)),
         finish=lambda done: _encode(set_name, done[1] if done[1] is not None else methods.others(done[0])[MODEL]()),
@@ -96,18 +108,24 @@ def _write_members(
         for done, (pair, content) in enumerate(zip(pairs, contents, strict=True), 1):
             if isinstance(content, Failure):
                 raise DataError(f"no archive was written: {pair.name}: {content.reason}")
+            data, cut = content
+            if cut:
+                clamped[pair.name] = cut
             member = zipfile.ZipInfo(MEMBER_NAMES[set_name](pair.name), OLDEST_TIME)
             member.external_attr = 0o644 << 16
-            archive.writestr(member, content)
+            archive.writestr(member, data)
             on_event(EvalEvent(score=f"submission/{set_name}", phase="pairs", done=done, total=len(pairs)))
+    return clamped
 
 
-def _encode(set_name: str, flow_HW2: Flow) -> bytes:
+def _encode(set_name: str, flow_HW2: Flow) -> tuple[bytes, int]:
+    """The file, and how many pixels were cut to what its format can say."""
     if not np.isfinite(flow_HW2).all():
         raise DataError("the estimated flow is not finite everywhere; expected numbers; look at the model's run")
     if set_name == "sintel-test":
-        return encode_flo(flow_HW2)
-    return encode_kitti_png(flow_HW2, np.ones(flow_HW2.shape[:2], bool))
+        return encode_flo(flow_HW2), 0
+    cut_HW2, count = clamp_to_kitti(flow_HW2)
+    return encode_kitti_png(cut_HW2, np.ones(flow_HW2.shape[:2], bool)), count
 
 
 def check_submission(path: Path, set_name: str, pairs: Sequence[FlowPair], on_event: OnEvent = silent) -> None:

@@ -35,7 +35,7 @@ from mcjepa.evals.probe.knn import NearestCells, collect_cells
 from mcjepa.evals.probe.metrics import VOID
 from mcjepa.evals.probe.settings import ProbeConfig, both_sides
 from mcjepa.evals.probe.windows import AugmentedWindows, CachedWindows, TrainingWindow, WindowSource
-from mcjepa.evals.progress import OnEvent
+from mcjepa.evals.progress import OnEvent, nothing_scored
 
 MOST_LOGITS = 2**27
 """Logits of pixels that are in memory at once while training."""
@@ -106,8 +106,7 @@ def features_of(model: EvalModel, run: ProbeRun, *, training: bool, tell: Tell) 
 def require_some(images: Sequence[object], failed: Sequence[str], part: str, run: ProbeRun) -> None:
     """Raises a DataError if no image of a part could be read."""
     if not images:
-        reason = failed[0] if failed else "the list is empty"
-        raise DataError(f"{part} images of {run.data.root}: {reason}; expected readable images; check the folder")
+        raise nothing_scored(f"{part} images of {run.data.root}", failed, "readable images")
 
 
 def make_fit(model: EvalModel, run: ProbeRun, tell: Tell) -> tuple[Fit, Sequence[str], int]:

@@ -208,7 +208,7 @@ def _card(
         aggregation="one confusion matrix over all pixels; mean over the classes that occur in truth or "
         f"prediction, %{several}",
         seeds=tuple(seeds),
-        config=dataclasses.asdict(config),
+        config=dataclasses.asdict(config) | {"trained_on": result.trained_on},
         weights_digest=loaded.digest,
         model=loaded.name,
         lineage=loaded.lineage,

@@ -37,7 +37,7 @@ PACKAGES = (
 HEADLINES = {
     "flow": {"epe": "epe", "epe_zero": "epe_zero", "epe_dis_medium": "epe_dis", "fl": "fl"},
     "probe": {"miou": "probe_miou", "miou_random": "probe_miou_random"},
-    "vos": {"jf": "jf", "jf_copy_first": "jf_copy_first"},
+    "vos": {"jf": "jf", "jf_copy_first": "jf_copy_first", "jf_random": "jf_random"},
 }
 CURVE_GROUPS = {
     "loss": ("loss", "regression", "reconstruction", "smoothness", "cycle", "vc", "content"),

@@ -1,7 +1,8 @@
 """Several evaluations side by side: checkpoints of one run, or models of several.
 
-Two numbers stand beside each other only if they came about in the same way. What their cards differ in (protocol, data,
-items, seeds; never the weights) is named.
+Two numbers stand beside each other only if the same items were scored in the same way. What differs in that is named,
+by the data of the cards and the rows, never by their wording: the set, the items, and the settings that count
+(`evals.measures`). How a model is run is compared between models only: estimates that are files have no such settings.
 """
 
 from __future__ import annotations
@@ -11,34 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mcjepa.evals.cards import Score
-
-PROTOCOL = (
-    "data_set",
-    "split",
-    "frames",
-    "failed",
-    "resolution",
-    "masks",
-    "head",
-    "schedule",
-    "aggregation",
-    "seeds",
-    "config",
-)
-"""Fields of a card that must be equal for two numbers to be compared."""
-
-IRRELEVANT = frozenset(
-    {"root", "sets", "pictures", "masks", "overlays", "baselines", "random_baseline", "encode_batch", "tile_cells"}
-    | {"workers", "cache", "cache_gib", "keep_features", "checkpoint_steps", "checkpoint_every", "micro_batch"}
-)
-"""Settings of a card's `config` that change no number of the model's."""
+from mcjepa.evals.cards import MODEL, Score
+from mcjepa.evals.measures import IMMATERIAL, ITEM_MEANS, ITEM_NAMES, ItemMean, kind_of, measure_of
+from mcjepa.evals.study.bootstrap import Interval, paired_bootstrap
 
 MAIN_METRICS = ("epe", "fl_all", "miou", "jf", "j_mean", "f_mean", "linear_top1", "knn20_top1")
 """Metrics that are drawn over the training."""
 
-LOWER_IS_BETTER = ("epe", "fl_", "over_", "j_decay", "f_decay")
-NEITHER = ("pixels",)
+PRESETS = ("protocol",)
+"""Settings that only name others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +46,41 @@ class ComparedMetric:
 
     name: str
     """Metric."""
+    better: str
+    """Which end is better: lower, higher or neither."""
     values: tuple[float, ...]
     """By column; NaN where it is missing."""
     best: frozenset[int]
     """Columns with the best value, where that means something."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A column against the first one that has the score, over the same items."""
+
+    column: int
+    """Which column."""
+    reference: int
+    """Against which."""
+    metric: str
+    """Of which metric."""
+    mean: ItemMean
+    """How the items give it."""
+    interval: Interval
+    """Of the mean difference."""
+
+    def sentence(self, labels: Sequence[str]) -> str:
+        """The difference for people, with what it does and does not say."""
+        found, better = self.interval, measure_of(self.metric).better
+        name = self.metric if self.mean.exact else f"{self.metric} (mean of the {self.mean.unit}s' own)"
+        where = f"{labels[self.column]} - {labels[self.reference]}: {name} {found.difference:+.4g}"
+        if math.isnan(found.low):
+            return f"{where}, one {self.mean.unit}: no interval"
+        said = "within chance" if found.has_enough_units else f"too few {self.mean.unit}s for a verdict"
+        if found.is_more_than_chance:
+            good = (found.difference < 0) == (better == "lower")
+            said = f"{'better' if good else 'worse'} by more than chance"
+        return f"{where}, 95 % {found.low:+.4g} to {found.high:+.4g} over {found.units} {self.mean.unit}s: {said}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +92,11 @@ class ComparedScore:
     metrics: tuple[ComparedMetric, ...]
     """Its metrics; those of baselines are left out."""
     differences: tuple[str, ...]
-    """What the cards differ in; with any, the numbers must not be compared."""
+    """What was scored, or how, in which the columns differ; with any, the numbers must not be compared."""
+    seeds: tuple[int, ...]
+    """By column: how many seeds of a head stand behind its numbers; 1 where nothing is random, 0 where it lacks."""
+    against_first: tuple[Difference, ...] = ()
+    """Differences with their intervals, where the columns are comparable."""
 
 
 def compare_scores(evaluations: Sequence[Evaluated]) -> tuple[ComparedScore, ...]:
@@ -91,11 +108,13 @@ def compare_scores(evaluations: Sequence[Evaluated]) -> tuple[ComparedScore, ...
 def _compare_score(name: str, evaluations: Sequence[Evaluated]) -> ComparedScore:
     found = [next((s for s in evaluated.scores if s.name == name), None) for evaluated in evaluations]
     metrics = dict.fromkeys(m for score in found if score for m in score.metrics if not _is_rival(score, m))
-    differences = card_differences([score for score in found if score])
+    differences = protocol_differences([score for score in found if score])
     return ComparedScore(
         name=name,
         metrics=tuple(_compare_metric(metric, found, not differences) for metric in metrics),
         differences=differences,
+        seeds=tuple(max(1, len(score.card.seeds)) if score else 0 for score in found),
+        against_first=() if differences else tuple(_against_first(name, found)),
     )
 
 
@@ -106,28 +125,86 @@ def _is_rival(score: Score, metric: str) -> bool:
 def _compare_metric(name: str, found: Sequence[Score | None], comparable: bool) -> ComparedMetric:
     values = tuple(score.metrics.get(name, math.nan) if score else math.nan for score in found)
     finite = [value for value in values if math.isfinite(value)]
+    better = measure_of(name).better
     best: frozenset[int] = frozenset()
-    if comparable and len(finite) > 1 and not any(word in name for word in NEITHER):
-        target = min(finite) if name.startswith(LOWER_IS_BETTER) else max(finite)
+    if comparable and len(finite) > 1 and better != "neither":
+        target = min(finite) if better == "lower" else max(finite)
         best = frozenset(index for index, value in enumerate(values) if value == target)
-    return ComparedMetric(name=name, values=values, best=best)
+    return ComparedMetric(name=name, better=better, values=values, best=best)
 
 
-def card_differences(scores: Sequence[Score]) -> tuple[str, ...]:
-    """What the protocols of scores differ in, as `field: one value | another`.
+def _against_first(name: str, found: Sequence[Score | None]) -> list[Difference]:
+    columns = [(place, score) for place, score in enumerate(found) if score is not None and score.table]
+    if len(columns) < 2:
+        return []
+    (reference, first), *others = columns
+    differences = []
+    for column, score in others:
+        for mean in ITEM_MEANS.get(kind_of(name), ()):
+            interval = _interval(first, score, mean)
+            if interval is not None:
+                differences.append(
+                    Difference(column=column, reference=reference, metric=mean.metric, mean=mean, interval=interval)
+                )
+    return differences
 
-    >>> card_differences([])
+
+def _interval(first: Score, second: Score, mean: ItemMean) -> Interval | None:
+    """None where a table has no such columns, or a value that counts is no number."""
+    values: tuple[list[float], list[float]] = ([], [])
+    weights, units = [], []
+    for rows in zip(first.table, second.table, strict=True):
+        weight = float(rows[0].get(mean.weight, 1.0)) if mean.weight else 1.0
+        pair = [_mean_of(row, mean.columns) for row in rows]
+        if any(math.isnan(value) for value in pair):
+            if mean.weight and weight > 0:
+                return None
+            continue
+        for kept, value in zip(values, pair, strict=True):
+            kept.append(value)
+        weights.append(weight)
+        units.append(rows[0].get(mean.unit))
+    return paired_bootstrap(*values, weights, units) if sum(weights) > 0 else None
+
+
+def _mean_of(row: Mapping[str, Any], columns: Sequence[str]) -> float:
+    found = [row.get(column) for column in columns]
+    numbers = [float(value) for value in found if isinstance(value, (int, float)) and math.isfinite(value)]
+    return math.fsum(numbers) / len(numbers) if len(numbers) == len(columns) else math.nan
+
+
+def protocol_differences(scores: Sequence[Score]) -> tuple[str, ...]:
+    """What was scored, or how, in which scores of one name differ, as `field: one value | another`.
+
+    >>> protocol_differences([])
     ()
     """
-    cards = [score.card.to_dict() for score in scores]
-    found = []
-    for name in PROTOCOL:
-        if name == "config":
-            keys = dict.fromkeys(key for card in cards for key in card["config"] if key not in IRRELEVANT)
-            found += [_difference(f"config.{key}", [card["config"].get(key) for card in cards]) for key in keys]
-        else:
-            found.append(_difference(name, [card[name] for card in cards]))
+    if len(scores) < 2:
+        return ()
+    found = [
+        _difference("data_set", [score.card.data_set for score in scores]),
+        _difference(scores[0].card.unit, [score.card.frames for score in scores]),
+        _difference("failed", [sorted(failed.split(":")[0] for failed in score.card.failed) for score in scores]),
+        _item_difference(scores),
+    ]
+    models = [score.card.config for score in scores if score.card.source == MODEL]
+    keys = dict.fromkeys(key for config in models for key in config if key not in (*IMMATERIAL, *PRESETS))
+    found += [_difference(f"config.{key}", [config.get(key) for config in models]) for key in keys]
     return tuple(text for text in found if text)
+
+
+def _item_difference(scores: Sequence[Score]) -> str:
+    """In which items, or in which of their facts (sizes, pixels that count), the tables differ."""
+    names = ITEM_NAMES.get(kind_of(scores[0].name), ())
+    items = [{tuple(row.get(name) for name in names): None for row in score.table} for score in scores]
+    odd = next((other for other in items[1:] if other != items[0]), None)
+    if odd is None:
+        return ""
+    here, there = ([one for one in mine if one not in other] for mine, other in ((items[0], odd), (odd, items[0])))
+    if not here and not there:
+        return "items: in another order"
+    one, other = (" ".join(map(str, found[0])) if found else "none of its own" for found in (here, there))
+    return f"items ({', '.join(names)}): {len(here)} and {len(there)} differ, such as {one} | {other}"
 
 
 def _difference(name: str, values: Sequence[Any]) -> str:
@@ -145,7 +222,7 @@ def _plain(value: Any) -> Any:
 def metric_curves(evaluations: Sequence[Evaluated]) -> dict[str, list[tuple[float, float]]]:
     """`SCORE/METRIC` of the main metrics over the training steps, as points (step, value).
 
-    Empty with fewer than two steps; scores whose cards differ are left out.
+    Empty with fewer than two steps; scores whose protocols differ are left out.
     """
     ordered = sorted((e for e in evaluations if e.step is not None), key=lambda e: e.step or 0)
     if len({e.step for e in ordered}) < 2:

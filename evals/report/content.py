@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from mcjepa.data_prep.card.charts import Curve
 from mcjepa.evals.cards import Score
+from mcjepa.evals.measures import kind_of, measure_of
 from mcjepa.evals.report.comparison import Evaluated
 
 
@@ -100,22 +101,14 @@ class ReportContent:
     """(what it does, command line) to reproduce the page."""
 
 
-@dataclass(frozen=True)
-class _Headline:
-    kind: str
-    metric: str
-    title: str
-    unit: str
-    lower_is_better: bool
-
-
-_HEADLINES = (
-    _Headline("flow", "epe", "Optical flow: end-point error", "px", True),
-    _Headline("probe", "miou", "Linear probe: mean IoU", "%", False),
-    _Headline("vos", "jf", "Mask propagation: J&F", "", False),
-    _Headline("finetune", "miou", "Fine-tuned with UperNet: mean IoU", "%", False),
-    _Headline("classify", "linear_top1", "Classification, linear: top-1", "%", False),
-)
+_HEADLINES = {
+    "flow": ("epe", "Optical flow: end-point error"),
+    "probe": ("miou", "Linear probe: mean IoU"),
+    "vos": ("jf", "Mask propagation: J&F"),
+    "finetune": ("miou", "Fine-tuned with UperNet: mean IoU"),
+    "classify": ("linear_top1", "Classification, linear: top-1"),
+}
+"""Kind of a score to its main metric and the title of its tile."""
 _RIVAL_NAMES = {
     "zero": "zero flow",
     "random": "random encoder",
@@ -133,45 +126,22 @@ def rival_name(suffix: str) -> str:
     return _RIVAL_NAMES.get(suffix, suffix.replace("_", " ").replace("dis ", "DIS "))
 
 
-_UNITS = {
-    "epe": "px",
-    "fl_": "%",
-    "over_": "%",
-    "miou": "%",
-    "iou_": "%",
-    "pixel_accuracy": "%",
-    "mean_accuracy": "%",
-    "knn": "%",
-    "linear_": "%",
-}
-
-
-def metric_unit(name: str) -> str:
-    """The unit of a metric; empty for parts of 1 such as J and F.
-
-    >>> metric_unit("epe_matched"), metric_unit("fl_all"), metric_unit("j_mean")
-    ('px', '%', '')
-    """
-    return next((unit for start, unit in _UNITS.items() if name.startswith(start)), "")
-
-
 def headline_tiles(scores: Sequence[Score]) -> tuple[Tile, ...]:
     """One tile for each score: its main metric beside the same metric of every baseline."""
     tiles = []
     for score in scores:
-        for headline in _HEADLINES:
-            if score.name.split("/")[0] == headline.kind and headline.metric in score.metrics:
-                rivals = tuple(
-                    (rival_name(suffix), score.metrics[f"{headline.metric}_{suffix}"]) for suffix in score.rivals
+        metric, title = _HEADLINES.get(kind_of(score.name), ("", ""))
+        if metric in score.metrics:
+            named = ((rival_name(suffix), score.metrics.get(f"{metric}_{suffix}")) for suffix in score.rivals)
+            measure = measure_of(metric)
+            tiles.append(
+                Tile(
+                    title=title,
+                    value=score.metrics[metric],
+                    unit=measure.unit,
+                    rivals=tuple((name, value) for name, value in named if value is not None),
+                    lower_is_better=measure.better == "lower",
+                    source=score.name,
                 )
-                tiles.append(
-                    Tile(
-                        title=headline.title,
-                        value=score.metrics[headline.metric],
-                        unit=headline.unit,
-                        rivals=rivals,
-                        lower_is_better=headline.lower_is_better,
-                        source=score.name,
-                    )
-                )
+            )
     return tuple(tiles)

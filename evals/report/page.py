@@ -14,9 +14,10 @@ from mcjepa.data_prep.card.charts import Chart, Curve, format_number, line_chart
 from mcjepa.data_prep.card.frame import Cell, InlinePicture, Section, Table, render_page
 from mcjepa.data_prep.storage import atomic_write
 from mcjepa.evals.cards import Picture, Score
+from mcjepa.evals.measures import measure_of
 from mcjepa.evals.pictures import png_bytes, split_panels, webp_bytes, wheel_picture
 from mcjepa.evals.report.comparison import Evaluated, compare_scores, metric_curves
-from mcjepa.evals.report.content import ReportContent, Tile, metric_unit, rival_name
+from mcjepa.evals.report.content import ReportContent, Tile, rival_name
 from mcjepa.evals.report.paper_table import COLUMNS, PAPER, PaperCell, our_row
 
 HERE = Path(__file__).parent
@@ -73,7 +74,7 @@ def _tile(tile: Tile) -> dict[str, Any]:
     rows = [("model", tile.value), *tile.rivals]
     longest = max((value for _, value in rows if value == value), default=0.0) or 1.0
     bars = [{"name": name, "value": value, "share": _percent(value, longest)} for name, value in rows]
-    return {**vars(tile), "bars": bars, **_verdict(tile)}
+    return {**vars(tile), "bars": bars, "verdicts": _verdicts(tile)}
 
 
 def _percent(value: float, longest: float) -> str:
@@ -81,16 +82,22 @@ def _percent(value: float, longest: float) -> str:
     return f"{100 * part:.1f}%"
 
 
-def _verdict(tile: Tile) -> dict[str, Any]:
-    """One line against the first baseline: how the numbers compare, never more."""
-    if not tile.rivals or tile.value != tile.value:
-        return {"verdict": "", "better": False}
-    name, rival = tile.rivals[0]
+def _verdicts(tile: Tile) -> list[dict[str, Any]]:
+    """A line against the strongest baseline, and one against the first where that is another: how the numbers compare,
+    never more. The strongest one comes first: to beat the weakest is no success."""
+    rivals = [(name, value) for name, value in tile.rivals if math.isfinite(value)]
+    if not rivals or not math.isfinite(tile.value):
+        return []
+    strongest = (min if tile.lower_is_better else max)(rivals, key=lambda rival: rival[1])
+    return [_verdict(tile, *rival) for rival in dict.fromkeys((strongest, rivals[0]))]
+
+
+def _verdict(tile: Tile, name: str, rival: float) -> dict[str, Any]:
     if tile.lower_is_better:
         text = f"{tile.value / rival:.0%} of {name}'s" if rival > 0 else f"{name}: {format_number(rival)}"
-        return {"verdict": text, "better": tile.value < rival}
+        return {"text": text, "better": tile.value < rival}
     points = " points" if tile.unit == "%" else ""
-    return {"verdict": f"{tile.value - rival:+.3g}{points} against {name}", "better": tile.value > rival}
+    return {"text": f"{tile.value - rival:+.3g}{points} against {name}", "better": tile.value > rival}
 
 
 def _paper_table(evaluations: Sequence[Evaluated]) -> Table | None:
@@ -125,12 +132,18 @@ def _comparison(evaluations: Sequence[Evaluated]) -> dict[str, Any] | None:
             [_metric(metric.name), *(_number(value, n in metric.best) for n, value in enumerate(metric.values))]
             for metric in score.metrics
         ]
-        compared.append({"name": score.name, "differences": score.differences, "table": Table(head, rows)})
+        if max(score.seeds) > 1:
+            rows.append([Cell("seeds of the head"), *(Cell(str(count), numeric=True) for count in score.seeds)])
+        labels = [evaluated.label for evaluated in evaluations]
+        sentences = [difference.sentence(labels) for difference in score.against_first]
+        compared.append(
+            {"name": score.name, "differences": score.differences, "table": Table(head, rows), "sentences": sentences}
+        )
     return {"curves": _chart_groups(metric_curves(evaluations)), "scores": compared}
 
 
 def _metric(name: str) -> Cell:
-    return Cell(name, unit=metric_unit(name))
+    return Cell(name, unit=measure_of(name).unit)
 
 
 def _chart_groups(curves: Mapping[str, Curve]) -> list[tuple[str, list[Chart]]]:

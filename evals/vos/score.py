@@ -14,16 +14,18 @@ from torch import Tensor
 from mcjepa.data_prep.corpora import VOS_SETS
 from mcjepa.data_prep.corpora.items import MaskedVideo
 from mcjepa.data_prep.errors import DataError
-from mcjepa.evals.cards import Card, Picture, Score, package_versions
-from mcjepa.evals.models import LoadedModel
-from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, set_folder, set_reader, silent
+from mcjepa.evals.cards import ESTIMATES, MODEL, Card, Picture, Score, package_versions
+from mcjepa.evals.models import EvalModel, LoadedModel
+from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, nothing_scored, set_folder, set_reader, silent
 from mcjepa.evals.vos.drawing import MaskSink, SequenceViews, draw_sequence
 from mcjepa.evals.vos.propagation import track_masks
 from mcjepa.evals.vos.sequence import (
     COPY_FIRST,
+    RANDOM,
     Ids,
     SequenceScorer,
     frame_place,
+    object_ids,
     read_estimates,
     read_ids_of,
     require_estimates,
@@ -79,6 +81,7 @@ def vos_card(source: LoadedModel | Path, root: str, config: VosConfig, facts: Se
         head=_head(config) if by_model else "none: masks were read from files",
         aggregation="official J and F; mean over frames, then over all objects of all sequences",
         config=dataclasses.asdict(config) | {"protocol": config.protocol if by_model else "estimates"},
+        source=MODEL if by_model else ESTIMATES,
         weights_digest=source.digest if isinstance(source, LoadedModel) else "",
         model=source.name if isinstance(source, LoadedModel) else f"estimates in {source}",
         lineage=source.lineage if isinstance(source, LoadedModel) else {},
@@ -121,6 +124,15 @@ Predict = Callable[[MaskedVideo, Ids, Callable[[int, Tensor], None] | None], Mas
 """`fn(video, first mask, on_features)`: frame numbers and masks of the frames after the first, in order."""
 
 
+@dataclass(frozen=True)
+class _Methods:
+    """What predicts the masks."""
+
+    scored: Predict
+    random: Predict | None = None
+    """The random encoder, where it is wanted."""
+
+
 @dataclass
 class _ScoredSet:
     """What has been found so far."""
@@ -151,16 +163,19 @@ def score_vos_set(
 
     Returns:
         The score `vos/SET`: `jf`, `j_mean`, `j_recall`, `j_decay`, `f_mean`, … as parts of 1; those of copying the
-        first mask end in `_copy_first`. No metrics where no sequence has a ground truth.
+        first mask end in `_copy_first`, those of the random encoder, where it is asked for, in `_random`. No metrics
+        where no sequence has a ground truth.
 
     Raises:
         DataError: no sequence could be scored.
     """
 
-    def predict(video: MaskedVideo, first: Ids, on_features: Callable[[int, Tensor], None] | None) -> Masks:
-        return track_masks(loaded.model, video, first, config, on_features)
+    def tracker(model: EvalModel) -> Predict:
+        return lambda video, first, on_features: track_masks(model, video, first, config, on_features)
 
-    found = _run_set(predict, root, videos, config, out, on_event)
+    twin = loaded.random_model if config.random_baseline else None
+    methods = _Methods(tracker(loaded.model), tracker(twin) if twin is not None else None)
+    found = _run_set(methods, root, videos, config, out, on_event)
     return _score(found, vos_card(loaded, str(root), config, found.facts, found.failed), config)
 
 
@@ -182,15 +197,15 @@ def score_vos_estimates(
     require_estimates(estimates)
 
     def predict(video: MaskedVideo, first: Ids, on_features: Callable[[int, Tensor], None] | None) -> Masks:
-        return read_estimates(estimates, video)
+        return read_estimates(estimates, video, object_ids(first))
 
     config = dataclasses.replace(config, masks=False)
-    found = _run_set(predict, root, videos, config, out, on_event)
+    found = _run_set(_Methods(predict), root, videos, config, out, on_event)
     return _score(found, vos_card(estimates, str(root), config, found.facts, found.failed), config)
 
 
 def _run_set(
-    predict: Predict, root: Path, videos: Sequence[MaskedVideo], config: VosConfig, out: Path, on_event: OnEvent
+    methods: _Methods, root: Path, videos: Sequence[MaskedVideo], config: VosConfig, out: Path, on_event: OnEvent
 ) -> _ScoredSet:
     found = _ScoredSet()
     chosen = evenly_spaced(videos, config.max_sequences)
@@ -204,19 +219,18 @@ def _run_set(
             on_event(event)
 
         try:
-            _run_sequence(predict, video, config, out, found, show, video.name in shown)
+            _run_sequence(methods, video, config, out, found, show, video.name in shown)
         except (DataError, OSError, ValueError, cv2.error) as error:
             found.failed.append(f"{video.name}: {error}")
         done += len(video.frames)
         on_event(EvalEvent(score=f"vos/{config.set}", phase="frames", done=done, total=total))
     if not found.facts.sequences:
-        reason = found.failed[0] if found.failed else "no sequence"
-        raise DataError(f"video set {config.set} at {root}: {reason}; expected sequences with masks; check the folder")
+        raise nothing_scored(f"video set {config.set} at {root}", found.failed, "sequences with masks")
     return found
 
 
 def _run_sequence(
-    predict: Predict,
+    methods: _Methods,
     video: MaskedVideo,
     config: VosConfig,
     out: Path,
@@ -237,11 +251,12 @@ def _run_sequence(
     asked = config if has_truth else dataclasses.replace(config, masks=True)
     with MaskSink(video, out, asked) as sink:
         sink.add(0, first)
-        for index, mask in predict(video, first, views.keep_features if drawn else None):
+        twin = methods.random(video, first, None) if methods.random and has_truth else None
+        for index, mask in methods.scored(video, first, views.keep_features if drawn else None):
             sink.add(index, mask)
             truth = read_ids_of(video, index) if has_truth and index < count - 1 else None
             if truth is not None:
-                scorer.add(truth, mask, frame_place(video, index))
+                scorer.add(truth, mask, frame_place(video, index), next(twin)[1] if twin else None)
             views.see(index, mask, truth)
             on_frame(index)
     rows = scorer.rows() if has_truth else []
@@ -256,17 +271,22 @@ def _score(found: _ScoredSet, card: Card, config: VosConfig) -> Score:
         name=f"vos/{config.set}",
         metrics=_set_metrics(found.rows) if found.rows else {},
         card=card,
-        rivals=(COPY_FIRST,) if found.rows else (),
+        rivals=_rivals(found.rows),
         table=tuple(found.rows),
         pictures=tuple(found.pictures),
     )
+
+
+def _rivals(rows: Sequence[dict[str, object]]) -> tuple[str, ...]:
+    """The baselines that the rows have."""
+    return tuple(name for name in (COPY_FIRST, RANDOM) if rows and f"j_mean_{name}" in rows[0])
 
 
 def _set_metrics(rows: Sequence[dict[str, object]]) -> dict[str, float]:
     """Means over all objects of all sequences (the official average), and J&F."""
     keys = [key for key in rows[0] if key[:2] in ("j_", "f_")]
     metrics = {key: float(np.mean([row[key] for row in rows])) for key in keys}
-    for suffix in ("", f"_{COPY_FIRST}"):
+    for suffix in ("", *(f"_{name}" for name in _rivals(rows))):
         metrics[f"jf{suffix}"] = (metrics[f"j_mean{suffix}"] + metrics[f"f_mean{suffix}"]) / 2
     return metrics
 

@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mcjepa.data_prep.corpora.items import VOID, MaskedVideo
+from mcjepa.data_prep.corpora.image_files import read_ids
+from mcjepa.data_prep.corpora.items import VOID, MaskedVideo, holds_255_alone
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.vos.metrics import Outline, boundary_accuracy, outline, region_similarity, summarise_sequence
 
-COPY_FIRST = "copy_first"
+COPY_FIRST, RANDOM = "copy_first", "random"
+"""Baselines: the first mask copied, and the features of a random encoder."""
 Ids = NDArray[np.uint8]
 
 
@@ -58,13 +60,14 @@ class SequenceScorer:
         self._absent = dict.fromkeys(self.objects, 0)
         self._values: dict[tuple[int, str], list[float]] = {}
 
-    def add(self, truth_HW: Ids, predicted_HW: Ids, place: str) -> None:
+    def add(self, truth_HW: Ids, predicted_HW: Ids, place: str, random_HW: Ids | None = None) -> None:
         """Scores one frame.
 
         Args:
             truth_HW: object ids.
             predicted_HW: object ids.
             place: the frame's name, for messages.
+            random_HW: object ids by the random encoder, of all frames or of none.
 
         Raises:
             DataError: a mask has another size, or an object is predicted that the first frame does not show.
@@ -79,9 +82,11 @@ class SequenceScorer:
             self._absent[label] += not truth.mask_HW.any()
             self._compare(label, "", truth, outline(predicted_HW == label))
             self._compare(label, f"_{COPY_FIRST}", truth, self._copied[label])
+            if random_HW is not None:
+                self._compare(label, f"_{RANDOM}", truth, outline(random_HW == label))
 
     def rows(self) -> list[dict[str, object]]:
-        """One row an object: J and F statistics of the prediction and of the copied first mask.
+        """One row an object: J and F statistics of the prediction, of the copied first mask and of the random encoder.
 
         Raises:
             DataError: there was no frame.
@@ -93,11 +98,12 @@ class SequenceScorer:
     def _row(self, label: int) -> dict[str, object]:
         row: dict[str, object] = {"sequence": self.name, "object": label, "frames": self.frames}
         row["absent_frames"] = self._absent[label]
-        for suffix in ("", f"_{COPY_FIRST}"):
+        for suffix in ("", f"_{COPY_FIRST}", f"_{RANDOM}"):
             for measure in "jf":
-                values = np.array(self._values[label, measure + suffix])
-                statistics = dataclasses.asdict(summarise_sequence(values))
-                row |= {f"{measure}_{key}{suffix}": value for key, value in statistics.items()}
+                values = self._values.get((label, measure + suffix))
+                if values is not None:
+                    statistics = dataclasses.asdict(summarise_sequence(np.array(values)))
+                    row |= {f"{measure}_{key}{suffix}": value for key, value in statistics.items()}
         return row
 
     def _compare(self, label: int, suffix: str, truth: Outline, prediction: Outline) -> None:
@@ -134,10 +140,16 @@ def frame_place(video: MaskedVideo, index: int) -> str:
     return f"{video.name}/{Path(str(video.frames[index])).stem}"
 
 
-def read_estimates(folder: Path, video: MaskedVideo) -> Iterator[tuple[int, Ids]]:
+def read_estimates(folder: Path, video: MaskedVideo, objects: tuple[int, ...]) -> Iterator[tuple[int, Ids]]:
     """The predicted masks of a sequence, in order, without those of the first and the last frame: nobody scores them.
 
-    Grey masks of 0 and 255 have one object; so have all masks where the set says so (DAVIS-2016).
+    255 is background. Of a sequence with one object it is that object where the first mask that is not empty has no
+    other id: many tools write grey masks of 0 and 255. Where the set has one object (DAVIS-2016), so have all masks.
+
+    Args:
+        folder: of the estimates.
+        video: the sequence.
+        objects: ids of its first mask.
 
     Yields:
         The frame's number and its object ids (H, W).
@@ -153,9 +165,13 @@ def read_estimates(folder: Path, video: MaskedVideo) -> Iterator[tuple[int, Ids]
             f"{len(missing)} of {len(scored)} predicted masks are not there, the first is {missing[0]}; expected one "
             "for every frame but the first and the last; complete them"
         )
-    predicted = MaskedVideo(video.name, video.frames, names, video.one_object)
+    grey = None if len(objects) == 1 else False
     for index in scored:
-        yield index, read_ids_of(predicted, index)
+        ids = read_ids(names[index])
+        if grey is None and ids.any():
+            grey = holds_255_alone(ids)
+        ids = np.where(ids == VOID, np.uint8(objects[0] if grey else 0), ids)
+        yield index, np.where(ids > 0, np.uint8(1), np.uint8(0)) if video.one_object else ids
 
 
 def require_estimates(folder: Path) -> None:

@@ -98,6 +98,10 @@ class VosConfig:
     """Side of the query tile that is matched at once; bounds the memory, does not change the result
     (ours)."""
 
+    random_baseline: bool = True
+    """Also propagates by the features of a randomly initialised encoder, on scored sequences: what training has to
+    beat. Takes as long again (ours, as for the probe)."""
+
     max_sequences: int = 0
     """Sequences scored, evenly spaced; 0 = all (ours)."""
 

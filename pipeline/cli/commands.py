@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mcjepa.pipeline.cli.options import (
+    ARTIFACT,
+    BESIDE,
     DATA,
     DEVICE,
     DRILL,
@@ -23,6 +25,7 @@ from mcjepa.pipeline.cli.options import (
     RESULTS,
     SET,
     SITE,
+    THREADS,
     UI,
     WEIGHTS,
     Option,
@@ -173,8 +176,8 @@ COMMANDS = (
                 help="write and check the archive of sintel-test, kitti2012-test or kitti2015-test; without WEIGHTS "
                 "and --estimates: check an existing one",
             ),
-            *RESULTS,
-            settings_of("eval.flow (resize, subset, max_pairs, pictures, workers), device or threads"),
+            *RESULTS, DEVICE, THREADS,
+            settings_of("eval.flow (resize, subset, max_pairs, pictures, workers)"),
         ),
     ),
     Command(
@@ -188,8 +191,7 @@ COMMANDS = (
                 help="named settings: vicregl-voc, vicregl-ade20k, vicregl-cityscapes, cached, knn (default: by set)",
             ),
             option("--head", choices=("linear", "knn"), help="knn: nearest training cells, without training"),
-            DEVICE,
-            number("--threads", "N", "CPU threads of torch; 0: torch's own choice (%(default)s)"),
+            DEVICE, THREADS,
         ),
     ),
     Command(
@@ -210,7 +212,7 @@ COMMANDS = (
             option("--estimates", metavar="DIR", help="score DIR/SEQUENCE/FRAME.png, palette or grey, not WEIGHTS"),
             flag("--masks", "write the predicted masks as palette PNGs, as DAVIS has them"),
             flag("--overlays", "write each sequence tinted by its masks, as mp4"),
-            *RESULTS,
+            *RESULTS, DEVICE, THREADS,
             settings_of("eval.vos"),
         ),
     ),
@@ -229,7 +231,7 @@ COMMANDS = (
         "train the whole encoder with UperNet for semantic segmentation; running it again continues",
         "mcjepa eval finetune RUN/weights/step-000001200 --data CamVid --set camvid steps=2000 batch=8",
         (
-            WEIGHTS, DATA, SET, *RESULTS, settings_of("eval.finetune"),
+            WEIGHTS, DATA, SET, *RESULTS, DEVICE, THREADS, settings_of("eval.finetune"),
             number("--seed", "N", "seed of the head, the batches and the augmentation (%(default)s)"),
             number("--ranks", "N", "train with N processes on this machine (%(default)s)", 1),
         ),
@@ -239,7 +241,7 @@ COMMANDS = (
         "score image classification on frozen features: nearest neighbours and a linear head",
         "mcjepa eval classify RUN/weights/step-000001200 --data imagenet --set imagefolder",
         (
-            WEIGHTS, DATA, SET, *RESULTS, settings_of("eval.classify"),
+            WEIGHTS, DATA, SET, *RESULTS, DEVICE, THREADS, settings_of("eval.classify"),
             number("--seed", "N", "seed of the linear head (%(default)s)"),
         ),
     ),
@@ -354,6 +356,26 @@ COMMANDS = (
         "copy the logs of a job's ranks to its run in a bucket; the job's script calls it",
         "mcjepa launch keep-logs s3://bucket/run outputs/paper/jobs/train 4711",
         KEEP_LOGS,
+    ),
+    Command(
+        "explain", "lineage:explain",
+        "print the chain from inputs to a score: where a run, weights, scores or a dataset come from, what is missing, "
+        "what was changed since",
+        "mcjepa explain outputs/quickstart",
+        (
+            option("artifact", metavar="WHAT", help=f"{ARTIFACT}, or a recipe's results; a folder or an s3 prefix"),
+            BESIDE, JSON,
+        ),
+    ),
+    Command(
+        "diff", "lineage:diff",
+        "print what two runs, weights, scores or datasets differ in, what is likely to matter first",
+        "mcjepa diff outputs/a/run outputs/b/run",
+        (
+            option("first", metavar="A", help=ARTIFACT),
+            option("second", metavar="B", help="another of its kind"),
+            BESIDE, JSON,
+        ),
     ),
     Command(
         "recipe", "records:recipe",

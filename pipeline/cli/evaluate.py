@@ -21,7 +21,7 @@ from mcjepa.pipeline.recipe.recipe import load_recipe
 if TYPE_CHECKING:
     from mcjepa.evals.cards import Score
     from mcjepa.evals.progress import OnEvent
-    from mcjepa.evals.report.comparison import ComparedScore
+    from mcjepa.evals.report.comparison import ComparedScore, Difference
     from mcjepa.evals.settings import EvalConfig
     from mcjepa.pipeline.stages.benchmarks import Results
 
@@ -67,7 +67,8 @@ def flow(arguments: argparse.Namespace) -> int:
     from mcjepa.pipeline.stages.benchmarks import check_flow_source, score_flow, submit_flow
 
     names = flow_set_names(arguments.set, bool(arguments.submission))
-    config = flow_settings(names, arguments.data, arguments.baselines, arguments.overrides)
+    general = _general(arguments)
+    config = flow_settings(names, arguments.data, arguments.baselines, arguments.overrides, general)
     weights, estimates = arguments.weights, arguments.estimates
     check_flow_source(weights, estimates, arguments.baselines, arguments.submission)
     with _shown() as show:
@@ -80,19 +81,23 @@ def flow(arguments: argparse.Namespace) -> int:
         size = f"{record['bytes'] / 1e6:.1f} MB"
         text = f"{archive}: {record['files']} flows for {names[0]}, {size}, read again and checked"
         print(json.dumps(record) if arguments.json else text)
+        clamped = record["clamped_pixels"]
+        if clamped:
+            pixels = f"{sum(clamped.values())} pixels of {len(clamped)} pairs ({', '.join(list(clamped)[:MOST_NAMED])})"
+            print(f"mcjepa: {pixels} beyond KITTI's -512..511.98 px were cut to it", file=sys.stderr)
         return OK
     if arguments.json:
         print(json.dumps({score.name: _plain_flow(score) for score in scores}))
     else:
         print("\n".join(flow_table(score) for score in scores))
-    return OK if all(score.card.complete for score in scores) else PARTIAL
+    return _exit_code(scores)
 
 
 def probe(arguments: argparse.Namespace) -> int:
     """`mcjepa eval probe`: settings are those of a named protocol and overrides of it."""
     from mcjepa.pipeline.recipe.benchmarks import probe_settings
 
-    general = {"device": arguments.device, "threads": arguments.threads}
+    general = _general(arguments)
     protocol, head = arguments.protocol, arguments.head
     return _score_one(
         arguments, probe_settings(arguments.set, arguments.data, protocol, head, arguments.overrides, general)
@@ -109,7 +114,8 @@ def vos(arguments: argparse.Namespace) -> int:
     from mcjepa.pipeline.stages.benchmarks import output_folders, score_masks
 
     outputs = [name for name in ("masks", "overlays") if getattr(arguments, name)]
-    config = vos_settings(arguments.set, arguments.data, arguments.preset, outputs, arguments.overrides)
+    general = _general(arguments)
+    config = vos_settings(arguments.set, arguments.data, arguments.preset, outputs, arguments.overrides, general)
     if arguments.estimates:
         with _shown() as show:
             scores = score_masks(Path(arguments.estimates), config, _results(arguments), show)
@@ -130,7 +136,7 @@ def finetune(arguments: argparse.Namespace) -> int:
     from mcjepa.pipeline.stages.benchmarks import check_finetune_ranks, finetune_weights
     from mcjepa.pipeline.world import is_world_started
 
-    config = finetune_settings(arguments.set, arguments.data, arguments.seed, arguments.overrides)
+    config = finetune_settings(arguments.set, arguments.data, arguments.overrides, _general(arguments))
     if arguments.ranks > 1 and not is_world_started(os.environ):
         check_finetune_ranks(config, arguments.ranks)
         return start_ranks(arguments.argv, arguments.ranks)
@@ -143,7 +149,8 @@ def classify(arguments: argparse.Namespace) -> int:
     """`mcjepa eval classify`."""
     from mcjepa.pipeline.recipe.benchmarks import classify_settings
 
-    return _score_one(arguments, classify_settings(arguments.set, arguments.data, arguments.seed, arguments.overrides))
+    config = classify_settings(arguments.set, arguments.data, arguments.overrides, _general(arguments))
+    return _score_one(arguments, config)
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -166,6 +173,11 @@ def _score_one(arguments: argparse.Namespace, config: EvalConfig) -> int:
 def _end(arguments: argparse.Namespace, scores: Sequence[Score]) -> int:
     _print_scores(scores, arguments.json, {score.name: dict(score.metrics) for score in scores})
     return _exit_code(scores)
+
+
+def _general(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Settings of all evaluations that were given as options."""
+    return {name: getattr(arguments, name) for name in ("device", "threads", "seed") if hasattr(arguments, name)}
 
 
 def _results(arguments: argparse.Namespace) -> Results:
@@ -203,14 +215,18 @@ def _sort_words(arguments: argparse.Namespace) -> None:
 
 
 def _exit_code(scores: Sequence[Score]) -> int:
-    """4 if any score lacks an item that could not be scored, which standard error then names; else 0."""
+    """4 if any score lacks an item, or has a metric that is no number, which standard error then names; else 0."""
     incomplete = [score for score in scores if not score.card.complete]
     for score in incomplete:
         for reason in score.card.failed[:MOST_NAMED]:
             print(f"mcjepa: {score.name} is incomplete: {reason}", file=sys.stderr)
         if len(score.card.failed) > MOST_NAMED:
             print(f"mcjepa: … and {len(score.card.failed) - MOST_NAMED} more, all on the card", file=sys.stderr)
-    return PARTIAL if incomplete else OK
+    undefined = [score for score in scores if score.undefined]
+    for score in undefined:
+        names = ", ".join(score.undefined[:MOST_NAMED])
+        print(f"mcjepa: {score.name} has {len(score.undefined)} metrics that are no number: {names}", file=sys.stderr)
+    return PARTIAL if incomplete or undefined else OK
 
 
 def _print_scores(scores: Sequence[Score], as_json: bool, document: dict[str, Any], *, brief: bool = False) -> None:
@@ -272,15 +288,38 @@ def _plain_flow(score: Score) -> dict[str, Any]:
 def _compared_json(labels: list[str], compared: tuple[ComparedScore, ...]) -> str:
     scores = {
         one.name: {
+            "comparable": not one.differences,
             "differences": list(one.differences),
+            "seeds": list(one.seeds),
+            "better": {metric.name: metric.better for metric in one.metrics},
             "metrics": {
                 metric.name: [value if math.isfinite(value) else None for value in metric.values]
                 for metric in one.metrics
             },
+            "against_first": [_plain_difference(labels, found) for found in one.against_first],
         }
         for one in compared
     }
     return json.dumps({"evaluations": labels, "scores": scores})
+
+
+def _plain_difference(labels: list[str], found: Difference) -> dict[str, Any]:
+    from mcjepa.evals.cards import finite_or_none
+
+    low, high = finite_or_none(found.interval.low), finite_or_none(found.interval.high)
+    return {
+        "evaluation": labels[found.column],
+        "against": labels[found.reference],
+        "metric": found.metric,
+        "difference": found.interval.difference,
+        "low": low,
+        "high": high,
+        "units": found.interval.units,
+        "unit": found.mean.unit,
+        "exact": found.mean.exact,
+        "enough_units": found.interval.has_enough_units,
+        "more_than_chance": found.interval.is_more_than_chance,
+    }
 
 
 def _compared_lines(labels: list[str], compared: tuple[ComparedScore, ...]) -> list[str]:
@@ -290,6 +329,10 @@ def _compared_lines(labels: list[str], compared: tuple[ComparedScore, ...]) -> l
         for metric in one.metrics:
             values = (_cell(value, i in metric.best) for i, value in enumerate(metric.values))
             lines.append(f"{one.name:<28} {metric.name:<22}" + "".join(f"{value:>{wide}}" for value in values))
+        if max(one.seeds) > 1:
+            counts = "".join(f"{f'{count} ':>{wide}}" for count in one.seeds)
+            lines.append(f"{one.name:<28} {'seeds of the head':<22}{counts}")
+        lines += [f"  {found.sentence(labels)}" for found in one.against_first]
         lines += [f"  not comparable: {text}" for text in one.differences]
     return lines
 

@@ -46,12 +46,18 @@ OPTIONAL_WEIGHTS = option("weights", metavar="WEIGHTS", nargs="?", help=f"{WEIGH
 DATA = option("--data", metavar="ROOT", required=True, help="the folder that the data set's archive unpacks to")
 SET = option("--set", metavar="NAME", required=True, help="name of the data set")
 DEVICE = option("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the model runs (%(default)s)")
+THREADS = number("--threads", "N", "CPU threads of torch; 0: torch's own choice (%(default)s)")
 RESULTS = (
     option("--out", metavar="DIR", default="outputs/eval", help="folder of the results (%(default)s)"),
     option("--tracking", metavar="URI", help="also record in MLflow: a server, or sqlite:///FILE"),
     option("--experiment", metavar="NAME", default="mcjepa", help="MLflow experiment (%(default)s)"),
     JSON,
 )
+ARTIFACT = "a run, weights, scores or a dataset"
+BESIDE = option(
+    "--beside", metavar="DIR", action="append", default=[],
+    help="another place where its parents may be: a run, or weights; may be given several times",
+)  # fmt: skip
 SITE = option("--site", metavar="SITE", required=True, help="a site file, or a shipped site: local, debug, slurm")
 NODES = number("--nodes", "N", "number of nodes (default: the site's)")
 DRY_RUN = flag("--dry-run", "print the job's script and submit nothing")

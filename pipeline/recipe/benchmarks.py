@@ -19,7 +19,7 @@ from mcjepa.pipeline.recipe.files import apply_overrides, validate
 SHORT_NAMES = {"voc": "voc2012"}
 """Of data sets."""
 GENERAL = ("device", "threads")
-"""Settings of all evaluations that `eval flow` takes too."""
+"""Settings of all evaluations: every benchmark takes them as options, and as key=value like the others."""
 
 
 def flow_set_names(text: str, for_submission: bool) -> list[str]:
@@ -46,7 +46,22 @@ def flow_set_names(text: str, for_submission: bool) -> list[str]:
     return names
 
 
-def flow_settings(names: Sequence[str], root: str, baselines: str | None, overrides: Sequence[str]) -> EvalConfig:
+def _with_general(kind: str, part: Any, content: dict[str, Any], general: dict[str, Any]) -> EvalConfig:
+    """The settings of one benchmark, with those of all evaluations: options, which key=value words override.
+
+    Args:
+        kind: field of EvalConfig.
+        part: its class.
+        content: its settings, and what key=value words say of the general ones.
+        general: options: device, threads, seed.
+    """
+    general = general | {name: content.pop(name) for name in GENERAL if name in content}
+    return validate(EvalConfig, {kind: validate(part, content, f"eval {kind}"), **general}, f"eval {kind}")
+
+
+def flow_settings(
+    names: Sequence[str], root: str, baselines: str | None, overrides: Sequence[str], general: dict[str, Any]
+) -> EvalConfig:
     """Settings of `eval flow`.
 
     Args:
@@ -54,15 +69,14 @@ def flow_settings(names: Sequence[str], root: str, baselines: str | None, overri
         root: where their files are.
         baselines: names with commas between them, or `all`; None: the usual ones.
         overrides: key=value.
+        general: settings of all evaluations.
     """
     content = apply_overrides({}, overrides)
-    general = {name: content.pop(name) for name in GENERAL if name in content}
     content["sets"] = dict.fromkeys(names, root)
     if baselines is not None:
         chosen = [name for name in baselines.split(",") if name]
         content["baselines"] = list(BASELINES) if chosen == ["all"] else chosen
-    flow = validate(FlowEvalConfig, content, "eval flow")
-    return validate(EvalConfig, {"flow": flow, **general}, "eval flow")
+    return _with_general("flow", FlowEvalConfig, content, general)
 
 
 def probe_settings(
@@ -89,10 +103,17 @@ def probe_settings(
         fitting = ", ".join(name for name, settings in PROTOCOLS.items() if settings["head"] == head)
         raise UsageError(f"--head {head} with --protocol {name}, expected one of its own: {fitting}")
     content = apply_overrides(content, overrides) | {"set": data_set, "root": root}
-    return EvalConfig(probe=validate(ProbeConfig, content, "eval probe"), **general)
+    return _with_general("probe", ProbeConfig, content, general)
 
 
-def vos_settings(data_set: str, root: str, preset: str, outputs: Sequence[str], overrides: Sequence[str]) -> EvalConfig:
+def vos_settings(
+    data_set: str,
+    root: str,
+    preset: str,
+    outputs: Sequence[str],
+    overrides: Sequence[str],
+    general: dict[str, Any],
+) -> EvalConfig:
     """Settings of `eval vos`; `outputs` are some of `masks` and `overlays`.
 
     Raises:
@@ -102,19 +123,19 @@ def vos_settings(data_set: str, root: str, preset: str, outputs: Sequence[str], 
         raise UsageError(f"--preset is {preset!r}: {nearest_name(preset, PRESETS)}")
     content = apply_overrides(dict(PRESETS[preset]), overrides)
     content |= {"set": data_set, "root": root, **dict.fromkeys(outputs, True)}
-    return EvalConfig(vos=validate(VosConfig, content, "eval vos"))
+    return _with_general("vos", VosConfig, content, general)
 
 
-def finetune_settings(data_set: str, root: str, seed: int, overrides: Sequence[str]) -> EvalConfig:
+def finetune_settings(data_set: str, root: str, overrides: Sequence[str], general: dict[str, Any]) -> EvalConfig:
     """Settings of `eval finetune`."""
     content = apply_overrides({}, overrides) | {"set": SHORT_NAMES.get(data_set, data_set), "root": root}
-    return EvalConfig(finetune=validate(FinetuneConfig, content, "eval finetune"), seed=seed)
+    return _with_general("finetune", FinetuneConfig, content, general)
 
 
-def classify_settings(data_set: str, root: str, seed: int, overrides: Sequence[str]) -> EvalConfig:
+def classify_settings(data_set: str, root: str, overrides: Sequence[str], general: dict[str, Any]) -> EvalConfig:
     """Settings of `eval classify`."""
     content = apply_overrides({}, overrides) | {"set": data_set, "root": root}
-    return EvalConfig(classify=validate(ClassifyConfig, content, "eval classify"), seed=seed)
+    return _with_general("classify", ClassifyConfig, content, general)
 
 
 def infer_settings(products: str, content: dict[str, Any]) -> InferConfig:

@@ -121,7 +121,7 @@ def submit_flow(
     """Writes a test server's archive and checks it, or checks the existing one where nothing is to be written.
 
     Returns:
-        Its name, set, number of files and bytes.
+        Its name, set, number of files, bytes, and pixels that were cut to KITTI's format, by pair.
     """
     from mcjepa.data_prep.corpora import FLOW_TEST_SETS
     from mcjepa.data_prep.corpora.flow.places import find_set_folder
@@ -130,6 +130,7 @@ def submit_flow(
     from mcjepa.evals.flow.submission import check_submission, require_whole, write_submission
 
     assert config.flow is not None
+    clamped: dict[str, int] = {}
     folder = find_set_folder(root, data_set)
     pairs = FLOW_TEST_SETS[data_set](folder)
     require_whole(data_set, pairs)
@@ -141,8 +142,9 @@ def submit_flow(
             given = method.estimates
             files = EstimateFolder(given, data_set, folder, pairs, alone=True) if given else None
             methods = flow_methods(method, (), config.flow.resize, files)
-            write_submission(archive, data_set, pairs, methods, config.flow.workers, on_event)
-    return {"submission": str(archive), "set": data_set, "files": len(pairs), "bytes": archive.stat().st_size}
+            clamped = write_submission(archive, data_set, pairs, methods, config.flow.workers, on_event)
+    size = archive.stat().st_size
+    return {"submission": str(archive), "set": data_set, "files": len(pairs), "bytes": size, "clamped_pixels": clamped}
 
 
 def _flow_method(weights: str | None, estimates: str | None, config: EvalConfig) -> Method | None:

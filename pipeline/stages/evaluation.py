@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +206,7 @@ def compare_folders(words: Sequence[str], page: Path) -> tuple[list[str], tuple[
     Raises:
         UsageError: there is no such folder, or two evaluations have one label.
     """
-    evaluations = [found for word in words for found in read_evaluations(word)]
+    evaluations = [_with_pictures_there(found) for word in words for found in read_evaluations(word)]
     labels = [evaluated.label for evaluated in evaluations]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
@@ -221,6 +221,15 @@ def compare_folders(words: Sequence[str], page: Path) -> tuple[list[str], tuple[
     return labels, compare_scores(evaluations)
 
 
+def _with_pictures_there(evaluated: Evaluated) -> Evaluated:
+    """Without the pictures whose files are missing: people copy scores.json alone from a cluster."""
+    scores = tuple(
+        replace(score, pictures=tuple(picture for picture in score.pictures if picture.path.is_file()))
+        for score in evaluated.scores
+    )
+    return Evaluated(label=evaluated.label, scores=scores)
+
+
 def read_evaluations(word: str) -> list[Evaluated]:
     """The evaluation of a folder, or all of a folder of such, by name.
 
@@ -230,6 +239,7 @@ def read_evaluations(word: str) -> list[Evaluated]:
     """
     label, separator, place = word.partition("=")
     folder = Path(place if separator else word)
+    folder = folder.parent if folder.name == SCORES_NAME else folder
     if not folder.is_dir():
         raise UsageError(f"no folder {folder}, expected one with {SCORES_NAME}, such as OUT/eval/step-000001200")
     inside = sorted(path.parent for path in folder.glob(f"*/{SCORES_NAME}"))

@@ -43,11 +43,13 @@ def after_training(recipe: Recipe, weights: Path | None) -> Following:
     if "://" in run:
         return ()
     scored = [(_command("eval", "all", *words), "scores, pictures and a report")] if recipe.eval else []
-    exported = [(_command("export", brief_path(weights), "--out", "exported"), "weights without the run")]
+    exported = (
+        [(_command("export", brief_path(weights), "--out", "exported"), "weights without the run")] if weights else []
+    )
     return _outside_chain(
         *scored,
         (_command("ui", brief_path(Path(run))), "the run in MLflow"),
-        *(exported if weights else []),
+        *exported,
     )
 
 

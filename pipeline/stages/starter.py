@@ -254,7 +254,8 @@ def _video_side(path: str) -> int:
         stream = container.streams.best("video")
         if stream is None or stream.codec_context is None:
             raise ValueError("no video stream that can be decoded")
-        return min(stream.codec_context.width, stream.codec_context.height)
+        side: int = min(stream.codec_context.width, stream.codec_context.height)
+        return side
 
 
 def _photo_side(path: str) -> int:

@@ -6,8 +6,10 @@ import getpass
 import hashlib
 import os
 import re
+import socket
 import subprocess
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,6 +33,12 @@ def git_state(folder: Path | None = None) -> dict[str, str]:
     diff = _git(place, "diff", "HEAD") or b""
     digest = hashlib.sha256(diff).hexdigest() if diff else ""
     return {"mcjepa.git_sha": sha.decode().strip(), "mcjepa.git_diff": digest}
+
+
+def made_by() -> dict[str, str]:
+    """Who writes a record, where and when: user, host and time (UTC), for run.json and scores.json."""
+    written = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"mcjepa.user": _user(), "mcjepa.host": socket.gethostname(), "mcjepa.written": written}
 
 
 def _git(folder: Path, *words: str) -> bytes | None:

@@ -213,7 +213,7 @@ def look_up(uri: str, experiment: str, recipe: str) -> Found:
         if found is None:
             return Found("", False, ())
         condition = f"tags.`{RECIPE_TAG}` = '{recipe}'"
-        runs = []
+        runs: list[Any] = []
         if "'" not in recipe:  # a filter cannot hold one
             runs = client.search_runs([found.experiment_id], filter_string=condition, max_results=NEWEST_RUNS)
         shown = runs or client.search_runs([found.experiment_id], max_results=NEWEST_RUNS)

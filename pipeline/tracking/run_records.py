@@ -28,7 +28,14 @@ from mcjepa.pipeline.run.recipes import Continuation, RunRecipes
 from mcjepa.pipeline.settings.stream import StreamConfig
 from mcjepa.pipeline.settings.train import TrackingConfig
 from mcjepa.pipeline.tracking import dataset_tag
-from mcjepa.pipeline.tracking.lineage import dataset_records, git_state, grouped, origin_tags, run_label
+from mcjepa.pipeline.tracking.lineage import (
+    dataset_records,
+    git_state,
+    grouped,
+    made_by,
+    origin_tags,
+    run_label,
+)
 from mcjepa.pipeline.tracking.run_tracker import RunTracker
 from mcjepa.pipeline.world import World, broadcast_from_rank0
 
@@ -114,7 +121,7 @@ class RunRecords:
     def _write_run(self, run_id: str) -> None:
         """Writes run.json, again when the MLflow run is known."""
         self.run_id = run_id
-        record = {"version": 1, "run_id": run_id, **git_state(), **self._facts}
+        record = {"version": 1, "run_id": run_id, **git_state(), **made_by(), **self._facts}
         atomic_write(self._folder / RUN_RECORD, json.dumps(record, indent=1, sort_keys=True).encode())
 
     def datasets(self, stream: StreamConfig, loader: StepLoader) -> None:

@@ -192,5 +192,5 @@ def test_evaluations_are_compared_and_what_differs_in_protocol_is_named(
     words = [f"all={tmp_path}/out/eval/step-000000020", f"fewer={tmp_path}/fewer/eval/step-000000020"]
     assert main(["eval", "compare", *words, "--out", str(page)]) == 0
     printed = capsys.readouterr().out
-    assert "not comparable: frames: 2 | 1" in printed and "*" not in printed
+    assert "not comparable: frame pairs: 2 | 1" in printed and "*" not in printed
     assert main(["eval", "compare", words[0], words[0], "--out", str(page)]) == 2

@@ -11,7 +11,7 @@ import pytest
 from tests.rooms import REPOSITORY, imported_names, imports_from_above, imports_within
 
 FLOORS = (
-    ("progress", "study"),
+    ("progress", "measures", "study"),
     ("models", "cards", "pictures"),
     ("video_writer",),
     ("flow", "probe", "vos", "classification", "infer"),

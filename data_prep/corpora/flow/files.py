@@ -11,6 +11,7 @@ Coordinates everywhere: u to the right, v down, in pixels; arrays are (H, W, 2) 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import cv2
@@ -25,6 +26,12 @@ BoolArray = npt.NDArray[np.bool_]
 
 FLO_MAGIC = b"PIEH"
 UNKNOWN_FLOW = 1e9
+_GAP = rb"(?:\s|#[^\n]*\n)+"
+PFM_HEADER = re.compile(
+    rb"(?P<kind>P[Ff])" + _GAP + rb"(?P<width>\d+)" + _GAP + rb"(?P<height>\d+)" + _GAP +
+    rb"(?P<scale>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)[ \t]*(?:\r?\n|\s)"
+)  # fmt: skip
+"""Four words with white space or comments to the end of a line between them; one end of a line, then the pixels."""
 
 
 def read_flow(path: Location) -> tuple[FloatArray, BoolArray]:
@@ -108,6 +115,18 @@ def decode_kitti_png(data: bytes, name: str) -> tuple[FloatArray, BoolArray]:
     return flow, valid
 
 
+def clamp_to_kitti(flow_px: FloatArray) -> tuple[FloatArray, int]:
+    """The flow within what KITTI's PNG can say, as the devkit writes it: coded values cut to 0..65535.
+
+    Returns:
+        Flow (H, W, 2), and the number of pixels that were cut, in u or in v.
+    """
+    low, high = np.float32(-512.0), np.float32(65535 / 64 - 512)
+    cut = np.clip(flow_px, low, high)
+    beyond = (np.rint(flow_px.astype(np.float64) * 64 + 32768) > 65535) | (flow_px < low)
+    return cut, int(np.count_nonzero(beyond.any(-1)))
+
+
 def write_kitti_png(path: Path, flow_px: FloatArray, valid: BoolArray) -> None:
     """Write flow (H, W, 2) in pixels and validity (H, W) as a KITTI PNG; values are rounded to 1/64 px.
 
@@ -132,7 +151,7 @@ def encode_kitti_png(flow_px: FloatArray, valid: BoolArray) -> bytes:
 
 
 def read_pfm(path: Location) -> FloatArray:
-    """Read a PFM file of either byte order.
+    """Read a PFM file of either byte order; width and height on one line or on two, with comments (#) or without.
 
     Returns:
         Array (H, W, 3) or, for one channel, (H, W), float32, first row on top; flow is channels 0, 1.
@@ -140,17 +159,13 @@ def read_pfm(path: Location) -> FloatArray:
     Raises:
         DataError: wrong header or length.
     """
-    header, _, body = read_bytes(path).partition(b"\n")
-    channels = {b"PF": 3, b"Pf": 1}.get(header.strip())
-    size, _, body = body.partition(b"\n")
-    scale, _, body = body.partition(b"\n")
-    try:
-        width, height = (int(v) for v in size.split())
-        order = "<f4" if float(scale) < 0 else ">f4"
-    except ValueError:
-        channels = None
-    if channels is None:
+    data = read_bytes(path)
+    header = PFM_HEADER.match(data)
+    if header is None:
         raise DataError(f"{path} has no PFM header; expected 'PF' or 'Pf', size, scale; replace it")
+    channels, width, height = 3 if header["kind"] == b"PF" else 1, int(header["width"]), int(header["height"])
+    order = "<f4" if float(header["scale"]) < 0 else ">f4"
+    body = data[header.end() :]
     if len(body) != 4 * channels * width * height:
         raise DataError(
             f"{path} has {len(body)} bytes of pixels; {width}x{height}x{channels} floats take "

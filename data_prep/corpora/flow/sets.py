@@ -89,9 +89,9 @@ def sintel(rendering: str, tree: Tree, split: str) -> Iterator[PairFiles]:
     """MPI-Sintel (Butler et al. 2012, sintel.is.tue.mpg.de): ROOT = MPI-Sintel-complete.
 
     training/{clean,final}/SCENE/frame_0001.png, training/flow/SCENE/frame_0001.flo (frame 1 to 2), masks
-    occlusions (255: covered in the next frame; pixels that leave the frame are not marked) and invalid (255: the flow
-    is not reliable, a few pixels). Frames without ground truth, and scenes that this pass does not have, are left out;
-    so are, in preparation, pairs that lack a frame.
+    occlusions (255: not seen in the next frame; of the pixels that leave the frame some are marked and some are not)
+    and invalid (255: the flow is not reliable, a few pixels). Frames without ground truth, and scenes that this pass
+    does not have, are left out; so are, in preparation, pairs that lack a frame.
     """
     refuse_split("MPI-Sintel", split)
     tree.keep("training/invalid", "training/occlusions")

@@ -79,6 +79,21 @@ def test_pfm_of_both_byte_orders_has_its_first_row_last(tmp_path: Path, scale: s
     np.testing.assert_array_equal(read_pfm(path), np.array([[1, 2], [3, 4]], np.float32))
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Pf\n2\n2\n-1.0\n",
+        "Pf\n# made by a camera\n2 2\n# little-endian\n-1\n",
+        "Pf # one channel\n2 2 -1e0\n",
+        "Pf\r\n2 2\r\n-1.0\r\n",
+    ],
+)
+def test_pfm_headers_of_other_programs_are_read(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "a.pfm"
+    path.write_bytes(header.encode() + struct.pack("<4f", 3, 4, 1, 2))
+    np.testing.assert_array_equal(read_pfm(path), np.array([[1, 2], [3, 4]], np.float32))
+
+
 def test_pfm_with_missing_pixels_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.pfm").write_bytes(b"PF\n2 2\n-1.0\n" + bytes(40))
     with pytest.raises(DataError, match="40 bytes"):

@@ -283,7 +283,7 @@ HABLE = ",tonemap=hable:desat=0:peak=10"
 def test_wide_colours_are_converted_as_ffmpeg_does(
     transfer: str, primaries: str, bits: str, tone_map: str, tmp_path: Path
 ) -> None:
-    """By zimg and ffmpeg's tone map; a smooth picture of many colours, without chroma that each enlarges in its own way."""
+    """By zimg and ffmpeg's tone map; a smooth picture of many colours; no chroma that each enlarges in its own way."""
     path, matrix = tmp_path / "v.mkv", "bt2020" if primaries == "bt2020" else "bt709"
     grid = np.random.default_rng(0).integers(0, 1 << 16, (6, 8, 3)).astype(np.uint16)
     colours = cv2.resize(grid, (128, 96), interpolation=cv2.INTER_LINEAR)

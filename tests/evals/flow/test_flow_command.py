@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mcjepa.data_prep.corpora.flow.files import write_flo
+from mcjepa.evals.cards import Card, Score
+from mcjepa.pipeline.cli import evaluate
+from mcjepa.pipeline.cli.commands import COMMANDS
 from mcjepa.pipeline.cli.main import main
+from mcjepa.pipeline.recipe.benchmarks import (
+    classify_settings,
+    finetune_settings,
+    flow_settings,
+    probe_settings,
+    vos_settings,
+)
 from tests.data_prep import layouts
 from tests.evals.flow_layouts import kitti_test, write_all
 
@@ -37,6 +49,39 @@ def test_baselines_alone_are_scored_without_weights(
     assert record["flow/middlebury"]["epe_zero"] == 5.0 and "epe_farneback" in record["flow/middlebury"]
     assert record["flow/middlebury"]["complete"] is True and record["flow/middlebury"]["pairs"] == 1
     assert json.loads((out / "scores.json").read_text())["scores"][1]["card"]["model"] == "none: baselines only"
+
+
+def test_a_ground_truth_without_a_valid_pixel_is_no_score(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in sorted(data.rglob("flow10.flo")):
+        write_flo(path, np.full((*layouts.SIZE, 2), 1e10, np.float32))
+    words = ("--data", data, "--set", "middlebury", "--baselines", "zero", "--out", tmp_path / "out", "subset=true")
+    code, printed, told = run(capsys, *words)
+    assert (code, printed) == (3, "") and "the ground truth has no valid pixel; expected some" in told
+    assert told.count("; expected") == 1  # one piece of advice
+
+
+def test_a_model_that_gives_no_numbers_ends_the_command_with_4(capsys: pytest.CaptureFixture[str]) -> None:
+    card = Card(data_set="s", split="all", root="/r", frames=1, resolution="8x8", masks="all", aggregation="mean")
+    assert evaluate._exit_code([Score(name="flow/s", metrics={"epe": math.nan, "fl_all": 100.0}, card=card)]) == 4
+    assert "flow/s has 1 metrics that are no number: epe" in capsys.readouterr().err
+
+
+def test_device_and_threads_are_options_of_every_benchmark_and_keys_too() -> None:
+    general = {"device": "cpu", "threads": 2}
+    for config in (
+        flow_settings(["middlebury"], "/r", None, [], general),
+        probe_settings("camvid", "/r", None, None, [], general),
+        vos_settings("davis2017", "/r", "dino", (), [], general),
+        finetune_settings("camvid", "/r", [], general),
+        classify_settings("imagefolder", "/r", [], general),
+    ):
+        assert (config.device, config.threads) == ("cpu", 2)
+    assert flow_settings(["middlebury"], "/r", None, ["threads=3"], general).threads == 3
+    options = {c.name: {name for o in c.options for name in o.names} for c in COMMANDS if c.name.startswith("eval ")}
+    for name in ("flow", "probe", "vos", "finetune", "classify"):
+        assert {"--device", "--threads"} <= options[f"eval {name}"]
 
 
 def test_one_flag_scores_all_five_baselines_on_a_real_pair(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,13 @@ from mcjepa.data_prep.corpora.image_files import write_png
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import Score
 from mcjepa.evals.flow.estimates import EstimateFolder
-from mcjepa.evals.flow.methods import Method
+from mcjepa.evals.flow.methods import Method, flow_methods
 from mcjepa.evals.flow.score import score_flow_sets
 from mcjepa.evals.flow.settings import FlowEvalConfig
+from mcjepa.evals.flow.submission import write_submission
+from mcjepa.evals.models import EvalModel
 from tests.data_prep import layouts
+from tests.evals.flow_layouts import kitti_test, sintel_test
 from tests.pfm import encode_pfm
 
 
@@ -45,6 +50,24 @@ def test_estimates_of_sintel_are_found_in_every_usual_place_and_format(tmp_path:
     assert result.metrics["epe"] == pytest.approx(5.0) and result.card.frames == 2 and result.card.complete
     assert result.card.model == "e" and "estimates as they are" in result.card.resolution
     assert result.pictures[0].columns[2] == "model"
+
+
+def test_an_unpacked_submission_of_ours_is_found_as_estimates(
+    tmp_path: Path, foreign_model: Callable[..., EvalModel]
+) -> None:
+    """Sintel's frame0001.flo below its pass, KITTI's folder flow; the archive itself is to be unpacked."""
+    for name, root in (
+        ("sintel-test", sintel_test(tmp_path / "s")),
+        ("kitti2015-test", kitti_test(tmp_path / "k", "image_2", 200)),
+    ):
+        pairs = FLOW_TEST_SETS[name](root)
+        methods = flow_methods(Method(name="m", model=foreign_model((1.5, -2.25))), ())
+        write_submission(tmp_path / "x.zip", name, pairs, methods, 2)
+        zipfile.ZipFile(tmp_path / "x.zip").extractall(tmp_path / name)
+        estimates = EstimateFolder(tmp_path / name, name, root, pairs, alone=True)
+        assert all((estimates.read(pair) == np.float32([1.5, -2.25])).all() for pair in (pairs[0], pairs[-1]))
+        with pytest.raises(DataError, match=r"x\.zip is a file; expected a folder; unpack"):
+            EstimateFolder(tmp_path / "x.zip", name, root, pairs, alone=True)
 
 
 def test_the_ground_truth_itself_scores_zero_on_real_sets(sample_data: Path, tmp_path: Path) -> None:

@@ -21,13 +21,15 @@ def test_matched_pixels_are_neither_covered_nor_outside_of_the_second_frame() ->
     regions = split_regions(truth, np.ones((1, 4), bool), occluded)
     assert regions["matched"].tolist() == [True, False, True, False]
     assert (regions["matched"] ^ regions["unmatched"]).all()
+    assert regions["matched_by_map"].tolist() == [True, False, True, True]  # what leaves the frame is not marked here
+    assert regions["unmatched_by_map"].tolist() == [False, True, False, False]
 
 
 def test_kittis_own_map_decides_alone_who_is_matched() -> None:
     truth = np.full((1, 2, 2), 50.0)
     regions = split_regions(truth, np.ones((1, 2), bool), np.array([[False, True]]), sparse=True)
     assert regions["matched"].tolist() == [True, False]
-    assert not set(BOUNDARY_BINS_PX) & set(regions)
+    assert not {*BOUNDARY_BINS_PX, "matched_by_map"} & set(regions)
 
 
 def test_distance_bins_hold_matched_pixels_by_euclidean_distance_to_the_occluded_ones() -> None:
@@ -58,7 +60,10 @@ def test_bins_of_a_real_occlusion_map_are_those_of_another_librarys_distances(sa
             expected = regions["matched"] & (distance >= low) & (distance < high)
             assert (regions[name] == expected)[~near_an_end].all() and regions[name].sum() > 1000
         leaving = leaves_frame(truth.flow_px)[truth.valid]
-        assert (leaving & truth.occluded[truth.valid]).sum() < leaving.sum() / 2  # Sintel's maps leave them out
+        marked = leaving & truth.occluded[truth.valid]
+        assert 0 < marked.sum() < leaving.sum()  # Sintel's maps have a part of them
+        assert (regions["unmatched_by_map"] == truth.occluded[truth.valid]).all()
+        assert regions["matched_by_map"].sum() - regions["matched"].sum() == leaving.sum() - marked.sum()
         assert not (regions["matched"] & leaving).any()
 
 

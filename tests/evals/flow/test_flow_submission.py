@@ -82,27 +82,42 @@ def test_an_incomplete_test_folder_is_refused_before_anything_is_computed(
     assert not (tmp_path / "k.zip").exists()
 
 
-@pytest.mark.parametrize(("u_px", "said"), [(float("nan"), "not finite"), (600.0, r"outside -512")])
-def test_flow_that_cannot_be_written_leaves_the_old_archive_alone(
-    kitti2015: Path, tmp_path: Path, u_px: float, said: str
-) -> None:
-    class OneBadPair:
-        def __init__(self) -> None:
-            self.calls = 0
+class OneBadPair:
+    """Zero flow, and another in the middle of the eighth pair."""
 
-        def features(self, image_B3HW: torch.Tensor) -> list[torch.Tensor]:
-            raise NotImplementedError
+    def __init__(self, u_px: float) -> None:
+        self.calls, self.u_px = 0, u_px
 
-        def flow(self, frame0_B3HW: torch.Tensor, frame1_B3HW: torch.Tensor) -> torch.Tensor:
-            self.calls += 1
-            return torch.full((1, 2, H, W), u_px if self.calls == 8 else 0.0)
+    def features(self, image_B3HW: torch.Tensor) -> list[torch.Tensor]:
+        raise NotImplementedError
 
+    def flow(self, frame0_B3HW: torch.Tensor, frame1_B3HW: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        flow = torch.zeros(1, 2, H, W)
+        flow[:, 0, 2:4, 3] = self.u_px if self.calls == 8 else 0.0
+        return flow
+
+
+def test_flow_that_is_not_finite_leaves_the_old_archive_alone(kitti2015: Path, tmp_path: Path) -> None:
     (tmp_path / "k.zip").write_bytes(b"old")
     pairs = FLOW_TEST_SETS["kitti2015-test"](kitti2015)
-    methods = flow_methods(Method(name="m", model=OneBadPair()), ())
-    with pytest.raises(DataError, match=f"000007: .*{said}"):
+    methods = flow_methods(Method(name="m", model=OneBadPair(float("nan"))), ())
+    with pytest.raises(DataError, match=r"000007: .*not finite"):
         write_submission(tmp_path / "k.zip", "kitti2015-test", pairs, methods, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["k.zip"] and (tmp_path / "k.zip").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(("u_px", "written"), [(600.0, 65535 / 64 - 512), (-513.0, -512.0)])
+def test_flow_beyond_kittis_format_is_cut_to_it_as_the_devkit_does_and_counted(
+    kitti2015: Path, tmp_path: Path, u_px: float, written: float
+) -> None:
+    """io_flow.h of the devkit: max(min(u * 64 + 32768, 65535), 0)."""
+    pairs = FLOW_TEST_SETS["kitti2015-test"](kitti2015)
+    methods = flow_methods(Method(name="m", model=OneBadPair(u_px)), ())
+    assert write_submission(tmp_path / "k.zip", "kitti2015-test", pairs, methods, 2) == {"000007": 2}
+    with zipfile.ZipFile(tmp_path / "k.zip") as archive:
+        flow, valid = decode_kitti_png(archive.read("flow/000007_10.png"), "x")
+    assert valid.all() and (flow[2:4, 3, 0] == np.float32(written)).all() and np.count_nonzero(flow) == 2
 
 
 DENSE = np.ones((H, W), bool)

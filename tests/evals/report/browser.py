@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pytest
+
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-pipe"),
@@ -23,6 +25,17 @@ MOST_LOOKS, LOOK_EVERY_S = 300, 0.1
 def find_chromium() -> str | None:
     """Where Chromium is, if it is installed."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def require_chromium() -> str:
+    """Where Chromium is; skips the test with the reason, or fails it where CI must have one."""
+    program = find_chromium()
+    if program is None:
+        reason = "no Chromium here (Debian: apt-get install chromium)"
+        if os.environ.get("MCJEPA_REQUIRE_SERVICES") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return program
 
 
 class Browser:

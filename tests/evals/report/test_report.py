@@ -140,7 +140,8 @@ def test_tiles_compare_with_every_baseline_and_say_when_the_model_loses(tmp_path
     flow, probe = content.tiles
     assert flow.rivals == (("zero flow", 4.2), ("DIS medium", 1.5))
     text = render_report(content)
-    assert re.search(r'class="verdict good">50% of zero flow', text)
+    lines = re.findall(r'class="verdict (good|bad)">([^<]*)<', text)
+    assert lines[:2] == [("bad", "140% of DIS medium&#39;s"), ("good", "50% of zero flow&#39;s")]
     assert re.search(r'class="verdict bad">-5 points against random encoder', text)
     assert probe.unit == "%" and not probe.lower_is_better
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from mcjepa.evals.report.comparison import Evaluated
 from mcjepa.evals.report.content import DatasetSummary, QuarantinedInput, ReportContent, headline_tiles
 from mcjepa.evals.report.page import write_report
 from tests.data_prep.small_corpora import build_dataset
-from tests.evals.report.browser import Browser, find_chromium
+from tests.evals.report.browser import Browser, require_chromium
 
 WINDOWS = ((1280, 800), (390, 844))
 NEAR_PX = 8
@@ -45,6 +44,7 @@ PICTURES = """[...document.images].map(one => {
   return {natural: [one.naturalWidth, one.naturalHeight],
           stated: [one.getAttribute('width'), one.getAttribute('height')], loading: one.loading,
           shown: box.width, height: box.height, rendering: style.imageRendering,
+          strip: !!one.closest('.strip') && !one.closest('.plot'),
           masks: !!one.closest('.masks'), plot: !!one.closest('.plot')};
 })"""
 SCROLLED = """(async () => {
@@ -59,13 +59,7 @@ ROWS = """[...document.querySelectorAll('.strip.flow .panels')].map(
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        reason = "no Chromium here (Debian: apt-get install chromium)"
-        if os.environ.get("MCJEPA_REQUIRE_SERVICES") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with Browser(program) as one:
+    with Browser(require_chromium()) as one:
         yield one
 
 
@@ -79,13 +73,15 @@ def _score(folder: Path, name: str, kind: str, columns: tuple[str, ...], step: i
     if kind == "segmentation":
         plot = write_png(folder / name / "confusion.png", panels[0].repeat(5, 0).repeat(5, 1))
         pictures.append(Picture(caption="confusion", path=plot, kind=kind, columns=("rows: truth",)))
-    metrics = {"epe": 2.0, "epe_zero": 4.0, "miou": 40.0, "miou_zero": 30.0}
+    metrics = {"epe": 2.0, "epe_zero": 4.0, "epe_dis_medium": 1.5, "miou": 40.0, "miou_zero": 30.0}
     card = Card(
         data_set="s", split="val", root="/r/" + "deep/" * 40, frames=3, resolution="8x8", masks="all",
         aggregation="mean", lineage={"step": step}, failed=(f"x: {'no words to break at' * 9}",),
     )  # fmt: skip
     table = tuple({f"a column with a long name {k}": k * 1.5 for k in range(12)} for _ in range(5))
-    return Score(name=name, metrics=metrics, card=card, rivals=("zero",), table=table, pictures=tuple(pictures))
+    return Score(
+        name=name, metrics=metrics, card=card, rivals=("zero", "dis_medium"), table=table, pictures=tuple(pictures)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -174,8 +170,26 @@ def test_masks_and_plots_stay_sharp(browser: Browser, report: Path) -> None:
         assert plots and all(one["shown"] == one["natural"][0] for one in plots)
 
 
-def test_flow_rows_stack_on_a_phone(browser: Browser, report: Path) -> None:
-    browser.open(report, *WINDOWS[0])
-    assert set(browser.run(ROWS)) == {1}
+def test_pictures_are_large_enough_to_judge(browser: Browser, report: Path) -> None:
+    """Five panels of flow in two rows on a desktop, one below the other on a phone; none under 300 px."""
+    for window, rows in zip(WINDOWS, (2, 5), strict=True):
+        browser.open(report, *window)
+        assert set(browser.run(ROWS)) == {rows}
+        assert min(one["shown"] for one in browser.run(PICTURES) if one["strip"]) >= 300
+
+
+def test_the_headline_names_the_strongest_baseline_first(browser: Browser, report: Path) -> None:
+    for window in WINDOWS:
+        browser.open(report, *window)
+        said = browser.run(
+            "[...document.querySelectorAll('.tile .verdict')].map(one => [one.className, one.innerText])"
+        )
+        assert said[:2] == [["verdict bad", "133% of DIS medium's"], ["verdict good", "50% of zero flow's"]]
+
+
+def test_a_wide_table_says_that_it_scrolls_also_without_scroll_timelines(browser: Browser, report: Path) -> None:
+    """As in Firefox, which has no such animations: the shadow at its end is then what says so."""
     browser.open(report, *WINDOWS[1])
-    assert set(browser.run(ROWS)) == {3}
+    boxes = "[...document.querySelectorAll('main > section > .scroll')]"
+    shadows = browser.run(f"{boxes}.map(one => getComputedStyle(one).backgroundImage)")
+    assert shadows and all("gradient" in one for one in shadows)

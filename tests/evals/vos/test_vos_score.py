@@ -13,7 +13,9 @@ import av
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
 from mcjepa.data_prep.corpora import VOS_SETS
 from mcjepa.data_prep.corpora.items import MaskedVideo
@@ -43,6 +45,17 @@ def _write_video(folder: Path, name: str, frames: int = 6, size: tuple[int, int]
     return MaskedVideo(name, tuple(paths[0]), tuple(paths[1]))
 
 
+class Blind:
+    """A model that sees nothing: the same features everywhere."""
+
+    def features(self, image_B3HW: Tensor) -> list[Tensor]:
+        batch, _, height, width = image_B3HW.shape
+        return [torch.ones(batch, 4, height // 2**level, width // 2**level) for level in range(1, 7)]
+
+    def flow(self, frame0_B3HW: Tensor, frame1_B3HW: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
 def test_moving_objects_are_followed_where_the_copied_mask_fails(
     tmp_path: Path, foreign_model: Callable[..., EvalModel]
 ) -> None:
@@ -55,6 +68,24 @@ def test_moving_objects_are_followed_where_the_copied_mask_fails(
     assert [picture.kind for picture in score.pictures] == ["vos", "features"]
     assert score.pictures[1].columns == tuple(f"frame {index}" for index in (0, 1, 2, 3, 4))
     assert all(picture.path.is_file() for picture in score.pictures)
+
+
+def test_a_random_encoder_is_propagated_beside_the_model_where_there_is_one(
+    tmp_path: Path, foreign_model: Callable[..., EvalModel]
+) -> None:
+    """The same model as its own twin has the model's values; without a twin, or unasked for, there is no column."""
+    video, model = _write_video(tmp_path / "in", "blocks"), foreign_model()
+    twin = LoadedModel(model=model, name="m", random_model=model)
+    score = score_vos_set(twin, tmp_path, [video], CONFIG, tmp_path / "out")
+    assert score.rivals == ("copy_first", "random")
+    for name in ("jf", "j_mean", "j_decay", "f_recall"):
+        assert score.metrics[f"{name}_random"] == score.metrics[name] != score.metrics[f"{name}_copy_first"]
+    assert score.table[0]["j_mean_random"] == score.table[0]["j_mean"]
+    other = LoadedModel(model=model, name="m", random_model=Blind())
+    worse = score_vos_set(other, tmp_path, [video], CONFIG, tmp_path / "out")
+    assert worse.metrics["j_mean"] == score.metrics["j_mean"] > worse.metrics["j_mean_random"] + 0.1
+    unasked = dataclasses.replace(CONFIG, random_baseline=False)
+    assert score_vos_set(twin, tmp_path, [video], unasked, tmp_path / "out").rivals == ("copy_first",)
 
 
 def test_copied_mask_has_the_overlap_of_shifted_blocks(tmp_path: Path, foreign_model: Callable[..., EvalModel]) -> None:
@@ -216,12 +247,35 @@ def test_grey_estimates_of_one_object_are_read_and_void_is_background(tmp_path: 
     assert set(np.unique(read_ids_of(two, 0))) == {0, 1, 2}
 
 
+def test_void_alone_in_a_frame_of_several_objects_is_no_object(tmp_path: Path) -> None:
+    """The official code takes 255 for void in every frame: both objects are absent and rightly not predicted, J 1."""
+    video = _write_video(tmp_path / "in", "blocks")
+    _estimates(tmp_path / "estimates", video)
+    for path in (video.masks[2], tmp_path / "estimates/blocks/blocks_2_3.png"):
+        void = np.zeros((96, 128), np.uint8)
+        void[:10] = 255
+        cv2.imwrite(str(path), void if path in video.masks else np.zeros_like(void))
+    score = score_vos_estimates(tmp_path / "estimates", tmp_path, [video], CONFIG, tmp_path / "out")
+    assert score.metrics["j_mean"] == 1.0 and [row["absent_frames"] for row in score.table] == [1, 1]
+    cv2.imwrite(str(tmp_path / "estimates/blocks/blocks_2_3.png"), void)  # an estimate's void is background, too
+    score = score_vos_estimates(tmp_path / "estimates", tmp_path, [video], CONFIG, tmp_path / "out")
+    assert score.metrics["j_mean"] == 1.0
+
+
+def test_void_of_palette_masks_is_not_the_one_object_of_davis_2016(tmp_path: Path) -> None:
+    two = dataclasses.replace(_write_video(tmp_path, "blocks"), one_object=True)
+    mask = two.read_mask(1)
+    mask[:3] = 255
+    cv2.imwrite(str(two.masks[1]), mask)
+    assert set(np.unique(read_ids_of(two, 1)[:3])) == {0} and set(np.unique(read_ids_of(two, 1))) == {0, 1}
+
+
 def test_a_place_without_estimates_is_refused(tmp_path: Path) -> None:
     video = _write_video(tmp_path / "in", "blocks")
     for folder, reason in ((tmp_path / "nowhere", "no folder"), (tmp_path / "in", "has no folder of a sequence")):
         with pytest.raises(DataError, match=reason):
             score_vos_estimates(folder, tmp_path, [video], CONFIG, tmp_path / "out")
-    with pytest.raises(DataError, match="no sequence"):
+    with pytest.raises(DataError, match="has nothing to score; expected sequences"):
         score_vos_estimates(tmp_path, tmp_path, [], CONFIG, tmp_path / "out")
 
 
