@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -131,6 +132,8 @@ def run_together(
             codes = [child.poll() for child in children]
             failed = next((code for code in codes if code), None)
             if failed is not None:
+                if failed < 0:
+                    _say_killed(codes.index(failed), len(codes), failed, logs)
                 if failed != INTERRUPTED:  # one that was asked to stop: the others stop with it, and may be saving
                     grace_s = min(grace_s, GRACE_S)
                 return failed
@@ -142,6 +145,25 @@ def run_together(
         _stop(children, grace_s)
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _say_killed(number: int, count: int, code: int, logs: Callable[[int], Path] | None) -> None:
+    """One line on a process that a signal has ended from outside, and the last line that it wrote to its log."""
+    name = signal.Signals(-code).name
+    who = f"rank {number} of {count}" if count > 1 else "the process"
+    cause = "; out of memory is the usual cause" if -code == signal.SIGKILL else ""
+    last = last_line(logs(number)) if logs else ""
+    written = f"; its last line: {last}" if last else ""
+    print(f"mcjepa: {who} on {socket.gethostname()} was ended by {name}{cause}{written}", file=sys.stderr, flush=True)
+
+
+def last_line(path: Path, most_bytes: int = 4096) -> str:
+    """The last line of a log that is not empty; empty where there is none."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - most_bytes, 0))
+        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        return lines[-1].strip() if lines else ""
+    return ""
 
 
 def _start(argv: Sequence[str], variables: Mapping[str, str], log: Path | None) -> subprocess.Popen[bytes]:

@@ -12,7 +12,6 @@ from mcjepa.data_prep.corpora.census import Census, describe_others
 from mcjepa.data_prep.corpora.moving_photos.generate import generate
 from mcjepa.data_prep.corpora.moving_photos.sets import MovingPhotosIndex
 from mcjepa.data_prep.dataset.inputs import InputRecord, Outcome, read_inputs
-from mcjepa.data_prep.dataset.lease import Writer, WriterProgress, sole_writer
 from mcjepa.data_prep.dataset.manifest import DatasetManifest, Totals, newest_revision, read_manifest
 from mcjepa.data_prep.dataset.publish import publish_dataset
 from mcjepa.data_prep.dataset.repairs import as_planned
@@ -23,6 +22,7 @@ from mcjepa.data_prep.plan.listing import list_guarded, list_inputs
 from mcjepa.data_prep.plan.plan import PlannedInput, PlanSummary, split_into_shards
 from mcjepa.data_prep.settings import DatasetConfig, MovingPhotosConfig, PrepConfig
 from mcjepa.data_prep.storage import Store, absolute_location, join_location, open_store
+from mcjepa.data_prep.storage.lease import Writer, WriterProgress, sole_writer
 from mcjepa.data_prep.workers.leakage_index import make_leakage_index
 from mcjepa.data_prep.workers.ray_job import count_workers, run_tasks
 from mcjepa.data_prep.workers.ray_session import cluster_address, running_ray

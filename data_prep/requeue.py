@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mcjepa.data_prep.dataset.inputs import read_inputs
-from mcjepa.data_prep.dataset.lease import sole_writer
 from mcjepa.data_prep.dataset.manifest import DatasetManifest, newest_revision, read_manifest
 from mcjepa.data_prep.dataset.publish import publish_revision
 from mcjepa.data_prep.deduplicate import deduplicate
@@ -21,6 +20,7 @@ from mcjepa.data_prep.plan.listing import list_inputs
 from mcjepa.data_prep.plan.plan import PlanDigest, split_into_shards
 from mcjepa.data_prep.settings import DatasetConfig, PrepConfig
 from mcjepa.data_prep.storage import Store, absolute_location, join_location, open_store
+from mcjepa.data_prep.storage.lease import sole_writer
 from mcjepa.data_prep.workers.ray_job import count_workers, run_tasks
 from mcjepa.data_prep.workers.ray_session import cluster_address, running_ray
 from mcjepa.data_prep.workers.shard_maker import ShardResult, ShardWork, make_shard

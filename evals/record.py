@@ -24,10 +24,12 @@ def record_scores(
     scores: Sequence[Score],
     out: Path,
     recipe: Mapping[str, Any] | None = None,
+    began: float | None = None,
 ) -> str:
     """Logs the scores of a folder to MLflow, unless OUT/mlflow.json says that it has these; returns the run's id.
 
     Weights, training run and datasets are those of the first score's card; the run names the recipe, if there is one.
+    `began` is when the scoring began, Unix time, s.
 
     Raises:
         UsageError: the tracking location cannot be used.
@@ -50,6 +52,7 @@ def record_scores(
         run_name=f"eval {name}",
         run_id=find_tagged(place.uri, place.experiment, "mcjepa.eval_key", key),
         tags=origin_tags("eval", recipe or {"name": ""}) | _tags(scores, key),
+        began=began,
     )
     status = "FAILED"
     try:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mcjepa.data_prep.code import code_digest, code_name
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.tracking import flatten
+from mcjepa.pipeline.run.recipes import flatten
 from mcjepa.pipeline.world import World, gather_all
 
 MOST_NAMED = 3

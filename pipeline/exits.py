@@ -7,6 +7,7 @@ USAGE = 2
 REJECTED = 3
 PARTIAL = 4
 INTERRUPTED = 130
+PIPE_CLOSED = 141
 
 MEANINGS = {
     OK: "done",
@@ -14,4 +15,5 @@ MEANINGS = {
     REJECTED: "data was rejected, a check failed, or a run ended before its end",
     PARTIAL: "done but for some inputs, scores or records, which are named",
     INTERRUPTED: "stopped by a signal; the same command continues",
+    PIPE_CLOSED: "whoever read the output has left, such as `| head`",
 }

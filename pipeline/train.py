@@ -23,27 +23,33 @@ from typing import Any
 
 import torch
 
+from mcjepa.data_prep.errors import DataError
 from mcjepa.model.config import ModelConfig
 from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.pipeline.agreement import require_same_start
 from mcjepa.pipeline.checkpoint import CheckpointKeeper, newest_weights
 from mcjepa.pipeline.checkpoint.resume import find_start
+from mcjepa.pipeline.checkpoint.rotation import set_aside_after
 from mcjepa.pipeline.engine.engine import build_engine, seed_step, set_learning_rates, start_world, stop_world
 from mcjepa.pipeline.engine.parameters import stop_gradients
+from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.monitor.guards import StepSetting, StopRequest
 from mcjepa.pipeline.monitor.instruments import Instruments
 from mcjepa.pipeline.monitor.watchdog import Watchdog
+from mcjepa.pipeline.run.claim import RunClaim, claimed
 from mcjepa.pipeline.run.folder import RunFolder
 from mcjepa.pipeline.run.pictures import RunPictures
+from mcjepa.pipeline.run.recipes import Continuation, RunRecipes, check_model_changes, say_changes
 from mcjepa.pipeline.run.weights import load_initial_weights
 from mcjepa.pipeline.settings.train import TrackingConfig, TrainConfig
 from mcjepa.pipeline.step.clock import CLOSING
 from mcjepa.pipeline.step.micro_batches import check_micro_batches
-from mcjepa.pipeline.step.schedule import build_schedule
+from mcjepa.pipeline.step.schedule import Schedule, build_schedule, late_terms
 from mcjepa.pipeline.step.step import run_step
 from mcjepa.pipeline.stream.loader import StepLoader, build_loader
+from mcjepa.pipeline.stream.shard_check import find_shard_damage
 from mcjepa.pipeline.tracking.run_records import RunRecords
-from mcjepa.pipeline.world import World
+from mcjepa.pipeline.world import World, broadcast_from_rank0, gather_all
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +98,8 @@ def train(
 
     Raises:
         UsageError: settings that do not fit, or not to the run that is continued.
-        DataError: unusable datasets, or a run without a whole checkpoint.
+        DataError: unusable datasets, a run without a whole checkpoint, one that another process trains, or one in a
+            folder that the nodes do not share.
         RunError: too many bad steps or failed saves in a row, or the last checkpoint was not saved.
     """
     world = start_world(config.engine)
@@ -100,8 +107,8 @@ def train(
         stack.callback(stop_world)
         require_same_start(recipe, world, "recipe")
         stop = stack.enter_context(StopRequest())
-        run, step = _open_run(config, model_config, world, stack)
-        records = RunRecords(run.folder, world, tracking, recipe, run.facts)
+        run, step = _open_run(config, model_config, world, recipe, stack)
+        records = RunRecords(run.folder, world, tracking, recipe, run.facts, run.continuation)
         records.datasets(config.stream, run.loader)
         status = "FAILED"
         try:
@@ -119,14 +126,20 @@ def train(
 
 
 def _open_run(
-    config: TrainConfig, model_config: ModelConfig, world: World, stack: contextlib.ExitStack
+    config: TrainConfig,
+    model_config: ModelConfig,
+    world: World,
+    recipe: Mapping[str, Any],
+    stack: contextlib.ExitStack,
 ) -> tuple[_Run, int]:
     """Builds the parts of a run, which the stack ends, and puts its newest checkpoint into them; the steps done."""
     check_micro_batches(config.stream, world.size, config.engine.accumulation_steps)
     folder = RunFolder(config.run, config.checkpoint.scratch)
+    claim = stack.enter_context(claimed(folder.store, world))
     if world.rank == 0:
         folder.fetch()
     start = find_start(folder.store, world)
+    continuation = _compare_recipes(folder, recipe, config, world, start.step if start else 0)
     torch.manual_seed(config.seed)
     model = MCJEPA(model_config)
     origin = load_initial_weights(model, config.init_from, folder.path, continued=start is not None)
@@ -143,20 +156,67 @@ def _open_run(
     )
     stack.callback(loader.close)
     require_same_start(loader.order, world, "set of datasets")
+    _check_shards(loader, config, world, continuation.step)
     for name, summary in loader.describe().items():
         log.info("%s: %s", name, summary.in_words())
+    schedule = _checked_schedule(config, loader, continuation.step)
     facts = run_facts(config, loader)
     keeper = CheckpointKeeper(config.checkpoint, world, folder, facts)
     stack.callback(keeper.abandon)
     if start:
         keeper.restore(start, engine)
+        if world.rank == 0:
+            set_aside_after(folder.store, start.step)
         log.info("continuing %s from step %d", config.run, start.step)
     instruments = Instruments(config, world, engine, folder.path)
     stack.callback(instruments.close)
     stack.enter_context(Watchdog(config.guards, instruments.clock, folder.path, world.rank, world.size))
     engine_facts = {"zero_stage": config.engine.zero_stage, "precision": config.engine.precision}
     facts |= {"world_size": world.size, "init_from": origin, **engine_facts}
-    return _Run(config, world, engine, loader, keeper, instruments, folder, facts), start.step if start else 0
+    parts = (config, world, claim, engine, loader, keeper, instruments, folder, facts, continuation, schedule)
+    return _Run(*parts), start.step if start else 0
+
+
+def _compare_recipes(
+    folder: RunFolder, recipe: Mapping[str, Any], config: TrainConfig, world: World, step: int
+) -> Continuation:
+    """What differs from the recipe that the run has had so far: said, or refused by all ranks."""
+    found = RunRecipes(folder.path).continuation(recipe, step) if world.rank == 0 else Continuation(step)
+    continuation = broadcast_from_rank0(found, world)
+    check_model_changes(continuation, config.allow_model_changes)
+    if world.rank == 0:
+        say_changes(continuation)
+    return continuation
+
+
+def _check_shards(loader: StepLoader, config: TrainConfig, world: World, step: int) -> None:
+    """Compares shards with their manifests, each rank its share; damage that any of them finds is refused by all."""
+    problem = ""
+    try:
+        problem = find_shard_damage(
+            loader.catalogues,
+            config.stream.store.check,
+            draw=config.seed + step,
+            rank=world.rank,
+            world_size=world.size,
+        )
+    except (DataError, OSError) as error:  # told to all: the other ranks are waiting
+        problem = str(error)
+    if problems := [text for text in gather_all(problem, world) if text]:
+        raise DataError(problems[0])
+
+
+def _checked_schedule(config: TrainConfig, loader: StepLoader, step: int) -> Schedule:
+    """The run's schedule; a run that is longer already is refused, terms that never begin are named."""
+    schedule = build_schedule(config, loader.steps_per_epoch)
+    if step > schedule.steps:
+        raise UsageError(
+            f"resume refused: {config.run} is at step {step}, and the recipe ends it after {schedule.steps}; expected "
+            f"train.steps of at least {step}; raise it, or choose another folder with train.run=DIR"
+        )
+    if late := late_terms(schedule, config):
+        log.warning("%s; start them earlier (train.terms), train longer, or set their weights to 0", late)
+    return schedule
 
 
 def _ignore(_: TrainProgress) -> None:
@@ -180,12 +240,15 @@ class _Run:
 
     config: TrainConfig
     world: World
+    claim: RunClaim
     engine: Any
     loader: StepLoader
     keeper: CheckpointKeeper
     instruments: Instruments
     folder: RunFolder
     facts: Mapping[str, Any]
+    continuation: Continuation
+    schedule: Schedule
     stopped_at: float | None = None
 
     def loop(
@@ -193,7 +256,7 @@ class _Run:
     ) -> tuple[int, bool]:
         """Trains until the last step or a stop request; returns the steps done and whether that is all."""
         config, engine, instruments = self.config, self.engine, self.instruments
-        schedule = build_schedule(config, self.loader.steps_per_epoch)
+        schedule = self.schedule
         pictures = RunPictures(config.stream, config.seed, self.world, config.meters.pictures, self.folder.path)
         values: dict[str, float] = {}
         engine.train()
@@ -209,10 +272,12 @@ class _Run:
             rates = set_learning_rates(engine, schedule.rate_factor(step), schedule.idle_groups(step))
             setting = StepSetting(schedule.weights_at(step), rates, self.facts)
             result = run_step(
-                engine, batch, setting.weights, stop_requested=stop.signal is not None,
+                engine, batch, setting.weights, stop_requested=stop.signal is not None or self.claim.is_lost,
                 alarm=bool(instruments.guard.alarm), clock=instruments.clock,
                 tap=instruments.begin(batch, setting.weights),
             )  # fmt: skip
+            if result.stop:
+                self.claim.check()
             instruments.end(batch, result, setting, waited_s)
             step += 1
             last = step == schedule.steps
@@ -234,6 +299,7 @@ class _Run:
 
     def _save(self, step: int, values: Mapping[str, float], records: RunRecords, *, final: bool) -> None:
         self.instruments.clock.enter("checkpoint")
+        self.claim.check()
         if self.keeper.save(self.engine, step, lineage=records.lineage(), metrics=values, final=final):
             records.checkpoint(step, self.keeper.last_digest)
 

@@ -123,3 +123,35 @@ def destination_finding(place: Destination) -> Finding:
     if place.needed_bytes > place.free_bytes:
         return Finding(topic, "error", found, "room for it", "free some, name another folder, or keep fewer or less")
     return Finding(topic, "ok", found)
+
+
+def terms_finding(late: str) -> Finding:
+    """Whether every weighted loss term begins before the run ends.
+
+    Args:
+        late: which do not, in words; empty where all do.
+    """
+    if late:
+        fix = "start them earlier (start_step, start_epoch of train.terms), train longer, or set their weights to 0"
+        return Finding("terms", "warning", late, "every term with a weight to begin before the last step", fix)
+    return Finding("terms", "ok", "every term with a weight begins before the last step")
+
+
+NODE_LOCAL = ("tmpfs", "ramfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs")
+"""File systems of one machine's own disks or memory; a server may still give its own to the nodes by NFS."""
+
+
+def shared_finding(location: str, file_system: str) -> Finding:
+    """Whether a run of several nodes lies where all of them can see it; training itself looks again when it starts.
+
+    Args:
+        location: of the run, a folder.
+        file_system: the type that it is mounted by here; empty: not known.
+    """
+    found = f"{location} is on {file_system or 'an unknown file system'} here"
+    if file_system in NODE_LOCAL:
+        return Finding(
+            "shared", "warning", f"{found}, which belongs to one machine", "a folder that all nodes share",
+            "name one on a shared file system or s3://BUCKET/PREFIX; none needed where this machine serves it to them",
+        )  # fmt: skip
+    return Finding("shared", "ok", found)

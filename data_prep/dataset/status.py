@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mcjepa.data_prep.dataset.inputs import record_from
-from mcjepa.data_prep.dataset.lease import Lease, newest_lease
 from mcjepa.data_prep.dataset.manifest import Totals, read_manifest, read_sidecar
 from mcjepa.data_prep.dataset.publish import Tally
 from mcjepa.data_prep.layout import MANIFEST_NAME, PLAN_NAME, SHARD_FOLDER
 from mcjepa.data_prep.plan.files import read_plan
 from mcjepa.data_prep.storage import Store, open_store
+from mcjepa.data_prep.storage.lease import Lease, newest_lease
 
 State = Literal["nothing", "running", "interrupted", "published"]
 

@@ -83,6 +83,9 @@ class Store(Protocol):
     def clear_scratch(self) -> None:
         """Remove unfinished files that killed processes left behind."""
 
+    def move(self, key: str, target: str) -> None:
+        """Give the content another key; AbsentKey when absent."""
+
     def remove(self, key: str) -> None:
         """Remove the key; nothing happens when it is absent."""
 

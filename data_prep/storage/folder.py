@@ -133,6 +133,13 @@ class FolderStore:
         """Remove the folder of unfinished files."""
         shutil.rmtree(self._folder / SCRATCH_NAME, ignore_errors=True)
 
+    def move(self, key: str, target: str) -> None:
+        """Rename the file."""
+        path = self.path(target)
+        with explained_disk_errors(str(path)), self._present(key):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(self.path(key), path)
+
     def remove(self, key: str) -> None:
         """Remove the file."""
         self.path(key).unlink(missing_ok=True)

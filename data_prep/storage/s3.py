@@ -145,6 +145,11 @@ class S3Store:
         except DataError as error:  # not every server or user can list them: they cost room, no more
             LOG.warning("unfinished uploads are left: %s", error)
 
+    def move(self, key: str, target: str) -> None:
+        """Copy the object within the server, in parts when it is large, and delete it."""
+        self._client.copy(self._name(key), self._name(target))
+        self.remove(key)
+
     def remove(self, key: str) -> None:
         """Delete the object."""
         self._client.call("delete_object", self._name(key))

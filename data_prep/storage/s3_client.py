@@ -83,6 +83,10 @@ class S3Client:
                 time.sleep(min(LONGEST_PAUSE_S, 0.2 * 2**attempt, left) * random.uniform(0.5, 1))
         raise AssertionError("unreachable")
 
+    def copy(self, key: str, target: str) -> None:
+        """Copy an object within the bucket; errors as of `call`."""
+        self.call("copy", target, CopySource={"Bucket": self._bucket, "Key": key})
+
     def _client(self) -> Any:
         """The client of this process: connections must not be shared with a forked child."""
         with self._lock:

@@ -19,8 +19,9 @@ from safetensors import SafetensorError
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write
-from mcjepa.pipeline.checkpoint.manifest import MANIFEST, VERSION, Checkpoint, remove_old, step_name
+from mcjepa.pipeline.checkpoint.manifest import MANIFEST, VERSION, Checkpoint, step_name
 from mcjepa.pipeline.checkpoint.resume import check_continuation, restore
+from mcjepa.pipeline.checkpoint.rotation import Rotation
 from mcjepa.pipeline.checkpoint.state_file import state_name, write_state
 from mcjepa.pipeline.checkpoint.upload import Upload, Uploader
 from mcjepa.pipeline.checkpoint.weights import save_weights
@@ -53,6 +54,7 @@ class CheckpointKeeper:
         """Step of the newest save, or the one resumed from."""
         self.last_digest = ""
         """What the newest save holds (`Checkpoint.digest`), on every rank."""
+        self._rotation = Rotation(folder.store, config)
         self._uploader: Uploader | None = None
         if folder.remote:
             self._uploader = Uploader(
@@ -60,7 +62,7 @@ class CheckpointKeeper:
                 world.rank,
                 world.size,
                 before_commit=folder.copy if world.local_rank == 0 else lambda: None,
-                after_commit=lambda: log_removed(remove_old(folder.store, config)),
+                after_commit=lambda step: log_removed(self._rotation.turn(step)),
             )
 
     def restore(self, start: Checkpoint, engine: Any) -> int:
@@ -72,6 +74,7 @@ class CheckpointKeeper:
         """
         check_continuation(start, self._facts)
         restore(start, self._folder.store, engine, self._world)
+        self._rotation.trust(start)
         self.last_step, self.last_digest = start.step, start.digest
         return start.step
 
@@ -186,12 +189,14 @@ class CheckpointKeeper:
             "files": {name: entry for name, entry, _ in written},
         }
         content = json.dumps(manifest, indent=1, sort_keys=True).encode()
+        checkpoint = Checkpoint(self._folder.store.location, step, manifest)
+        if not problem:
+            self._rotation.trust(checkpoint)
         problem = problem or self._commit(folder, step, name, facts["save"], content)
         if problem:
             self._remove_partial(step)
             return problem
-        self.last_step = step
-        self.last_digest = Checkpoint(self._folder.store.location, step, manifest).digest
+        self.last_step, self.last_digest = step, checkpoint.digest
         if world.rank == 0:
             log.info("checkpoint of step %d saved in %.2f s", step, time.perf_counter() - started)
         return ""
@@ -226,7 +231,7 @@ class CheckpointKeeper:
                 problem = str(error)
         problem = broadcast_from_rank0(problem, self._world)
         if first and not problem:
-            log_removed(remove_old(self._folder.store, self._config))
+            log_removed(self._rotation.turn(step))
         return problem
 
     def _remove_partial(self, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Which checkpoints a run has: their manifests, their digests, and which of them are kept.
+"""Which checkpoints a run has: their manifests and their digests.
 
 A checkpoint is the folder `checkpoints/step-000001200`; it is complete only with its `manifest.json`, which is written
 last and names every file with its digest. Everything here works on a folder and on s3 alike.
@@ -9,16 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mcjepa.data_prep.errors import AbsentKey
-from mcjepa.data_prep.storage import FolderStore, Store, open_store
-from mcjepa.pipeline.run.folder import CHECKPOINTS, MANIFEST, WEIGHTS
-from mcjepa.pipeline.settings.train import CheckpointConfig
+from mcjepa.data_prep.storage import Store, open_store
+from mcjepa.pipeline.run.folder import CHECKPOINTS, MANIFEST
 
 log = logging.getLogger(__name__)
 VERSION = 2
@@ -63,32 +61,44 @@ def step_name(step: int) -> str:
 
 
 class _NotCounted(Exception):
-    """A checkpoint that is incomplete or of another version."""
+    """A checkpoint whose manifest is damaged or of another version."""
 
 
-def list_checkpoints(store: Store, *, quiet: bool = False) -> list[Checkpoint]:
-    """Checkpoints with a readable manifest, newest first; their files are not looked at.
-
-    Args:
-        store: the run's folder or prefix.
-        quiet: do not warn of those that do not count.
-    """
-    steps = sorted({key.split("/")[1] for key in store.list(f"{CHECKPOINTS}/step-")}, reverse=True)
-    found = []
-    for name in steps:
-        try:
-            found.append(_read(store, name))
-        except _NotCounted as error:
-            if not quiet:
-                log.warning("checkpoint %s/%s/%s does not count: %s", store.location, CHECKPOINTS, name, error)
+def list_checkpoints(store: Store) -> list[Checkpoint]:
+    """Checkpoints with a readable manifest, newest first; their files are not looked at. Others are warned of."""
+    found, unreadable = read_checkpoints(store)
+    readable = {step_name(each.step) for each in found}
+    for name in reversed(step_folders(store)):
+        if name not in readable:
+            problem = unreadable.get(name, f"it has no {MANIFEST}, so its writing was interrupted")
+            log.warning("checkpoint %s/%s/%s does not count: %s", store.location, CHECKPOINTS, name, problem)
     return found
 
 
+def read_checkpoints(store: Store) -> tuple[list[Checkpoint], dict[str, str]]:
+    """Checkpoints with a readable manifest, newest first, and the folders whose manifest says nothing, with the reason.
+
+    Folders without a manifest are in neither: their saving was interrupted, or goes on.
+    """
+    keys = [key for key in store.list(f"{CHECKPOINTS}/step-") if key.endswith(f"/{MANIFEST}")]
+    found, unreadable = [], {}
+    for name in sorted({key.split("/")[1] for key in keys}, reverse=True):
+        try:
+            found.append(_read(store, name))
+        except AbsentKey:  # removed meanwhile
+            continue
+        except _NotCounted as error:
+            unreadable[name] = str(error)
+    return found, unreadable
+
+
+def step_folders(store: Store) -> list[str]:
+    """Names of the folders below `checkpoints/` that belong to a step, complete or not, oldest first."""
+    return sorted({key.split("/")[1] for key in store.list(f"{CHECKPOINTS}/step-")})
+
+
 def _read(store: Store, name: str) -> Checkpoint:
-    try:
-        content = store.read(f"{CHECKPOINTS}/{name}/{MANIFEST}")
-    except AbsentKey as error:
-        raise _NotCounted(f"it has no {MANIFEST}, so its writing was interrupted") from error
+    content = store.read(f"{CHECKPOINTS}/{name}/{MANIFEST}")
     try:
         record = json.loads(content)
         if record["version"] != VERSION:
@@ -140,49 +150,3 @@ def complete_checkpoints(run: str | Path) -> list[Checkpoint]:
 def newest_checkpoint(run: str | Path) -> Checkpoint | None:
     """The newest complete checkpoint of a run, None where there is none."""
     return next(iter(complete_checkpoints(run)), None)
-
-
-def best_checkpoint(checkpoints: Sequence[Checkpoint], config: CheckpointConfig) -> Checkpoint | None:
-    """The one with the best value of `best_metric`, the newer of equals; None where none has it."""
-    measured = [c for c in checkpoints if config.best_metric and config.best_metric in c.record["metrics"]]
-    sign = 1.0 if config.best_is == "highest" else -1.0
-    return max(measured, key=lambda c: (sign * c.record["metrics"][config.best_metric], c.step), default=None)
-
-
-def superfluous(checkpoints: Sequence[Checkpoint], config: CheckpointConfig) -> list[Checkpoint]:
-    """Which of a run's checkpoints, newest first, the rule does not keep."""
-    best, every = best_checkpoint(checkpoints, config), config.keep_every_steps
-    return [
-        checkpoint
-        for checkpoint in checkpoints[config.keep_last :]
-        if not (every and checkpoint.step % every == 0) and checkpoint is not best
-    ]
-
-
-def remove_old(store: Store, config: CheckpointConfig) -> list[int]:
-    """Removes superfluous checkpoints with their weights, and what interrupted saves have left behind.
-
-    A manifest goes first: whatever is interrupted half-way does not count any more.
-
-    Returns:
-        The steps of the checkpoints removed.
-    """
-    checkpoints = list_checkpoints(store, quiet=True)
-    removed = [checkpoint.step for checkpoint in superfluous(checkpoints, config)]
-    complete = {step_name(checkpoint.step) for checkpoint in checkpoints}
-    present = {key.split("/")[1] for key in store.list(f"{CHECKPOINTS}/step-")}
-    newest = step_name(checkpoints[0].step) if checkpoints else ""
-    for name in [*map(step_name, removed), *(name for name in present - complete if name < newest)]:
-        remove_step(store, name)
-    return removed
-
-
-def remove_step(store: Store, name: str) -> None:
-    """Removes the checkpoint and the weights of a step folder's name, the manifest first."""
-    store.remove(f"{CHECKPOINTS}/{name}/{MANIFEST}")
-    for folder in (f"{CHECKPOINTS}/{name}", f"{WEIGHTS}/{name}"):
-        if isinstance(store, FolderStore):
-            shutil.rmtree(store.path(folder), ignore_errors=True)
-        else:
-            for key in list(store.list(f"{folder}/")):
-                store.remove(key)

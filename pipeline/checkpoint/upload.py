@@ -54,7 +54,7 @@ class Uploader:
         rank: this process.
         world_size: all of them.
         before_commit: called on the thread before each commit (or mark): copies the run's other files.
-        after_commit: called on rank 0's thread after each commit: removes old checkpoints.
+        after_commit: called on rank 0's thread after each commit, with its step: removes old checkpoints.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Uploader:
         world_size: int,
         *,
         before_commit: Callable[[], None],
-        after_commit: Callable[[], None],
+        after_commit: Callable[[int], None],
     ) -> None:
         self._store, self._rank, self._world_size = store, rank, world_size
         self._before, self._after = before_commit, after_commit
@@ -136,7 +136,7 @@ class Uploader:
             raise DataError("its manifest was written by another process: two runs share one prefix")
         for mark in marks:
             self._store.remove(mark)
-        self._after()
+        self._after(upload.step)
 
     def _wait_for_others(self, upload: Upload) -> list[str]:
         deadline = time.monotonic() + OTHERS_WITHIN_S

@@ -15,7 +15,7 @@ from typing import Any
 
 from mcjepa.data_prep.errors import nearest_name
 from mcjepa.pipeline.cli.commands import COMMANDS, DESCRIPTION, GROUPS
-from mcjepa.pipeline.exits import INTERRUPTED, MEANINGS, OK, REJECTED, USAGE
+from mcjepa.pipeline.exits import INTERRUPTED, MEANINGS, OK, PIPE_CLOSED, REJECTED, USAGE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,7 +105,11 @@ def _run(arguments: argparse.Namespace) -> int:
     module, function = arguments.handler.split(":")
     try:
         code: int = getattr(importlib.import_module(f"mcjepa.pipeline.cli.{module}"), function)(arguments)
+        sys.stdout.flush()
         return code
+    except BrokenPipeError:  # `| head` has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
     except KeyboardInterrupt:
         print("\nmcjepa: interrupted; the same command continues where it stopped", file=sys.stderr)
         return INTERRUPTED

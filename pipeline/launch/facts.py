@@ -130,6 +130,23 @@ def probe_destination(name: str, location: str, needed_bytes: int = 0) -> Destin
     return Destination(name, location, None, "" if same else "gave back other bytes than were written", needed_bytes)
 
 
+def file_system(location: str, mounts: str = "/proc/self/mounts") -> str:
+    """Type of the file system that a folder lies on, such as `ext4` or `nfs4`; empty where the system does not tell.
+
+    Args:
+        location: a folder; the nearest above it that is there counts.
+        mounts: the table of mounts.
+    """
+    try:
+        folder = _nearest_folder(absolute_location(location).removeprefix("file://")).resolve()
+        lines = Path(mounts).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    places = [(place.replace("\\040", " "), kind) for _, place, kind, *_ in (line.split() for line in lines)]
+    fitting = [(place, kind) for place, kind in places if folder.is_relative_to(place)]
+    return max(fitting, key=lambda each: len(each[0]), default=("", ""))[1]
+
+
 def _nearest_folder(path: str) -> Path:
     """The folder, or the nearest above it that is there."""
     folder = Path(path)

@@ -30,6 +30,8 @@ from mcjepa.cluster.preflight.run import (
     checkpoint_finding,
     destination_finding,
     interruption_finding,
+    shared_finding,
+    terms_finding,
     time_finding,
 )
 from mcjepa.cluster.preflight.scheduler import read_slurm, scheduler_findings
@@ -41,7 +43,7 @@ from mcjepa.pipeline.recipe.files import apply_overrides, to_plain, validate
 from mcjepa.pipeline.recipe.recipe import Recipe, required
 from mcjepa.pipeline.recipe.sweep import sweep_runs
 from mcjepa.pipeline.settings.train import TrainConfig
-from mcjepa.pipeline.step.schedule import build_schedule
+from mcjepa.pipeline.step.schedule import build_schedule, late_terms
 from mcjepa.pipeline.stream.order import lanes_for
 
 UNSEEN = ("train.seed=", "train.optimizer.")
@@ -264,7 +266,9 @@ def _run(recipe: Recipe, config: TrainConfig, setting: Setting, streams: list[St
     if not config.steps and not steps_per_epoch:
         return findings  # the length is in epochs of a dataset that is not there
     keep = config.checkpoint
-    steps = build_schedule(config, steps_per_epoch or 1).steps
+    schedule = build_schedule(config, steps_per_epoch or 1)
+    steps = schedule.steps
+    findings.append(terms_finding(late_terms(schedule, config)))
     for_good = steps // keep.keep_every_steps if keep.keep_every_steps else 0
     run = RunFacts(
         steps=steps,
@@ -316,4 +320,7 @@ def _places(config: TrainConfig, setting: Setting, checkpoint: int) -> list[Find
     cache = config.stream.store.cache_dir
     if cache and (setting.site is None or setting.site.kind != "slurm"):  # of a cluster, it is on the nodes
         looks.append(plan_facts.probe_destination("cache", cache, config.stream.store.cache_bytes))
-    return [destination_finding(look) for look in looks]
+    findings = [destination_finding(look) for look in looks]
+    if not remote and setting.cluster.nodes > 1:
+        findings.append(shared_finding(config.run, plan_facts.file_system(config.run)))
+    return findings

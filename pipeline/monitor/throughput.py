@@ -1,8 +1,9 @@
 """How fast a step is: its floating-point operations, their share of the device's peak, and profiles of some steps.
 
-The operations are counted once, in a real step, by torch's own formulas (`torch.utils.flop_counter`): products and
-convolutions, forward and backward; two operations a multiply-add. MFU (Chowdhery et al., PaLM, 2022, appendix B) is
-that number over the step's seconds and the device's peak at the run's precision.
+The operations are counted once, in a real step: products and convolutions, forward and backward; two operations a
+multiply-add. Formulas are torch's own (`torch.utils.flop_counter`) but for the backward pass of convolutions, where
+torch leaves out the groups: it counts a depthwise layer as many times too high as it has channels. MFU (Chowdhery et
+al., PaLM, 2022, appendix B) is that number over the step's seconds and the device's peak at the run's precision.
 
 Steps that the recipe's `train.profile` names are profiled by torch:
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,23 @@ def peak_tflops(device_name: str, precision: str, configured: float) -> float:
     return next((peak for name, peak in PEAK_TFLOPS if name in device_name), 0.0)
 
 
+def convolution_backward_flops(
+    gradient: Tensor, images: Tensor, weight: Tensor, transposed: bool, wanted: Sequence[bool]
+) -> int:
+    """Operations of a convolution's backward pass: each gradient that is computed costs what the forward pass did.
+
+    Args:
+        gradient: of the output, (B, C_out, ...).
+        images: the input, (B, C_in, ...).
+        weight: (C_out, C_in / groups, ...); (C_in, C_out / groups, ...) of a transposed one.
+        transposed: whether it is one.
+        wanted: whether the gradients of input, weight and bias are computed; that of the bias is a sum, not counted.
+    """
+    small = images if transposed else gradient  # every position there meets the whole kernel of its group
+    forward = 2 * (small.numel() // small.shape[1]) * weight.numel()
+    return forward * (int(wanted[0]) + int(wanted[1]))
+
+
 class _Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +72,9 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
+        if func._overloadpacket is torch.ops.aten.convolution_backward:
+            self.total += convolution_backward_flops(args[0], args[1], args[2], args[7], args[-1])
+        elif formula is not None:
             self.total += int(formula(*args, **(kwargs or {}), out_val=out))
         return out
 

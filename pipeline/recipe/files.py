@@ -78,6 +78,12 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise UsageError(f"recipe {path}: its bases go round in a circle; remove one `base:`")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise UsageError(
+            f"recipe {path}, line {line}: byte 0x{error.object[error.start]:02x} is no UTF-8, expected a text in "
+            "UTF-8; save it in that encoding"
+        ) from error
     except yaml.YAMLError as error:
         raise UsageError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
     except UsageError as error:

@@ -3,8 +3,8 @@
     train.run=DIR              everything is written there
     train.run=s3://B/PREFIX    written to a scratch folder of this machine and copied to the prefix in the background
 
-Copied are all files but checkpoints (`pipeline.checkpoint.upload` does these) and hidden ones: recipe.yaml, run.json,
-logs, weights, records of bad steps, the tracker's spool. A file that disappears here disappears there.
+Copied are all files but checkpoints (`pipeline.checkpoint.upload` does these), leases and hidden ones: recipe.yaml,
+run.json, logs, weights, records of bad steps, the tracker's spool. A file that disappears here disappears there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from mcjepa.data_prep.storage import Store, explained_disk_errors, open_store
+from mcjepa.data_prep.storage import Store, atomic_write, explained_disk_errors, open_store
+from mcjepa.data_prep.storage.lease import LEASES
 
 log = logging.getLogger(__name__)
 CHECKPOINTS, WEIGHTS = "checkpoints", "weights"
@@ -31,6 +32,8 @@ RUN_RECORD = "run.json"
 TRAIN_REPORT = "train_report.json"
 """The training's last word: `finished`, `steps`."""
 METRICS = "logs/metrics.jsonl"
+THROWN_AWAY = "logs/metrics-thrown-away.jsonl"
+"""Records of steps that were trained and then done otherwise after a resume."""
 CHECKPOINT_LOG = "logs/checkpoints.jsonl"
 HUNG = "logs/hung"
 """Reports of ranks that are stuck."""
@@ -125,13 +128,13 @@ class RunFolder:
     def _files(self) -> Iterator[tuple[str, Path]]:
         for path in sorted(self.path.rglob("*")):
             key = path.relative_to(self.path).as_posix()
-            hidden = any(part.startswith(".") for part in key.split("/"))
+            hidden = any(part.startswith(".") or part == LEASES for part in key.split("/"))
             if path.is_file() and not hidden and not key.startswith(f"{CHECKPOINTS}/"):
                 yield key, path
 
     @staticmethod
     def _is_small(key: str) -> bool:
-        return not key.startswith((f"{CHECKPOINTS}/", f"{WEIGHTS}/"))
+        return not key.startswith((f"{CHECKPOINTS}/", f"{WEIGHTS}/")) and LEASES not in key.split("/")
 
 
 def read_run_record(run: Path) -> dict[str, Any]:
@@ -154,11 +157,23 @@ def newest_checkpoint_step(run: str) -> int:
     return max((int(key.split("/")[1].removeprefix("step-")) for key in complete), default=-1)
 
 
-def append_metrics(path: Path, step: int, values: Mapping[str, float]) -> None:
-    """Appends {"step": …, name: value …} to a run's metrics."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, **values}) + "\n")
+def metrics_line(step: int, values: Mapping[str, float]) -> str:
+    """{"step": …, name: value …}, a line of a run's metrics."""
+    return json.dumps({"step": step, **values})
+
+
+def cut_metrics(run: Path, step: int) -> int:
+    """Moves the records of steps behind `step` out of a run's metrics, to the log of thrown-away ones; their number."""
+    kept, thrown = [], []
+    for record in read_metrics(run / METRICS):
+        line = metrics_line(int(record["step"]), {name: each for name, each in record.items() if name != "step"})
+        (kept if record["step"] <= step else thrown).append(line)
+    if thrown:
+        lost = run / THROWN_AWAY
+        before = lost.read_bytes() if lost.is_file() else b""
+        atomic_write(lost, before + "".join(f"{line}\n" for line in thrown).encode())
+        atomic_write(run / METRICS, "".join(f"{line}\n" for line in kept).encode())
+    return len(thrown)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

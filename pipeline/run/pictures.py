@@ -9,6 +9,7 @@ is its longest flow.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mcjepa.data_prep.errors import DataError
 from mcjepa.pipeline.pictures import flow_picture, flow_scale, pca_pictures, side_by_side, stacked, write_png
 from mcjepa.pipeline.run.folder import PICTURES
 from mcjepa.pipeline.settings.stream import StreamConfig
@@ -24,6 +26,7 @@ from mcjepa.pipeline.stream.batches import PairBatch
 from mcjepa.pipeline.stream.loader import build_loader
 from mcjepa.pipeline.world import World
 
+log = logging.getLogger(__name__)
 FEATURE_STRIDE = 8
 STEPS_LOOKED_AT = 1000
 """Steps within which the first pairs come, where streams alternate."""
@@ -57,8 +60,12 @@ class RunPictures:
         if self._world.rank != 0:
             return None
         path = self._folder / f"step-{step:09d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return write_png(path, strips(self._frames[0].cpu().numpy(), flow, features))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return write_png(path, strips(self._frames[0].cpu().numpy(), flow, features))
+        except (DataError, OSError) as error:  # a full disk: the run goes on
+            log.warning("the picture of step %d is not written: %s", step, error)
+            return None
 
     def _first_pairs(self) -> PairBatch:
         """The whole first batch of pairs, whatever the number of ranks."""

@@ -139,7 +139,14 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardStoreConfig:
-    """Reading of datasets that do not lie in a folder: ranged reads, and a disk cache that a node's processes share."""
+    """Reading of shards: what is compared with the manifest, and, for datasets in a bucket, ranged reads and a disk
+    cache that a node's processes share."""
+
+    check: Literal["none", "sizes", "sampled", "full"] = "sampled"
+    """What is compared with the manifests when a training starts, in folders and buckets alike. `sizes`: the lengths
+    of all shards (of 4,096 a rank where there are more), a request each. `sampled`: those, and the sha256 of four
+    shards of every stream, others at every start: as long as four shards take to read, shared among the ranks. `full`:
+    the sha256 of every shard: as long as the whole dataset takes to read, shared among the ranks [ours]."""
 
     cache_dir: str = ""
     """Folder on a disk of the node that keeps whole shards, shared by all ranks and runs on it. Empty: every sample is
@@ -187,7 +194,7 @@ class StreamConfig:
     cache_mib: int = 0
     """Memory for decoded frames in each loading process, MiB; 0 decodes every time [ours]."""
     max_corrupt: int = 100
-    """Different samples that a rank may find undecodable and replace by their neighbours, from its start on, before
+    """Different samples that a rank may find undecodable and replace by others of the stream, from its start on, before
     the run stops; 0: the first one stops it [ours]."""
     store: ShardStoreConfig = field(default_factory=ShardStoreConfig)
     """How shards in a bucket are fetched."""
@@ -195,6 +202,11 @@ class StreamConfig:
     def __post_init__(self) -> None:
         if min(self.pair_batch, self.view_batch, self.workers or 0, self.cache_mib, self.max_corrupt) < 0:
             raise ValueError("stream: pair_batch, view_batch, workers, cache_mib, max_corrupt must not be negative")
+        if self.view_batch == 1:
+            raise ValueError(
+                "stream.view_batch is 1, expected 0 or at least 2: VICReg's variance and covariance are statistics "
+                "over the images of a step"
+            )
         if self.pair_batch == 0 and self.view_batch == 0:
             raise ValueError("stream: pair_batch and view_batch are both 0, expected samples in at least one")
         if self.sampling != "combined" and 0 in (self.pair_batch, self.view_batch):

@@ -193,6 +193,9 @@ class TrainConfig:
     frozen_encoder: bool = False
     """The encoder stays as it starts: no gradient reaches it, its rate is 0, and only estimator and expander learn.
     With `init_from`, the paper's flow head on a frozen encoder [S]."""
+    allow_model_changes: tuple[str, ...] = ()
+    """Keys of `model` (such as flow.match) that a continued run may change although its weights mean something else
+    then; any other such change is refused [ours]."""
     stream: StreamConfig = field(default_factory=StreamConfig)
     """Where samples come from and what is done to them."""
     terms: TermsConfig = field(default_factory=TermsConfig)

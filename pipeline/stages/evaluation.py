@@ -122,9 +122,11 @@ class RecipeEvaluation:
         else:
             log.info("%s has been scored already; --again scores it again", folder.name)
             scores = read_scores(out)
+        began = time.time() - (time.perf_counter() - started)
         run_id = record_scores(
-            recipe.tracking, f"{run_label(self._plain)} {folder.name}", self._plain["eval"], scores, out, self._plain
-        )
+            recipe.tracking, f"{run_label(self._plain)} {folder.name}", self._plain["eval"], scores, out, self._plain,
+            began,
+        )  # fmt: skip
         seconds = round(time.perf_counter() - started, 1)
         _write_results(recipe, self._plain, scores, known, run_id, seconds)
         return scores, run_id

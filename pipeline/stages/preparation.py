@@ -105,6 +105,7 @@ def _log_run(recipe: Recipe, plain: dict[str, Any], record: dict[str, Any]) -> s
             **origin_tags("prep", plain),
             "mcjepa.dataset_ids": dataset_tag([d["dataset_id"] for d in datasets.values()]),
         },
+        began=time.time() - record["seconds"],
     )
     status = "FAILED"
     try:

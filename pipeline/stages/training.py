@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+import resource
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from mcjepa.data_prep.storage import open_store
-from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.errors import RunError, UsageError
 from mcjepa.pipeline.launch.ranks import fitting_ranks
 from mcjepa.pipeline.recipe.recipe import Recipe, required
 from mcjepa.pipeline.run.folder import TRAIN_REPORT
@@ -56,6 +61,37 @@ def ranks_to_start(config: TrainConfig, asked: int) -> int:
     return 1 if is_world_started(os.environ) else asked or fitting_ranks(config)
 
 
+OTHERS_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process has terminated")
+"""How gloo and NCCL say that another rank has ended."""
+
+
+def explain_loss(reason: str, rank: str) -> str:
+    """What a RuntimeError of torch means where another process of the run has ended; empty where it is another one.
+
+    Args:
+        reason: its text.
+        rank: of this process.
+    """
+    where = f"rank {rank} on {socket.gethostname()}"
+    if found := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", reason):
+        ended = re.search(r"signal: (\w+)", reason)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        free = psutil.virtual_memory().available / 2**20
+        signal_name = f" by signal {ended.group(1)}" if ended else ""
+        return (
+            f"a loading process of {where} (pid {found.group(1)}) was ended{signal_name}; out of memory is the usual "
+            f"cause: the largest one used {used:.0f} MiB, {free:.0f} MiB are free now; lower train.stream.workers, "
+            "prefetch or cache_mib, or ask for more memory; the same command continues"
+        )
+    if any(words in reason for words in OTHERS_GONE):
+        first = reason.splitlines()[0][:200]
+        return (
+            f"{where} has lost another rank, which ended or was killed ({first}); the line of that rank, or of the "
+            "command that started it, says why; the same command continues from the newest checkpoint"
+        )
+    return ""
+
+
 def run_training(recipe: Recipe, plain: dict[str, Any], on_progress: Callable[[TrainProgress], None]) -> Trained:
     """Trains one rank of a run to its end, or to the checkpoint after a stop request."""
     from mcjepa.pipeline.train import train
@@ -64,7 +100,13 @@ def run_training(recipe: Recipe, plain: dict[str, Any], on_progress: Callable[[T
     config = single_run(recipe)
     adopt_world(os.environ)
     first_rank = os.environ["RANK"] == "0"
-    report = train(config, recipe.model, recipe.tracking, plain, on_progress)
+    try:
+        report = train(config, recipe.model, recipe.tracking, plain, on_progress)
+    except RuntimeError as error:
+        problem = explain_loss(str(error), os.environ["RANK"])
+        if not problem:
+            raise
+        raise RunError(problem) from error
     if not first_rank:
         return Trained(report.finished, None)
     record = {

@@ -66,6 +66,17 @@ class Schedule:
         """Factor on every group's peak learning rate in a step."""
         return rate_factor(step, self.steps, self.warmup_steps)
 
+    def never_begun(self, *, pairs: bool, views: bool) -> tuple[str, ...]:
+        """Terms with a weight that start behind the last step.
+
+        Args:
+            pairs: whether the run has pairs, which the motion terms need.
+            views: whether it has views, which the content term needs.
+        """
+        there = {**dict.fromkeys(MOTION_TERMS, pairs), "content": views}
+        late = (name for name, start in self.term_starts.items() if self.weights[name] and start >= self.steps)
+        return tuple(name for name in late if there[name])
+
     def weights_at(self, step: int) -> dict[str, float]:
         """Weight of every loss term in a step; 0 before its start."""
         return {
@@ -82,6 +93,20 @@ class Schedule:
         weights = self.weights_at(step)
         motion = any(weights[name] for name in MOTION_TERMS)
         return (*(() if motion else ("estimator",)), *(() if weights["content"] else ("expander",)), *self.frozen)
+
+
+def late_terms(schedule: Schedule, config: TrainConfig) -> str:
+    """Says which weighted terms a run ends before, in words; empty where every one begins."""
+    late = schedule.never_begun(pairs=config.stream.pair_batch > 0, views=config.stream.view_batch > 0)
+    if not late:
+        return ""
+    starts = "; ".join(f"{name} at step {schedule.term_starts[name]}" for name in late)
+    flow = ", so flow is not trained at all" if set(MOTION_TERMS) <= {*late, *_unweighted(schedule)} else ""
+    return f"the run ends after {schedule.steps} steps, and these terms have a weight but begin later: {starts}{flow}"
+
+
+def _unweighted(schedule: Schedule) -> set[str]:
+    return {name for name, weight in schedule.weights.items() if not weight}
 
 
 def build_schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:

@@ -20,7 +20,7 @@ class CorruptRecord:
     """Shard, location and key."""
     reason: str
     replaced_by: str
-    """Key of the sample of the same shard that was taken instead."""
+    """Key of the sample that was drawn from the stream instead."""
 
 
 @dataclass(frozen=True)

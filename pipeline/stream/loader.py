@@ -31,6 +31,7 @@ from mcjepa.data_prep.errors import DataError
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.settings.stream import SourceConfig, StreamConfig
 from mcjepa.pipeline.stream.batches import PairBatch, RawBatch, StepBatch, ViewBatch
+from mcjepa.pipeline.stream.catalogue import Catalogue
 from mcjepa.pipeline.stream.order import StreamInterleaving, StreamSummary, check_world_size
 from mcjepa.pipeline.stream.samples import Cancelled, SampleStream, pair_stream, view_stream
 from mcjepa.pipeline.stream.workers import (
@@ -148,6 +149,11 @@ class StepLoader:
             name: tuple(dataset.dataset_id for dataset in stream.catalogue.datasets)
             for name, stream in self._streams.items()
         }
+
+    @property
+    def catalogues(self) -> dict[str, Catalogue]:
+        """Where the samples of each stream lie."""
+        return {name: stream.catalogue for name, stream in self._streams.items()}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -356,4 +362,4 @@ class CorruptLimit:
                     f"{found}, {count}; expected at most stream.max_corrupt={self._most}; run `mcjepa prep audit` on "
                     "the dataset and prepare it again, or raise the limit"
                 )
-            log.warning("%s, %s; %s of its shard takes its place", found, count, record.replaced_by)
+            log.warning("%s, %s; %s takes its place", found, count, record.replaced_by)

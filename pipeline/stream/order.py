@@ -190,6 +190,11 @@ class SampleOrder:
         self._windows: dict[int, tuple[int, int, np.ndarray]] = {}
 
     @property
+    def epoch_ids(self) -> int:
+        """Ids of an epoch, those of its tail included."""
+        return self._total
+
+    @property
     def epoch_samples(self) -> int:
         """Samples of an epoch: its whole batches."""
         return self.steps_per_epoch * self.batch

@@ -6,8 +6,9 @@
 What is drawn for a sample is seeded by (run seed, stream, epoch, sample id): it depends on no rank, no worker
 and no world size. The frames are drawn first, so that a bucket can be asked for several samples at a time.
 
-A sample that is damaged is replaced by the next one of its shard that is not (around the shard's end), with the same
-seed: a function of what is stored, so it is the same for any world size, and all ranks keep their equal steps.
+A sample that is damaged is replaced by a seeded draw from the whole stream, the first that is not damaged: a function
+of what is stored and of (run seed, stream, epoch, sample id), so it is the same for any world size, all ranks keep
+their equal steps, and a shard of which many samples are lost does not repeat one of them.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from mcjepa.pipeline.stream.order import SampleOrder
 from mcjepa.pipeline.stream.seeding import mix64, seeded_random
 from mcjepa.pipeline.stream.shard_reader import CorruptSample, Reading, ShardReader
 
+_MOST_DRAWS = 64
+"""Samples tried in the place of a damaged one, before the dataset is taken for damaged as a whole."""
 _ROW_BYTES = 4 << 20
 """Of the files that are read before the first of them is decoded: those of a whole step at the usual sizes."""
 
@@ -96,7 +99,7 @@ class SampleStream:
         """The rank's part of a step of this stream.
 
         Raises:
-            DataError: a shard or its store cannot be read, or nothing of a shard can be decoded.
+            DataError: a shard or its store cannot be read, or nothing drawn in a damaged sample's place can be decoded.
             Cancelled: `cancelled()` became true in between.
         """
         epoch, ids = self.order.step_samples(step, rank=rank, world_size=world_size)
@@ -187,17 +190,25 @@ class SampleStream:
             raise self._misfit(begun.sample, error) from error
 
     def _replace(self, begun: PendingSample, places: Places, error: CorruptSample) -> CorruptRecord:
-        """Write the images of the next sample of the shard that can be decoded."""
-        distance = 1
-        while neighbour := self._reader.neighbour(begun.sample, distance):
+        """Write the images of the first seeded draw from the stream that can be decoded."""
+        for sample in self._substitutes(begun):
             with contextlib.suppress(CorruptSample):  # it is counted when its own turn comes
-                self._finish(self._begin(neighbour, *begun.drawn_for), places)
-                return CorruptRecord(self._reader.name(begun.sample), str(error), neighbour.key)
-            distance += 1
+                self._finish(self._begin(sample, *begun.drawn_for), places)
+                return CorruptRecord(self._reader.name(begun.sample), str(error), sample.key)
         raise DataError(
-            f"{self._reader.name(begun.sample)} cannot be decoded ({error}), nor any other sample of its shard; "
-            "expected damage to single samples only; run `mcjepa prep audit` on the dataset, then make it again"
+            f"{self._reader.name(begun.sample)} cannot be decoded ({error}), nor any of {_MOST_DRAWS} others drawn "
+            "from the stream; expected damage to single samples only; run `mcjepa prep audit` on the dataset, then "
+            "make it again"
         ) from error
+
+    def _substitutes(self, begun: PendingSample) -> Iterator[StoredSample]:
+        """Samples drawn for a damaged one, by the shares that an epoch takes of every source."""
+        epoch, sample_id = begun.drawn_for
+        for draw in range(_MOST_DRAWS):
+            drawn = mix64(self._seed, "substitute", epoch, sample_id, draw) % self.order.epoch_ids
+            [sample] = self._reader.find_all(self.order.sample_indexes(epoch, np.array([drawn])))
+            if sample.address != begun.sample.address:
+                yield sample
 
     def _misfit(self, sample: StoredSample, error: ValueError) -> DataError:
         """The error of a recipe that does not fit a sample."""

@@ -82,15 +82,6 @@ class ShardReader:
             self._indexes.popitem(last=False)
         return samples
 
-    def neighbour(self, sample: StoredSample, distance: int) -> StoredSample | None:
-        """The sample `distance` places behind another in its shard, around its end; None back at the sample itself."""
-        address = sample.address
-        samples = self._catalogue.datasets[address.dataset].samples[address.shard]
-        if distance >= samples:
-            return None
-        moved = address._replace(place=(address.place + distance) % samples)
-        return self._shard_index((address.dataset, address.shard)).sample(moved)
-
     def read(self, sample: StoredSample, suffixes: Sequence[str]) -> list[bytes]:
         """Bytes of some members of a sample, in the order of `suffixes`, by one ranged read.
 

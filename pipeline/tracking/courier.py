@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mcjepa.data_prep.errors import DataError
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.run.folder import RUN_RECORD, SPOOL
 from mcjepa.pipeline.tracking import mlflow as mlflow_run
@@ -27,6 +28,8 @@ from mcjepa.pipeline.tracking.spool import Spool, SpoolBusy
 
 log = logging.getLogger(__name__)
 KEY_TAG = "mcjepa.run_key"
+CONTINUES_TAG, CONTINUED_TAG = "mcjepa.continues", "mcjepa.continued_by"
+"""Link the MLflow run of a training that goes on otherwise with that of the attempt before."""
 BUSY_WAIT_S = 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 CLIENT_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
@@ -69,6 +72,7 @@ class Courier:
 
     def _deliver_all(self) -> int:
         done = 0
+        self._spool.settle()
         while pending := self._spool.pending():
             while pending:
                 state = self._spool.state()
@@ -94,7 +98,7 @@ class Courier:
         if not run_id:
             run_id = mlflow_run.create_run(
                 client, address["experiment"], address["artifacts"], address["run_name"],
-                {**address["tags"], KEY_TAG: address["key"]},
+                {**address["tags"], KEY_TAG: address["key"]}, address.get("begun_ms"),
             )  # fmt: skip
         self._client = client
         if run_id != self.run_id:
@@ -102,6 +106,19 @@ class Courier:
             self.run_id = run_id
             self._on_contact(run_id)
         return run_id
+
+    def _begin_run(self, record: Mapping[str, Any]) -> None:
+        """Turns to another MLflow run and links both; the one before ends with what it has."""
+        address, before = self._spool.address(), self.run_id
+        if address["key"] != record["key"]:
+            address |= {"key": record["key"], "tags": {**record["tags"], CONTINUES_TAG: before}, "run_id": ""}
+            self._spool.set_address(address | {"begun_ms": record["time_ms"]})
+        else:  # this process, or one before it, died in between
+            before = address["tags"].get(CONTINUES_TAG, "")
+        present = self.contact()
+        if before and before != present and mlflow_run.run_is_active(self._client, before):
+            mlflow_run.send_tags(self._client, before, {CONTINUED_TAG: present})
+            mlflow_run.set_status(self._client, before, "KILLED", int(record["time_ms"]))
 
     def _deliver_batch(self, batch: Sequence[Mapping[str, Any]], state: Mapping[str, int]) -> None:
         last = int(batch[-1]["number"])
@@ -114,10 +131,10 @@ class Courier:
             if not self._is_final(error):
                 raise
             if len(batch) == 1:
-                self._reject(batch[0], error)
+                self._deliver_entries(batch[0], error)
             else:  # one of them is to blame: they go one by one, and what is there already not again
                 self._one_by_one(batch)
-        self._spool.note(delivered=last, metrics_step=_last_step(batch))
+        self._spool.note(delivered=last, metrics_step=_last_step(batch), new_run=batch[0]["kind"] == "run")
 
     def _one_by_one(self, batch: Sequence[Mapping[str, Any]]) -> None:
         for record in batch:
@@ -126,9 +143,25 @@ class Courier:
             except Exception as error:
                 if not self._is_final(error):
                     raise
-                self._reject(record, error)
+                self._deliver_entries(record, error)
             number = int(record["number"])
             self._spool.note(delivered=number, in_doubt=int(batch[-1]["number"]), metrics_step=_last_step([record]))
+
+    def _deliver_entries(self, record: Mapping[str, Any], error: Exception) -> None:
+        """Delivers what can be of a record that was refused: one bad name or value costs itself alone."""
+        values = record.get("values", {})
+        if len(values) < 2:
+            self._reject(record, error)
+            return
+        items = list(values.items())
+        for part in (items[: len(items) // 2], items[len(items) // 2 :]):
+            entries = {**record, "values": dict(part)}
+            try:
+                self._send([entries], doubted=True)
+            except Exception as refusal:
+                if not self._is_final(refusal):
+                    raise
+                self._deliver_entries(entries, refusal)
 
     def _is_final(self, error: Exception) -> bool:
         """Whether the record is to blame; a run that was deleted refuses everything in the same words."""
@@ -137,7 +170,10 @@ class Courier:
         return mlflow_run.refuses_content(error) and mlflow_run.run_is_active(self._client, self.run_id)
 
     def _reject(self, record: Mapping[str, Any], error: Exception) -> None:
-        log.error("MLflow refuses a record for good, it is kept in %s: %s", self._spool.folder, _first_line(error))
+        what = f"{record['kind']} {', '.join(map(str, record['values']))}" if record.get("values") else record["kind"]
+        log.error(
+            "MLflow refuses a record for good (%s), it is kept in %s: %s", what, self._spool.folder, _first_line(error)
+        )
         self._spool.reject(record, _first_line(error))
 
     def _send(self, batch: Sequence[Mapping[str, Any]], doubted: bool) -> None:
@@ -175,7 +211,9 @@ class Courier:
                 raise RecordUnusable(f"artifact {path} is gone")
             client.log_artifact(run_id, str(path), record["folder"] or None)
         elif kind == "status":
-            client.update_run(run_id, status=record["status"])
+            mlflow_run.set_status(client, run_id, record["status"], int(record["time_ms"]))
+        elif kind == "run":
+            self._begin_run(record)
         else:
             raise RecordUnusable(f"a record of kind {kind!r}, which this release does not know")
 
@@ -238,19 +276,22 @@ class CourierThread:
             if self._end.is_set():
                 return
             try:
+                waiting = self._spool.settle()
                 self._courier.deliver()
+                if waiting:  # the disk is full: look again, but not at once
+                    self._end.wait(FIRST_PAUSE_S)
+                    self._news.set()
             except Exception as error:  # whatever a client may raise: the records stay and are tried again
                 if not away and not isinstance(error, SpoolBusy):
-                    log.warning(
-                        "MLflow does not answer, records wait in %s: %s", self._spool.folder, _first_line(error)
-                    )
+                    place = "the spool cannot be written" if isinstance(error, DataError) else "MLflow does not answer"
+                    log.warning("%s, records wait in %s: %s", place, self._spool.folder, _first_line(error))
                     away = True
                 self._end.wait(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
                 self._news.set()
                 continue
             if away:
-                log.info("MLflow answers again, all records are delivered")
+                log.info("all records are delivered to MLflow again")
             pause_s, away = FIRST_PAUSE_S, False
 
 

@@ -14,15 +14,18 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.run.recipes import flatten
 from mcjepa.pipeline.tracking.lineage import job_tags
 
-PARAM_LIMIT = 500
+log = logging.getLogger(__name__)
+PARAM_LIMIT = 6000
+"""Characters of a parameter that MLflow takes."""
 BATCH_LIMIT = 100
 POINT_LIMIT = 1000
 DIGEST_LIMIT = 36
@@ -58,6 +61,7 @@ class Tracker:
         run_name: shown in the interface.
         run_id: an existing run to continue, or None for a new one.
         tags: text tags.
+        began: when the work of a new run began, Unix time, s; now without it.
 
     Raises:
         UsageError: the tracking location cannot be used.
@@ -72,11 +76,13 @@ class Tracker:
         run_name: str,
         run_id: str | None,
         tags: Mapping[str, str],
+        began: float | None = None,
     ) -> None:
         self._client = open_client(uri)
         try:
             known = run_id if run_id and run_is_active(self._client, run_id) else ""
-            self.run_id = known or create_run(self._client, experiment, artifacts, run_name, {})
+            start_ms = round(began * 1000) if began else None
+            self.run_id = known or create_run(self._client, experiment, artifacts, run_name, {}, start_ms)
             self._client.update_run(self.run_id, status="RUNNING")
             for name, value in {**tags, **job_tags()}.items():
                 self._client.set_tag(self.run_id, name, value)
@@ -87,13 +93,30 @@ class Tracker:
 
     def params(self, values: Mapping[str, Any], prefix: str = "") -> None:
         """Logs nested plain data as parameters `a.b.c`; one that is already logged keeps its value."""
-        send_params(self._client, self.run_id, flatten(values, prefix))
+        self._send_each(lambda part: send_params(self._client, self.run_id, part), flatten(values, prefix))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Logs numbers in one call; non-finite ones are left out."""
         now = round(time.time() * 1000)
-        points = [Point(k, float(v), now, step) for k, v in sorted(values.items()) if math.isfinite(v)]
-        send_points(self._client, self.run_id, points)
+
+        def send(part: Mapping[str, float]) -> None:
+            send_points(self._client, self.run_id, [Point(k, float(v), now, step) for k, v in sorted(part.items())])
+
+        self._send_each(send, {name: value for name, value in values.items() if math.isfinite(value)})
+
+    def _send_each(self, send: Callable[[Mapping[str, Any]], None], values: Mapping[str, Any]) -> None:
+        """Sends entries; one that MLflow refuses is named, and costs itself alone."""
+        try:
+            send(values)
+        except Exception as error:
+            if not refuses_content(error) or not values:
+                raise
+            if len(values) == 1:
+                log.error("MLflow refuses %s: %s", next(iter(values)), _first_line(error))
+                return
+            items = sorted(values.items())
+            for part in (items[: len(items) // 2], items[len(items) // 2 :]):
+                self._send_each(send, dict(part))
 
     def datasets(self, records: Sequence[Mapping[str, str]]) -> None:
         """Logs datasets as the run's inputs; see `send_datasets`."""
@@ -129,8 +152,24 @@ def run_is_active(client: Any, run_id: str) -> bool:
         raise
 
 
-def create_run(client: Any, experiment: str, artifacts: str, run_name: str, tags: Mapping[str, str]) -> str:
-    """Starts a run in an experiment, which is made if absent; returns its id."""
+def create_run(
+    client: Any,
+    experiment: str,
+    artifacts: str,
+    run_name: str,
+    tags: Mapping[str, str],
+    start_ms: int | None = None,
+) -> str:
+    """Starts a run in an experiment, which is made if absent; returns its id.
+
+    Args:
+        client: of the tracking location.
+        experiment: its name.
+        artifacts: where artifacts of a new experiment go.
+        run_name: shown in the interface.
+        tags: text tags.
+        start_ms: when its work began, Unix time; None: now.
+    """
     found = client.get_experiment_by_name(experiment)
     if found is None:
         experiment_id = client.create_experiment(
@@ -138,7 +177,16 @@ def create_run(client: Any, experiment: str, artifacts: str, run_name: str, tags
         )
     else:
         experiment_id = found.experiment_id
-    return str(client.create_run(experiment_id, run_name=run_name, tags=dict(tags)).info.run_id)
+    made = client.create_run(experiment_id, start_time=start_ms, run_name=run_name, tags=dict(tags))
+    return str(made.info.run_id)
+
+
+def set_status(client: Any, run_id: str, status: str, time_ms: int) -> None:
+    """A run's status; one that ends it comes with its time, Unix time, ms."""
+    if status == "RUNNING":
+        client.update_run(run_id, status=status)
+    else:
+        client.set_terminated(run_id, status=status, end_time=time_ms)
 
 
 @dataclass(frozen=True)
@@ -238,7 +286,10 @@ def send_params(client: Any, run_id: str, values: Mapping[str, Any]) -> None:
     from mlflow.entities import Param
 
     logged = client.get_run(run_id).data.params
-    flat = {k: str(v)[:PARAM_LIMIT] for k, v in flatten(values).items() if k not in logged}
+    flat = {k: str(v) for k, v in flatten(values).items() if k not in logged}
+    for name in (name for name, text in flat.items() if len(text) > PARAM_LIMIT):
+        log.warning("parameter %s has %d characters, MLflow takes %d of them", name, len(flat[name]), PARAM_LIMIT)
+        flat[name] = flat[name][:PARAM_LIMIT]
     items = sorted(flat.items())
     for start in range(0, len(items), BATCH_LIMIT):
         batch = [Param(key, value) for key, value in items[start : start + BATCH_LIMIT]]
@@ -306,15 +357,6 @@ def newest_finished(client: Any, experiment: str, tags: Mapping[str, str]) -> st
 def dataset_tag(dataset_ids: Sequence[str]) -> str:
     """Dataset ids as one tag value, sorted."""
     return ",".join(sorted(dataset_ids))
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted names; lists stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
-    return flat
 
 
 def open_client(uri: str) -> Any:

@@ -6,14 +6,25 @@ Rank 0 alone writes; the MLflow run's id is told to the other ranks.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from mcjepa.data_prep.storage import atomic_write
-from mcjepa.pipeline.run.folder import METRICS, PICTURES, RECIPE, RUN_RECORD, RunFolder, append_metrics
+from mcjepa.pipeline.run.folder import (
+    METRICS,
+    PICTURES,
+    RECIPE,
+    RUN_RECORD,
+    RunFolder,
+    cut_metrics,
+    metrics_line,
+    read_metrics,
+    read_run_record,
+)
+from mcjepa.pipeline.run.lines import PatientLines
+from mcjepa.pipeline.run.recipes import Continuation, RunRecipes
 from mcjepa.pipeline.settings.stream import StreamConfig
 from mcjepa.pipeline.settings.train import TrackingConfig
 from mcjepa.pipeline.tracking import dataset_tag
@@ -32,6 +43,9 @@ if TYPE_CHECKING:
     from mcjepa.pipeline.stream.loader import StepLoader
 
 
+log = logging.getLogger(__name__)
+
+
 class RunRecords:
     """Records of one run; every rank makes one, at the same time.
 
@@ -41,6 +55,7 @@ class RunRecords:
         tracking: where MLflow is.
         recipe: the whole resolved recipe as plain data.
         facts: what run.json says of the run beside its ids: dataset ids, seed, ZeRO stage and so on.
+        continuation: how this start relates to earlier ones.
 
     Raises:
         UsageError: MLflow's location cannot be used.
@@ -53,29 +68,55 @@ class RunRecords:
         tracking: TrackingConfig,
         recipe: Mapping[str, Any],
         facts: Mapping[str, Any],
+        continuation: Continuation,
     ) -> None:
         self._folder, self._name, self._facts = folder.path, folder.name, dict(facts)
+        self._lines, self._logged = PatientLines(folder.path / METRICS), 0
         self.run_id = ""
-        self._tracker = self._open(tracking, recipe) if world.rank == 0 else None
+        self._continuation = continuation
+        self._tracker = self._open(tracking, recipe, world) if world.rank == 0 else None
+        if self._tracker and self._renewed:
+            folder.copy()  # on s3 too, what was thrown away must not come back
         self.run_id = broadcast_from_rank0(self.run_id, world)
 
-    def _open(self, tracking: TrackingConfig, recipe: Mapping[str, Any]) -> RunTracker:
+    def _open(self, tracking: TrackingConfig, recipe: Mapping[str, Any], world: World) -> RunTracker:
         tag = dataset_tag(self._facts["dataset_ids"])
         self._folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(self._folder / RECIPE, yaml.safe_dump(dict(recipe), sort_keys=False).encode())
+        self._renewed = self._goes_on_otherwise(world)
+        if self._renewed:
+            cut_metrics(self._folder, self._continuation.step)
         tracker = RunTracker(
             tracking,
             self._folder,
             run_name=f"train {run_label(recipe, str(recipe['train']['run']))}",
             tags={**origin_tags("train", recipe), "mcjepa.dataset_ids": tag, **git_state()},
+            renew=self._renewed,
             on_contact=self._write_run,
         )
         if not tracker.run_id:  # MLflow is away
             self._write_run("")
+        RunRecipes(self._folder).keep(recipe, self._continuation.step)
+        for record in read_metrics(self._folder / METRICS):  # what a crash kept from the spool; all of it for a new run
+            self._logged = int(record["step"])
+            values = {name: value for name, value in record.items() if name != "step"}
+            tracker.metrics(grouped(values), self._logged)
         tracker.parent("mcjepa.prep_run", {"mcjepa.stage": "prep", "mcjepa.dataset_ids": tag})
         tracker.params(recipe)
         tracker.artifact(self._folder / RECIPE)
         return tracker
+
+    def _goes_on_otherwise(self, world: World) -> bool:
+        """Whether MLflow shows, or its parameters say, what this start does not do.
+
+        Another recipe: MLflow's parameters are for good. Steps that were recorded and are trained again: the same
+        numbers come out on a CPU with as many ranks, else others.
+        """
+        if self._continuation.other_recipe:
+            return True
+        records = read_metrics(self._folder / METRICS)
+        again = bool(records) and records[-1]["step"] > self._continuation.step
+        exact = world.device.type == "cpu" and read_run_record(self._folder).get("world_size") == world.size
+        return again and not exact
 
     def _write_run(self, run_id: str) -> None:
         """Writes run.json, again when the MLflow run is known."""
@@ -90,9 +131,9 @@ class RunRecords:
             self._tracker.datasets(dataset_records(locations, loader.dataset_ids))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """One record of the meters."""
-        if self._tracker:
-            append_metrics(self._folder / METRICS, step, values)
+        """One record of the meters. Steps that are trained again with the same numbers are recorded once."""
+        if self._tracker and step > self._logged:
+            self._lines.append(metrics_line(step, values))
             self._tracker.metrics(grouped(values), step)
 
     def picture(self, path: Path | None) -> None:
@@ -114,4 +155,6 @@ class RunRecords:
     def end(self, status: str) -> None:
         """Ends the MLflow run: FINISHED, FAILED or KILLED."""
         if self._tracker:
+            if not self._lines.settle():
+                log.error("the disk is still full: %d records of %s are lost", self._lines.waiting, METRICS)
             self._tracker.end(status)

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import shlex
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.run.folder import CHECKPOINT_LOG
+from mcjepa.pipeline.run.lines import PatientLines
+from mcjepa.pipeline.run.recipes import flatten
 from mcjepa.pipeline.settings.train import TrackingConfig
 from mcjepa.pipeline.tracking.courier import Courier, CourierThread
 from mcjepa.pipeline.tracking.lineage import job_tags
@@ -32,6 +35,7 @@ class RunTracker:
         run: the run folder; a spool in it is continued, and so is its MLflow run.
         run_name: shown in MLflow's interface.
         tags: text tags of a new MLflow run.
+        renew: begin another MLflow run in a spool that has one: what follows was not done by the attempt before.
         on_contact: told the MLflow run's id when it is known, possibly in another thread and much later.
 
     Raises:
@@ -45,10 +49,12 @@ class RunTracker:
         *,
         run_name: str,
         tags: Mapping[str, str],
+        renew: bool = False,
         on_contact: Callable[[str], None] = lambda run_id: None,
     ) -> None:
         self._config, self._run, tags = config, run, {**tags, **job_tags()}
         self._spool = Spool(run)
+        self._checkpoints = PatientLines(run / CHECKPOINT_LOG)
         before = self._spool.address()
         same = (before.get("uri"), before.get("experiment")) == (config.uri, config.experiment)
         self._spool.set_address(
@@ -59,10 +65,13 @@ class RunTracker:
                 "experiment": config.experiment,
                 "artifacts": config.artifacts,
                 "run_name": run_name,
-                "tags": dict(tags),
+                "tags": {**before.get("tags", {}), **tags},
                 "run_id": before.get("run_id", "") if same else "",
+                "begun_ms": before.get("begun_ms") or round(time.time() * 1000),
             }
         )
+        if renew and before.get("key"):
+            self._spool.append("run", key=uuid.uuid4().hex, tags=dict(tags))
         self._courier = Courier(self._spool, run, on_contact)
         self._first_contact()
         self._thread = CourierThread(self._courier, self._spool)
@@ -77,6 +86,8 @@ class RunTracker:
     def _first_contact(self) -> None:
         try:
             self._courier.contact()
+            if self._spool.begins_run:
+                self._courier.deliver()
         except Exception as error:  # whatever the client raises for a server that is away
             from mcjepa.pipeline.tracking.mlflow import refuses_us
 
@@ -93,18 +104,14 @@ class RunTracker:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Nested plain data as parameters `a.b.c`; one that is already logged keeps its value."""
-        self._append("params", values=dict(values))
+        self._append("params", values=flatten(values))
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Text tags; a later value replaces an earlier one."""
         self._append("tags", values=dict(values))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers of a step; non-finite ones are left out.
-
-        A step that has metrics already gets no second ones: after a crash, the steps since the last checkpoint are
-        trained again, with the same result, and MLflow has them once.
-        """
+        """Numbers of a step; non-finite ones are left out. A step that has metrics already gets no second ones."""
         if step > self._spool.metrics_step:
             finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
             self._append("metrics", step=step, values=finite)
@@ -124,16 +131,15 @@ class RunTracker:
     def checkpoint(self, step: int, digest: str) -> None:
         """Notes a checkpoint: the tag `mcjepa.checkpoint` is its step and its digest, all are in checkpoints.jsonl."""
         self._append("tags", values={"mcjepa.checkpoint": f"{step} {digest}"})
-        path = self._run / CHECKPOINT_LOG
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "sha256": digest}) + "\n")
-        self.artifact(path)
+        self._checkpoints.append(json.dumps({"step": step, "sha256": digest}))
+        self.artifact(self._checkpoints.path)
 
     def end(self, status: str = "FINISHED") -> None:
         """Ends the run (FINISHED, FAILED or KILLED), and waits a while for what is not delivered."""
         self._append("status", status=status)
         left = self._thread.close(self._config.close_s)
+        if unwritten := self._spool.settle():
+            log.error("the disk is still full: %d records are lost with this process", unwritten)
         if left:
             log.warning(
                 "%d records wait in %s; `mcjepa tracking sync %s` delivers them",

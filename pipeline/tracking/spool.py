@@ -5,27 +5,29 @@
     RUN/spool/state.json            delivered: the last delivered number; in_doubt: the last number of a batch that was
                                     sent without an answer, 0 for none; metrics_step: the last step that has metrics
     RUN/spool/rejected.jsonl        records that MLflow refuses for good, with its reason
-    RUN/spool/lock                  held by the one process that delivers
+    RUN/spool/writers/000001.json   the lease of the one process that delivers, as of datasets and runs: no flock
 
 Only the run's rank 0 appends. A line that was cut off by a crash is dropped when the spool is opened again: the step
-it was for is trained again. A file is removed when all of it is delivered.
+it was for is trained again. A file is removed when all of it is delivered. On a full disk records wait in memory.
+
+A record of the kind `run` begins another MLflow run: what follows it belongs to that one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mcjepa.data_prep.storage import atomic_write
+from mcjepa.data_prep.storage import FolderStore, atomic_write
+from mcjepa.data_prep.storage.lease import Occupied, sole_writer
 from mcjepa.pipeline.run.folder import RUN_RECORD, SPOOL
+from mcjepa.pipeline.run.lines import PatientLines
 
 RECORDS_A_FILE = 1000
 
@@ -45,34 +47,48 @@ class Spool:
         self.folder = run / SPOOL
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        self._file: Any = None
+        self._file: PatientLines | None = None
         self._in_file = 0
         pending = self._read_files()
         state = self.state()
         self.last = max([state["delivered"], *(record["number"] for record in pending)])
-        steps = [record["step"] for record in pending if record["kind"] == "metrics"]
-        self.metrics_step: int = max([state["metrics_step"], *steps])
+        self.metrics_step: int = state["metrics_step"]
+        """The last step of the present MLflow run that has metrics here or there."""
+        self.begins_run = False
+        """Whether a record waits that begins another MLflow run."""
+        for record in pending:
+            if record["number"] > state["delivered"]:
+                self._count(record)
 
     def append(self, kind: str, **content: Any) -> int:
-        """Writes a record to disk before it returns; its number."""
+        """Writes a record to disk before it returns, or keeps it in memory while the disk is full; its number."""
         with self._lock:
             self.last += 1
             record = {"number": self.last, "kind": kind, "time_ms": round(time.time() * 1000), **content}
-            if self._file is None or self._in_file >= RECORDS_A_FILE:
+            if self._file is None or (self._in_file >= RECORDS_A_FILE and not self._file.waiting):
                 self._begin_file()
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            assert self._file is not None
+            self._file.append(json.dumps(record))
             self._in_file += 1
-            if kind == "metrics":
-                self.metrics_step = max(self.metrics_step, int(content["step"]))
+            self._count(record)
             return self.last
 
+    def _count(self, record: Mapping[str, Any]) -> None:
+        if record["kind"] == "run":
+            self.metrics_step, self.begins_run = -1, True
+        elif record["kind"] == "metrics":
+            self.metrics_step = max(self.metrics_step, int(record["step"]))
+
     def _begin_file(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        self._file = (self.folder / f"records-{self.last:09d}.jsonl").open("w", encoding="utf-8")
-        self._in_file = 0
+        path = self.folder / f"records-{self.last:09d}.jsonl"
+        path.unlink(missing_ok=True)  # of a start that died while it wrote its first record
+        self._file, self._in_file = PatientLines(path, sync=True), 0
+
+    def settle(self) -> int:
+        """Tries to write records that wait in memory; how many still do."""
+        if self._file is None or self._file.settle():
+            return 0
+        return self._file.waiting
 
     def pending(self) -> list[dict[str, Any]]:
         """Records that are not delivered, in order."""
@@ -95,9 +111,16 @@ class Spool:
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return {"delivered": 0, "in_doubt": 0, "metrics_step": -1, **found}
 
-    def note(self, *, delivered: int, in_doubt: int = 0, metrics_step: int = -1) -> None:
-        """Writes down how far delivery is, and removes files that are delivered."""
-        step = max(metrics_step, self.state()["metrics_step"])
+    def note(self, *, delivered: int, in_doubt: int = 0, metrics_step: int = -1, new_run: bool = False) -> None:
+        """Writes down how far delivery is, and removes files that are delivered.
+
+        Args:
+            delivered: the last delivered number.
+            in_doubt: the last number of a batch on its way; 0: none is.
+            metrics_step: the last step delivered.
+            new_run: whether another MLflow run has begun, which has no steps yet.
+        """
+        step = -1 if new_run else max(metrics_step, self.state()["metrics_step"])
         content = {"delivered": delivered, "in_doubt": in_doubt, "metrics_step": step}
         atomic_write(self.folder / "state.json", json.dumps(content).encode())
         files = sorted(self.folder.glob("records-*.jsonl"))
@@ -127,9 +150,8 @@ class Spool:
         Raises:
             SpoolBusy: another process has it.
         """
-        with (self.folder / "lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise SpoolBusy(f"{self.folder} is being delivered by another process") from error
-            yield
+        try:
+            with sole_writer(FolderStore(str(self.folder), self.folder)):
+                yield
+        except Occupied as error:
+            raise SpoolBusy(f"{self.folder} is being delivered by another process ({error})") from error

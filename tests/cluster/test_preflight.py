@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,8 +27,11 @@ from mcjepa.cluster.preflight.run import (
     checkpoint_finding,
     destination_finding,
     interruption_finding,
+    shared_finding,
+    terms_finding,
     time_finding,
 )
+from mcjepa.pipeline.launch.facts import file_system
 from mcjepa.pipeline.stream.order import SampleOrder, SourceCounts
 
 VIEWS = StreamFacts(
@@ -151,6 +155,25 @@ def test_places_without_room_are_refused() -> None:
     assert destination_finding(Destination("run", "/run", 10, "", 5)).severity == "ok"
     assert destination_finding(Destination("run", "/run", 10, "", 11)).severity == "error"
     assert destination_finding(Destination("run", "s3://b/p", None, "cannot be written: denied")).severity == "error"
+
+
+def test_a_run_of_several_nodes_on_one_machines_disk_is_a_warning(tmp_path: Path) -> None:
+    table = tmp_path / "mounts"
+    table.write_text(
+        f"/dev/sda1 / ext4 rw 0 0\nserver:/x {tmp_path} nfs4 rw 0 0\ntmpfs {tmp_path}/memory tmpfs rw 0 0\n"
+    )
+    (tmp_path / "memory").mkdir()
+    kinds = [
+        file_system(str(place), str(table)) for place in ("/", tmp_path / "run" / "x", tmp_path / "memory" / "run")
+    ]
+    assert kinds == ["ext4", "nfs4", "tmpfs"]
+    assert [shared_finding("/run", kind).severity for kind in (*kinds, "")] == ["warning", "ok", "warning", "ok"]
+    assert file_system("/", str(tmp_path / "absent")) == ""
+
+
+def test_a_weighted_term_that_never_begins_is_a_warning() -> None:
+    assert terms_finding("").severity == "ok"
+    assert terms_finding("vc at step 9").severity == "warning"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from mcjepa.pipeline.run.folder import append_metrics
+from mcjepa.pipeline.run.folder import metrics_line
+from mcjepa.pipeline.run.lines import PatientLines
 from mcjepa.pipeline.settings.train import TrackingConfig
 from mcjepa.pipeline.tracking.courier import Courier
 from mcjepa.pipeline.tracking.run_tracker import RunTracker
@@ -61,7 +62,7 @@ def test_a_server_that_is_killed_and_restarted_has_every_metric_once(server: Mlf
     outages = {40: server.kill, 80: lambda: server.start(wait=False), 400: server.kill, 420: server.start}
     for step in range(500):
         values = {f"meter{number}": rng.random() for number in range(12)}
-        append_metrics(run / "logs" / "metrics.jsonl", step, values)
+        PatientLines(run / "logs" / "metrics.jsonl").append(metrics_line(step, values))
         tracker.metrics(values, step)
         time.sleep(0.02)
         if step in outages:

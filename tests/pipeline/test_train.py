@@ -47,7 +47,7 @@ def test_a_run_stopped_half_way_continues_bit_for_bit_in_the_same_mlflow_run(rec
     damaged = folder / newest.key / "state-00000-of-00001.safetensors"
     content = damaged.read_bytes()
     damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    second = run(recipe, "halves")
+    second = run(recipe, "halves", "train.checkpoint.every_steps=2", "train.max_bad_steps=3")
     assert second.returncode == 0, second.stderr
     assert "does not count" in second.stderr and "from step 2" in second.stderr
     assert losses(recipe, "halves") == losses(recipe, "whole")
@@ -97,7 +97,15 @@ def test_other_datasets_and_another_seed_are_refused_on_resuming(recipe: Path) -
     order = run(recipe, "resume", "train.stream.window=3")
     assert order.returncode == 2 and "resume refused: order" in order.stderr
     model = run(recipe, "resume", "model.expander.widths=[16,24]")
+    assert model.returncode == 2 and "resume refused: model.expander.widths: [16, 16] -> [16, 24]" in model.stderr
+    asked = "train.allow_model_changes=[expander.widths]"
+    model = run(recipe, "resume", "model.expander.widths=[16,24]", asked)
     assert model.returncode == 2 and "resume refused: parameter expander" in model.stderr
+    shorter = run(recipe, "resume", "train.steps=1")
+    assert shorter.returncode == 2 and "is at step 2, and the recipe ends it after 1" in shorter.stderr
+    assert [path.name for path in (recipe.parent / "resume" / "recipes").iterdir()] == [
+        "000001-from-step-000000000.yaml"
+    ]  # fmt: skip
 
 
 def test_a_world_that_does_not_fit_the_lanes_is_refused(recipe: Path) -> None:

@@ -183,3 +183,11 @@ def test_locations_are_paths_urls_or_buckets(tmp_path: Path) -> None:
     for wrong in ("ftp://x/y", "", "s3://"):
         with pytest.raises(DataError):
             open_store(wrong)
+
+
+def test_a_file_is_moved_with_its_content(store: Store) -> None:
+    store.write("a/b", b"content")
+    store.move("a/b", "c/d e/f")
+    assert list(store.list("")) == ["c/d e/f"] and store.read("c/d e/f") == b"content"
+    with pytest.raises(AbsentKey):
+        store.move("a/b", "x")

@@ -11,8 +11,9 @@ import torch
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import open_store
-from mcjepa.pipeline.checkpoint.manifest import VERSION, complete_checkpoints, list_checkpoints, remove_old, step_name
+from mcjepa.pipeline.checkpoint.manifest import VERSION, complete_checkpoints, list_checkpoints, step_name
 from mcjepa.pipeline.checkpoint.resume import find_start
+from mcjepa.pipeline.checkpoint.rotation import Rotation
 from mcjepa.pipeline.settings.train import CheckpointConfig
 from mcjepa.pipeline.world import World
 
@@ -62,11 +63,11 @@ def test_the_last_ones_every_kth_and_the_best_are_kept_with_their_weights(tmp_pa
     for step, loss in ((10, 5.0), (20, 1.0), (30, 4.0), (40, 3.0), (50, 2.0), (60, 6.0)):
         put(tmp_path, step, loss)
     config = CheckpointConfig(every_steps=10, keep_last=2, keep_every_steps=30, best_metric="loss")
-    assert remove_old(open_store(str(tmp_path)), config) == [40, 10]
+    assert Rotation(open_store(str(tmp_path)), config).turn(60) == [40, 10]
     assert steps(tmp_path) == [60, 50, 30, 20]
     assert sorted(p.name for p in (tmp_path / "weights").iterdir()) == [step_name(s) for s in (20, 30, 50, 60)]
     highest = CheckpointConfig(every_steps=10, keep_last=1, best_metric="loss", best_is="highest")
-    remove_old(open_store(str(tmp_path)), highest)
+    Rotation(open_store(str(tmp_path)), highest).turn(60)
     assert steps(tmp_path) == [60]
 
 
@@ -74,7 +75,7 @@ def test_what_interrupted_saves_left_is_removed_but_not_what_is_being_written(tm
     put(tmp_path, 1, manifest=False)
     put(tmp_path, 2)
     put(tmp_path, 3, manifest=False)
-    remove_old(open_store(str(tmp_path)), CheckpointConfig())
+    Rotation(open_store(str(tmp_path)), CheckpointConfig()).turn(2)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [step_name(2), step_name(3)]
 
 
@@ -83,7 +84,7 @@ def test_on_s3_the_same_rules_hold(tmp_path: Path, s3: str) -> None:
     for step in (1, 2, 3):
         for path in put(tmp_path, step, manifest=step != 1).iterdir():
             store.write(path.relative_to(tmp_path).as_posix(), path.read_bytes())
-    remove_old(store, CheckpointConfig(keep_last=1))
+    Rotation(store, CheckpointConfig(keep_last=1)).turn(3)
     assert [checkpoint.step for checkpoint in list_checkpoints(store)] == [3]
     assert all(step_name(3) in key for key in store.list("checkpoints/"))
 

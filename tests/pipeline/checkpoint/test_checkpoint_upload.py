@@ -24,7 +24,7 @@ def make(rank: int, folder: Path, save: str = "abcd") -> Upload:
     return Upload(7, KEY, save, local, (f"state-{rank}",), b"manifest" if rank == 0 else b"")
 
 
-def uploader(store: Path, rank: int, world_size: int, after: Callable[[], None] = lambda: None) -> Uploader:
+def uploader(store: Path, rank: int, world_size: int, after: Callable[[int], None] = lambda step: None) -> Uploader:
     return Uploader(
         open_store(str(store)), rank, world_size, before_commit=lambda: None, after_commit=after
     )  # fmt: skip
@@ -53,7 +53,7 @@ def test_the_manifest_waits_for_all_ranks_of_this_very_save(tmp_path: Path, monk
 def test_old_checkpoints_are_removed_only_after_the_commit(tmp_path: Path) -> None:
     seen: list[list[str]] = []
     store = tmp_path / "store"
-    one = uploader(store, 0, 1, after=lambda: seen.append(keys(store)))
+    one = uploader(store, 0, 1, after=lambda step: seen.append(keys(store)))
     one.submit(make(0, tmp_path))
     one.close(10)
     assert seen == [[f"{KEY}/manifest.json", f"{KEY}/state-0"]]

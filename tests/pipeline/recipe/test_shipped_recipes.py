@@ -15,7 +15,7 @@ import yaml
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.recipe.files import find_recipe, json_schema, read_recipe, shipped_recipes, to_plain
 from mcjepa.pipeline.recipe.recipe import Recipe, describe_keys, load_recipe
-from mcjepa.pipeline.tracking import flatten
+from mcjepa.pipeline.run.recipes import flatten
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PLACES = {"name", "out", "train.run", "tracking.uri", "tracking.artifacts"}

@@ -14,7 +14,8 @@ from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.pipeline.engine.parameters import parameter_groups
 from mcjepa.pipeline.monitor.guards import StopRequest
 from mcjepa.pipeline.monitor.meters import Meters
-from mcjepa.pipeline.run.folder import append_metrics, read_metrics
+from mcjepa.pipeline.run.folder import metrics_line, read_metrics
+from mcjepa.pipeline.run.lines import PatientLines
 from mcjepa.pipeline.settings.train import OptimizerConfig
 
 
@@ -52,7 +53,7 @@ def test_meters_average_each_name_over_the_steps_that_had_it() -> None:
 def test_records_read_back_the_last_of_a_step_and_skip_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "logs" / "metrics.jsonl"
     for step, value in ((2, 1.0), (4, 2.0), (2, 3.0)):
-        append_metrics(path, step, {"loss": value})
+        PatientLines(path).append(metrics_line(step, {"loss": value}))
     with path.open("a") as file:
         file.write('{"step": 6, "lo')
     assert [(r["step"], r["loss"]) for r in read_metrics(path)] == [(2, 3.0), (4, 2.0)]

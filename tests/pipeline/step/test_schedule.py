@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
 
 from mcjepa.pipeline.settings.train import OptimizerConfig, TermConfig, TermsConfig, TrainConfig
-from mcjepa.pipeline.step.schedule import build_schedule, rate_factor, term_factor
+from mcjepa.pipeline.step.schedule import build_schedule, late_terms, rate_factor, term_factor
 
 SILENT = TermConfig(weight=0.0)
 
@@ -75,3 +76,18 @@ def test_steps_or_epochs_must_be_given_and_not_both() -> None:
         TrainConfig(run="r")
     with pytest.raises(ValueError, match="one of them above 0"):
         TrainConfig(run="r", steps=1, epochs=1.0)
+
+
+def test_weighted_terms_that_begin_behind_the_last_step_are_named() -> None:
+    config = TrainConfig(run="unused", steps=200)
+    assert "flow is not trained at all" in late_terms(build_schedule(config, 100), config)
+    assert "regression at step 1000" in late_terms(build_schedule(config, 100), config)
+    assert late_terms(build_schedule(config, 19), config) == ""
+    content_only = dataclasses.replace(config, stream=dataclasses.replace(config.stream, pair_batch=0))
+    assert late_terms(build_schedule(content_only, 100), content_only) == ""
+    now = TermConfig(weight=1.0)
+    late_vc = dataclasses.replace(
+        config, terms=TermsConfig(regression=now, reconstruction=now, smoothness=now, cycle=now)
+    )
+    said = late_terms(build_schedule(late_vc, 100), late_vc)
+    assert "vc at step 1000" in said and "not trained at all" not in said

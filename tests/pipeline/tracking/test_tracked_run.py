@@ -68,14 +68,18 @@ def check_lineage(uri: str, run_id: str, root: Path) -> None:
 
     client = MlflowClient(tracking_uri=uri)
     experiment: Any = client.get_experiment_by_name("mcjepa")
-    assert [found.info.run_id for found in client.search_runs([experiment.experiment_id])] == [run_id]
     found = client.get_run(run_id)
+    before = found.data.tags["mcjepa.continues"]  # the longer run has another recipe, and so a run of its own
+    assert {each.info.run_id for each in client.search_runs([experiment.experiment_id])} == {run_id, before}
+    assert client.get_run(before).data.params["train.steps"] == "4"
+    assert client.get_run(before).data.tags["mcjepa.continued_by"] == run_id
+    assert found.info.status == "FINISHED" and found.data.params["train.steps"] == "6"
+    assert found.info.end_time is not None
     assert found.info.run_name == f"train {run_label(yaml.safe_load((root / 'run' / 'recipe.yaml').read_text()))}"
     assert found.data.tags["mlflow.source.name"] == "mcjepa train quickstart" and found.data.tags["mlflow.user"]
-    assert found.info.status == "FINISHED" and found.data.params["train.steps"] == "4"
     assert found.data.tags["mcjepa.checkpoint"].startswith("6 ") and found.data.tags["mcjepa.git_sha"]
     assert {item.dataset.name for item in found.inputs.dataset_inputs} == {"clips", "images"}
     assert "recipe.yaml" in {item.path for item in client.list_artifacts(run_id)}
-    assert [item.path for item in client.list_artifacts(run_id, "pictures")] == ["pictures/step-000000004.png"]
+    assert [item.path for item in client.list_artifacts(before, "pictures")] == ["pictures/step-000000004.png"]
     saved = Path(client.download_artifacts(run_id, "checkpoints.jsonl", str(root))).read_text().splitlines()
     assert [json.loads(line)["step"] for line in saved] == [2, 4, 6]

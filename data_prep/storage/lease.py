@@ -1,11 +1,10 @@
-"""One writer a dataset: a numbered lease under `writers/`, with signs of life and the job's progress.
+"""One writer a dataset, a run, a spool: a numbered lease under `writers/`, with signs of life and progress.
 
     ROOT/writers/000003.json     machine, pid, time of the last sign of life, progress; absent when nobody writes
 
-A lease is taken by a conditional put of the next number, so of two writers one loses, on a folder as on S3. A
-writer on this machine is dead when its process is; one elsewhere when it gave no sign for `STALE_S`. A writer
-that finds a higher number than its own has been given up for dead and stops. Shards are the same bytes whoever
-writes them, so nothing is damaged by the one that did not notice yet.
+A lease is taken by a conditional put of the next number, so of two writers one loses, on a folder (whether it has
+`flock` or not) as on S3. A writer on this machine is dead when its process is; one elsewhere when it gave no sign for
+`STALE_S`. A writer that finds a higher number than its own has been given up for dead and stops.
 """
 
 from __future__ import annotations
@@ -32,11 +31,16 @@ from mcjepa.data_prep.storage.json_files import encode_json
 
 LOG = logging.getLogger(__name__)
 
-FOLDER = "writers/"
+LEASES = "writers"
+"""Folder of the leases, below what is written."""
 BEAT_S = 5.0
 STALE_S = 90.0
 _OURS: set[str] = set()
 """Tokens of leases that this process holds."""
+
+
+class Occupied(DataError):
+    """Another writer is at work."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +80,16 @@ class Lease:
         if self.pid == os.getpid():
             return self.token in _OURS
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.process_started) < 1.0
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.process_started) < 1.0
+            return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.Error:
             return False
 
 
 def newest_lease(store: Store) -> Lease | None:
     """The lease of who writes, or wrote when it was killed; None when no file is there."""
-    keys = [entry.key for entry in store.files(FOLDER)]
+    keys = [entry.key for entry in store.files(f"{LEASES}/")]
     if not keys:
         return None
     try:
@@ -108,6 +114,16 @@ class Writer:
         self._thread = threading.Thread(target=self._beat, name="writer-lease", daemon=True)
         self._thread.start()
 
+    @property
+    def token(self) -> str:
+        """Random name of the lease."""
+        return self._lease.token
+
+    @property
+    def lost(self) -> str:
+        """Who has taken over, in words; empty while the lease is held."""
+        return self._lost
+
     def check(self) -> None:
         """Stop when another writer has taken over.
 
@@ -126,6 +142,7 @@ class Writer:
             self._store.remove(_key(self._lease.number))
 
     def _beat(self) -> None:
+        silent = False
         while not self._over.wait(BEAT_S):
             try:
                 newest = newest_lease(self._store)
@@ -135,19 +152,29 @@ class Writer:
                     )
                     return
                 _write(self._store, dataclasses.replace(self._lease, beat=time.time(), progress=self.progress))
-            except DataError as error:
-                LOG.warning("no sign of life could be given: %s", error)
+                silent = False
+            except (DataError, OSError) as error:
+                if not silent:
+                    LOG.warning("no sign of life could be given: %s", error)
+                silent = True
 
 
 @contextlib.contextmanager
-def sole_writer(store: Store) -> Iterator[Writer]:
-    """Hold the lease of a dataset.
+def sole_writer(store: Store, *, patient: bool = False) -> Iterator[Writer]:
+    """Hold the lease of a location.
+
+    Args:
+        store: What is written.
+        patient: Wait for up to `STALE_S` whether a writer on another machine that may be dead gives a sign of life:
+            a job that is moved from a lost node comes sooner than that.
 
     Raises:
-        DataError: another writer is at work there.
+        Occupied: another writer is at work there.
     """
     before = newest_lease(store)
-    if before and before.alive:
+    if before and before.alive and patient and before.machine != _machine():
+        before = _watch(store, before)
+    elif before and before.alive:
         raise _occupied(store, before)
     lease = _new_lease(before.number + 1 if before else 1)
     _OURS.add(lease.token)
@@ -156,7 +183,7 @@ def sole_writer(store: Store) -> Iterator[Writer]:
         if not winner or winner.token != lease.token:  # else our own put, whose answer was lost
             _OURS.discard(lease.token)
             raise _occupied(store, winner or lease)
-    for entry in list(store.files(FOLDER)):
+    for entry in list(store.files(f"{LEASES}/")):
         if entry.key < _key(lease.number):
             store.remove(entry.key)
     writer = Writer(store, lease)
@@ -166,14 +193,35 @@ def sole_writer(store: Store) -> Iterator[Writer]:
         writer.end()
 
 
+def _watch(store: Store, lease: Lease) -> Lease | None:
+    """Waits until a lease is stale; returns what is there then.
+
+    Raises:
+        Occupied: its writer gave a sign of life, or another writer came.
+    """
+    LOG.warning(
+        "%s was last written by %s, %.0f s ago; waiting up to %.0f s for a sign of life before taking over",
+        store.location, describe_writer(lease), max(0.0, time.time() - lease.beat), STALE_S,
+    )  # fmt: skip
+    deadline = time.monotonic() + STALE_S
+    while lease.alive and time.monotonic() < deadline:
+        time.sleep(min(1.0, BEAT_S))
+        newest = newest_lease(store)
+        if newest is None:
+            return None
+        if (newest.token, newest.beat) != (lease.token, lease.beat):
+            raise _occupied(store, newest)
+    return lease
+
+
 def describe_writer(lease: Lease) -> str:
     """A writer in words."""
     return f"process {lease.pid} on {lease.host}"
 
 
-def _occupied(store: Store, lease: Lease) -> DataError:
+def _occupied(store: Store, lease: Lease) -> Occupied:
     age = max(0.0, time.time() - lease.beat)
-    return DataError(
+    return Occupied(
         f"{store.location} is being written by {describe_writer(lease)} (last sign of life {age:.0f} s ago); "
         f"expected one writer; wait for it, stop it, or wait until it has been silent for {STALE_S:.0f} s"
     )
@@ -190,7 +238,7 @@ def _write(store: Store, lease: Lease) -> None:
 
 
 def _key(number: int) -> str:
-    return f"{FOLDER}{number:06d}.json"
+    return f"{LEASES}/{number:06d}.json"
 
 
 def _machine() -> str:

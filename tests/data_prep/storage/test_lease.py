@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from mcjepa.data_prep.dataset import lease as lease_module
-from mcjepa.data_prep.dataset.lease import STALE_S, Lease, WriterProgress, newest_lease, sole_writer
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import Store, open_store
+from mcjepa.data_prep.storage import lease as lease_module
 from mcjepa.data_prep.storage.json_files import encode_json
+from mcjepa.data_prep.storage.lease import STALE_S, Lease, WriterProgress, newest_lease, sole_writer
 
 REPOSITORY = Path(__file__).parents[3]
 HOLD = """
 import sys, time
-from mcjepa.data_prep.dataset.lease import sole_writer
+from mcjepa.data_prep.storage.lease import sole_writer
 from mcjepa.data_prep.storage import open_store
 with sole_writer(open_store(sys.argv[1])):
     print("held", flush=True)
@@ -123,3 +123,35 @@ def test_a_damaged_lease_is_named(tmp_path: Path) -> None:
     store.write("writers/000001.json", b"{")
     with pytest.raises(DataError, match=r"000001\.json is no writer's lease"):
         newest_lease(store)
+
+
+def test_a_patient_writer_takes_over_from_a_lost_machine_and_not_from_one_that_talks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "STALE_S", 1.0)
+    monkeypatch.setattr(lease_module, "BEAT_S", 0.1)
+    store = open_store(str(tmp_path))
+    put_lease(store, beat=time.time() + 30)  # its clock is ahead of ours
+    with sole_writer(store, patient=True):
+        found = newest_lease(store)
+        assert found is not None and found.number == 2
+    put_lease(store, number=3)
+    talks = threading.Timer(0.3, lambda: put_lease(store, number=3, beat=time.time() + 1))
+    talks.start()
+    with pytest.raises(DataError, match="written by process 4 on node7"):
+        sole_writer(store, patient=True).__enter__()
+    talks.join()
+
+
+def test_a_writer_that_nobody_has_reaped_is_dead(tmp_path: Path) -> None:
+    location = str(tmp_path / "d")
+    holder = hold_elsewhere(location)
+    holder.kill()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:  # a zombie until `wait`
+        left = newest_lease(open_store(location))
+        if left is not None and not left.alive:
+            break
+        time.sleep(0.05)
+    assert left is not None and not left.alive
+    holder.wait()

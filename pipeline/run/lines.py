@@ -1,0 +1,92 @@
+"""Files that grow by lines and outlive a full disk: lines wait in memory until there is room, in their order."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections import deque
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MOST_WAITING = 20_000
+"""Lines that wait in memory; the oldest are given up beyond that, and counted."""
+
+
+class PatientLines:
+    """One file; a line is on disk, or waits for room. May be used by several threads.
+
+    Args:
+        path: the file, made at the first line. A last line that a crash has torn is ended first.
+        sync: flush every line to the disk itself.
+    """
+
+    def __init__(self, path: Path, *, sync: bool = False) -> None:
+        self.path, self._sync = path, sync
+        self._waiting: deque[str] = deque()
+        self._lock = threading.Lock()
+        self._lost = 0
+
+    @property
+    def waiting(self) -> int:
+        """Lines that are not on disk yet."""
+        return len(self._waiting)
+
+    def append(self, line: str) -> bool:
+        """Writes a line behind those that wait; returns whether all are on disk.
+
+        Raises:
+            OSError: the file cannot be written for another reason than room.
+        """
+        with self._lock:
+            if len(self._waiting) >= MOST_WAITING:
+                self._waiting.popleft()
+                self._lost += 1
+            self._waiting.append(line)
+            return self._settle()
+
+    def settle(self) -> bool:
+        """Tries to write what waits; returns whether all is on disk."""
+        with self._lock:
+            return self._settle()
+
+    def _settle(self) -> bool:
+        count = len(self._waiting)
+        if not count:
+            return True
+        try:
+            self._write("".join(f"{line}\n" for line in self._waiting))
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            if count == 1:
+                log.warning("%s: %s; the run goes on and its records wait in memory", self.path, error.strerror)
+            return False
+        self._waiting.clear()
+        if count > 1:
+            log.info("%s: there is room again, %d lines that waited are written", self.path, count)
+        if self._lost:
+            log.error("%s: %d lines were given up, more than %d had to wait", self.path, self._lost, MOST_WAITING)
+            self._lost = 0
+        return True
+
+    def _write(self, text: str) -> None:
+        """Appends all of it or nothing."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            size = os.fstat(descriptor).st_size
+            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            data = (b"\n" if torn else b"") + text.encode()
+            try:
+                if (written := os.write(descriptor, data)) < len(data):
+                    os.write(descriptor, data[written:])
+                if self._sync:
+                    os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, size)
+                raise
+        finally:
+            os.close(descriptor)
