@@ -164,7 +164,8 @@ def metrics_line(step: int, values: Mapping[str, float]) -> str:
 
 def cut_metrics(run: Path, step: int) -> int:
     """Moves the records of steps behind `step` out of a run's metrics, to the log of thrown-away ones; their number."""
-    kept, thrown = [], []
+    kept: list[str] = []
+    thrown: list[str] = []
     for record in read_metrics(run / METRICS):
         line = metrics_line(int(record["step"]), {name: each for name, each in record.items() if name != "step"})
         (kept if record["step"] <= step else thrown).append(line)
