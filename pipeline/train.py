@@ -271,8 +271,9 @@ class _Run:
             seed_step(config.seed, step, self.world.rank)
             rates = set_learning_rates(engine, schedule.rate_factor(step), schedule.idle_groups(step))
             setting = StepSetting(schedule.weights_at(step), rates, self.facts)
+            ends = stop.signal is not None or self.claim.taken_over.is_set()
             result = run_step(
-                engine, batch, setting.weights, stop_requested=stop.signal is not None or self.claim.is_lost,
+                engine, batch, setting.weights, stop_requested=ends,
                 alarm=bool(instruments.guard.alarm), clock=instruments.clock,
                 tap=instruments.begin(batch, setting.weights),
             )  # fmt: skip

@@ -110,7 +110,10 @@ class Writer:
         self._store, self._lease = store, lease
         self.progress = lease.progress
         self._over = threading.Event()
-        self._lost = ""
+        self.lost = ""
+        """Who has taken over, in words; empty while the lease is held."""
+        self.taken_over = threading.Event()
+        """Set once `lost` says who."""
         self._thread = threading.Thread(target=self._beat, name="writer-lease", daemon=True)
         self._thread.start()
 
@@ -119,19 +122,14 @@ class Writer:
         """Random name of the lease."""
         return self._lease.token
 
-    @property
-    def lost(self) -> str:
-        """Who has taken over, in words; empty while the lease is held."""
-        return self._lost
-
     def check(self) -> None:
         """Stop when another writer has taken over.
 
         Raises:
             DataError: it has.
         """
-        if self._lost:
-            raise DataError(f"{self._store.location}: {self._lost}; expected one writer; leave the work to that one")
+        if self.lost:
+            raise DataError(f"{self._store.location}: {self.lost}; expected one writer; leave the work to that one")
 
     def end(self) -> None:
         """Give the lease back."""
@@ -147,9 +145,10 @@ class Writer:
             try:
                 newest = newest_lease(self._store)
                 if newest and newest.number > self._lease.number:
-                    self._lost = (
+                    self.lost = (
                         f"{describe_writer(newest)} took over after {STALE_S:.0f} s without a sign of life from here"
                     )
+                    self.taken_over.set()
                     return
                 _write(self._store, dataclasses.replace(self._lease, beat=time.time(), progress=self.progress))
                 silent = False

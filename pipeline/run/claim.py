@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -28,11 +29,8 @@ class RunClaim:
 
     def __init__(self, store: Store, world: World, writer: Writer | None) -> None:
         self._store, self._world, self._writer = store, world, writer
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether this rank knows that another process group has taken the run over."""
-        return bool(self._writer and self._writer.lost)
+        self.taken_over = writer.taken_over if writer else threading.Event()
+        """Set where this rank knows that another process group has the run now."""
 
     def check(self) -> None:
         """Ends all ranks together when the run has been taken over; all call it.

@@ -86,7 +86,7 @@ def test_a_run_that_was_taken_over_ends(tmp_path: Path, monkeypatch: pytest.Monk
         put_lease(store, number=7)
         waited = threading.Event()
         for _ in range(100):
-            if held.is_lost:
+            if held.taken_over.is_set():
                 break
             waited.wait(0.05)
         with pytest.raises(RunError, match="process 4 on node7 took over"):
