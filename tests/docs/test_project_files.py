@@ -96,7 +96,7 @@ def test_the_page_of_a_package_index_has_absolute_links(tmp_path: Path) -> None:
     version = PROJECT["version"]
     assert RELATIVE_LINK.findall(page) == []
     assert f"]({ADDRESS}/blob/v{version}/docs/quickstart.md)" in page
-    assert f"]({ADDRESS}/raw/v{version}/docs/quickstart.png)" in page
+    assert f"]({ADDRESS}/raw/v{version}/docs/nano.png)" in page
     assert f"Repository, {ADDRESS}" in found.get_all("Project-URL", [])
 
 
