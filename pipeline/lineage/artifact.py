@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +23,11 @@ from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import Store, absolute_location, open_store
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.run.folder import CHECKPOINTS, MANIFEST, RECIPE, RUN_RECORD, TRAIN_REPORT
+from mcjepa.pipeline.run.recipes import KEPT_RECIPE, RECIPES
 
 Kind = Literal["dataset", "run", "weights", "score"]
 SCORES, SUMMARY, WRITTEN = "scores.json", "summary.json", "written.json"
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
-KEPT_RECIPE = re.compile(r"recipes/\d{6}-from-step-(\d{9})\.yaml")
 STREAMS = ("pairs", "views")
 CHUNK_BYTES = 1 << 22
 
@@ -93,6 +92,11 @@ def find_artifact(word: str) -> tuple[Kind, str]:
     Raises:
         UsageError: nothing that is known.
     """
+    if word.isidentifier():  # perhaps the name of weights that come with the package; torch is imported for such alone
+        from mcjepa.model.pretrained import shipped_names, weights_folder
+
+        if word in shipped_names():
+            return "weights", str(weights_folder(word))
     location = absolute_location(word).rstrip("/")
     if location.rsplit("/", 1)[-1] in (SCORES, SUMMARY, WEIGHTS_FILE, CONFIG_FILE, RUN_RECORD, MANIFEST):
         location = parent(location)
@@ -212,10 +216,10 @@ def read_run(location: str) -> Artifact:
 
 def _starts(store: Store) -> Iterator[Start]:
     """The recipes that the run kept, in the order of its starts."""
-    for entry in store.files("recipes/"):
-        match = KEPT_RECIPE.fullmatch(entry.key)
+    for entry in store.files(f"{RECIPES}/"):
+        match = KEPT_RECIPE.fullmatch(entry.key.removeprefix(f"{RECIPES}/"))
         if match:
-            yield Start(after_step=int(match.group(1)), recipe=_read_yaml(store, entry.key))
+            yield Start(after_step=int(match.group(2)), recipe=_read_yaml(store, entry.key))
 
 
 def _read_yaml(store: Store, key: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from mcjepa.pipeline.run.folder import RECIPE
 
 log = logging.getLogger(__name__)
 RECIPES = "recipes"
-NAME = re.compile(r"(\d{6})-from-step-(\d{9})\.yaml")
+KEPT_RECIPE = re.compile(r"(\d{6})-from-step-(\d{9})\.yaml")
 ABSENT = "absent"
 OF_TRAINING_ONLY = (
     "model.loss.", "model.encoder.size", "model.encoder.drop_path", "model.encoder.layer_scale",
@@ -113,7 +113,7 @@ class RunRecipes:
 
     def _starts(self) -> list[tuple[int, Path]]:
         """First step and file of every recipe, in the order of the starts."""
-        found = [(NAME.fullmatch(path.name), path) for path in sorted(self._folder.glob("*.yaml"))]
+        found = [(KEPT_RECIPE.fullmatch(path.name), path) for path in sorted(self._folder.glob("*.yaml"))]
         return [(int(match.group(2)), path) for match, path in found if match]
 
 
