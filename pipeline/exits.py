@@ -15,5 +15,5 @@ MEANINGS = {
     REJECTED: "data was rejected, a check failed, or a run ended before its end",
     PARTIAL: "done but for some inputs, scores or records, which are named",
     INTERRUPTED: "stopped by a signal; the same command continues",
-    PIPE_CLOSED: "whoever read the output has left, such as `| head`",
+    PIPE_CLOSED: "whoever read the output has left, as `head` does",
 }

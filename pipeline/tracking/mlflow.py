@@ -40,7 +40,7 @@ REFUSED_CONTENT = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST"})
 
 
 def quiet_environment() -> dict[str, str]:
-    """Variables under which neither MLflow, Ray nor boto3 calls home; the product sets them for what it starts."""
+    """Variables with which MLflow, Ray and boto3 neither call home nor print; set here and for what we start."""
     return {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
@@ -48,6 +48,7 @@ def quiet_environment() -> dict[str, str]:
         "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
         "AWS_EC2_METADATA_DISABLED": "true",
         "GIT_PYTHON_REFRESH": "quiet",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # else the end of a run is printed among our results
     }
 
 

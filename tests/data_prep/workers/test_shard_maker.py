@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
+from mcjepa.data_prep.corpora.census import Census
 from mcjepa.data_prep.corpora.image_files import decode_rgb
 from mcjepa.data_prep.dataset.audit import audit_dataset
 from mcjepa.data_prep.dataset.inputs import read_inputs
@@ -91,7 +92,8 @@ def test_resuming_keeps_finished_shards_and_ends_with_the_same_bytes(videos, cli
     build(tmp_path / "whole", config)
     part = tmp_path / "part"
     store = open_store(str(part))
-    plan = begin_plan(store, config, list_inputs(config))
+    census = Census()
+    plan = begin_plan(store, config, list_inputs(config, census), census=census)
     maker = ShardMaker(ShardWork(str(part), config, plan.plan_digest))
     maker.make(next(split_into_shards(list_inputs(config), config)))
     maker.close()
@@ -159,7 +161,8 @@ def test_a_repeated_corpus_has_its_samples_again_under_other_keys(videos, build,
 def test_a_full_disk_stops_with_one_clear_error(videos, clips_of, tmp_path) -> None:
     config = clips_of(videos)
     store = open_store(str(tmp_path / "d"))
-    plan = begin_plan(store, config, list_inputs(config))
+    census = Census()
+    plan = begin_plan(store, config, list_inputs(config, census), census=census)
     (store.scratch() / f"clip-000000.{os.getpid()}.partial").symlink_to("/dev/full")
     maker = ShardMaker(ShardWork(str(tmp_path / "d"), config, plan.plan_digest))
     with pytest.raises(DataError, match="no space left"):

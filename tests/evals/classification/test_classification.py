@@ -286,7 +286,7 @@ def test_split_without_a_readable_photo_is_refused(tmp_path: Path, foreign_model
     root = _folders(tmp_path / "set", {"train/a": 1, "train/b": 1, "val/a": 1})
     (root / "val/a/0.png").write_bytes(b"no picture")
     loaded = LoadedModel(model=foreign_model(), name="m", digest="9be")
-    with pytest.raises(DataError, match=r"items can be scored; the first: a/0\.png"):
+    with pytest.raises(DataError, match=r"a/0\.png \(10 bytes\) is not a readable image; expected JPEG"):
         score_classify(loaded, read_class_folders(root), CONFIG, 0, tmp_path / "results/classify/imagefolder")
 
 

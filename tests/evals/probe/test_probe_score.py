@@ -193,7 +193,7 @@ def test_probe_without_readable_images_is_refused(tmp_path: Path, loaded: Loaded
             score_in(tmp_path, loaded, dataclasses.replace(data, train=[bad]), **changes)
     with pytest.raises(DataError, match=r"validation images.*bad"):
         score_in(tmp_path, loaded, dataclasses.replace(data, val=[bad]))
-    with pytest.raises(DataError, match=r"training images.*list is empty"):
+    with pytest.raises(DataError, match=r"training images of .* has nothing to score; expected readable images"):
         score_in(tmp_path, loaded, dataclasses.replace(data, train=[]))
 
 

@@ -25,16 +25,12 @@ from tests.pipeline.small_recipe import REPOSITORY, write_small_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NO_NUMBER = ("place", "conduct")
-TRAIN = """
-import sys
-from mcjepa.pipeline.cli.main import main
-recipe, root = sys.argv[1:]
-for name, words in (
-    ("whole", []), ("resumed", ["train.steps=2"]), ("resumed", ["train.optimizer.encoder_lr=7.0e-5"]),
-):
-    words = [f"train.run={root}/{name}", f"tracking.uri=sqlite:///{root}/{name}.db", *words]
-    assert main(["train", recipe, *words]) == 0
-"""
+TRAININGS: tuple[tuple[str, ...], ...] = (
+    ("whole",),
+    ("resumed", "train.steps=2"),
+    ("resumed", "train.optimizer.encoder_lr=7.0e-5"),
+)
+"""A run's name and its overrides, in processes of their own: an engine's groups last as long as their process."""
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +38,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 4 steps, one of 2 steps that was resumed with another rate, and a score of the first one's weights."""
     root = tmp_path_factory.mktemp("lineage")
     recipe = write_small_recipe(root)
-    done = subprocess.run(
-        [sys.executable, "-c", TRAIN, str(recipe), str(root)], cwd=REPOSITORY, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    for name, *overrides in TRAININGS:
+        words = [f"train.run={root}/{name}", f"tracking.uri=sqlite:///{root}/{name}.db", *overrides]
+        argv = [sys.executable, "-m", "mcjepa", "train", str(recipe), *words]
+        done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
     data, weights = write_all(root / "data"), root / "whole/weights/step-000000004"
     words = ["--data", str(data), "--set", "middlebury", "subset=true", "pictures=0", "--threads", "1"]
     assert main(["eval", "flow", str(weights), *words, "--out", str(root / "eval/step-000000004")]) == 0
