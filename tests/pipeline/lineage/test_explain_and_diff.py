@@ -44,7 +44,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     data, weights = write_all(root / "data"), root / "whole/weights/step-000000004"
-    words = ["--data", str(data), "--set", "middlebury", "subset=true", "pictures=0", "--threads", "1"]
+    words = [
+        "--data",
+        str(data),
+        "--set",
+        "middlebury",
+        "subset=true",
+        "pictures=0",
+        "baselines=[zero]",
+        "--threads",
+        "1",
+    ]
     assert main(["eval", "flow", str(weights), *words, "--out", str(root / "eval/step-000000004")]) == 0
     return root
 
@@ -102,11 +112,15 @@ def test_what_was_changed_since_is_named_and_ends_with_4(root: Path, tmp_path: P
     assert main(["explain", str(weights)]) == 4
 
 
-def test_a_run_resumed_with_another_rate_differs_in_that_alone(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_resumed_with_another_rate_and_more_steps_differs_in_these_alone(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = compare(str(root / "whole"), str(root / "resumed"))
-    ((key, first, second),) = what_matters(found)
     rate = yaml.safe_load((root / "whole/recipe.yaml").read_text())["train"]["optimizer"]["encoder_lr"]
-    assert (key, first) == ("train.optimizer.encoder_lr", rate) and "7e-05" in str(second)
+    assert what_matters(found) == [  # it was planned for 2 steps at first, which its schedule of rates went by
+        ("train.optimizer.encoder_lr", rate, f"{rate}, 7e-05 from step 3"),
+        ("train.steps", 4, "2, 4 from step 3"),
+    ]
     assert main(["diff", str(root / "whole"), str(root / "resumed")]) == 0
     printed = capsys.readouterr().out
     assert printed.index("optimisation (how it was trained):") < printed.index("place (where it lies")
@@ -157,8 +171,8 @@ def test_a_run_on_s3_is_explained_and_differs_from_a_folder_only_in_its_place(ro
     assert [link.kind for link in chain] == ["dataset", "dataset", "run", "weights"]
     assert chain[-1].changed == [] and chain[2].location == s3
     assert what_matters(compare(f"{s3}/weights/step-000000004", str(root / "resumed/weights/step-000000004"))) == []
-    ((key, _, _),) = what_matters(compare(str(root / "whole"), s3))
-    assert key == "train.optimizer.encoder_lr"
+    found = [key for key, _, _ in what_matters(compare(str(root / "whole"), s3))]
+    assert found == ["train.optimizer.encoder_lr", "train.steps"]
 
 
 def test_a_place_that_holds_nothing_known_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
