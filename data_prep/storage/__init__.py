@@ -6,6 +6,7 @@ the standard AWS variables and profiles only (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_I
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -24,11 +25,13 @@ __all__ = [
     "Store",
     "absolute_location",
     "atomic_write",
+    "digest_of",
     "explained_disk_errors",
     "join_location",
     "open_store",
     "write_json",
 ]
+BLOCK_BYTES = 4 << 20
 
 
 class Store(Protocol):
@@ -113,6 +116,20 @@ def absolute_location(location: str) -> str:
     if "://" in location:
         return location
     return str(Path(location).expanduser().absolute())
+
+
+def digest_of(store: Store, key: str) -> str:
+    """sha256 of a key's content, hexadecimal, read in blocks.
+
+    Raises:
+        AbsentKey: there is no such key.
+        DataError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with store.open(key) as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def join_location(location: str, name: str) -> str:

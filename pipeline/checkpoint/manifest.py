@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from mcjepa.data_prep.errors import AbsentKey
-from mcjepa.data_prep.storage import Store, open_store
+from mcjepa.data_prep.storage import Store, digest_of, open_store
 from mcjepa.pipeline.run.folder import CHECKPOINTS, MANIFEST
 
 log = logging.getLogger(__name__)
 VERSION = 2
-BLOCK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -120,19 +119,11 @@ def find_damage(store: Store, checkpoint: Checkpoint, rank: int = 0, world_size:
     for name in sorted(checkpoint.files)[rank::world_size]:
         entry, key = checkpoint.files[name], f"{checkpoint.key}/{name}"
         try:
-            if store.size(key) != entry["bytes"] or _digest(store, key) != entry["sha256"]:
+            if store.size(key) != entry["bytes"] or digest_of(store, key) != entry["sha256"]:
                 return f"its file {name} differs from the manifest"
         except AbsentKey:
             return f"its file {name} is absent"
     return ""
-
-
-def _digest(store: Store, key: str) -> str:
-    digest = hashlib.sha256()
-    with store.open(key) as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def complete_checkpoints(run: str | Path) -> list[Checkpoint]:

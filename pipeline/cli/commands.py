@@ -11,13 +11,15 @@ from mcjepa.pipeline.cli.options import (
     DEVICE,
     DRILL,
     DRY_RUN,
+    EVAL_FLOW,
+    EVAL_VOS,
+    EXPORT,
     INFER,
     INIT,
     JSON,
     KEEP_LOGS,
     LAUNCHED,
     NODES,
-    OPTIONAL_WEIGHTS,
     OVERRIDES,
     PLAN,
     QUICKSTART,
@@ -158,27 +160,7 @@ COMMANDS = (
         "score optical flow against ground truth, or write an archive for a benchmark's test server",
         "mcjepa eval flow RUN/weights/step-000001200 --data DATA --set sintel-clean,kitti2015 --baselines\n"
         "  mcjepa eval flow RUN/weights/step-000001200 --data DATA --set sintel-test --submission sintel.zip",
-        (
-            OPTIONAL_WEIGHTS,
-            option(
-                "--data", metavar="ROOT", required=True,
-                help="the folder that a set's archive unpacks to, or one that holds such folders",
-            ),
-            option("--set", metavar="NAMES", required=True, help="flow sets, separated by commas"),
-            option(
-                "--baselines", metavar="NAMES", nargs="?", const="all",
-                help="score classical methods too: zero, dis-ultrafast, dis-fast, dis-medium, farneback; without NAMES "
-                "all of them (without the option: zero and dis-medium)",
-            ),
-            option("--estimates", metavar="DIR", help="score flow files laid out like the ground truth, not WEIGHTS"),
-            option(
-                "--submission", metavar="FILE.zip",
-                help="write and check the archive of sintel-test, kitti2012-test or kitti2015-test; without WEIGHTS "
-                "and --estimates: check an existing one",
-            ),
-            *RESULTS, DEVICE, THREADS,
-            settings_of("eval.flow (resize, subset, max_pairs, pictures, workers)"),
-        ),
+        EVAL_FLOW,
     ),
     Command(
         "eval probe", "evaluate:probe",
@@ -199,22 +181,7 @@ COMMANDS = (
         "score video object segmentation by label propagation, or score existing masks",
         "mcjepa eval vos RUN/weights/step-000001200 --data DAVIS --set davis2017 --preset crw\n"
         "  mcjepa eval vos --estimates results/osvos --data DAVIS --set davis2016",
-        (
-            OPTIONAL_WEIGHTS, DATA,
-            option(
-                "--set", metavar="NAME", required=True,
-                help="davis2016, davis2017, davis2017-test-dev or moving-photos",
-            ),
-            option(
-                "--preset", metavar="NAME", default="dino",
-                help="protocol: dino, crw or vfs (%(default)s); key=value overrides it",
-            ),
-            option("--estimates", metavar="DIR", help="score DIR/SEQUENCE/FRAME.png, palette or grey, not WEIGHTS"),
-            flag("--masks", "write the predicted masks as palette PNGs, as DAVIS has them"),
-            flag("--overlays", "write each sequence tinted by its masks, as mp4"),
-            *RESULTS, DEVICE, THREADS,
-            settings_of("eval.vos"),
-        ),
+        EVAL_VOS,
     ),
     Command(
         "eval compare", "evaluate:compare",
@@ -268,20 +235,7 @@ COMMANDS = (
         "export", "train:export",
         "write a checkpoint's weights as a folder: model.safetensors and config.json",
         "mcjepa export outputs/quickstart/run --out weights --layout hub",
-        (
-            option("checkpoint", metavar="CHECKPOINT", help="a run, its checkpoint, a weights folder, or `nano`"),
-            option("--out", metavar="DIR", required=True, help="folder to write"),
-            option(
-                "--layout", choices=("mcjepa", "hub"), default="mcjepa",
-                help="hub: with a README.md that model hubs read",
-            ),
-            option("--only", choices=("encoder",), help="leave out the flow estimator and the expander"),
-            option(
-                "--license", metavar="ID", default="other",
-                help="licence of these weights, named in the README.md (%(default)s)",
-            ),
-            JSON,
-        ),
+        EXPORT,
     ),
     Command(
         "launch prep", "launch:stage",

@@ -146,3 +146,54 @@ INFER = (
     flag("--overwrite", "write existing results again"),
     JSON,
 )
+EXPORT = (
+    option("checkpoint", metavar="CHECKPOINT", help="a run, its checkpoint, a weights folder, or `nano`"),
+    option("--out", metavar="DIR", required=True, help="folder to write"),
+    option(
+        "--layout", choices=("mcjepa", "hub"), default="mcjepa",
+        help="hub: with a README.md that model hubs read",
+    ),
+    option("--only", choices=("encoder",), help="leave out the flow estimator and the expander"),
+    option(
+        "--license", metavar="ID", default="other",
+        help="licence of these weights, named in the README.md (%(default)s)",
+    ),
+    JSON,
+)  # fmt: skip
+EVAL_FLOW = (
+    OPTIONAL_WEIGHTS,
+    option(
+        "--data", metavar="ROOT", required=True,
+        help="the folder that a set's archive unpacks to, or one that holds such folders",
+    ),
+    option("--set", metavar="NAMES", required=True, help="flow sets, separated by commas"),
+    option(
+        "--baselines", metavar="NAMES", nargs="?", const="all",
+        help="score classical methods too: zero, dis-ultrafast, dis-fast, dis-medium, farneback; without NAMES "
+        "all of them (without the option: zero and dis-medium)",
+    ),
+    option("--estimates", metavar="DIR", help="score flow files laid out like the ground truth, not WEIGHTS"),
+    option(
+        "--submission", metavar="FILE.zip",
+        help="write and check the archive of sintel-test, kitti2012-test or kitti2015-test; without WEIGHTS "
+        "and --estimates: check an existing one",
+    ),
+    *RESULTS, DEVICE, THREADS,
+    settings_of("eval.flow (resize, subset, max_pairs, pictures, workers)"),
+)  # fmt: skip
+EVAL_VOS = (
+    OPTIONAL_WEIGHTS, DATA,
+    option(
+        "--set", metavar="NAME", required=True,
+        help="davis2016, davis2017, davis2017-test-dev or moving-photos",
+    ),
+    option(
+        "--preset", metavar="NAME", default="dino",
+        help="protocol: dino, crw or vfs (%(default)s); key=value overrides it",
+    ),
+    option("--estimates", metavar="DIR", help="score DIR/SEQUENCE/FRAME.png, palette or grey, not WEIGHTS"),
+    flag("--masks", "write the predicted masks as palette PNGs, as DAVIS has them"),
+    flag("--overlays", "write each sequence tinted by its masks, as mp4"),
+    *RESULTS, DEVICE, THREADS,
+    settings_of("eval.vos"),
+)  # fmt: skip

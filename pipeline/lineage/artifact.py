@@ -9,7 +9,6 @@ OUT/summary.json                                         a recipe's results: the
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ import yaml
 
 from mcjepa.data_prep.dataset.manifest import DatasetManifest, newest_revision, read_manifest
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.storage import Store, absolute_location, open_store
+from mcjepa.data_prep.storage import Store, absolute_location, digest_of, open_store
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.run.folder import CHECKPOINTS, MANIFEST, RECIPE, RUN_RECORD, TRAIN_REPORT
 from mcjepa.pipeline.run.recipes import KEPT_RECIPE, RECIPES
@@ -29,7 +28,6 @@ Kind = Literal["dataset", "run", "weights", "score"]
 SCORES, SUMMARY, WRITTEN = "scores.json", "summary.json", "written.json"
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 STREAMS = ("pairs", "views")
-CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,13 +255,9 @@ def read_weights(location: str) -> Artifact:
     """
     store = open_store(location)
     config = read_json(store, CONFIG_FILE)
-    digest = hashlib.sha256()
-    with store.open(WEIGHTS_FILE) as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
     lineage = config.get("lineage", {})
     found = Artifact(kind="weights", name=location.rsplit("/", 1)[-1], location=location, record=lineage)
-    found.identity = digest.hexdigest()
+    found.identity = digest_of(store, WEIGHTS_FILE)
     found.facts = {"step": lineage.get("step", "unknown"), "of run": lineage.get("run", "unknown")}
     found.facts |= {"MLflow run": lineage["run_id"]} if lineage.get("run_id") else {}
     if not lineage:

@@ -17,7 +17,8 @@ from mcjepa.data_prep.storage import open_store
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.lineage.artifact import STREAMS, Artifact, code_of
 from mcjepa.pipeline.lineage.chain import explain
-from mcjepa.pipeline.lineage.recipes import ABSENT, flat, history
+from mcjepa.pipeline.lineage.recipes import history
+from mcjepa.pipeline.run.recipes import ABSENT, flatten
 
 CATEGORIES = {
     "data": "what the model saw",
@@ -148,7 +149,7 @@ def _of_datasets(first: Artifact, second: Artifact) -> Iterator[Difference]:
     where, found = _both("dataset", first, second), 0
     assert first.manifest is not None and second.manifest is not None
     made = [
-        {"decoder": manifest.decoder, "encoder": manifest.encoder, **flat(manifest.parameters, "parameters.")}
+        {"decoder": manifest.decoder, "encoder": manifest.encoder, **flatten(manifest.parameters, "parameters.")}
         for manifest in (first.manifest, second.manifest)
     ]
     for key, one, other in _unequal(*made):
@@ -269,10 +270,10 @@ def _of_scores(first: Artifact, second: Artifact) -> Iterator[Difference]:
                 yield Difference(
                     category=category, where=where, key=key, first=cards[0].get(key), second=cards[1].get(key)
                 )
-        for key, *values in _unequal(*(flat(card.get("config", {})) for card in cards)):
+        for key, *values in _unequal(*(flatten(card.get("config", {})) for card in cards)):
             category = "place" if key in ("root", "cache") or key.startswith("sets.") else "protocol"
             yield Difference(category=category, where=where, key=f"config.{key}", first=values[0], second=values[1])
-        for key, *values in _unequal(*(flat(card.get("versions", {})) for card in cards)):
+        for key, *values in _unequal(*(flatten(card.get("versions", {})) for card in cards)):
             yield Difference(category="environment", where=where, key=key, first=values[0], second=values[1])
         digests = [str(card.get("weights_digest", "")) for card in cards]
         if digests[0] != digests[1] and (first.missing or second.missing):

@@ -7,8 +7,8 @@ from itertools import pairwise
 from typing import Any
 
 from mcjepa.pipeline.lineage.artifact import STREAMS, Start
+from mcjepa.pipeline.run.recipes import ABSENT, flatten
 
-ABSENT = "absent"
 DATA = tuple(f"train.stream.{name}" for name in STREAMS)
 """Keys that name data, which go by their ids."""
 
@@ -30,7 +30,7 @@ def governing(starts: Sequence[Start]) -> list[Start]:
 
 def history(starts: Sequence[Start]) -> dict[str, Any]:
     """Every key with its value, or `value, value from step N` where it changed on the way."""
-    recipes = [(start.after_step, flat(placeless(start.recipe))) for start in governing(starts)]
+    recipes = [(start.after_step, flatten(placeless(start.recipe))) for start in governing(starts)]
     told: dict[str, Any] = {}
     for key in dict.fromkeys(key for _, recipe in recipes for key in recipe if not key.startswith(DATA)):
         values = [(after, recipe.get(key, ABSENT)) for after, recipe in recipes]
@@ -42,7 +42,7 @@ def history(starts: Sequence[Start]) -> dict[str, Any]:
 
 def changes(starts: Sequence[Start]) -> dict[str, str]:
     """The keys whose values changed on the way, as `history` tells them."""
-    recipes = [flat(placeless(start.recipe)) for start in governing(starts)]
+    recipes = [flatten(placeless(start.recipe)) for start in governing(starts)]
     told = history(starts)
     return {
         key: str(value)
@@ -63,16 +63,3 @@ def placeless(recipe: Mapping[str, Any]) -> dict[str, Any]:
         return value.replace(out, "${out}") if out and isinstance(value, str) and value != out else value
 
     return {key: value if key == "out" else plain(value) for key, value in recipe.items()}
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings by dotted names; lists stay values.
-
-    >>> flat({"a": {"b": [1]}, "c": 2})
-    {'a.b': [1], 'c': 2}
-    """
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        found |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
-    return found

@@ -81,8 +81,8 @@ class PatientLines:
             torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
             data = (b"\n" if torn else b"") + text.encode()
             try:
-                if (written := os.write(descriptor, data)) < len(data):
-                    os.write(descriptor, data[written:])
+                while data:
+                    data = data[os.write(descriptor, data) :]
                 if self._sync:
                     os.fsync(descriptor)
             except OSError:

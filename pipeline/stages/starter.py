@@ -12,21 +12,19 @@ import re
 import shlex
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from mcjepa.cluster.site import Site, needed
-from mcjepa.data_prep.corpora.inputs import list_images, list_videos
-from mcjepa.data_prep.corpora.items import Input
-from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.launch.sites import load_site
 from mcjepa.pipeline.recipe.files import shipped_recipes
 from mcjepa.pipeline.recipe.recipe import Recipe, load_recipe
+from mcjepa.pipeline.stages.material import Material, look_at_photos, look_at_videos
 
 LEAST_MINUTES = 1.0
 STARTS_S = 75.0
@@ -36,7 +34,6 @@ LEAST_SHARE, MARGIN = 0.15, 0.85
 LEAST_STEPS = 20
 LEAST_PHOTOS, MOST_SEQUENCE_PHOTOS = 4, 255
 """Fewer cannot be held out; more the generator does not take (`MovingPhotosConfig.max_photos`)."""
-HEADS_READ = 24
 ASSUMED_STEP_S = 0.5
 MANY_FILES_A_MINUTE = 100
 GPU_PAIRS, GPU_VIEWS = 16, 32
@@ -83,9 +80,21 @@ $engine  checkpoint:
     every_steps: $every          # the same command continues from the newest one
   log_every: $log_every
 
-eval:
+eval:                             # on the sequences of held-out photos; labels of your own: docs/evaluation.md
+  flow:
+    sets!: {moving-photos: "$${out}/corpus/moving-photos"}
+    subset: false
   probe:
+    set: moving-photos
+    root: $${out}/corpus/moving-photos
+    levels: [2, 3, 4, 5]
+    crop_px: 0
     steps: $probe_steps
+  vos:
+    set: moving-photos
+    root: $${out}/corpus/moving-photos
+    stride: 4
+    short_side: 0
 """)
 GPU_MODEL = """
 model:
@@ -101,23 +110,6 @@ GPU_ENGINE = """\
   engine:
     precision: bf16
 """
-
-
-@dataclass(frozen=True)
-class Material:
-    """The files of one kind."""
-
-    folder: Path
-    count: int
-    sides_px: tuple[int, ...]
-    """Short sides of those whose head was read."""
-    unreadable: tuple[str, ...]
-    """Names of those whose head cannot be read."""
-
-    @property
-    def side_px(self) -> int:
-        """The usual short side."""
-        return int(statistics.median(self.sides_px))
 
 
 @dataclass(frozen=True)
@@ -179,8 +171,7 @@ def write_starter(videos: str, images: str, site: str | None, minutes: float | N
     minutes = minutes or (needed(place, "train").time_min if place else 10.0)
     if minutes < LEAST_MINUTES:
         raise UsageError(f"--minutes {minutes:g}, expected at least {LEAST_MINUTES:g}; give it more")
-    clips = look_at(videos, "videos", list_videos, _video_side, least=1)
-    photos = look_at(images, "images", list_images, _photo_side, least=LEAST_PHOTOS)
+    clips, photos = look_at_videos(videos), look_at_photos(images, LEAST_PHOTOS)
     machine = _machine(place)
     size = choose_size(minutes, machine, clips)
     values = _values(file, size, machine, clips, photos)
@@ -213,56 +204,6 @@ def _check_file(file: Path) -> None:
         raise UsageError(f"--out {file}: no folder {file.parent}; make it")
     if file.stem in shipped_recipes():
         raise UsageError(f"--out {file} has the name of a shipped recipe, whose results it would share; choose another")
-
-
-def look_at(
-    folder: str, kind: str, lister: Callable[[str], Iterable[Input]], side: Callable[[str], int], least: int
-) -> Material:
-    """Counts the files of a folder and reads the heads of some of them, spread over it.
-
-    Args:
-        folder: with files in any folders below it.
-        kind: `videos` or `images`, the option that names it.
-        lister: lists them.
-        side: short side of one, px.
-        least: readable ones that are needed.
-
-    Raises:
-        UsageError: there is no such folder.
-        DataError: too few of them, or none that can be read.
-    """
-    place = Path(folder).expanduser().resolve()
-    if not place.is_dir():
-        raise UsageError(f"--{kind} {folder}: no such folder, expected one with {kind}; check the path")
-    found = [item for item in lister(str(place)) if not item.refusal]
-    sides, unreadable = [], []
-    for item in found[:: max(len(found) // HEADS_READ, 1)]:
-        try:
-            sides.append(side(item.uri))
-        except (OSError, ValueError) as error:
-            unreadable.append(f"{item.name} ({' '.join(str(error).split())[:80]})")
-    if len(found) - len(unreadable) < least or not sides:
-        bad = f", of which cannot be read: {', '.join(unreadable[:3])}" if unreadable else ""
-        raise DataError(f"--{kind} {folder} holds {len(found)} {kind}{bad}; expected at least {least}; add some")
-    return Material(place, len(found), tuple(sides), tuple(unreadable))
-
-
-def _video_side(path: str) -> int:
-    from mcjepa.data_prep.decode.containers import open_container
-
-    with open_container(path) as container:
-        stream = container.streams.best("video")
-        if stream is None or stream.codec_context is None:
-            raise ValueError("no video stream that can be decoded")
-        side: int = min(stream.codec_context.width, stream.codec_context.height)
-        return side
-
-
-def _photo_side(path: str) -> int:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return min(image.size)
 
 
 def _machine(site: Site | None) -> Machine:

@@ -6,14 +6,13 @@ recipe's choice (`stream.store.check`); each rank takes its share.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 from mcjepa.data_prep.errors import AbsentKey
 from mcjepa.data_prep.layout import shard_key
-from mcjepa.data_prep.storage import open_store
+from mcjepa.data_prep.storage import digest_of, open_store
 from mcjepa.pipeline.stream.catalogue import Catalogue
 from mcjepa.pipeline.stream.seeding import seeded_permutation
 
@@ -23,7 +22,6 @@ SAMPLED = 4
 MOST_SIZES = 4096
 """Lengths that a rank asks for, of each stream."""
 THREADS = 8
-BLOCK_BYTES = 1 << 20
 
 
 class _Shard(NamedTuple):
@@ -79,11 +77,7 @@ def _size_problem(shard: _Shard) -> str:
 
 
 def _digest_problem(shard: _Shard) -> str:
-    digest = hashlib.sha256()
-    with open_store(shard.location).open(shard_key(shard.name)) as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    found = digest.hexdigest()
+    found = digest_of(open_store(shard.location), shard_key(shard.name))
     return "" if found == shard.sha256 else _problem(shard, f"has sha256 {found[:12]}", shard.sha256[:12])
 
 

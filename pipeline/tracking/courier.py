@@ -171,10 +171,9 @@ class Courier:
 
     def _reject(self, record: Mapping[str, Any], error: Exception) -> None:
         what = f"{record['kind']} {', '.join(map(str, record['values']))}" if record.get("values") else record["kind"]
-        log.error(
-            "MLflow refuses a record for good (%s), it is kept in %s: %s", what, self._spool.folder, _first_line(error)
-        )
-        self._spool.reject(record, _first_line(error))
+        reason = mlflow_run.describe_error(error)
+        log.error("MLflow refuses a record for good (%s), it is kept in %s: %s", what, self._spool.folder, reason)
+        self._spool.reject(record, reason)
 
     def _send(self, batch: Sequence[Mapping[str, Any]], doubted: bool) -> None:
         if batch[0]["kind"] == "metrics":
@@ -284,7 +283,9 @@ class CourierThread:
             except Exception as error:  # whatever a client may raise: the records stay and are tried again
                 if not away and not isinstance(error, SpoolBusy):
                     place = "the spool cannot be written" if isinstance(error, DataError) else "MLflow does not answer"
-                    log.warning("%s, records wait in %s: %s", place, self._spool.folder, _first_line(error))
+                    log.warning(
+                        "%s, records wait in %s: %s", place, self._spool.folder, mlflow_run.describe_error(error)
+                    )
                     away = True
                 self._end.wait(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
@@ -293,10 +294,6 @@ class CourierThread:
             if away:
                 log.info("all records are delivered to MLflow again")
             pause_s, away = FIRST_PAUSE_S, False
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 @dataclass(frozen=True)
@@ -335,7 +332,7 @@ def deliver_spool(run: Path) -> Delivery:
                 continue
             reason = str(error)
         except Exception as error:  # whatever a client raises for a server that is away
-            reason = f"{type(error).__name__}: {_first_line(error)[:200]}"
+            reason = mlflow_run.describe_error(error)
         break
     left = len(spool.pending())
     uri = str(spool.address()["uri"])

@@ -88,9 +88,7 @@ class Tracker:
             for name, value in {**tags, **job_tags()}.items():
                 self._client.set_tag(self.run_id, name, value)
         except Exception as error:
-            raise UsageError(
-                f"MLflow at {uri} cannot be used ({type(error).__name__}: {_first_line(error)}); check tracking.uri"
-            ) from error
+            raise UsageError(f"MLflow at {uri} cannot be used ({describe_error(error)}); check tracking.uri") from error
 
     def params(self, values: Mapping[str, Any], prefix: str = "") -> None:
         """Logs nested plain data as parameters `a.b.c`; one that is already logged keeps its value."""
@@ -113,7 +111,7 @@ class Tracker:
             if not refuses_content(error) or not values:
                 raise
             if len(values) == 1:
-                log.error("MLflow refuses %s: %s", next(iter(values)), _first_line(error))
+                log.error("MLflow refuses %s: %s", next(iter(values)), describe_error(error))
                 return
             items = sorted(values.items())
             for part in (items[: len(items) // 2], items[len(items) // 2 :]):
@@ -221,9 +219,7 @@ def look_up(uri: str, experiment: str, recipe: str) -> Found:
         names = sorted({name for run in shown for name in run.data.metrics})
         return Found(str(found.experiment_id), bool(runs), tuple(names))
     except Exception as error:
-        raise UsageError(
-            f"MLflow at {uri} cannot be used ({type(error).__name__}: {_first_line(error)}); check tracking.uri"
-        ) from error
+        raise UsageError(f"MLflow at {uri} cannot be used ({describe_error(error)}); check tracking.uri") from error
 
 
 def share_view(uri: str, experiment_id: str, key: str, state: Mapping[str, Any]) -> bool:
@@ -335,9 +331,7 @@ def find_tagged(uri: str, experiment: str, name: str, value: str) -> str | None:
     try:
         return run_with_tag(open_client(uri), experiment, name, value) or None
     except Exception as error:
-        raise UsageError(
-            f"MLflow at {uri} cannot be used ({type(error).__name__}: {_first_line(error)}); check tracking.uri"
-        ) from error
+        raise UsageError(f"MLflow at {uri} cannot be used ({describe_error(error)}); check tracking.uri") from error
 
 
 def newest_finished(client: Any, experiment: str, tags: Mapping[str, str]) -> str | None:
@@ -372,8 +366,9 @@ def open_client(uri: str) -> Any:
     return MlflowClient(tracking_uri=uri)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200]
+def describe_error(error: Exception) -> str:
+    """Kind and first line of what MLflow, or what lies below it, has raised."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 def attach(uri: str, run_id: str, files: Sequence[Path]) -> None:

@@ -56,6 +56,24 @@ def test_the_least_time_trains_a_little_and_an_hour_more(
     assert hour is not None and hour.steps == 11980
 
 
+@pytest.mark.parametrize("size", [starter.TRIAL, starter.MINUTES, starter.HOUR])
+def test_only_what_is_made_of_own_files_is_scored(
+    size: starter.Size,
+    folders: tuple[Path, Path],
+    tmp_path: Path,
+    steady: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An hour's recipe lies over `nano`, which scores data sets that nobody has here."""
+    monkeypatch.setattr(starter, "choose_size", lambda *_: size)
+    scored = _write(folders, tmp_path / "own.yaml", 60).eval
+    assert scored is not None and scored.flow is not None and scored.probe is not None and scored.vos is not None
+    made = scored.flow.sets["moving-photos"]
+    assert scored.flow.sets == {"moving-photos": made} and made.endswith("outputs/own/corpus/moving-photos")
+    assert scored.probe.root == scored.vos.root == made
+    assert scored.probe.set == scored.vos.set == "moving-photos" and not scored.flow.subset
+
+
 def test_a_site_with_gpus_gets_its_batch_and_its_words(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
