@@ -76,14 +76,15 @@ def evaluation_key(weights_digest: str, lineage: Mapping[str, Any], config: Eval
     return hashlib.sha256(json.dumps([weights_digest, dict(lineage), asked], sort_keys=True).encode()).hexdigest()
 
 
-def train_along(weights: Path, config: EvalConfig, out: Path) -> None:
-    """The part of every rank but the first in a distributed fine-tuning: it trains, and scores nothing.
+def finetune_together(weights: Path, config: EvalConfig, out: Path, on_event: OnEvent = silent) -> None:
+    """Fine-tunes as one of several ranks, all of which call this; the network is then in `out`, not scored yet.
 
     Raises:
         DataError: as `run_evaluation`.
     """
     if config.finetune is not None:
-        from mcjepa.evals.finetune.score import join_finetune
+        from mcjepa.evals.finetune.score import train_finetune
 
         with torch_threads(config.threads):
-            join_finetune(load_for_scoring(weights, config.device, config.seed), config.finetune, config.seed, out)
+            loaded = load_for_scoring(weights, config.device, config.seed)
+            train_finetune(loaded, config.finetune, config.seed, out, on_event)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ os.environ.update(
     RAY_USAGE_STATS_REPORT_URL="http://127.0.0.1:9/",
     MLFLOW_DISABLE_TELEMETRY="true",
     DO_NOT_TRACK="true",
+    PYTHONFAULTHANDLER="1",
     AWS_EC2_METADATA_DISABLED="true",
     DS_ACCELERATOR=os.environ.get("DS_ACCELERATOR", "cpu"),
 )
@@ -37,6 +39,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 "slurm" if any("slurm_cluster" in name for name in needs) else item.nodeid.split("::")[0]
             )
         )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """A failed command's own words stand in the report: Python's error names its exit status alone."""
+    report = yield
+    error = call.excinfo.value if call.excinfo else None
+    if isinstance(error, subprocess.CalledProcessError | subprocess.TimeoutExpired):
+        for name, written in (("stdout", error.stdout), ("stderr", error.stderr)):
+            text = written.decode(errors="replace") if isinstance(written, bytes) else written
+            report.sections.append((f"{name} of the command", text or ""))
+    return report
 
 
 def _find_sample_data() -> Path | None:

@@ -165,23 +165,27 @@ EVENTS = 1_000
 
 
 def run_finetune(loaded: LoadedModel, config: FinetuneConfig, seed: int, out: Path, on_event: OnEvent) -> Score:
-    """Trains the encoder on, and scores it; the only rank, or the first of several.
+    """Trains the encoder on, and scores it.
 
     Raises:
         DataError: the set is unknown or missing, or as `score_finetune`.
     """
     data = read_labelled_set(config, "finetune.set")
-    return score_finetune(loaded, data, config, seed, out / "finetune" / config.set, on_event)
+    return score_finetune(loaded, data, config, seed, _folder(out, config), on_event)
 
 
-def join_finetune(loaded: LoadedModel, config: FinetuneConfig, seed: int, out: Path) -> None:
-    """The part of every rank but the first in a distributed fine-tuning: it trains, and scores nothing.
+def train_finetune(loaded: LoadedModel, config: FinetuneConfig, seed: int, out: Path, on_event: OnEvent) -> None:
+    """The training alone, as one of several ranks; `run_finetune` takes its network over from `out`.
 
     Raises:
         DataError: as `run_finetune`.
     """
     data = read_labelled_set(config, "finetune.set")
-    finetuned_network(loaded, data, config, seed, out / "finetune" / config.set)
+    finetuned_network(loaded, data, config, seed, _folder(out, config), on_event)
+
+
+def _folder(out: Path, config: FinetuneConfig) -> Path:
+    return out / "finetune" / config.set
 
 
 def score_finetune(

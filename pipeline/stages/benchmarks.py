@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from mcjepa.evals.cards import Score, write_scores
 from mcjepa.evals.models import load_for_scoring
-from mcjepa.evals.progress import OnEvent, torch_threads
+from mcjepa.evals.progress import OnEvent, silent, torch_threads
 from mcjepa.evals.record import publish
-from mcjepa.evals.run import run_evaluation, train_along
+from mcjepa.evals.run import finetune_together, run_evaluation
 from mcjepa.model.pretrained import shipped_names, weights_folder
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.tracking import TrackingConfig
@@ -183,15 +183,16 @@ def finetune_weights(weights: str, config: EvalConfig, results: Results, on_even
         return score_weights("finetune", weights, config, results, on_event)
     check_finetune_ranks(config, ranks)
     with _joined_ranks() as rank:
-        if rank == 0:
-            return score_weights("finetune", weights, config, results, on_event)
-        train_along(weights_folder(weights), config, results.out)
-        return None
+        finetune_together(weights_folder(weights), config, results.out, on_event if rank == 0 else silent)
+    return score_weights("finetune", weights, config, results, on_event) if rank == 0 else None
 
 
 @contextmanager
 def _joined_ranks() -> Iterator[int]:
-    """This process in the group of all ranks, each on its own GPU where there are GPUs; gives its rank."""
+    """This process in the group of all ranks, each on its own GPU where there are GPUs; gives its rank.
+
+    They leave it together: a rank that goes while another is in the group can take that one with it (gloo aborts).
+    """
     import torch
     import torch.distributed as dist
 
@@ -203,6 +204,7 @@ def _joined_ranks() -> Iterator[int]:
     dist.init_process_group("nccl" if gpus else "gloo")
     try:
         yield dist.get_rank()
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 
