@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mcjepa.data_prep.storage import atomic_write
 from mcjepa.model.config import ModelConfig
 from mcjepa.model.mcjepa import MCJEPA, JointLoss
-from mcjepa.pipeline.checkpoint.resume import check_continuation, find_start, restore
+from mcjepa.pipeline.checkpoint.resume import check_continuation, find_start, in_order_of, restore
 from mcjepa.pipeline.engine.engine import build_engine, seed_step, set_learning_rates, start_world, stop_world
 from mcjepa.pipeline.engine.parameters import branch_gradient_norms
 from mcjepa.pipeline.errors import UsageError
@@ -70,6 +70,7 @@ def replay(config: TrainConfig, model_config: ModelConfig) -> dict[str, Any]:
         torch.manual_seed(config.seed)
         engine = build_engine(MCJEPA(model_config), config, world)
         found = find_start(store, world, up_to=record["step"])
+        config = in_order_of(found, config)
         exact = config.replay_exact or (found.step if found else 0) == record["step"]
         first = (found.step if found else 0) if config.replay_exact else record["step"]
         loader = build_loader(

@@ -28,7 +28,7 @@ from mcjepa.model.config import ModelConfig
 from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.pipeline.agreement import require_same_start
 from mcjepa.pipeline.checkpoint import CheckpointKeeper, newest_weights
-from mcjepa.pipeline.checkpoint.resume import find_start
+from mcjepa.pipeline.checkpoint.resume import find_start, in_order_of
 from mcjepa.pipeline.checkpoint.rotation import set_aside_after
 from mcjepa.pipeline.engine.engine import build_engine, seed_step, set_learning_rates, start_world, stop_world
 from mcjepa.pipeline.engine.parameters import stop_gradients
@@ -140,6 +140,7 @@ def _open_run(
         folder.fetch()
     start = find_start(folder.store, world)
     continuation = _compare_recipes(folder, recipe, config, world, start.step if start else 0)
+    config = in_order_of(start, config)
     torch.manual_seed(config.seed)
     model = MCJEPA(model_config)
     origin = load_initial_weights(model, config.init_from, folder.path, continued=start is not None)

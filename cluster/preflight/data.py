@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mcjepa.cluster.preflight.findings import Finding, readable_bytes, readable_seconds
@@ -64,29 +65,38 @@ class CacheFacts:
     bytes: int
 
 
-def world_findings(cluster: ClusterFacts, batches: dict[str, tuple[int, int]], parts: int) -> list[Finding]:
-    """Whether ranks divide lanes and micro-batches divide shares.
+def world_findings(
+    cluster: ClusterFacts, streams: dict[str, tuple[int, int]], fitting: Sequence[int], parts: int
+) -> list[Finding]:
+    """Whether ranks divide batches, and suit lanes, and micro-batches divide shares.
 
     Args:
         cluster: where.
-        batches: stream -> samples per step and lanes; of the streams that the run has.
+        streams: stream -> samples per step and lanes; of the streams that the run has.
+        fitting: numbers of ranks that the batches allow.
         parts: micro-batches a step.
     """
-    ranks, findings = cluster.ranks, []
-    lanes = min(lanes for _, lanes in batches.values())
-    words = ", ".join(f"{name} {batch} a step in {lanes} lanes" for name, (batch, lanes) in batches.items())
-    if lanes % ranks:
-        fitting = ", ".join(str(size) for size in range(1, lanes + 1) if lanes % size == 0)
+    ranks = cluster.ranks
+    words = ", ".join(f"{name} {batch} a step in {lanes} lanes" for name, (batch, lanes) in streams.items())
+    found = f"{ranks} ranks on {cluster.nodes} nodes; {words}"
+    if ranks not in fitting:
         return [
             Finding(
-                "world size", "error", f"{ranks} ranks on {cluster.nodes} nodes; {words}",
-                f"a number of ranks that divides {lanes} lanes: {fitting}",
-                "ask for other --nodes or --ranks, or set train.stream.pair_batch or view_batch to a multiple of "
-                "the ranks (lanes are the largest power of two up to 64 in both)",
+                "world size", "error", found, f"a number of ranks that fits: {', '.join(map(str, fitting))}",
+                "ask for other --nodes or --ranks, or set train.stream.pair_batch and view_batch to multiples of the "
+                "ranks",
             )
         ]  # fmt: skip
-    findings.append(Finding("world size", "ok", f"{ranks} ranks on {cluster.nodes} nodes; {words}"))
-    for name, (batch, _) in batches.items():
+    findings = [Finding("world size", "ok", found)]
+    for name, (batch, lanes) in streams.items():
+        if lanes % ranks and ranks % lanes:
+            findings.append(
+                Finding(
+                    "lanes", "warning", f"{name}: each rank reads {_lanes_of(1, ranks, lanes)} of {lanes} lanes",
+                    f"lanes that {ranks} ranks divide, or that divide them: a rank then reads as few shards as can be",
+                    f"set train.stream.lanes={ranks * max(lanes // ranks, 1)}",
+                )
+            )  # fmt: skip
         share = batch // ranks
         if share % parts:
             findings.append(
@@ -98,6 +108,16 @@ def world_findings(cluster: ClusterFacts, batches: dict[str, tuple[int, int]], p
         else:
             findings.append(Finding("batch", "ok", f"{name}: {share // parts} samples per rank and micro-batch"))
     return findings
+
+
+def _lanes_of(ranks_together: int, ranks: int, lanes: int) -> int:
+    """How many lanes neighbouring ranks read: rank r takes the samples k = r mod `ranks`, from the lanes k mod `lanes`.
+
+    >>> _lanes_of(1, 8, 64), _lanes_of(8, 64, 64), _lanes_of(8, 128, 64), _lanes_of(1, 6, 64), _lanes_of(3, 3, 64)
+    (8, 8, 8, 32, 64)
+    """
+    shared = math.gcd(ranks, lanes)
+    return min(ranks_together, shared) * lanes // shared
 
 
 def stream_findings(stream: StreamFacts, cluster: ClusterFacts) -> list[Finding]:
@@ -131,10 +151,10 @@ def stream_findings(stream: StreamFacts, cluster: ClusterFacts) -> list[Finding]
 def node_bytes(stream: StreamFacts, cluster: ClusterFacts) -> float:
     """Bytes of shards that a node touches in an epoch: its lanes' stretches, cut shards whole.
 
-    A node's ranks have L / nodes of the L lanes, the same in every epoch. Each lane is a stretch of the dataset with
-    one shard more than fits at its ends.
+    The lanes of a node's ranks are the same in every epoch. Each is a stretch of the dataset with one shard more than
+    fits at its ends.
     """
-    lanes = max(stream.lanes * cluster.ranks_per_node // cluster.ranks, 1)
+    lanes = _lanes_of(cluster.ranks_per_node, cluster.ranks, stream.lanes)
     shards = min(stream.shards / stream.lanes + 1, stream.shards)
     return min(lanes * shards, stream.shards) * stream.bytes / stream.shards
 

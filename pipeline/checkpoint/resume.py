@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mcjepa.data_prep.errors import DataError
@@ -20,6 +21,7 @@ from mcjepa.pipeline.engine.state import (
 )
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.run.folder import CHECKPOINTS
+from mcjepa.pipeline.settings.train import TrainConfig
 from mcjepa.pipeline.world import World, broadcast_from_rank0, gather_all
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,15 @@ def find_start(store: Store, world: World, up_to: int | None = None) -> Checkpoi
             f"disk, choose another folder with train.run=DIR, or remove its {CHECKPOINTS} to start anew"
         )
     return None
+
+
+def in_order_of(start: Checkpoint | None, config: TrainConfig) -> TrainConfig:
+    """The settings with the order of samples in which a run began: a later version of it is for new runs."""
+    stream = config.stream
+    if start is None or "version" in start.record["facts"]["order"] or stream.order_version == 1:
+        return config
+    log.info("the run goes on in version 1 of the order of samples, in which it began")
+    return replace(config, stream=replace(stream, order_version=1, lanes=0))
 
 
 def check_continuation(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> None:

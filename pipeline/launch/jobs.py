@@ -225,7 +225,7 @@ def build_job(
 
 def _train_elements(recipe: Recipe, site: Site, folder: Path, ranks: int) -> tuple[Element, ...]:
     config = required(recipe.train, "train", recipe)
-    check_world_size(ranks, [batch for batch in (config.stream.pair_batch, config.stream.view_batch) if batch])
+    check_world_size(ranks, config.stream.batches, config.stream.order_version)
     common = [f"train.checkpoint.grace_s={site.save_s}"]
     if site.shard_cache:
         common.append(f"train.stream.store.cache_dir={json.dumps(site.shard_cache)}")

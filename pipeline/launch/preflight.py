@@ -44,7 +44,7 @@ from mcjepa.pipeline.recipe.recipe import Recipe, required
 from mcjepa.pipeline.recipe.sweep import sweep_runs
 from mcjepa.pipeline.settings.train import TrainConfig
 from mcjepa.pipeline.step.schedule import build_schedule, late_terms
-from mcjepa.pipeline.stream.order import lanes_for
+from mcjepa.pipeline.stream.order import fitting_world_sizes, lanes_for
 
 UNSEEN = ("train.seed=", "train.optimizer.")
 """Keys whose values change nothing that a preflight sees."""
@@ -212,9 +212,12 @@ def _preflight(recipe: Recipe, config: TrainConfig, setting: Setting, elements: 
 
 
 def _world(cluster: ClusterFacts, config: TrainConfig) -> list[Finding]:
-    batches = {"pairs": config.stream.pair_batch, "views": config.stream.view_batch}
-    lanes = {name: (batch, lanes_for(batch)) for name, batch in batches.items() if batch}
-    return world_findings(cluster, lanes, config.engine.accumulation_steps)
+    stream = config.stream
+    batches = {"pairs": stream.pair_batch, "views": stream.view_batch}
+    version = stream.order_version
+    streams = {name: (batch, stream.lanes or lanes_for(batch, version)) for name, batch in batches.items() if batch}
+    fitting = fitting_world_sizes(stream.batches, version)
+    return world_findings(cluster, streams, fitting, config.engine.accumulation_steps)
 
 
 def _fitting(cluster: ClusterFacts, config: TrainConfig) -> ClusterFacts:

@@ -46,17 +46,11 @@ def fitting_ranks(config: TrainConfig, most: int = 0) -> int:
     """
     import torch
 
-    from mcjepa.pipeline.stream.order import check_world_size
+    from mcjepa.pipeline.stream.order import fitting_world_sizes
 
     most = most or torch.cuda.device_count() or len(os.sched_getaffinity(0))
-    batches = [batch for batch in (config.stream.pair_batch, config.stream.view_batch) if batch]
-    for ranks in range(most, 1, -1):
-        try:
-            check_world_size(ranks, batches)
-        except UsageError:
-            continue
-        return ranks
-    return 1
+    fitting = fitting_world_sizes(config.stream.batches, config.stream.order_version)
+    return max(size for size in fitting if size <= most)
 
 
 def measure_step_s(plain: Mapping[str, Any], ranks: int, steps: int) -> float:

@@ -186,6 +186,12 @@ class StreamConfig:
     """Augmentation of both streams."""
     window: int = 4096
     """Samples that a lane shuffles at a time [ours]."""
+    lanes: int = 0
+    """Stretches of an epoch that a step takes its samples from in turns, for both streams; 0: the largest divisor of
+    the batch up to 64. Ranks read the fewest shards where their number divides the lanes, or the lanes it [ours]."""
+    order_version: Literal[1, 2] = 2
+    """Rule by which samples follow one another; a run that is continued keeps its own. In 1, ranks must divide the
+    lanes, of which there are at most 64 [ours]."""
     workers: int | None = None
     """Loading processes per rank; 0 loads in the training process. None: by the cores that a rank has, up to 8 for a
     GPU and up to 2 beside ranks that compute on CPUs [ours]."""
@@ -221,6 +227,15 @@ class StreamConfig:
                 )
         if self.window < 1 or self.prefetch < 1:
             raise ValueError("stream: window and prefetch must be at least 1")
+        if self.lanes < 0 or (self.lanes and self.order_version == 1):
+            raise ValueError(
+                f"stream.lanes is {self.lanes} in order {self.order_version}; expected 0 or more, and 0 in order 1"
+            )
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Samples a step of each stream that the run has."""
+        return tuple(batch for batch in (self.pair_batch, self.view_batch) if batch)
 
 
 def _check_share(name: str, value: float) -> None:

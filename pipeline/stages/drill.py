@@ -67,7 +67,7 @@ def rehearse(
         raise UsageError(f"--steps {steps}, expected at least {LEAST_STEPS}: some before and some after")
     ranks = fitting_ranks(config, most=2)
     if kind == "node-loss" and ranks < 2:
-        raise UsageError("a drill of node-loss needs two ranks, and 2 do not divide the lanes; choose even batches")
+        raise UsageError("a drill of node-loss needs two ranks, and 2 do not divide the batches; choose even ones")
     problems = errors_of(read_streams(config.stream, config.seed)[1])
     if problems:
         raise DataError("; ".join(map(str, problems)))

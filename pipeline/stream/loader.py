@@ -170,7 +170,11 @@ class StepLoader:
             ]
             for name, ids in self.dataset_ids.items()
         }
-        return {"sampling": self._config.sampling, "window": self._config.window, **sources}
+        rule: dict[str, Any] = {"sampling": self._config.sampling, "window": self._config.window}
+        if self._config.order_version > 1:  # checkpoints of order 1 do not name it
+            rule["version"] = self._config.order_version
+            rule["lanes"] = {name: stream.order.lanes for name, stream in self._streams.items()}
+        return rule | sources
 
     def describe(self) -> dict[str, StreamSummary]:
         """Counts of the streams that are there, by name: `pairs`, `views`."""
@@ -246,7 +250,7 @@ def build_loader(
     Args:
         config: the recipe's stream.
         rank: this process among the run's.
-        world_size: processes of the run; divides the lanes of every stream.
+        world_size: processes of the run; divides the batch of every stream.
         start_step: the first step given, steps already trained on; nothing before it is read.
         seed: the run's seed.
         device: where batches are put.
@@ -260,7 +264,7 @@ def build_loader(
             f"rank {rank} of {world_size} at step {start_step}, expected 0 <= rank < world size "
             "and a step of at least 0; check RANK and WORLD_SIZE"
         )
-    check_world_size(world_size, [batch for batch in (config.pair_batch, config.view_batch) if batch])
+    check_world_size(world_size, config.batches, config.order_version)
     streams: dict[str, SampleStream] = {}
     if config.pair_batch:
         streams["pairs"] = pair_stream(config, seed)
@@ -286,7 +290,7 @@ def open_stream(
 
     Its order is a pure function of the datasets, the seed and the settings: every sample comes once an epoch, whatever
     the number of ranks, and the whole state is one integer, `next_step`: give it as `start_step` to go on, on any
-    number of ranks that divides the lanes.
+    number of ranks that divides the batches.
 
     Args:
         pairs: locations (folders or `s3://…`) of clip datasets, whose neighbouring frames are the pairs.

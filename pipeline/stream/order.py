@@ -7,14 +7,18 @@ Both are pure functions, the first of counts, seed and epoch:
     Without weights n is a whole number of passes, so every sample comes once a pass; with weights n is the source's
     share of E, and over the epochs every sample of a source comes equally often, to within one.
 
-    The ids are cut into L *lanes* of equal length (to within one): lane l holds [l E // L, (l + 1) E // L), and a
-    boundary may fall inside a shard.
+    The ids are cut into L *lanes* of equal length: with q, t = divmod(E, L), lane l holds the q ids from
+    l q + min(l, t) on, and one more where l < t. A boundary may fall inside a shard.
     In an epoch a lane visits its stretches of shards in a seeded order, shuffling `window` samples at a time.
-    Global sample k of the epoch comes from lane k mod L; rank r of W reads the lanes l with l mod W = r.
+    Global sample k of the epoch is sample k div L of lane k mod L; rank r of W takes the samples k = r mod W.
 
-L divides the batch and W divides L, so the global order is the same for every W, and every rank has as many
-samples in every step. An epoch is as many whole batches as its ids fill; the tail that fills no batch is
-left out, other samples in every epoch. Samples fewer than a batch are passed over several times an epoch.
+So ranks cut the step and not the lanes: the global order is the same for every W that divides the batch, and every
+rank has as many samples in every step. L is free. Where W divides L or L divides W, a rank reads the fewest lanes.
+An epoch is as many whole batches as its ids fill; the tail that fills no batch is left out, other samples in every
+epoch. Samples fewer than a batch are passed over several times an epoch.
+
+This is version 2 of the order. In version 1, in which older runs go on, L is the largest power of two up to 64 that
+divides the batch, lane l holds the ids [l E // L, (l + 1) E // L), and W must divide L.
 
 The state of a stream is one integer, the samples consumed (batch x steps); to seek is to compute the windows
 around it, whatever the position.
@@ -31,6 +35,7 @@ and all ranks agree on them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -40,37 +45,58 @@ import numpy as np
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.stream.seeding import seeded_permutation
 
-MAX_LANES = 64
+ORDER_VERSION = 2
+"""Of new runs; one that has no version has 1."""
+USUAL_LANES = 64
+"""Most lanes of a stream whose recipe does not say: each is a window in memory and a shard that is read."""
 
 
-def lanes_for(global_batch: int) -> int:
-    """The largest power of two up to 64 that divides `global_batch`.
+def lanes_for(batch: int, version: int = ORDER_VERSION) -> int:
+    """Lanes of a stream whose recipe does not say how many: the largest divisor of its batch up to 64.
 
-    >>> lanes_for(384), lanes_for(8), lanes_for(20), lanes_for(7)
-    (64, 8, 4, 1)
+    Args:
+        batch: samples a step over all ranks.
+        version: of the order; in 1, the largest power of two among them.
+
+    >>> lanes_for(384), lanes_for(20), lanes_for(7), lanes_for(20, version=1)
+    (64, 20, 7, 4)
     """
-    if global_batch < 1:
-        raise UsageError(f"global batch is {global_batch}, expected at least 1 sample a step")
-    return min(global_batch & -global_batch, MAX_LANES)
+    if batch < 1:
+        raise UsageError(f"global batch is {batch}, expected at least 1 sample a step")
+    if version == 1:
+        return min(batch & -batch, USUAL_LANES)
+    return max(lanes for lanes in range(1, min(batch, USUAL_LANES) + 1) if batch % lanes == 0)
 
 
-def check_world_size(world_size: int, batches: Sequence[int]) -> None:
-    """Refuse a world size that does not divide the lanes of every stream.
+def fitting_world_sizes(batches: Sequence[int], version: int = ORDER_VERSION) -> list[int]:
+    """The numbers of ranks that can share these batches, least first: those that divide them all.
+
+    >>> fitting_world_sizes([8, 20]), fitting_world_sizes([12]), fitting_world_sizes([12], version=1)
+    ([1, 2, 4], [1, 2, 3, 4, 6, 12], [1, 2, 4])
+    """
+    shared = math.gcd(*(batch if version > 1 else lanes_for(batch, version) for batch in batches))
+    small = [size for size in range(1, math.isqrt(shared) + 1) if shared % size == 0]
+    return sorted({*small, *(shared // size for size in small)})
+
+
+def check_world_size(world_size: int, batches: Sequence[int], version: int = ORDER_VERSION) -> None:
+    """Refuse a world size that does not divide the batch of every stream.
 
     Args:
         world_size: ranks of the run.
         batches: global batch of each stream of the run, samples.
+        version: of the order.
 
     Raises:
         UsageError: with the world sizes that fit these batches.
     """
-    lanes = min(lanes_for(batch) for batch in batches)  # powers of two: the least divides the others
-    if world_size < 1 or lanes % world_size:
-        fitting = [size for size in range(1, lanes + 1) if lanes % size == 0]
+    fitting = fitting_world_sizes(batches, version)
+    if world_size not in fitting:
+        cut = "" if version > 1 else f" in {fitting[-1]} lanes (order 1)"
         raise UsageError(
-            f"world size {world_size} does not divide the {lanes} lanes of global batch "
-            f"{' and '.join(map(str, batches))}; world sizes that fit: {', '.join(map(str, fitting))}; "
-            "start that many ranks or change stream.pair_batch / stream.view_batch"
+            f"world size {world_size} does not divide the global batch of {' and '.join(map(str, batches))}{cut}; "
+            f"world sizes that fit: {', '.join(map(str, fitting))}; start that many ranks or change "
+            "stream.pair_batch / stream.view_batch"
         )
 
 
@@ -120,7 +146,9 @@ class StreamSummary:
     batch: int
     """Samples per step over all ranks."""
     lanes: int
-    """Parallel lanes, the most ranks that can share the stream."""
+    """Stretches of an epoch that are read side by side."""
+    ranks: int
+    """The most ranks that can share the stream."""
     passes: int
     """How often an epoch takes as many samples as there are; above 1 only where they do not fill one batch."""
     shares: tuple[int, ...]
@@ -133,7 +161,7 @@ class StreamSummary:
     def in_words(self) -> str:
         """One line for a person.
 
-        >>> counts = {"samples": 157, "batch": 8, "lanes": 8, "passes": 1, "steps_per_epoch": 19, "tail": 5}
+        >>> counts = {"samples": 157, "batch": 8, "lanes": 8, "ranks": 8, "passes": 1, "steps_per_epoch": 19, "tail": 5}
         >>> StreamSummary(**counts, shares=(100, 57)).in_words()
         '157 samples of 2 datasets, 8 a step: 19 steps an epoch, 5 samples left out of each; at most 8 ranks'
         """
@@ -142,7 +170,7 @@ class StreamSummary:
         passes = f", {self.passes} passes" if self.passes > 1 else ""
         left = f", {self.tail} samples left out of each" if self.tail else ""
         steps = f"{self.steps_per_epoch} step{'' if self.steps_per_epoch == 1 else 's'} an epoch"
-        ranks = f"at most {self.lanes} rank{'' if self.lanes == 1 else 's'}"
+        ranks = f"at most {self.ranks} rank{'' if self.ranks == 1 else 's'}"
         return f"{self.samples} samples{of}, {self.batch} a step: {steps}{passes}{left}; {ranks}"
 
 
@@ -153,7 +181,16 @@ class SampleOrder:
     once an epoch, so (epoch, id) seeds what is drawn for it.
     """
 
-    def __init__(self, sources: Sequence[SourceCounts], *, batch: int, window: int, seed: int) -> None:
+    def __init__(
+        self,
+        sources: Sequence[SourceCounts],
+        *,
+        batch: int,
+        window: int,
+        seed: int,
+        lanes: int = 0,
+        version: int = ORDER_VERSION,
+    ) -> None:
         """Lay out the lanes.
 
         Args:
@@ -161,11 +198,14 @@ class SampleOrder:
             batch: samples per step over all ranks.
             window: samples that a lane shuffles at a time.
             seed: the stream's own seed.
+            lanes: how many; 0: `lanes_for` the batch, as always in version 1.
+            version: of the order.
 
         Raises:
             UsageError: there is no sample, a source has none, or the batch or the window is below 1.
         """
-        self.lanes = lanes_for(batch)
+        self.version = version
+        self.lanes = lanes if lanes and version > 1 else lanes_for(batch, version)
         sizes = [sum(source.shard_samples) for source in sources]
         self.samples = sum(size * source.repeat for size, source in zip(sizes, sources, strict=True))
         if not sizes or min(sizes) < 1 or window < 1:
@@ -205,6 +245,7 @@ class SampleOrder:
             samples=self.samples,
             batch=self.batch,
             lanes=self.lanes,
+            ranks=fitting_world_sizes([self.batch], self.version)[-1],
             passes=self._total // self.samples,
             shares=tuple(self._shares.tolist()),
             steps_per_epoch=self.steps_per_epoch,
@@ -221,18 +262,23 @@ class SampleOrder:
         Args:
             step: steps before this one since the stream began.
             rank: which of the ranks.
-            world_size: ranks, a divisor of `lanes`.
+            world_size: ranks, a divisor of the batch.
 
         Returns:
             The epoch and the rank's sample ids, int64 of shape (batch / world_size,). The global batch is the
             ranks' ids interleaved: its entry i is entry i // W of rank i mod W.
         """
-        check_world_size(world_size, (self.batch,))
+        check_world_size(world_size, (self.batch,), self.version)
         epoch, index = self.position(step * self.batch)
-        first, count = index // self.lanes, self.batch // self.lanes
-        lanes = range(rank, self.lanes, world_size)
-        columns = [self._lane_samples(lane, epoch, first, count) for lane in lanes]
-        return epoch, np.stack(columns, axis=1).reshape(-1)
+        places = index + np.arange(rank, self.batch, world_size)
+        ids = np.empty_like(places)
+        turn = self.lanes // math.gcd(self.lanes, world_size)  # after so many of a rank's samples a lane comes again
+        for start in range(min(turn, len(places))):
+            slots = places[start::turn] // self.lanes
+            first = int(slots[0])
+            of_lane = self._lane_samples(int(places[start]) % self.lanes, epoch, first, int(slots[-1]) + 1 - first)
+            ids[start::turn] = of_lane[slots - first]
+        return epoch, ids
 
     def sample_indexes(self, epoch: int, ids: np.ndarray) -> np.ndarray:
         """Which of the catalogue's samples are behind ids of an epoch, int64 of the same shape."""
@@ -240,6 +286,13 @@ class SampleOrder:
         share = self._shares[source]
         place = epoch * share + ids - (self._ends[source] - share)
         return self._bases[source] + place % self._sizes[source]
+
+    def lane_start(self, lane: int) -> int:
+        """First id of a lane, the same in every epoch."""
+        if self.version == 1:
+            return lane * self._total // self.lanes
+        length, longer = divmod(self._total, self.lanes)
+        return lane * length + min(lane, longer)
 
     def _lane_samples(self, lane: int, epoch: int, first: int, count: int) -> np.ndarray:
         """Ids of slots first .. first + count - 1 of a lane's order in an epoch."""
@@ -272,7 +325,7 @@ class SampleOrder:
         kept = self._stretches.get(lane)
         if kept is not None and kept[0] == epoch:
             return kept[1:]
-        low, high = lane * self._total // self.lanes, (lane + 1) * self._total // self.lanes
+        low, high = self.lane_start(lane), self.lane_start(lane + 1)
         bounds = np.unique(np.concatenate([[low], *self._shard_bounds(low, high, epoch), [high]]))
         order = seeded_permutation(len(bounds) - 1, self.seed, "shards", epoch, lane)
         starts, ends = bounds[:-1][order], np.cumsum(np.diff(bounds)[order])

@@ -87,7 +87,8 @@ class SampleStream:
         """
         self.name, self.catalogue = name, catalogue
         self.augmentation, self._seed = augmentation, mix64(seed, name)
-        self.order = SampleOrder(catalogue.counts, batch=batch, window=config.window, seed=self._seed)
+        rule = {"window": config.window, "lanes": config.lanes, "version": config.order_version}
+        self.order = SampleOrder(catalogue.counts, batch=batch, seed=self._seed, **rule)
         self._reader = ShardReader(catalogue, config.store)
         self._cache = FrameCache(config.cache_mib << 20)
         # Nothing is read or asked for ahead of its turn where frames may be kept already.

@@ -49,7 +49,7 @@ def test_a_run_that_fits_is_passed_with_its_hours_and_bytes(recipe: Path, capsys
 def test_the_table_ends_with_the_verdict(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(recipe), "--ranks", "3"]) == 3
     out = capsys.readouterr().out
-    assert "ERROR   world size" in out and "divides 4 lanes: 1, 2, 4" in out
+    assert "ERROR   world size" in out and "a number of ranks that fits: 1, 2, 4" in out
     assert out.strip().splitlines()[-1].endswith("refused")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,15 +46,23 @@ MODEL, NOTHING = ModelSize((10**7, 1000), 0), StepMemory(0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(("ranks", "fits"), [(1, True), (8, True), (6, False), (16, False)])
-def test_ranks_must_divide_the_lanes_of_both_streams(ranks: int, fits: bool) -> None:
-    findings = world_findings(ClusterFacts(1, ranks, 8), {"pairs": (8, 8), "views": (384, 64)}, 1)
+def test_ranks_must_divide_the_batches_of_both_streams(ranks: int, fits: bool) -> None:
+    findings = world_findings(ClusterFacts(1, ranks, 8), {"pairs": (8, 8), "views": (384, 64)}, (1, 2, 4, 8), 1)
     assert (errors_of(findings) == []) == fits
     if not fits:
-        assert findings[0].expected == "a number of ranks that divides 8 lanes: 1, 2, 4, 8"
+        assert findings[0].expected == "a number of ranks that fits: 1, 2, 4, 8"
+
+
+@pytest.mark.parametrize(("ranks", "lanes", "advised"), [(8, 64, 0), (128, 64, 0), (6, 64, 60), (96, 64, 96)])
+def test_ranks_that_read_more_lanes_than_they_need_are_a_warning(ranks: int, lanes: int, advised: int) -> None:
+    findings = world_findings(ClusterFacts(1, ranks, 8), {"views": (384, lanes)}, (ranks,), 1)
+    warnings = [finding for finding in findings if finding.severity == "warning"]
+    assert [finding.fix for finding in warnings] == [f"set train.stream.lanes={advised}"] * bool(advised)
+    assert not advised or f"each rank reads {lanes // math.gcd(ranks, lanes)} of 64 lanes" in warnings[0].found
 
 
 def test_micro_batches_must_divide_a_ranks_share() -> None:
-    (error,) = errors_of(world_findings(ClusterFacts(1, 2, 0), {"pairs": (8, 8)}, 3))
+    (error,) = errors_of(world_findings(ClusterFacts(1, 2, 0), {"pairs": (8, 8)}, (1, 2), 3))
     assert error.topic == "batch" and error.expected == "a divisor of 4"
 
 
@@ -62,19 +71,19 @@ def test_data_that_fill_no_batch_are_a_warning() -> None:
     assert finding.severity == "warning" and "4 times in a batch" in finding.found
 
 
-@pytest.mark.parametrize(("shards", "nodes"), [(100, 4), (64, 8), (1000, 2), (7, 4)])
+@pytest.mark.parametrize(("shards", "nodes"), [(100, 4), (64, 8), (1000, 2), (7, 4), (90, 3), (90, 24)])
 def test_a_nodes_bytes_are_enough_for_what_the_order_reads_there(shards: int, nodes: int) -> None:
     """Against the real order: which shards do a node's ranks touch in an epoch."""
     counts = np.full(shards, 50)
-    order = SampleOrder([SourceCounts(tuple(counts.tolist()))], batch=16, window=64, seed=5)
+    order = SampleOrder([SourceCounts(tuple(counts.tolist()))], batch=48, window=64, seed=5, lanes=16)
     ranks, ends = 2 * nodes, np.cumsum(counts)
     touched = set()
     for rank in (0, 1):  # those of the first node
         for step in range(order.steps_per_epoch):
-            epoch, ids = order.step_samples(step, rank=rank, world_size=min(ranks, order.lanes))
+            epoch, ids = order.step_samples(step, rank=rank, world_size=ranks)
             touched |= set(np.searchsorted(ends, order.sample_indexes(epoch, ids), side="right").tolist())
-    stream = replace(VIEWS, shards=shards, bytes=shards * 1000, lanes=order.lanes, batch=16)
-    expected = node_bytes(stream, ClusterFacts(nodes, min(ranks, order.lanes), 0))
+    stream = replace(VIEWS, shards=shards, bytes=shards * 1000, lanes=order.lanes, batch=48)
+    expected = node_bytes(stream, ClusterFacts(nodes, ranks, 0))
     assert len(touched) * 1000 <= expected <= 1000 * (len(touched) + 4 * order.lanes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,38 @@ def test_two_ranks_see_the_same_losses_as_one(recipe: Path, stage: int) -> None:
     assert all(found[step] == pytest.approx(expected[step], rel=1e-4) for step in expected)
 
 
+def test_a_run_of_three_ranks_goes_on_with_six_as_on_one(recipe: Path) -> None:
+    """Ranks cut the step and not the lanes: any number that divides the batches sees the same samples."""
+    sizes = (*("train.stream.pair_batch=12", "train.stream.view_batch=12"), "train.steps=4")
+    sizes += ("train.checkpoint.every_steps=2", "train.checkpoint.keep_last=9")
+    assert run(recipe, "alone", *sizes).returncode == 0
+    for ranks, begins in ((3, 0), (6, 2)):
+        for later in complete_checkpoints(recipe.parent / "resized") if begins else ():
+            if later.step > begins:
+                shutil.rmtree(recipe.parent / "resized" / later.key)
+        done = run(recipe, "resized", *sizes, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        assert not begins or f"from step {begins}" in done.stderr
+    found, expected = losses(recipe, "resized"), losses(recipe, "alone")
+    assert set(found) == set(expected) == {1, 2, 3, 4}
+    assert all(found[step] == pytest.approx(expected[step], rel=1e-4) for step in expected)
+
+
+def test_a_run_in_the_first_order_of_samples_goes_on_in_it(recipe: Path) -> None:
+    old = "train.stream.order_version=1"
+    assert run(recipe, "old", old).returncode == 0
+    folder = recipe.parent / "continued"
+    assert run(recipe, "continued", old).returncode == 0
+    newest, _ = complete_checkpoints(folder)
+    assert "version" not in newest.record["facts"]["order"]  # as runs wrote it that know no other
+    shutil.rmtree(folder / newest.key)
+    done = run(recipe, "continued")
+    assert done.returncode == 0 and "goes on in version 1 of the order" in done.stderr, done.stderr
+    assert losses(recipe, "continued") == losses(recipe, "old")
+    assert run(recipe, "new").returncode == 0
+    assert losses(recipe, "new") != losses(recipe, "old")
+
+
 def test_zero_3_in_bf16_trains_and_writes_whole_weights(recipe: Path) -> None:
     done = run(recipe, "zero3", "train.engine.zero_stage=3", "train.engine.precision=bf16", ranks=2)
     assert done.returncode == 0, done.stderr
@@ -108,8 +141,8 @@ def test_other_datasets_and_another_seed_are_refused_on_resuming(recipe: Path) -
     ]  # fmt: skip
 
 
-def test_a_world_that_does_not_fit_the_lanes_is_refused(recipe: Path) -> None:
-    done = run(recipe, "lanes", ranks=3)
+def test_a_world_that_does_not_divide_the_batches_is_refused(recipe: Path) -> None:
+    done = run(recipe, "world", ranks=3)
     assert done.returncode == 2 and "Traceback" not in done.stderr
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -11,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.stream.order import SampleOrder, SourceCounts, check_world_size, epoch_shares, lanes_for
+from mcjepa.pipeline.stream.order import (
+    SampleOrder,
+    SourceCounts,
+    check_world_size,
+    epoch_shares,
+    fitting_world_sizes,
+    lanes_for,
+)
 from mcjepa.pipeline.stream.seeding import mix64, seeded_permutation, seeded_random, splitmix64
 
 sources = st.lists(
@@ -32,8 +40,8 @@ shard_counts = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 batches = st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16, 24, 64, 96, 128])
 
 
-def order_of(shards: list[int], batch: int, window: int = 16, seed: int = 7) -> SampleOrder:
-    return SampleOrder([SourceCounts(tuple(shards))], batch=batch, window=window, seed=seed)
+def order_of(shards: list[int], batch: int, window: int = 16, seed: int = 7, **rule: int) -> SampleOrder:
+    return SampleOrder([SourceCounts(tuple(shards))], batch=batch, window=window, seed=seed, **rule)
 
 
 def epoch_ids(order: SampleOrder, epoch: int, world_size: int = 1) -> np.ndarray:
@@ -63,28 +71,22 @@ def test_seeds_depend_on_every_word_and_on_their_order() -> None:
     assert seeded_random(1, "x").random() == seeded_random(1, "x").random()
 
 
-def test_lanes_are_the_largest_power_of_two_that_divides_the_batch() -> None:
-    assert [lanes_for(batch) for batch in (1, 2, 6, 8, 20, 96, 384, 640, 1024)] == [
-        1,
-        2,
-        2,
-        8,
-        4,
-        32,
-        64,
-        64,
-        64,
-    ]
+def test_lanes_are_the_largest_divisor_of_the_batch_up_to_64() -> None:
+    batches = (1, 2, 6, 8, 20, 96, 384, 640, 1024, 67)
+    assert [lanes_for(batch) for batch in batches] == [1, 2, 6, 8, 20, 48, 64, 64, 64, 1]
+    assert [lanes_for(batch, version=1) for batch in batches] == [1, 2, 2, 8, 4, 32, 64, 64, 64, 1]
     with pytest.raises(UsageError, match="global batch is 0"):
         lanes_for(0)
 
 
-def test_world_size_that_does_not_divide_the_lanes_is_refused_with_those_that_do() -> None:
+def test_world_size_that_does_not_divide_the_batch_is_refused_with_those_that_do() -> None:
     check_world_size(4, (8, 384))
-    with pytest.raises(UsageError, match=r"world size 3 .* 8 lanes .*: 1, 2, 4, 8;"):
+    check_world_size(4096, (4096, 32_768))
+    with pytest.raises(UsageError, match=r"world size 3 .* batch of 8 and 384; .*: 1, 2, 4, 8;"):
         check_world_size(3, (8, 384))
-    with pytest.raises(UsageError, match="world sizes that fit: 1, 2"):
-        check_world_size(4, (64, 6))
+    check_world_size(6, (12,))
+    with pytest.raises(UsageError, match=r"4 lanes \(order 1\); world sizes that fit: 1, 2, 4;"):
+        check_world_size(6, (12,), version=1)
     with pytest.raises(UsageError, match="world size 0"):
         check_world_size(0, (8,))
 
@@ -105,14 +107,36 @@ def test_every_sample_comes_once_an_epoch_but_for_the_tail(
         assert total - len(ids) == summary.tail < batch
 
 
-@settings(max_examples=40, deadline=None)
-@given(shards=shard_counts, batch=batches, window=st.integers(1, 50))
-def test_global_order_is_the_same_for_every_world_size(shards: list[int], batch: int, window: int) -> None:
-    alone = epoch_ids(order_of(shards, batch, window), 2)
-    world_size = 2
-    while lanes_for(batch) % world_size == 0:
-        np.testing.assert_array_equal(epoch_ids(order_of(shards, batch, window), 2, world_size), alone)
-        world_size *= 2
+@settings(max_examples=80, deadline=None)
+@given(
+    shards=shard_counts, batch=st.integers(1, 200), window=st.integers(1, 50), lanes=st.integers(0, 300), data=st.data()
+)
+def test_global_order_is_the_same_for_every_world_size_and_any_number_of_lanes(
+    shards: list[int], batch: int, window: int, lanes: int, data: st.DataObject
+) -> None:
+    alone = epoch_ids(order_of(shards, batch, window, lanes=lanes), 2)
+    assert len(np.unique(alone)) == len(alone)
+    world_size = data.draw(st.sampled_from(fitting_world_sizes([batch])))
+    np.testing.assert_array_equal(epoch_ids(order_of(shards, batch, window, lanes=lanes), 2, world_size), alone)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    samples=st.integers(4096, 10**6), factor=st.integers(1, 3), lanes=st.integers(1, 5000), first=st.integers(0, 4000),
+    world_size=st.sampled_from([1, 3, 64, 96, 512, 1000, 2048, 4096]),
+)  # fmt: skip
+def test_thousands_of_ranks_share_a_step(samples: int, factor: int, lanes: int, first: int, world_size: int) -> None:
+    """Some neighbouring ranks, each with an order of its own, read their part of what one rank reads."""
+    shards, batch = [997] * (samples // 997) + [samples % 997 + 1], factor * world_size
+    steps = range(2)
+    alone = order_of(shards, batch, 64, lanes=lanes)
+    whole = [alone.step_samples(step)[1] for step in steps]
+    for rank in {first % world_size, (first + 1) % world_size}:
+        order = order_of(shards, batch, 64, lanes=lanes)
+        for step in steps:
+            _, ids = order.step_samples(step, rank=rank, world_size=world_size)
+            np.testing.assert_array_equal(ids, whole[step][rank::world_size])
+        assert len(order._windows) <= max(lanes // math.gcd(lanes, world_size), 1)  # no other lane was looked at
 
 
 @settings(max_examples=40, deadline=None)
@@ -142,11 +166,11 @@ def global_keys(order: SampleOrder, steps: range, world_size: int) -> list[tuple
 @settings(max_examples=60, deadline=None)
 @given(
     mixed=st.one_of(sources, weighted_sources),
-    batch=st.sampled_from([8, 16, 24, 64]),
+    batch=st.sampled_from([12, 24, 60]),
     window=st.integers(1, 50),
     seed=st.integers(0, 2**63),
     stops=st.tuples(st.integers(0, 12), st.integers(0, 12)),
-    worlds=st.tuples(*[st.sampled_from([1, 2, 4, 8])] * 3),
+    worlds=st.tuples(*[st.sampled_from([1, 2, 3, 4, 6, 12])] * 3),
 )
 def test_a_run_stopped_twice_and_continued_on_other_ranks_has_the_uninterrupted_order(
     mixed: list[SourceCounts],
@@ -225,10 +249,13 @@ def test_stretches_of_weighted_sources_stay_within_a_shard() -> None:
             assert broken or shard_of[before] == shard_of[after]
 
 
-def test_global_sample_k_comes_from_lane_k_mod_lanes() -> None:
-    order = order_of([30, 34, 40], batch=8)
+@pytest.mark.parametrize(("lanes", "version"), [(0, 1), (0, 2), (7, 2), (48, 2), (1, 2)])
+def test_global_sample_k_comes_from_lane_k_mod_lanes(lanes: int, version: int) -> None:
+    order = order_of([30, 34, 40], batch=8, lanes=lanes, version=version)
     ids = epoch_ids(order, 0)
-    lane_of = ids * order.lanes // order.samples
+    starts = [order.lane_start(lane) for lane in range(order.lanes + 1)]
+    assert starts[0] == 0 and starts[-1] == 104 and np.ptp(np.diff(starts)) <= 1
+    lane_of = np.searchsorted(starts, ids, side="right") - 1
     np.testing.assert_array_equal(lane_of, np.arange(len(ids)) % order.lanes)
 
 
@@ -286,10 +313,11 @@ def test_an_empty_stream_or_window_is_refused(shards: list[int], window: int) ->
 
 
 def test_the_order_has_its_golden_digest() -> None:
-    """A change of this digest changes the order of every run that is resumed: never let it pass unseen."""
-    order = order_of([100, 57, 211], batch=24, window=32, seed=2023)
-    ids = np.concatenate([epoch_ids(order, 0), epoch_ids(order, 3)]).astype("<i8")
-    assert hashlib.sha256(ids.tobytes()).hexdigest()[:16] == "fb3f3115d1de1498"
+    """A change of these digests changes the order of every run that is resumed: never let it pass unseen."""
+    for version, digest in ((1, "fb3f3115d1de1498"), (2, "acea7d121607f1ee")):
+        order = order_of([100, 57, 211], batch=24, window=32, seed=2023, version=version)
+        ids = np.concatenate([epoch_ids(order, 0), epoch_ids(order, 3)]).astype("<i8")
+        assert hashlib.sha256(ids.tobytes()).hexdigest()[:16] == digest
 
 
 def test_seeking_far_into_a_large_dataset_takes_no_replay() -> None:
