@@ -4,9 +4,9 @@
 
 The real order, catalogue and shard reader run over a store that counts requests and answers with made-up sidecars and
 bytes of the right length. A loading process (every second step of one of 64 ranks) reads ImageNet-1K (1,252 shards of
-1,024) through a whole epoch of batch 384, and a piece of an epoch of a billion images (a million shards of 1,000;
-100,000 without `--full`) at batch 4,096, in the middle of epoch 1. Beside it, the shards that the rank's whole lanes
-touch in an epoch: the gets of a node that caches whole shards.
+1,024) through a whole epoch of batch 384, and one of 4,096 ranks a piece of an epoch of a billion images (a million
+shards of 1,000; 100,000 without `--full`) at batch 4,096 in 4,096 lanes, in the middle of epoch 1. Beside it, the
+shards that the rank's whole lanes touch in an epoch: the gets of a node that caches whole shards.
 The last line is JSON; `ratio` is the requests a sample of the worse case over 1.05: one ranged read a sample is what
 random access costs, and sidecars may add 5 %. The bar is 1.
 """
@@ -30,7 +30,7 @@ from mcjepa.pipeline.stream.catalogue import Catalogue, DatasetShards
 from mcjepa.pipeline.stream.order import SampleOrder, SourceCounts
 from mcjepa.pipeline.stream.shard_reader import ShardReader
 
-RANKS, WORKERS, WINDOW = 64, 2, 4096
+WORKERS, WINDOW = 2, 4096
 IMAGE_BYTES, RECORD_BYTES = 110_000, 300
 MOST_REQUESTS = 1.05
 
@@ -43,6 +43,8 @@ class Case:
     samples: int
     samples_per_shard: int
     batch: int
+    ranks: int
+    lanes: int
     first_step: int
     steps: int
     """Steps of the run that are looked at; the process has every second one."""
@@ -100,23 +102,23 @@ def count(case: Case) -> dict[str, Any]:
     """Requests of one loading process of rank 0."""
     started = time.perf_counter()
     catalogue = catalogue_of(case)
-    order = SampleOrder(catalogue.counts, batch=case.batch, window=WINDOW, seed=3)
+    order = SampleOrder(catalogue.counts, batch=case.batch, window=WINDOW, seed=3, lanes=case.lanes)
     store, samples = CountingStore(catalogue), 0
     reader = ShardReader(catalogue, ShardStoreConfig())
     reader._stores[0] = cast(Store, store)
     for step in range(case.first_step, case.first_step + case.steps, WORKERS):
-        epoch, ids = order.step_samples(step, rank=0, world_size=RANKS)
+        epoch, ids = order.step_samples(step, rank=0, world_size=case.ranks)
         found = reader.find_all(order.sample_indexes(epoch, ids))
         for sample in found:
             assert len(reader.read(sample, ["jpg"])[0]) == IMAGE_BYTES
         samples += len(found)
     reader.close()
     requests = sum(store.counts.values())
-    lanes = order.lanes // RANKS
+    lanes = order.lanes // case.ranks
     ends = np.cumsum(catalogue.counts[0].shard_samples)
     touched = 0
     for lane in range(lanes):
-        low, high = lane * case.samples // order.lanes, (lane + 1) * case.samples // order.lanes
+        low, high = order.lane_start(lane * case.ranks), order.lane_start(lane * case.ranks + 1)
         touched += int(np.searchsorted(ends, high - 1, side="right") - np.searchsorted(ends, low, side="right")) + 1
     return {
         "samples": samples,
@@ -124,7 +126,7 @@ def count(case: Case) -> dict[str, Any]:
         "sidecars": store.counts["sidecar"],
         "requests_a_sample": round(requests / samples, 4),
         "shards_a_rank_and_epoch": touched,
-        "samples_a_rank_and_epoch": order.epoch_samples // RANKS,
+        "samples_a_rank_and_epoch": order.epoch_samples // case.ranks,
         "seconds": round(time.perf_counter() - started, 1),
     }
 
@@ -134,8 +136,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="a million shards")
     shards = 1_000_000 if parser.parse_args().full else 100_000
-    imagenet = Case("imagenet-1k", 1_281_167, 1024, 384, 0, 3336)
-    billion = Case("billion", 1000 * shards, 1000, 4096, int(1.5 * 1000 * shards / 4096), 600)
+    imagenet = Case("imagenet-1k", 1_281_167, 1024, 384, 64, 64, 0, 3336)
+    billion = Case("billion", 1000 * shards, 1000, 4096, 4096, 4096, int(1.5 * 1000 * shards / 4096), 12_000)
     found = {case.name: count(case) for case in (imagenet, billion)}
     for name, figures in found.items():
         print(name, figures)

@@ -110,7 +110,7 @@ def restore(checkpoint: Checkpoint, store: Store, engine: Any, world: World) -> 
     if world.rank == 0:
         try:
             names = sorted(name for name in checkpoint.files if name.startswith("state-"))
-            stored = [piece for name in names for piece in read_index(store, checkpoint.key, name)]
+            stored = read_index(store, checkpoint.key, names)
         except (DataError, OSError) as error:
             problem = str(error)
     stored, problem = broadcast_from_rank0((stored, problem), world)

@@ -48,7 +48,7 @@ def read_parameters(store: Store, checkpoint: Checkpoint) -> dict[str, Any]:
     """
     import torch
 
-    stored = [s for name in sorted(checkpoint.files) for s in read_index(store, checkpoint.key, name)]
+    stored = read_index(store, checkpoint.key, sorted(checkpoint.files))
     kinds = {(s.name, s.kind): DTYPES[s.dtype] for s in stored if s.kind in (WEIGHT, BUFFER)}
     whole = {
         name: torch.empty(checkpoint.record["parameters"][name], dtype=dtype) for (name, _), dtype in kinds.items()

@@ -32,7 +32,7 @@ _KEPT_INDEXES = 1024
 _KEPT_FILES = 128
 """Open shards, below the usual limit of 1,024 open files of a process."""
 _TOUCH_S = 10.0
-"""How often an open shard of the cache is marked as used."""
+"""How often an open shard of the cache is marked as used, and those that have left it are looked for."""
 
 Place = tuple[int, int]
 """Dataset and shard."""
@@ -55,6 +55,7 @@ class ShardReader:
         self._files: OrderedDict[Place, tuple[int, float]] = OrderedDict()
         self._pool: ThreadPoolExecutor | None = None
         self._fetcher: ShardFetcher | None = None
+        self._swept = time.monotonic()
 
     @property
     def remote(self) -> bool:
@@ -184,12 +185,14 @@ class ShardReader:
         return isinstance(self._store(place[0]), FolderStore) or ShardCache.touch(descriptor)
 
     def _close_some(self) -> None:
-        """Close what has left the cache, so that its bytes are freed, and the least recently used of too many."""
-        gone = [place for place, (descriptor, _) in self._files.items() if os.fstat(descriptor).st_nlink == 0]
-        while len(self._files) - len(gone) > _KEPT_FILES:
-            gone.append(next(place for place in self._files if place not in gone))
-        for place in gone:
-            os.close(self._files.pop(place)[0])
+        """Close the least recently used of too many, and at times what has left the cache: it frees its bytes."""
+        if len(self._files) > _KEPT_FILES:
+            os.close(self._files.popitem(last=False)[1][0])
+        if self._fetcher and time.monotonic() - self._swept >= _TOUCH_S:
+            self._swept = time.monotonic()
+            left = [place for place, (descriptor, _) in self._files.items() if os.fstat(descriptor).st_nlink == 0]
+            for place in left:
+                os.close(self._files.pop(place)[0])
 
     def _open_local(self, store: FolderStore, address: Address) -> int:
         path = Path(store.path(self._key(address)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.storage import open_store
+from mcjepa.data_prep.storage import FolderStore, open_store
 from mcjepa.pipeline.checkpoint import state_file
 from mcjepa.pipeline.checkpoint.state_file import fill_pieces, read_index, state_name, write_state
 from mcjepa.pipeline.engine.state import BUFFER, MOMENT_1, WEIGHT, Piece
@@ -65,7 +66,7 @@ def test_any_cut_is_read_from_any_other(
 ) -> None:
     folder = tmp_path_factory.mktemp("cut")
     store = open_store(str(folder))
-    stored = [piece for name in save(folder, cut(written)) for piece in read_index(store, "c", name)]
+    stored = read_index(store, "c", save(folder, cut(written)))
     before, state_file.GAP_BYTES = state_file.GAP_BYTES, gap
     try:
         for expected in cut(read):
@@ -85,16 +86,47 @@ def test_the_safetensors_library_reads_a_file_and_the_digest_is_that_of_its_byte
     assert torch.equal(tensors["weight/a@3"], torch.arange(5.0)) and tensors["buffer/n@0"].item() == 4
 
 
+class WatchedStore(FolderStore):
+    """Counts reads, and answers the first few only when as many are asked for at once."""
+
+    def __init__(self, folder: Path, together: int) -> None:
+        super().__init__(str(folder), folder)
+        self.reads, self._meeting, self._together = 0, threading.Barrier(together), together
+
+    def read_range(self, key: str, offset: int, length: int) -> bytes:
+        """As the folder has it."""
+        self.reads += 1
+        if self.reads <= self._together:
+            self._meeting.wait(timeout=20)
+        return super().read_range(key, offset, length)
+
+
+def test_the_headers_of_many_files_are_read_side_by_side_and_once(tmp_path: Path) -> None:
+    names = save(tmp_path, cut(list(range(1, 65))))
+    store = WatchedStore(tmp_path, together=8)
+    stored = read_index(store, "c", names)
+    assert store.reads == len(names) == 65
+    assert [piece.file for piece in stored] == sorted(piece.file for piece in stored)
+
+
+def test_a_header_longer_than_the_first_read_is_read_whole(tmp_path: Path) -> None:
+    pieces = [Piece(f"parameter-with-a-long-name-{number:06d}", WEIGHT, 0, torch.ones(1)) for number in range(1500)]
+    (tmp_path / "c").mkdir()
+    write_state(tmp_path / "c" / "f", pieces)
+    stored = read_index(open_store(str(tmp_path)), "c", ["f"])
+    assert [piece.name for piece in stored] == [piece.name for piece in pieces]
+
+
 def test_a_piece_that_is_stored_nowhere_is_an_error(tmp_path: Path) -> None:
     [name] = save(tmp_path, cut([]))
     store = open_store(str(tmp_path))
     wanted = [Piece("encoder.b", WEIGHT, 60, torch.zeros(5))]
     with pytest.raises(DataError, match=r"holds 4 elements of weight encoder\.b from 60 on, expected 5"):
-        fill_pieces(store, "c", read_index(store, "c", name), wanted)
+        fill_pieces(store, "c", read_index(store, "c", [name]), wanted)
 
 
 def test_a_file_that_is_no_state_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "f").write_bytes(b"\xff" * 64)
     with pytest.raises(DataError, match="no state of a checkpoint"):
-        read_index(open_store(str(tmp_path)), "c", "f")
+        read_index(open_store(str(tmp_path)), "c", ["f"])
