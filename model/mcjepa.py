@@ -217,13 +217,12 @@ class MCJEPA(nn.Module):
     ) -> dict[str, Tensor]:
         """Reconstruction, regression and cycle: the terms that leave out what is not visible."""
         form, share = self.config.loss, weights.get("masks", 1.0)
-        stays = inside(full)
-        mask = seen if share == 1.0 else torch.lerp(stays.float(), seen, share)
+        mask = seen if share == 1.0 else torch.lerp(inside(full).float(), seen, share)
         mask = trust_if_mostly_visible(mask, form.min_visible_share)
         masks = [_pool(mask, stride) for stride in self.encoder.strides]
         level_flows = self._flow_of_every_level(pyramid, flows)
         if form.photometric_margin:  # what leaves the crop alone is seen there
-            mask = torch.maximum(mask, (inside(full, form.photometric_margin) & ~stays).float())
+            mask = torch.maximum(mask, (inside(full, form.photometric_margin) & ~inside(full)).float())
         terms = {"reconstruction": self._reconstruction(whole, flows, mask)}
         if weights.get("regression", 0.0) or weights.get("cycle", 0.0):
             terms |= self._feature_terms(pyramid, others, level_flows, masks, weights)
