@@ -98,6 +98,9 @@ class FlowConfig:
     """Stride of the last level that is decoded; bilinear from there [D: PWC-Net]."""
     max_flow_px: float = 128.0
     """Flow is clipped to plus and minus this, in pixels of the input [C]."""
+    level_dropout: float = 0.0
+    """Share of images for which a level adds nothing to the flow in training, drawn for every level; UFlow and SMURF
+    take 0.1. A finer level then learns to mend what a coarser one leaves undone [ours: off]."""
 
     def __post_init__(self) -> None:
         if len(self.context_widths) != len(self.context_dilations):
@@ -111,6 +114,8 @@ class FlowConfig:
             raise ValueError("model.flow.coarsest_stride must be at least finest_stride")
         if self.search_range < 1 or self.width_factor <= 0 or self.max_flow_px <= 0:
             raise ValueError("model.flow: search_range, width_factor and max_flow_px must be positive")
+        if not 0.0 <= self.level_dropout < 1.0:
+            raise ValueError(f"model.flow.level_dropout is {self.level_dropout}, expected 0 <= level_dropout < 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +146,10 @@ class LossConfig:
     photometric_reduction: Literal[1, 2, 4] = 1
     """Images are averaged over squares of this many pixels a side before they are compared, at every scale; 1: full
     size [C]. 2 costs a quarter, and motions of pixels lose little [ours]."""
+    photometric_margin: int = 0
+    """The network sees a pair without this many pixels a side, the reconstruction samples the whole of it: pixels that
+    move out of the crop then still count. SMURF samples the uncropped image; the pairs' `crop` is this much larger a
+    side. A multiple of the coarsest scale's reduction [ours: off]."""
     feature_levels: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
     """Coefficients of the levels in the regression and cycle terms, coarsest first; the paper has one a level [C], its
     values are not reported. A level at 0 is not computed: the finest one, which no flow is decoded from, costs as much
@@ -167,6 +176,20 @@ class LossConfig:
     """The offset of that test, in square pixels [D: ARFlow, UFlow]."""
     min_visible_share: float = 0.3
     """An image of which less than this is visible counts as visible everywhere: the test has failed there [ours]."""
+    student_window: tuple[float, float] = (0.67, 1.0)
+    """Self-supervision: range of the share of a pair's sides that the student sees, at a place drawn for every pair;
+    ARFlow zooms by 1 to 1.5, SMURF cuts 64 px off each side [D: ARFlow, without its rotation, squeeze and noise]."""
+    student_size: float = 1.0
+    """Sides of the student's pictures as a share of the pair's: 1 enlarges the window to the pair's size [D: ARFlow,
+    SMURF], less is a cheaper step."""
+    student_jitter: float = 0.0
+    """Brightness, contrast and saturation of the student's pictures change by factors of up to 1 plus or minus this,
+    both frames of a pair alike; 0.5 in ARFlow [D: SMURF has none]."""
+    student_exponent: float = 1.0
+    """q of the distance (|d| + 0.01)^q between the two flows' components, px: 0.4 in ARFlow; 1 is L1 [D: SMURF]."""
+    student_where: Literal["visible", "lost"] = "visible"
+    """Which pixels teach: all that are visible to the teacher, their mean [D: ARFlow]; or of those only the ones that
+    are not visible to the student, their sum over the number of all pixels [D: SMURF]."""
     vc_variance: tuple[float, ...] = (0.01, 0.01, 0.01, 0.01, 0.001, 0.0001)
     """Variance coefficients of the levels, coarsest first [S]."""
     vc_covariance: tuple[float, ...] = (0.04, 0.04, 0.001, 0.0, 0.0, 0.0)
@@ -193,6 +216,27 @@ class LossConfig:
             raise ValueError(f"model.loss.occlusion_range is {self.occlusion_range}, expected above 0, at most 1")
         if sum(self.photometric_scales) <= 0 or min(self.photometric_scales) < 0:
             raise ValueError("model.loss.photometric_scales: weights must not be negative and one must be positive")
+        self._check_margin()
+        self._check_student()
+
+    def _check_margin(self) -> None:
+        coarsest = self.photometric_reduction * 2 ** (len(self.photometric_scales) - 1)
+        if self.photometric_margin < 0 or self.photometric_margin % coarsest:
+            raise ValueError(
+                f"model.loss.photometric_margin is {self.photometric_margin}, expected a multiple of {coarsest} px, "
+                "the reduction of the coarsest of photometric_scales"
+            )
+
+    def _check_student(self) -> None:
+        low, high = self.student_window
+        if not 0 < low <= high <= 1:
+            raise ValueError(
+                f"model.loss.student_window is {self.student_window}, expected two shares in (0, 1], rising"
+            )
+        if not 0 < self.student_size <= 1 or not 0 <= self.student_jitter < 1 or self.student_exponent <= 0:
+            raise ValueError(
+                "model.loss: student_size must be in (0, 1], student_jitter in [0, 1), student_exponent above 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

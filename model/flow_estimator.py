@@ -191,5 +191,9 @@ class FlowEstimator(nn.Module):
             cost = _standardize(cost) if self.config.cost_norm == "sample" else nn.functional.leaky_relu(cost, 0.1)
             parts = (cost, self.project[level - self.first](a), flow.to(a.dtype))
             limit = self.config.max_flow_px / self.strides[level]
-            flows.append((flow + self.residual(torch.cat(parts, dim=1))).clamp(-limit, limit))
+            residual: Tensor = self.residual(torch.cat(parts, dim=1))
+            if self.training and self.config.level_dropout:
+                kept = torch.rand((residual.shape[0], 1, 1, 1), device=residual.device) >= self.config.level_dropout
+                residual = residual * kept
+            flows.append((flow + residual).clamp(-limit, limit))
         return flows[::-1]

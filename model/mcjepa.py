@@ -1,6 +1,7 @@
 """The joint model: one forward of (pairs, views) to one scalar and its terms (method section 2).
 
-    L = weights . (regression, reconstruction, smoothness, cycle, vc)  on pairs  +  weight . content  on views
+    L = weights . (regression, reconstruction, smoothness, cycle, vc, self-supervision)  on pairs
+        + weight . content  on views
 
 Either batch may be absent. The weights come with every call, so schedules are data of the recipe and not code here.
 One forward of one module gives one scalar: sharded engines (ZeRO-3) allow no second forward before the backward.
@@ -23,12 +24,14 @@ from mcjepa.model.inputs import require_alike, require_images, require_sides
 from mcjepa.model.losses.cycle import cycle_loss
 from mcjepa.model.losses.reconstruction import reconstruction_loss
 from mcjepa.model.losses.regression import channel_variances, regression_loss
+from mcjepa.model.losses.self_supervision import cut, draw_windows, flow_distance, jitter
 from mcjepa.model.losses.smoothness import smoothness_loss
 from mcjepa.model.losses.variance_covariance import variance_covariance_loss
 from mcjepa.model.losses.vicreg import vicreg_terms
-from mcjepa.model.warp import reached, upsample_flow, visible, warp
+from mcjepa.model.reduction import masked_mean
+from mcjepa.model.warp import inside, reached, upsample_flow, visible, warp
 
-PAIR_TERMS = ("regression", "reconstruction", "smoothness", "cycle", "vc")
+PAIR_TERMS = ("regression", "reconstruction", "smoothness", "cycle", "vc", "self_supervision")
 TERMS = (*PAIR_TERMS, "content")
 
 
@@ -60,6 +63,11 @@ def trust_if_mostly_visible(mask_B1HW: Tensor, least: float) -> Tensor:
 def _pool(x: Tensor, factor: int) -> Tensor:
     """Mean over factor x factor cells; a ragged border has the mean of what is there."""
     return x if factor == 1 else F.avg_pool2d(x, factor, ceil_mode=True, count_include_pad=False)
+
+
+def _inner(x: Tensor, margin: int) -> Tensor:
+    """The map without `margin` cells on every side."""
+    return x[..., margin : x.shape[-2] - margin, margin : x.shape[-1] - margin] if margin else x
 
 
 class MCJEPA(nn.Module):
@@ -133,7 +141,8 @@ class MCJEPA(nn.Module):
             pairs: frames t and t + 1, each (B, 3, H, W), RGB in [0, 1]; or None.
             views: two views of the same images, each (N, 3, H', W'), RGB in [0, 1]; or None.
             weights: weight of each term named in `TERMS`; one that is missing or 0 is not computed where that
-                saves work.
+                saves work. `masks` (1 where it is missing): how much the masks of occluded pixels count; at 0 only
+                pixels that leave the picture are left out.
 
         Returns:
             The weighted sum, all unweighted terms that were computed, and meters.
@@ -174,43 +183,76 @@ class MCJEPA(nn.Module):
     ) -> dict[str, Tensor]:
         """Both directions at once: the batch is [a -> b; b -> a], `swap_halves` gives the other end."""
         require_alike(*pairs, ("frames t", "frames t + 1"), training=self.training)
-        require_sides(pairs[0], "frame pairs", self.config.flow.coarsest_stride, "model.flow.coarsest_stride")
-        images = torch.cat(pairs)
+        form, whole = self.config.loss, torch.cat(pairs)
+        images = _inner(whole, form.photometric_margin)
+        require_sides(images, "frame pairs", self.config.flow.coarsest_stride, "model.flow.coarsest_stride")
         pyramid = self._pyramid(images)
         others = [swap_halves(x) for x in pyramid]
         flows = self.flow_estimator(pyramid, others)
         with torch.autocast(images.device.type, enabled=False):
             # Once, not in every warp and difference of the losses.
             pyramid, others = ([x.float() for x in maps] for maps in (pyramid, others))
-            terms = self._flow_terms(images, pyramid, others, flows, weights, meters)
-            form = self.config.loss
+            full = upsample_flow(flows[0], (images.shape[-2], images.shape[-1]), self.config.flow.finest_stride)
+            seen = self._visible(full, flows[0])
+            meters["visible_share"] = seen.mean()
+            meters["flow_px"] = full.detach().square().sum(1).sqrt().mean()
+            terms = self._flow_terms(whole, pyramid, others, flows, full, seen, weights)
+            terms["smoothness"] = smoothness_loss(full, images, form.smoothness_edge, form.smoothness_order)
             coefficients = form.vc_variance[::-1], form.vc_covariance[::-1]
             variance, covariance = variance_covariance_loss(pyramid, *coefficients, form.vc_samples)
         terms |= {"vc": variance + covariance, "vc_variance": variance, "vc_covariance": covariance}
+        if weights.get("self_supervision", 0.0):
+            terms["self_supervision"] = self._self_supervision(images, full.detach(), seen)
         return terms
 
     def _flow_terms(
         self,
-        images: Tensor,
+        whole: Tensor,
         pyramid: list[Tensor],
         others: list[Tensor],
         flows: list[Tensor],
+        full: Tensor,
+        seen: Tensor,
         weights: Mapping[str, float],
-        meters: dict[str, Tensor],
     ) -> dict[str, Tensor]:
-        form, finest = self.config.loss, self.config.flow.finest_stride
-        full = upsample_flow(flows[0], (images.shape[-2], images.shape[-1]), finest)
-        mask = self._visible(full, flows[0])
-        meters["visible_share"] = mask.mean()
+        """Reconstruction, regression and cycle: the terms that leave out what is not visible."""
+        form, share = self.config.loss, weights.get("masks", 1.0)
+        mask = seen if share == 1.0 else torch.lerp(inside(full).float(), seen, share)
         mask = trust_if_mostly_visible(mask, form.min_visible_share)
-        meters["flow_px"] = full.detach().square().sum(1).sqrt().mean()
         masks = [_pool(mask, stride) for stride in self.encoder.strides]
         level_flows = self._flow_of_every_level(pyramid, flows)
-        terms = {"reconstruction": self._reconstruction(images, flows, mask)}
+        if form.photometric_margin:  # what leaves the crop alone is seen there
+            mask = torch.maximum(mask, (inside(full, form.photometric_margin) & ~inside(full)).float())
+        terms = {"reconstruction": self._reconstruction(whole, flows, mask)}
         if weights.get("regression", 0.0) or weights.get("cycle", 0.0):
             terms |= self._feature_terms(pyramid, others, level_flows, masks, weights)
-        terms["smoothness"] = smoothness_loss(full, images, form.smoothness_edge, form.smoothness_order)
         return terms
+
+    def _self_supervision(self, images: Tensor, teacher: Tensor, seen: Tensor) -> Tensor:
+        """The student's flow against the teacher's, in both directions.
+
+        Args:
+            images: [a; b], (2 B, 3, H, W).
+            teacher: the flows a -> b and b -> a of the whole pictures, (2 B, 2, H, W), without gradient.
+            seen: what is visible of them, (2 B, 1, H, W).
+        """
+        form, finest = self.config.loss, self.config.flow.finest_stride
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            pairs, size = images.shape[0] // 2, (images.shape[-2], images.shape[-1])
+            grid, zoom = (torch.cat((x, x)) for x in draw_windows(pairs, size, form, images.device))
+            student, teacher, seen = cut(images.float(), grid), zoom * cut(teacher, grid), cut(seen, grid)
+            if form.student_jitter:
+                factors = 1 + form.student_jitter * (2 * torch.rand(3, pairs, device=images.device) - 1)
+                student = jitter(student, factors.repeat(1, 2))
+        require_sides(student, "the student's pictures", self.config.flow.coarsest_stride, "model.flow.coarsest_stride")
+        pyramid = self._pyramid(student.to(images.dtype))
+        flows = self.flow_estimator(pyramid, [swap_halves(x) for x in pyramid])
+        guess = upsample_flow(flows[0], (student.shape[-2], student.shape[-1]), finest)
+        distance = flow_distance(guess, teacher, form.student_exponent)
+        if form.student_where == "visible":
+            return masked_mean(distance, seen)
+        lost = seen * (1 - self._visible(guess, flows[0]))
+        return masked_mean(distance * lost, torch.ones_like(lost))
 
     def _visible(self, full: Tensor, flow: Tensor) -> Tensor:
         """The mask (B, 1, H, W) of pixels with a correspondence, by the configured test.
@@ -265,20 +307,23 @@ class MCJEPA(nn.Module):
                 everywhere.append(flows[self.encoder.strides.index(stride) - self.flow_estimator.first])
         return everywhere
 
-    def _reconstruction(self, images: Tensor, flows: list[Tensor], mask: Tensor) -> Tensor:
+    def _reconstruction(self, whole: Tensor, flows: list[Tensor], mask: Tensor) -> Tensor:
         """Scale k: the k-th finest flow, upsampled to 1 / 2^k of the image's size, against the pooled images.
 
-        With `photometric_reduction` r both are 1 / r of that size.
+        With `photometric_reduction` r both are 1 / r of that size. `whole` are the images with their margin, of which
+        the flows have none.
         """
-        total, used = images.new_zeros((), dtype=torch.float32), 0.0
+        total, used = whole.new_zeros((), dtype=torch.float32), 0.0
         form, finest = self.config.loss, self.config.flow.finest_stride
         for k, (flow, weight) in enumerate(zip(flows, form.photometric_scales, strict=False)):
             factor = 2**k * form.photometric_reduction
-            image = _pool(images, factor)
+            source, margin = _pool(whole, factor), form.photometric_margin // factor
+            image = _inner(source, margin)
             if weight == 0.0 or min(image.shape[-2:]) < 4:
                 continue
             size = (image.shape[-2], image.shape[-1])
-            guess = warp(swap_halves(image), upsample_flow(flow, size, finest // form.photometric_reduction))
+            flow = upsample_flow(flow, size, finest // form.photometric_reduction)
+            guess = warp(swap_halves(source), flow, margin)
             distance = reconstruction_loss(image, guess, _pool(mask, factor), form)
             total, used = total + weight * distance, used + weight
         return total / used if used else total

@@ -30,12 +30,13 @@ def _target_positions(flow_B2hw: Tensor) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def warp(map_BChw: Tensor, flow_B2hw: Tensor) -> Tensor:
+def warp(map_BChw: Tensor, flow_B2hw: Tensor, margin: int = 0) -> Tensor:
     """Samples `map` at p + flow(p), bilinearly, the border repeated outside.
 
     Args:
-        map_BChw: the map that the flow points into, shape (B, C, h, w).
+        map_BChw: the map that the flow points into, shape (B, C, h + 2 margin, w + 2 margin).
         flow_B2hw: flow in cells of that map, shape (B, 2, h, w).
+        margin: cells that the map has more on every side than the flow.
 
     Returns:
         The warped map, shape (B, C, h, w), computed in fp32 and returned in the map's type.
@@ -43,6 +44,7 @@ def warp(map_BChw: Tensor, flow_B2hw: Tensor) -> Tensor:
     height, width = map_BChw.shape[-2:]
     with torch.autocast(map_BChw.device.type, enabled=False):
         x, y = _target_positions(flow_B2hw.float())
+        x, y = (x + margin, y + margin) if margin else (x, y)
         # Clamped here instead of padding_mode="border", whose backward pass on CPUs crashes on NaN (torch 2.13).
         x, y = x.clamp(0, width - 1), y.clamp(0, height - 1)
         grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
@@ -50,11 +52,12 @@ def warp(map_BChw: Tensor, flow_B2hw: Tensor) -> Tensor:
     return out.to(map_BChw.dtype)
 
 
-def inside(flow_B2hw: Tensor) -> Tensor:
-    """Whether p + flow(p) lies on the map, bool of shape (B, 1, h, w)."""
+def inside(flow_B2hw: Tensor, margin: int = 0) -> Tensor:
+    """Whether p + flow(p) lies on the map or within `margin` cells of it, bool of shape (B, 1, h, w)."""
     height, width = flow_B2hw.shape[-2:]
     x, y = _target_positions(flow_B2hw)
-    return ((x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)).unsqueeze(1)
+    on_row = (x >= -margin) & (x <= width - 1 + margin)
+    return (on_row & (y >= -margin) & (y <= height - 1 + margin)).unsqueeze(1)
 
 
 def upsample_flow(flow_B2hw: Tensor, size: tuple[int, int], factor: int) -> Tensor:

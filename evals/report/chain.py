@@ -40,7 +40,7 @@ HEADLINES = {
     "vos": {"jf": "jf", "jf_copy_first": "jf_copy_first", "jf_random": "jf_random"},
 }
 CURVE_GROUPS = {
-    "loss": ("loss", "regression", "reconstruction", "smoothness", "cycle", "vc", "content"),
+    "loss": ("loss", "regression", "reconstruction", "smoothness", "cycle", "vc", "self_supervision", "content"),
     "content": ("invariance", "variance", "covariance"),
     "collapse": ("vc_variance", "vc_covariance", "embedding_std", "flow_px", "visible_share"),
     "optimiser": ("gradient_norm", "lr_encoder", "lr_estimator"),

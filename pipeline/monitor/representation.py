@@ -50,8 +50,13 @@ class PeriodicMeters:
 
     def __init__(self, engine: Any, batch: StepBatch, weights: Mapping[str, float], config: MeterConfig) -> None:
         self._engine, self._config = engine, config
-        used = {"pairs": any(weights.get(term, 0.0) for term in PAIR_TERMS), "views": weights.get("content", 0.0)}
-        self._calls = [name for name in ("pairs", "views") if used[name] and getattr(batch, name)]
+        pairs = batch.pairs and any(weights.get(term, 0.0) for term in PAIR_TERMS)
+        used = {
+            "pairs": pairs,
+            "student": pairs and weights.get("self_supervision", 0.0),
+            "views": batch.views and weights.get("content", 0.0),
+        }
+        self._calls = [name for name, called in used.items() if called]  # of the encoder, in this order
         self._pyramids: dict[str, list[Tensor]] = {}
         self.values: dict[str, float] = {}
 
@@ -75,8 +80,9 @@ class PeriodicMeters:
         self._spreads()
         trained = all(levels[0].requires_grad for levels in self._pyramids.values())  # not frozen
         whole = self._engine.zero_optimization_stage() < 3
-        if self._config.cosine and len(self._pyramids) == 2 and trained and whole:
-            self.values.update(task_gradients(self._engine, loss, self._pyramids["pairs"], self._pyramids["views"]))
+        if self._config.cosine and {"pairs", "views"} <= set(self._pyramids) and trained and whole:
+            pairs = [*self._pyramids["pairs"], *self._pyramids.get("student", ())]
+            self.values.update(task_gradients(self._engine, loss, pairs, self._pyramids["views"]))
         self._pyramids = {}
 
     def after_backward(self) -> None:
@@ -113,7 +119,7 @@ def task_gradients(engine: Any, loss: Tensor, pairs: list[Tensor], views: list[T
     Args:
         engine: the engine, with whole parameters on every rank (ZeRO 0 to 2).
         loss: the joint loss.
-        pairs: the encoder's outputs for the pairs.
+        pairs: the encoder's outputs for the pairs, a student's too.
         views: those for the views.
     """
     parameters = [p for p in engine.module.encoder.parameters() if p.requires_grad]

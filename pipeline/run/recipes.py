@@ -29,7 +29,7 @@ KEPT_RECIPE = re.compile(r"(\d{6})-from-step-(\d{9})\.yaml")
 ABSENT = "absent"
 OF_TRAINING_ONLY = (
     "model.loss.", "model.encoder.size", "model.encoder.drop_path", "model.encoder.layer_scale",
-    "model.encoder.init_std", "model.encoder.activation_checkpointing",
+    "model.encoder.init_std", "model.encoder.activation_checkpointing", "model.flow.level_dropout",
 )  # fmt: skip
 """Keys of the model that do not change what its weights mean: the objective, how they began, what training costs."""
 MOST_SHOWN = 20

@@ -40,7 +40,7 @@ class TermsConfig:
     """The terms of the joint loss (method section 2); one that a recipe names starts at step 0 unless it says when."""
 
     video_balance: float = 0.1
-    """Factor on all five terms of the motion branch, the paper's alpha [C]."""
+    """Factor on all terms of the motion branch, the paper's alpha [C]."""
     regression: TermConfig = field(default_factory=lambda: _flow_term(1.0))
     """Features predicted by warping [S]; from epoch 10 on [C]."""
     reconstruction: TermConfig = field(default_factory=lambda: _flow_term(1.0))
@@ -51,15 +51,27 @@ class TermsConfig:
     """Features warped forth and back [S]; from epoch 10 on [C]."""
     vc: TermConfig = field(default_factory=lambda: _flow_term(1.0, warmup_epochs=1.0))
     """Variance-covariance at every level [C]; from epoch 10 on [C], with a warm-up of one epoch [S]."""
+    self_supervision: TermConfig = field(default_factory=lambda: TermConfig(weight=0.0))
+    """Flow of a part of the pair against the flow of the whole (`model.loss.student_...`); not in the paper. ARFlow
+    takes 0.01; SMURF 0.3 from 5/12 of its steps on, reached over 1/12 [ours: off]."""
+    masks: TermConfig = field(default_factory=lambda: TermConfig(weight=1.0))
+    """No term: how much the masks of occluded pixels count. From a later step on, when flow has formed; before that,
+    and at 0, only pixels that leave the picture are left out. SMURF begins its two-way test after a third of its steps
+    [ours: at once]."""
     content: TermConfig = field(default_factory=lambda: TermConfig(weight=1.0))
     """VICReg of the two views [C]."""
 
+    def __post_init__(self) -> None:
+        if self.masks.weight > 1:
+            raise ValueError(f"train.terms.masks.weight is {self.masks.weight}, expected a share in [0, 1]")
+
     def items(self) -> tuple[tuple[str, TermConfig], ...]:
-        """Every term by name, the motion branch's first."""
-        return tuple((name, getattr(self, name)) for name in (*MOTION_TERMS, "content"))
+        """Every term by name, and the masks, the motion branch's first."""
+        return tuple((name, getattr(self, name)) for name in (*MOTION_TERMS, MASKS, "content"))
 
 
-MOTION_TERMS = ("regression", "reconstruction", "smoothness", "cycle", "vc")
+MOTION_TERMS = ("regression", "reconstruction", "smoothness", "cycle", "vc", "self_supervision")
+MASKS = "masks"
 
 
 @dataclass(frozen=True, kw_only=True)

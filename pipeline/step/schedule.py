@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mcjepa.pipeline.settings.train import MOTION_TERMS, TermConfig, TrainConfig
+from mcjepa.pipeline.settings.train import MASKS, MOTION_TERMS, TermConfig, TrainConfig
 
 
 def rate_factor(step: int, steps: int, warmup_steps: int) -> float:
@@ -58,7 +58,7 @@ class Schedule:
     term_warmups: Mapping[str, int]
     """Steps over which its weight rises."""
     weights: Mapping[str, float]
-    """Full weight of every loss term, the video balance multiplied in."""
+    """Full weight of every loss term, the video balance multiplied in, and of the masks."""
     frozen: tuple[str, ...] = ()
     """Parameter groups that no step trains."""
 
@@ -73,12 +73,12 @@ class Schedule:
             pairs: whether the run has pairs, which the motion terms need.
             views: whether it has views, which the content term needs.
         """
-        there = {**dict.fromkeys(MOTION_TERMS, pairs), "content": views}
+        there = {**dict.fromkeys((*MOTION_TERMS, MASKS), pairs), "content": views}
         late = (name for name, start in self.term_starts.items() if self.weights[name] and start >= self.steps)
         return tuple(name for name in late if there[name])
 
     def weights_at(self, step: int) -> dict[str, float]:
-        """Weight of every loss term in a step; 0 before its start."""
+        """Weight of every loss term, and of the masks, in a step; 0 before its start."""
         return {
             name: weight * term_factor(step, self.term_starts[name], self.term_warmups[name])
             for name, weight in self.weights.items()
@@ -131,7 +131,7 @@ def build_schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
         term_starts={name: start_of(term) for name, term in terms.items()},
         term_warmups={name: steps_of(term.warmup_epochs) for name, term in terms.items()},
         weights={
-            name: term.weight * (1.0 if name == "content" else terms.video_balance) for name, term in terms.items()
+            name: term.weight * (terms.video_balance if name in MOTION_TERMS else 1.0) for name, term in terms.items()
         },
         frozen=("encoder",) if config.frozen_encoder else (),
     )

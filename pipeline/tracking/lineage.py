@@ -138,7 +138,7 @@ def _user() -> str:
 
 
 GROUPS = (
-    ("loss", r"loss|regression|reconstruction|smoothness|cycle|vc|content|invariance|variance|covariance"),
+    ("loss", r"loss|regression|reconstruction|smoothness|cycle|vc|self_supervision|content|(in|co)?variance"),
     ("features", r"vc_\w+|embedding_\w+|stride\d+_\w+|visible_share|flow_px|\w+_rank(_share)?"),
     ("gradient", r"(\w+_)?gradient_\w+"),
     ("weight", r"weight_\w+"),

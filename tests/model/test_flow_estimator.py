@@ -125,6 +125,24 @@ def test_the_flow_of_a_level_starts_from_the_coarser_one(make_estimator: MakeEst
         torch.testing.assert_close(flow[:, 1], torch.full_like(flow[:, 1], -cells / 2))
 
 
+def test_level_dropout_leaves_a_level_at_the_coarser_flow(make_estimator: MakeEstimator) -> None:
+    """With a residual that is the same everywhere, the finest flow says which levels added theirs."""
+    estimator = make_estimator(level_dropout=0.25)
+    with torch.no_grad():
+        for parameter in estimator.residual.parameters():
+            parameter.zero_()
+        estimator.residual.context[-1].bias.copy_(torch.tensor([0.01, 0.0]))
+    strides = torch.tensor([64.0, 32.0, 16.0, 8.0, 4.0])  # px that a level's hundredth of a cell is worth, times 100
+    pyramid = random_pyramid(64, 64, batch=256)
+    torch.manual_seed(3)
+    flow = estimator(pyramid, pyramid)[0]
+    torch.manual_seed(3)
+    kept = torch.stack([torch.rand(256) >= 0.25 for _ in strides], dim=1)
+    torch.testing.assert_close(4 * flow[:, 0, 8, 8], 0.01 * (kept * strides).sum(1))
+    assert kept.float().mean().item() == pytest.approx(0.75, abs=0.03)
+    torch.testing.assert_close(4 * estimator.eval()(pyramid, pyramid)[0][:, 0, 8, 8], torch.full((256,), 1.24))
+
+
 def test_both_directions_in_one_batch_equal_each_alone(make_estimator: MakeEstimator) -> None:
     estimator, a, b = make_estimator(), random_pyramid(64, 96), random_pyramid(64, 96)
     both = estimator([torch.cat(x) for x in zip(a, b, strict=True)], [torch.cat(x) for x in zip(b, a, strict=True)])

@@ -13,11 +13,12 @@ from mcjepa.model.config import LossConfig, ModelConfig
 from mcjepa.model.losses.reconstruction import reconstruction_loss
 from mcjepa.model.losses.smoothness import smoothness_loss
 from mcjepa.model.losses.variance_covariance import variance_covariance_loss
-from mcjepa.model.mcjepa import MCJEPA, PAIR_TERMS, TERMS, JointLoss, _pool, swap_halves, trust_if_mostly_visible
+from mcjepa.model.mcjepa import MCJEPA, PAIR_TERMS, JointLoss, _pool, swap_halves, trust_if_mostly_visible
 from mcjepa.model.reduction import masked_mean
 from mcjepa.model.warp import upsample_flow, visible, warp
 
 WEIGHTS = {"regression": 1.0, "reconstruction": 2.0, "smoothness": 3.0, "cycle": 0.2, "vc": 5.0, "content": 0.1}
+MOTION = set(WEIGHTS) - {"content"}
 Batch = tuple[Tensor, Tensor]
 
 
@@ -59,8 +60,8 @@ def with_constant_flow(model: MCJEPA, u_px: float, v_px: float) -> MCJEPA:
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(model: MCJEPA, pairs: Batch, views: Batch) -> None:
     out = model(pairs, views, WEIGHTS)
-    assert set(out.terms) >= set(TERMS)
-    total = sum(WEIGHTS[name] * out.terms[name] for name in TERMS)
+    assert set(out.terms) >= set(WEIGHTS)
+    total = sum(WEIGHTS[name] * out.terms[name] for name in WEIGHTS)
     torch.testing.assert_close(out.loss.detach(), total, rtol=1e-5, atol=1e-6)
     assert all(value.isfinite() and not value.requires_grad for value in (out.terms | out.meters).values())
     torch.testing.assert_close(out.terms["vc"], out.terms["vc_variance"] + out.terms["vc_covariance"])
@@ -74,7 +75,7 @@ def test_the_content_term_weighs_its_three_parts(model: MCJEPA, views: Batch) ->
 
 def test_either_batch_may_be_absent(model: MCJEPA, pairs: Batch, views: Batch) -> None:
     both, motion, content = (model(p, v, WEIGHTS) for p, v in ((pairs, views), (pairs, None), (None, views)))
-    assert set(motion.terms) >= set(PAIR_TERMS) and "content" not in motion.terms
+    assert set(motion.terms) >= MOTION and "content" not in motion.terms
     assert "content" in content.terms and not set(content.terms) & set(PAIR_TERMS)
     torch.testing.assert_close(both.loss, motion.loss + content.loss)
 
@@ -84,7 +85,7 @@ def test_no_batch_at_all_costs_nothing(model: MCJEPA) -> None:
     assert out.loss.item() == 0 and out.terms == {} and out.meters == {}
 
 
-@pytest.mark.parametrize("missing", ["regression", "cycle", "content"])
+@pytest.mark.parametrize("missing", ["regression", "cycle", "content", "self_supervision"])
 def test_a_term_without_weight_is_not_computed(model: MCJEPA, pairs: Batch, views: Batch, missing: str) -> None:
     without = {name: weight for name, weight in WEIGHTS.items() if name != missing}
     assert missing not in model(pairs, views, without).terms
@@ -301,7 +302,7 @@ def test_still_pairs_at_the_zero_start_cost_no_motion(tiny_config: ModelConfig) 
 
 def test_the_order_of_the_frames_does_not_matter(model: MCJEPA, pairs: Batch) -> None:
     there, back = (model(p, None, WEIGHTS) for p in (pairs, pairs[::-1]))
-    for name in PAIR_TERMS:
+    for name in MOTION:
         torch.testing.assert_close(there.terms[name], back.terms[name], rtol=1e-4, atol=1e-5)
 
 

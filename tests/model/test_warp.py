@@ -46,6 +46,15 @@ def test_the_border_repeats_outside_of_the_map() -> None:
     assert warp(x, constant_flow(2.5, 7.0, (1, 4))).flatten().tolist() == pytest.approx([2.5, 3, 3, 3], abs=1e-5)
 
 
+def test_a_margin_is_where_the_map_goes_on_beyond_the_flow() -> None:
+    wide = torch.rand(1, 2, 9, 12)
+    flow = torch.tensor([1.5, -2.0]).view(1, 2, 1, 1).expand(1, 2, 5, 8)
+    rows, left = wide[:, :, 0:5], wide[..., 3:11]
+    torch.testing.assert_close(warp(wide, flow, 2), (rows[..., 3:11] + rows[..., 4:12]) / 2)
+    assert not torch.allclose(warp(left[:, :, 2:7], flow), warp(wide, flow, 2))
+    assert inside(flow, 2).all() and not inside(flow, 1).any(dim=-1).all() and inside(flow)[..., 2:, :6].all()
+
+
 def test_each_sample_moves_by_its_own_flow() -> None:
     x = torch.arange(8.0).view(1, 1, 1, 8).expand(2, 1, 1, 8)
     out = warp(x, torch.cat((constant_flow(1, 0, (1, 8)), constant_flow(-1, 0, (1, 8)))))

@@ -21,7 +21,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 RANKS = 2
 STAGES = (0, 1, 2, 3)
-WEIGHTS = {"regression": 1.0, "reconstruction": 2.0, "smoothness": 3.0, "cycle": 0.2, "vc": 5.0, "content": 0.1}
+WEIGHTS = {
+    "regression": 1.0, "reconstruction": 2.0, "smoothness": 3.0, "cycle": 0.2, "vc": 5.0, "self_supervision": 0.5,
+    "content": 0.1,
+}  # fmt: skip
 # Two joint steps, which must be those of one process; then batches alternate: motion only, content only, both.
 STEPS = ((True, True), (True, True), (True, False), (False, True), (True, True))
 Losses = list[float]
@@ -67,8 +70,11 @@ def _run_rank(rank: int, port: int, config: ModelConfig, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def config(tiny_config: ModelConfig) -> ModelConfig:
-    """With activation checkpointing, which computes blocks again while their weights are sharded."""
-    return replace(tiny_config, encoder=replace(tiny_config.encoder, activation_checkpointing=True))
+    """With activation checkpointing, which computes blocks again while their weights are sharded, and a student of
+    half the size, for which encoder and estimator run again; it sees the whole pair, so that nothing is drawn."""
+    encoder = replace(tiny_config.encoder, activation_checkpointing=True)
+    loss = replace(tiny_config.loss, student_window=(1.0, 1.0), student_size=0.5, student_exponent=2.0)
+    return replace(tiny_config, encoder=encoder, loss=loss, flow=replace(tiny_config.flow, coarsest_stride=32))
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -33,17 +34,28 @@ def encoder_gradient(module: torch.nn.Module, loss: torch.Tensor) -> torch.Tenso
     )  # type: ignore[union-attr,attr-defined]
 
 
-def test_the_tasks_gradients_are_those_of_losses_with_one_task_only() -> None:
-    engine, batch, weights = BareEngine(), made_up_batch(0), dict(WEIGHTS)
+@pytest.mark.parametrize("student", [0.0, 50.0])
+def test_the_tasks_gradients_are_those_of_losses_with_one_task_only(student: float) -> None:
+    engine, batch, weights = BareEngine(), made_up_batch(0), {**WEIGHTS, "self_supervision": student}
     assert batch.pairs and batch.views
     images = (batch.pairs.frame0, batch.pairs.frame1), (batch.views.view0, batch.views.view1)
+    with torch.no_grad():  # a flow that is not zero, so that a student of a part of the pair has another
+        for parameter in engine.module.flow_estimator.residual.parameters():
+            parameter.add_(0.002 * torch.randn_like(parameter))
+
+    def loss_of(weights: Mapping[str, float]) -> torch.Tensor:
+        torch.manual_seed(2)  # the student's windows
+        return engine.module(*images, weights).loss  # type: ignore[no-any-return]
+
     tap = PeriodicMeters(engine, batch, weights, MeterConfig())
     with tap.forward():
-        output = engine.module(*images, weights)
-    tap.before_backward(output.loss)
-    whole = encoder_gradient(engine.module, output.loss)
-    flow = encoder_gradient(engine.module, engine.module(*images, {**weights, "content": 0.0}).loss)
-    content = encoder_gradient(engine.module, engine.module(*images, {"content": weights["content"]}).loss)
+        loss = loss_of(weights)
+    tap.before_backward(loss)
+    whole = encoder_gradient(engine.module, loss)
+    flow = encoder_gradient(engine.module, loss_of({**weights, "content": 0.0}))
+    content = encoder_gradient(engine.module, loss_of({"content": weights["content"]}))
+    without = encoder_gradient(engine.module, loss_of({**weights, "content": 0.0, "self_supervision": 0.0}))
+    assert torch.equal(without, flow) == (student == 0.0)
     assert torch.allclose(flow + content, whole, rtol=1e-3, atol=1e-5 * float(whole.abs().max()))
     found = tap.values
     assert found["encoder_gradient_flow"] == pytest.approx(float(flow.norm()), rel=1e-4)

@@ -51,7 +51,7 @@ def test_the_later_of_start_step_and_start_epoch_holds() -> None:
 def test_the_papers_defaults_are_content_alone_for_ten_epochs_and_one_of_warm_up_for_vc() -> None:
     schedule = build_schedule(TrainConfig(run="r", epochs=100.0), steps_per_epoch=3336)
     before, after = schedule.weights_at(33_359), schedule.weights_at(33_360)
-    assert [name for name, weight in before.items() if weight] == ["content"]
+    assert [name for name, weight in before.items() if weight] == ["masks", "content"]
     assert after["smoothness"] == pytest.approx(7.5) and after["vc"] == pytest.approx(0.1 / 3336)
     assert schedule.weights_at(33_360 + 3335)["vc"] == pytest.approx(0.1)
     assert (schedule.steps, schedule.warmup_steps) == (333_600, 33_360)
@@ -69,6 +69,20 @@ def test_a_branch_is_idle_until_a_term_reaches_it() -> None:
 
 def test_a_terms_weight_jumps_to_its_full_value_without_a_warm_up() -> None:
     assert [term_factor(step, 3, 0) for step in (2, 3)] == [0.0, 1.0]
+
+
+def test_masks_begin_when_they_are_told_and_no_balance_scales_them() -> None:
+    masks = TermConfig(weight=1.0, start_step=4, warmup_epochs=0.2)
+    config = TrainConfig(run="r", steps=9, terms=TermsConfig(masks=masks, cycle=TermConfig(weight=1.0)))
+    schedule = build_schedule(config, 10)
+    assert [schedule.weights_at(step)["masks"] for step in (3, 4, 5)] == [0.0, 0.5, 1.0]
+    assert schedule.weights_at(5)["cycle"] == pytest.approx(0.1) and schedule.weights_at(5)["self_supervision"] == 0.0
+    late = dataclasses.replace(config, steps=4)
+    assert "masks at step 4" in late_terms(build_schedule(late, 10), late)
+    alone = dataclasses.replace(config, terms=terms(masks=TermConfig(weight=1.0)))
+    assert "estimator" in build_schedule(alone, 10).idle_groups(8)  # masks train nothing
+    with pytest.raises(ValueError, match=r"terms\.masks\.weight is 2"):
+        TermsConfig(masks=TermConfig(weight=2.0))
 
 
 def test_steps_or_epochs_must_be_given_and_not_both() -> None:
