@@ -24,7 +24,7 @@ from typing import Any
 
 from mcjepa.data_prep.code import code_name, isolated_children
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.workers.guardian import PREFIX, VARIABLE, Guardian, clear_abandoned
+from mcjepa.data_prep.workers.guardian import VARIABLE, Guardian, clear_abandoned
 
 LOG = logging.getLogger(__name__)
 
@@ -63,8 +63,8 @@ def running_ray(address: str, workers: int) -> Iterator[None]:
     on_terminate = signal.getsignal(signal.SIGTERM)
     parent = _short_temporary_folder()
     clear_abandoned(parent)
-    folder = tempfile.mkdtemp(prefix=PREFIX, dir=parent)
-    guardian = Guardian(folder)
+    guardian = Guardian(parent)
+    folder = guardian.folder
     try:
         with _interruption_kept(), _apart_from_current_folder(folder):
             if address:
