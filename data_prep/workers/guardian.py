@@ -4,7 +4,8 @@
 
 It makes the Ray's folder below PARENT and prints its path. Its standard input is a pipe that only the driver holds
 open: at its end (an orderly one, a crash inside Ray, kill -9) every process that names the folder in its command line
-or its first environment is killed and the folder is removed: there is no moment at which it has nobody to remove it.
+or its first environment, or works in its EMPTY, is killed and the folder is removed: there is no moment at which it
+has nobody to remove it.
 Until then the guardian holds a lock on `lock` in it, by which a later run knows whose folders are in use. Only the
 standard library is loaded.
 """
@@ -26,6 +27,8 @@ from pathlib import Path
 
 PREFIX = "mcjepa-"
 VARIABLE = "MCJEPA_RAY_FOLDER"
+EMPTY = "empty"
+"""Folder in the folder, in which all of a Ray's processes are started: a mark that no process loses by itself."""
 LOCK_NAME = "lock"
 KILL_LIMIT_S, END_LIMIT_S = 8.0, 15.0
 CLEAN_LOOKS = 3
@@ -116,19 +119,27 @@ def _clear(folder: str) -> None:
 
 
 def _processes_of(folder: str) -> Iterator[int]:
-    """Processes of this user that name the folder, but those that are only waited for (Linux; elsewhere none)."""
-    mark = folder.encode()
+    """Processes of this user that belong to the folder, but those that are only waited for (Linux; elsewhere none).
+
+    A process of Ray writes its title over its command line and what follows it in memory, of its environment too: in
+    some orders of the variables none of them is left that names the folder.
+    """
     for entry in Path("/proc").glob("[0-9]*"):
         pid = int(entry.name)
         if pid == os.getpid():
             continue
         with contextlib.suppress(OSError):
-            if entry.stat().st_uid == os.getuid() and any(
-                mark + end in b"\0" + (entry / name).read_bytes()
-                for name in ("cmdline", "environ")
-                for end in (b"/", b"\0")
-            ):
+            if entry.stat().st_uid == os.getuid() and (_works_in(entry, folder) or _names(entry, folder.encode())):
                 yield pid
+
+
+def _works_in(process: Path, folder: str) -> bool:
+    return os.readlink(process / "cwd").removesuffix(" (deleted)") == os.path.join(folder, EMPTY)
+
+
+def _names(process: Path, mark: bytes) -> bool:
+    texts = (b"\0" + (process / name).read_bytes() for name in ("cmdline", "environ"))
+    return any(mark + end in text for text in texts for end in (b"/", b"\0"))
 
 
 if __name__ == "__main__":

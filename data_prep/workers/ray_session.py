@@ -24,7 +24,7 @@ from typing import Any
 
 from mcjepa.data_prep.code import code_name, isolated_children
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.workers.guardian import VARIABLE, Guardian, clear_abandoned
+from mcjepa.data_prep.workers.guardian import EMPTY, VARIABLE, Guardian, clear_abandoned
 
 LOG = logging.getLogger(__name__)
 
@@ -135,9 +135,9 @@ def _apart_from_current_folder(folder: str) -> Iterator[None]:
     """Connect from an empty folder below `folder`.
 
     `ray.init` puts the current folder and that of the driver's script on the search path of all workers, in front:
-    what lies there would be imported instead of the code that the driver runs.
+    what lies there would be imported instead of the code that the driver runs. The guardian knows what is Ray's by it.
     """
-    empty = os.path.join(folder, "empty")
+    empty = os.path.join(folder, EMPTY)
     os.mkdir(empty)
     before, script = os.open(".", os.O_RDONLY), sys.argv[0]
     try:

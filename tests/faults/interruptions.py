@@ -35,15 +35,19 @@ LINES = 30
 STAGES = get_args(Stage)
 
 
-def left_behind(mark: str) -> list[str]:
-    """Processes whose first environment has the mark, but zombies: number, state, parent, command line."""
+def left_behind(mark: str, folder: Path) -> list[str]:
+    """Processes that work below the folder or whose first environment has the mark, but zombies.
+
+    Their numbers, states, parents and command lines. Titles of Ray's processes may be written over the mark.
+    """
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-            if state != "Z" and mark.encode() in (entry / "environ").read_bytes():
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                found.append(f"{entry.name} {state} child of {parent}: {command[-160:]}")
+            here = str(folder) in os.readlink(entry / "cwd") or mark.encode() in (entry / "environ").read_bytes()
+            if here and state != "Z":
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found.append(f"{entry.name} {state} child of {parent}: {command[:160].strip()}")
         except OSError:
             continue
     return found
@@ -85,10 +89,10 @@ def run_round(seed: int, corpus: Path, folder: Path) -> tuple[list[str], str, st
         job.send_signal(number)  # nothing, if it has ended
         ended = time.monotonic()
         job.wait(JOB_LIMIT_S)
-    left = left_behind(mark)
+    left = left_behind(mark, temporary)
     while left and time.monotonic() - ended < LIMIT_S:
         time.sleep(0.1)
-        left = left_behind(mark)
+        left = left_behind(mark, temporary)
     lines = said.read_text(errors="replace").splitlines()
     stage = next((line for line in reversed(lines) if line.startswith(STAGES)), "before its first word")
     problems = [f"alive after {LIMIT_S:.0f} s: {left}"] if left else []
@@ -96,8 +100,8 @@ def run_round(seed: int, corpus: Path, folder: Path) -> tuple[list[str], str, st
     problems += [f"left the folder {path}: {os.listdir(path)}" for path in folders]
     if job.returncode < 0 and job.returncode != -number:
         problems.append(f"the driver crashed ({job.returncode}): {' | '.join(lines[-8:])}")
+    how = f"{stage}; ended {job.returncode}" + f" ({lines[-1]})" * (lines != [] and job.returncode not in (0, -number))
     again = run_again(command, environment)
-    how = f"{stage}; ended {job.returncode}"
     if again.returncode:
         return [*problems, f"the rerun ended with {again.returncode}: {again.stderr[-300:]}"], "", how
     shutil.rmtree(temporary)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from mcjepa.data_prep.workers import guardian as guardian_module
-from mcjepa.data_prep.workers.guardian import LOCK_NAME, PREFIX, VARIABLE, Guardian, clear_abandoned
+from mcjepa.data_prep.workers.guardian import EMPTY, LOCK_NAME, PREFIX, VARIABLE, Guardian, clear_abandoned
 from tests.processes import wait_until_ended
 
 LIMIT_S = 10.0
@@ -76,6 +76,19 @@ def test_an_orderly_end_clears_once_and_may_be_asked_for_twice(tmp_path: Path) -
     (folder / "session_of_a_late_writer").mkdir(parents=True)
     guardian.end()
     assert not folder.exists()
+
+
+def test_a_process_that_has_lost_its_words_is_known_by_its_folder(tmp_path: Path) -> None:
+    """The titles of Ray's agents are written over their command lines and parts of their environments."""
+    guardian = Guardian(str(tmp_path))
+    (Path(guardian.folder) / EMPTY).mkdir()
+    ours = subprocess.Popen(SLEEPER, cwd=Path(guardian.folder) / EMPTY)
+    users = subprocess.Popen(SLEEPER, cwd=guardian.folder)  # somebody who looks at it
+    guardian.end()
+    assert ours.wait(LIMIT_S) == -signal.SIGKILL
+    assert users.poll() is None
+    users.kill()
+    users.wait()
 
 
 def test_a_driver_that_is_gone_before_its_guardian_stands_leaves_no_folder(tmp_path: Path) -> None:
