@@ -62,7 +62,14 @@ def name_wide_colours(transfer: int, primaries: int) -> str:
 
 
 def coded_colours(head: bytes) -> str:
-    """`name_wide_colours` of an AVIF or HEIF file by its `colr` box (ISO 23008-12); empty where it has a profile."""
+    """`name_wide_colours` of a picture file's start, by its own numbers; empty where a profile goes before them.
+
+    Of AVIF and HEIF it is the `colr` box (ISO 23008-12), of PNG the chunk cICP, which goes before any profile.
+    """
+    at = head.find(b"cICP", 0, head.find(b"IDAT"))
+    if head.startswith(b"\x89PNG") and at >= 0:
+        primaries, transfer = head[at + 4 : at + 6].ljust(2, b"\1")
+        return name_wide_colours(transfer, primaries)
     at = head.find(b"colrnclx")
     if at < 0 or b"colrprof" in head or b"colrrICC" in head:
         return ""
