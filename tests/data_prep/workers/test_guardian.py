@@ -39,13 +39,29 @@ from pathlib import Path
 from mcjepa.data_prep.workers import ray_session
 from mcjepa.data_prep.workers import guardian as guardian_module
 from mcjepa.data_prep.workers.guardian import _processes_of
-with ray_session.running_ray("", 1):
-    folder = ray_session._OWN[0]
-    stopped = [pid for pid in _processes_of(folder) if Path(f"/proc/{pid}/comm").read_text() == "gcs_server\\n"]
-    for pid in stopped:
-        os.kill(pid, signal.SIGSTOP)
-    began = time.monotonic()
+class Wrong(Exception): pass
+try:
+    with ray_session.running_ray("", 1):
+        folder = ray_session._OWN[0]
+        stopped = [pid for pid in _processes_of(folder) if Path(f"/proc/{pid}/comm").read_text() == "gcs_server\\n"]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        raise Wrong
+except Wrong:
+    pass
 print(len(stopped), folder, time.monotonic() - began)
+"""
+
+LEAVING = """
+import os, signal, threading
+from mcjepa.data_prep.workers import ray_session
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    with ray_session.running_ray("", 1):
+        threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)).start()
+except KeyboardInterrupt:
+    print("interrupted")
 """
 
 
@@ -133,3 +149,10 @@ def test_a_ray_that_hangs_is_ended_all_the_same() -> None:
     stopped, folder, took_s = answer.stdout.split()
     assert int(stopped) >= 1 and not Path(folder).exists()
     assert float(took_s) < 30
+
+
+@pytest.mark.slow
+def test_an_interruption_while_ray_is_left_is_an_interruption() -> None:
+    """Raised within Ray's own shutdown it would kill Ray's processes under it, which ends the driver without a word."""
+    answer = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, timeout=240)
+    assert (answer.returncode, answer.stdout) == (0, "interrupted\n"), answer.stderr[-2000:]
