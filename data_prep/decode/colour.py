@@ -40,6 +40,10 @@ PRIMARIES_XY = {
 LUMA = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), BT2020: (0.2627, 0.0593)}
 """Matrix of Y'CbCr to the weights of red and blue in Y'."""
 PEAK, GAMMA = 10.0, 2.4
+MOST_CODED = 1.9
+"""Chroma that is enlarged across an edge gives R'G'B' above 1, beyond any light of the standard; PQ ends at 1.98."""
+CHROMA_PLACE = {"chroma_sample_location": "left"}
+"""Option of a decoder: what it takes where neither codec nor stream says so (VP9, AV1), as players do."""
 MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Kind of a profile to the mode of pictures that it is for."""
 LATTICE = (np.indices((16, 16, 16), np.uint8) * np.uint8(17)).reshape(3, 64, 64).transpose(1, 2, 0)
@@ -58,7 +62,14 @@ def name_wide_colours(transfer: int, primaries: int) -> str:
 
 
 def coded_colours(head: bytes) -> str:
-    """`name_wide_colours` of an AVIF or HEIF file by its `colr` box (ISO 23008-12); empty where it has a profile."""
+    """`name_wide_colours` of a picture file's start, by its own numbers; empty where a profile goes before them.
+
+    Of AVIF and HEIF it is the `colr` box (ISO 23008-12), of PNG the chunk cICP, which goes before any profile.
+    """
+    at = head.find(b"cICP", 0, head.find(b"IDAT"))
+    if head.startswith(b"\x89PNG") and at >= 0:
+        primaries, transfer = head[at + 4 : at + 6].ljust(2, b"\1")
+        return name_wide_colours(transfer, primaries)
     at = head.find(b"colrnclx")
     if at < 0 or b"colrprof" in head or b"colrrICC" in head:
         return ""
@@ -115,7 +126,7 @@ def to_plain(frame: Any, transfer: int, primaries: int) -> ByteArray:
     """RGB (H, W, 3) of a frame of PyAV whose colours are those of H.273's numbers.
 
     Args:
-        frame: As decoded.
+        frame: As decoded, by a decoder that was given CHROMA_PLACE.
         transfer: PQ, HLG, or any other for that of BT.1886.
         primaries: A key of PRIMARIES_XY; another one counts as BT.2020.
     """
@@ -128,13 +139,13 @@ def to_plain(frame: Any, transfer: int, primaries: int) -> ByteArray:
 
 
 def to_light(coded: FloatArray, transfer: int) -> FloatArray:
-    """Light of R'G'B' (…, 3) from 0 to 1, in units of 100 cd/m² (of white, where it is no HDR)."""
+    """Light of R'G'B' (…, 3), nominally 0 to 1, in units of 100 cd/m² (of white, where it is no HDR)."""
     if transfer == PQ:
-        power = np.clip(coded, 0, 1) ** np.float32(32 / 2523)
+        power = np.clip(coded, 0, MOST_CODED) ** np.float32(32 / 2523)
         ratio = np.maximum(power - np.float32(107 / 128), 0) / (np.float32(2413 / 128) - np.float32(2392 / 128) * power)
         return np.asarray(100 * ratio ** np.float32(8192 / 1305), np.float32)
     if transfer == HLG:
-        above = (np.exp((np.clip(coded, 0.5, 1) - 0.55991073) / 0.17883277) + 0.28466892) / 12
+        above = (np.exp((np.clip(coded, 0.5, MOST_CODED) - 0.55991073) / 0.17883277) + 0.28466892) / 12
         scene = np.where(coded <= 0.5, np.clip(coded, 0, 1) ** 2 / 3, above).astype(np.float32)
         return np.asarray(PEAK * scene ** np.float32(1.2), np.float32)
     return np.asarray(np.clip(coded, 0, 1) ** np.float32(GAMMA), np.float32)
@@ -166,16 +177,30 @@ def _hable_over_greatest(light: FloatArray) -> FloatArray:
 
 
 def _coded_rgb(frame: Any, primaries: int) -> FloatArray:
-    """R'G'B' (H, W, 3), nominally 0 to 1, by the frame's own matrix; chroma is enlarged bicubically."""
+    """R'G'B' (H, W, 3), nominally 0 to 1, by the frame's own matrix; chroma is enlarged linearly, as zimg does it.
+
+    swscale knows where chroma of 4:2:0 was sampled; that of 4:2:2, always at the even columns, it would put between.
+    """
     from av.video.reformatter import Interpolation
 
-    planes = frame.reformat(format="yuv444p16le", interpolation=Interpolation.BICUBIC, threads=1).planes
+    chroma = frame.format.components[min(1, len(frame.format.components) - 1)]
+    halved = chroma.width < frame.width and chroma.height == frame.height
+    kind = "yuv422p16le" if halved else "yuv444p16le"
+    planes = frame.reformat(format=kind, interpolation=Interpolation.BILINEAR, threads=1).planes
     y, cb, cr = (
         np.frombuffer(plane, "<u2").reshape(plane.height, -1)[:, : plane.width].astype(np.float32) for plane in planes
     )
+    if halved:
+        cb, cr = (_between_columns(plane)[:, : frame.width] for plane in (cb, cr))
     span = (0, 65535, 65535) if int(frame.color_range) == 2 else (4096, 219 << 8, 224 << 8)
-    black, white, chroma = (np.float32(value) for value in span)
-    y, cb, cr = (y - black) / white, (cb - np.float32(32768)) / chroma, (cr - np.float32(32768)) / chroma
+    black, white, scale = (np.float32(value) for value in span)
+    y, cb, cr = (y - black) / white, (cb - np.float32(32768)) / scale, (cr - np.float32(32768)) / scale
     red, blue = LUMA.get(int(frame.colorspace), LUMA[BT2020 if primaries == BT2020 else 1])
     r, b = y + 2 * (1 - red) * cr, y + 2 * (1 - blue) * cb
     return np.stack([r, (y - red * r - blue * b) / (1 - red - blue), b], axis=-1)
+
+
+def _between_columns(plane: FloatArray) -> FloatArray:
+    """(H, 2W) of a plane (H, W): its columns, and after each the mean of it and the next."""
+    following = np.concatenate([plane[:, 1:], plane[:, -1:]], axis=1)
+    return np.stack([plane, (plane + following) / 2], axis=-1).reshape(len(plane), -1)

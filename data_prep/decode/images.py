@@ -37,7 +37,7 @@ ByteArray = npt.NDArray[np.uint8]
 FORMATS = ("JPEG", "PNG", "WEBP", "PPM", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000")
 ORIENTATION_TAG = 0x0112
 COLR_BYTES = 1 << 16
-"""Where the boxes of an AVIF or HEIF file end that say what its colours are."""
+"""Where the parts of an AVIF, HEIF or PNG file end that say what its colours are."""
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
@@ -87,7 +87,9 @@ def _open_header(file: BinaryIO) -> Image.Image:
         raise DecodeFailure("the file is empty")
     kind = describe_content(head)
     formats = (*FORMATS, _heif_format()) if kind == "a HEIF image" else FORMATS
-    if kind in ("a HEIF image", "an AVIF image") and (colours := coded_colours(head + file.read(COLR_BYTES))):
+    if kind in ("a HEIF image", "an AVIF image", "a PNG image") and (
+        colours := coded_colours(head + file.read(COLR_BYTES))
+    ):
         raise Unwanted(f"{colours}: stored as they are its colours would be wrong")
     try:
         return _open_picture(file, formats)

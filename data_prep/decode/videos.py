@@ -35,7 +35,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from mcjepa.data_prep.decode.colour import converts, to_plain
+from mcjepa.data_prep.decode.colour import CHROMA_PLACE, converts, to_plain
 from mcjepa.data_prep.decode.containers import (
     VideoTable,
     frame_orientation,
@@ -118,10 +118,7 @@ def decode_by_pyav(
         deinterlace: Make whole frames of interlaced ones.
         convert: Map wide colours to plain ones.
     """
-    to_rgb: Callable[[Any], ByteArray] = _as_decord
-    if convert:
-        to_rgb = partial(to_plain, transfer=table.facts.transfer, primaries=table.facts.primaries)
-    yield from _read_ahead(_decode_by_pyav(table, numbers, deinterlace, to_rgb), FRAMES_AHEAD)
+    yield from _read_ahead(_decode_by_pyav(table, numbers, deinterlace, convert), FRAMES_AHEAD)
 
 
 def _as_decord(frame: Any) -> ByteArray:
@@ -141,13 +138,16 @@ def _read_ahead(frames: Iterator[ByteArray], most: int) -> Iterator[ByteArray]:
             yield cast(ByteArray, frame)
 
 
-def _decode_by_pyav(
-    table: VideoTable, numbers: IntArray, deinterlace: bool, to_rgb: Callable[[Any], ByteArray]
-) -> Iterator[ByteArray]:
+def _decode_by_pyav(table: VideoTable, numbers: IntArray, deinterlace: bool, convert: bool) -> Iterator[ByteArray]:
+    to_rgb: Callable[[Any], ByteArray] = _as_decord
+    if convert:
+        to_rgb = partial(to_plain, transfer=table.facts.transfer, primaries=table.facts.primaries)
     wanted = iter(numbers.tolist())
     number = next(wanted, None)
     orientation = UPRIGHT
     with open_container(table.path) as container:
+        if convert:
+            container.streams[table.stream].codec_context.options = CHROMA_PLACE
         frames = _frames_in_order(container, table)
         for at, frame in enumerate(deinterlaced(frames) if deinterlace else frames):
             orientation = frame_orientation(frame) or orientation

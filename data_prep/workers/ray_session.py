@@ -19,18 +19,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mcjepa.data_prep.code import code_name, isolated_children
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.workers.guardian import PREFIX, VARIABLE, Guardian, clear_abandoned
+from mcjepa.data_prep.workers.guardian import EMPTY, VARIABLE, Guardian, clear_abandoned
 
 LOG = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 200 << 20
 START_ATTEMPTS = 3
-SHUTDOWN_LIMIT_S = 4.0
+SHUTDOWN_LIMIT_S, DONE_LIMIT_S = 4.0, 60.0
+"""For Ray to end after an interruption or an error; after work that is done, which must not fail for a busy machine."""
 JOIN_LIMIT_S = 20.0
 PRIVATE = {
     "RAY_AUTH_MODE": "token",
@@ -63,8 +64,9 @@ def running_ray(address: str, workers: int) -> Iterator[None]:
     on_terminate = signal.getsignal(signal.SIGTERM)
     parent = _short_temporary_folder()
     clear_abandoned(parent)
-    folder = tempfile.mkdtemp(prefix=PREFIX, dir=parent)
-    guardian = Guardian(folder)
+    guardian = Guardian(parent)
+    folder = guardian.folder
+    limit_s = SHUTDOWN_LIMIT_S
     try:
         with _interruption_kept(), _apart_from_current_folder(folder):
             if address:
@@ -75,42 +77,56 @@ def running_ray(address: str, workers: int) -> Iterator[None]:
             _require_same_code()
         _OWN.append(folder)
         yield
+        limit_s = DONE_LIMIT_S
     finally:
         _OWN.clear()
-        _leave_ray(guardian)
+        _leave_ray(guardian, limit_s)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # ray.init put its own in place
 
 
-def _leave_ray(guardian: Guardian) -> None:
-    """Let Ray end in its own way; after SHUTDOWN_LIMIT_S its processes are killed, whatever it waits for.
+def _leave_ray(guardian: Guardian, limit_s: float) -> None:
+    """Let Ray end in its own way; after `limit_s` its processes are killed, whatever it waits for.
 
-    It asks its processes for leave, without a limit: one that hangs would hang this process too, for ever.
+    It asks its processes for leave, without a limit: one that hangs would hang this process too, for ever. But when
+    they go first, Ray's core ends this process too, with exit code 1 and no word: so an interruption waits as well.
     """
     import ray
 
-    late = threading.Timer(SHUTDOWN_LIMIT_S, guardian.end)
-    late.daemon = True
-    late.start()
-    try:
-        ray.shutdown()
-    finally:
-        late.cancel()
-        guardian.end()
+    timers: list[threading.Timer] = []
+
+    def end_within(seconds: float) -> None:
+        timers.append(threading.Timer(seconds, guardian.end))
+        timers[-1].daemon = True
+        timers[-1].start()
+
+    with _interruption_kept(lambda number, frame: end_within(SHUTDOWN_LIMIT_S)):
+        end_within(limit_s)
+        try:
+            ray.shutdown()
+        finally:
+            for timer in timers:
+                timer.cancel()
+            guardian.end()
 
 
 @contextlib.contextmanager
-def _interruption_kept() -> Iterator[None]:
-    """Raise KeyboardInterrupt at the end where one was swallowed: while they load, libraries catch anything."""
+def _interruption_kept(instead: Callable[[int, Any], None] | None = None) -> Iterator[None]:
+    """Raise KeyboardInterrupt at the end where one came: while they load, libraries catch anything.
+
+    Args:
+        instead: What is done when it comes; None: it is raised then, too.
+    """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield
         return
     seen: list[int] = []
+    do = instead or before
 
     def note(number: int, frame: Any) -> None:
         seen.append(number)
-        before(number, frame)
+        do(number, frame)
 
     signal.signal(signal.SIGINT, note)
     try:
@@ -135,9 +151,9 @@ def _apart_from_current_folder(folder: str) -> Iterator[None]:
     """Connect from an empty folder below `folder`.
 
     `ray.init` puts the current folder and that of the driver's script on the search path of all workers, in front:
-    what lies there would be imported instead of the code that the driver runs.
+    what lies there would be imported instead of the code that the driver runs. The guardian knows what is Ray's by it.
     """
-    empty = os.path.join(folder, "empty")
+    empty = os.path.join(folder, EMPTY)
     os.mkdir(empty)
     before, script = os.open(".", os.O_RDONLY), sys.argv[0]
     try:

@@ -195,6 +195,17 @@ def test_files_named_in_the_text_exist(page: str) -> None:
     assert wrong == []
 
 
+def test_rows_of_the_kinds_of_files_name_tests_that_exist() -> None:
+    text = PAGES["docs/kinds.md"]
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| kind |")]
+    tests = "".join(
+        path.read_text(encoding="utf-8") for path in (REPOSITORY / "tests" / "data_prep").rglob("test_*.py")
+    )
+    assert len(rows) > 30
+    assert [row for row in rows if not re.search(r"\| (`.*test_.*`|the same) \|$", row)] == []
+    assert [name for name in re.findall(r"`(test_\w+)`", text) if f"def {name}(" not in tests] == []
+
+
 def _matches(named: str) -> bool:
     """Whether a path or pattern names something; measurements lie in folders of the rooms' names."""
     if (REPOSITORY / named).exists() or any(REPOSITORY.glob(named)):

@@ -24,6 +24,7 @@ from typing import get_args
 from mcjepa.data_prep.dataset.audit import audit_dataset
 from mcjepa.data_prep.dataset.manifest import read_manifest
 from mcjepa.data_prep.job import Stage
+from mcjepa.data_prep.workers.guardian import PREFIX
 from tests.faults.kill_rounds import make_corpus
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -34,14 +35,19 @@ LINES = 30
 STAGES = get_args(Stage)
 
 
-def left_behind(mark: str) -> list[int]:
-    """Processes whose first environment has the mark, but zombies."""
+def left_behind(mark: str, folder: Path) -> list[str]:
+    """Processes that work below the folder or whose first environment has the mark, but zombies.
+
+    Their numbers, states, parents and command lines. Titles of Ray's processes may be written over the mark.
+    """
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            alive = (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-            if alive and mark.encode() in (entry / "environ").read_bytes():
-                found.append(int(entry.name))
+            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            here = str(folder) in os.readlink(entry / "cwd") or mark.encode() in (entry / "environ").read_bytes()
+            if here and state != "Z":
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found.append(f"{entry.name} {state} child of {parent}: {command[:160].strip()}")
         except OSError:
             continue
     return found
@@ -83,19 +89,19 @@ def run_round(seed: int, corpus: Path, folder: Path) -> tuple[list[str], str, st
         job.send_signal(number)  # nothing, if it has ended
         ended = time.monotonic()
         job.wait(JOB_LIMIT_S)
-    left: list[int] = left_behind(mark)
+    left = left_behind(mark, temporary)
     while left and time.monotonic() - ended < LIMIT_S:
         time.sleep(0.1)
-        left = left_behind(mark)
+        left = left_behind(mark, temporary)
     lines = said.read_text(errors="replace").splitlines()
     stage = next((line for line in reversed(lines) if line.startswith(STAGES)), "before its first word")
     problems = [f"alive after {LIMIT_S:.0f} s: {left}"] if left else []
-    folders = [path for path in temporary.glob("mcjepa-*") if (path / "lock").exists() or any(path.glob("session_*"))]
-    problems += [f"left the folder {path}" for path in folders]
+    folders = [path for path in temporary.glob(f"{PREFIX}*") if path.name != f"{PREFIX}processors-{os.getuid()}"]
+    problems += [f"left the folder {path}: {os.listdir(path)}" for path in folders]
     if job.returncode < 0 and job.returncode != -number:
         problems.append(f"the driver crashed ({job.returncode}): {' | '.join(lines[-8:])}")
+    how = f"{stage}; ended {job.returncode}" + f" ({lines[-1]})" * (lines != [] and job.returncode not in (0, -number))
     again = run_again(command, environment)
-    how = f"{stage}; ended {job.returncode}"
     if again.returncode:
         return [*problems, f"the rerun ended with {again.returncode}: {again.stderr[-300:]}"], "", how
     shutil.rmtree(temporary)

@@ -82,13 +82,25 @@ def test_a_jpeg_that_lacks_picture_data_is_refused(mode: str, options: dict[str,
             read_image(tmp_path / "p.jpg", 64)
 
 
-def test_a_png_with_more_text_than_pillow_reads_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        pytest.param(b"zTXtComment\0\0" + zlib.compress(bytes(5 << 20)), id="more text than Pillow reads"),
+        pytest.param(b"gAMA" + struct.pack(">I", 100_000), id="gamma 1"),
+        pytest.param(
+            b"cHRM" + struct.pack(">8I", *(31270, 32900, 70800, 29200, 17000, 79700, 13100, 4600)), id="BT.2020"
+        ),
+    ],
+)
+def test_chunks_of_a_png_that_are_not_followed_change_no_pixel(chunk: bytes, tmp_path: Path) -> None:
     Image.fromarray(PICTURE).save(tmp_path / "p.png")
     data = (tmp_path / "p.png").read_bytes()
-    text = b"zTXt" + b"Comment\0\0" + zlib.compress(bytes(5 << 20))
-    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
-    (tmp_path / "p.png").write_bytes(data[:33] + chunk + data[33:])
+    (tmp_path / "p.png").write_bytes(data[:33] + framed(chunk) + data[33:])
     assert np.array_equal(read_image(tmp_path / "p.png", 64), PICTURE)
+
+
+def framed(chunk: bytes) -> bytes:
+    return struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
 
 
 def test_what_is_not_supported_is_not_called_damaged(tmp_path: Path) -> None:
@@ -121,6 +133,16 @@ def test_newer_formats_are_read_as_pillow_reads_them(suffix: str, tmp_path: Path
     found = read_image(tmp_path / "p.jpg", 64)
     assert np.abs(found.astype(int) - expected).max() <= 2
     assert np.abs(found.astype(int) - PICTURE).mean() < 8  # lossy
+
+
+def test_an_hdr_png_is_refused_by_name(tmp_path: Path) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "p.png")
+    data = (tmp_path / "p.png").read_bytes()
+    (tmp_path / "p.png").write_bytes(data[:33] + framed(b"cICP" + bytes((9, 16, 0, 1))) + data[33:])
+    with pytest.raises(Unwanted, match=r"HDR \(PQ\), BT.2020 primaries"):
+        read_image(tmp_path / "p.png", 64)
+    (tmp_path / "p.png").write_bytes(data[:33] + framed(b"cICP" + bytes((1, 13, 0, 1))) + data[33:])
+    assert np.array_equal(read_image(tmp_path / "p.png", 64), PICTURE)
 
 
 def test_an_hdr_picture_is_refused_by_name(tmp_path: Path) -> None:

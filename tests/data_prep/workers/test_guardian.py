@@ -7,14 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from mcjepa.data_prep.workers.guardian import LOCK_NAME, PREFIX, VARIABLE, Guardian, clear_abandoned
+from mcjepa.data_prep.workers import guardian as guardian_module
+from mcjepa.data_prep.workers.guardian import EMPTY, LOCK_NAME, PREFIX, VARIABLE, Guardian, clear_abandoned
 from tests.processes import wait_until_ended
 
 LIMIT_S = 10.0
@@ -22,13 +22,14 @@ SLEEPER = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
 
 DRIVER = """
 import os, subprocess, sys, time
+from mcjepa.data_prep.workers import guardian as guardian_module
 from mcjepa.data_prep.workers.guardian import VARIABLE, Guardian
-folder = sys.argv[1]
-guardian = Guardian(folder)
+guardian = Guardian(sys.argv[1])
+folder = guardian.folder
 environment = {**os.environ, VARIABLE: folder}
 sleeper = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
 away = subprocess.Popen(sleeper, env=environment, start_new_session=True)
-print(away.pid, flush=True)
+print(away.pid, folder, flush=True)
 time.sleep(600)
 """
 
@@ -36,20 +37,32 @@ HANGING = """
 import os, signal, sys, time
 from pathlib import Path
 from mcjepa.data_prep.workers import ray_session
+from mcjepa.data_prep.workers import guardian as guardian_module
 from mcjepa.data_prep.workers.guardian import _processes_of
-with ray_session.running_ray("", 1):
-    folder = ray_session._OWN[0]
-    stopped = [pid for pid in _processes_of(folder) if Path(f"/proc/{pid}/comm").read_text() == "gcs_server\\n"]
-    for pid in stopped:
-        os.kill(pid, signal.SIGSTOP)
-    began = time.monotonic()
+class Wrong(Exception): pass
+try:
+    with ray_session.running_ray("", 1):
+        folder = ray_session._OWN[0]
+        stopped = [pid for pid in _processes_of(folder) if Path(f"/proc/{pid}/comm").read_text() == "gcs_server\\n"]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        raise Wrong
+except Wrong:
+    pass
 print(len(stopped), folder, time.monotonic() - began)
 """
 
-
-@pytest.fixture
-def folder() -> str:
-    return tempfile.mkdtemp(prefix=PREFIX)
+LEAVING = """
+import os, signal, threading
+from mcjepa.data_prep.workers import ray_session
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    with ray_session.running_ray("", 1):
+        threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)).start()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
 
 
 def wait_until_gone(path: str) -> bool:
@@ -59,23 +72,49 @@ def wait_until_gone(path: str) -> bool:
     return not Path(path).exists()
 
 
-def test_a_killed_driver_leaves_no_process_and_no_folder(folder: str) -> None:
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, folder], stdout=subprocess.PIPE, text=True)
+def test_a_killed_driver_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None
-    away = psutil.Process(int(driver.stdout.readline()))
+    pid, folder = driver.stdout.readline().split()
+    away = psutil.Process(int(pid))
     driver.kill()
     driver.wait()
     assert wait_until_ended([away], within_s=LIMIT_S) == []
     assert wait_until_gone(folder)
 
 
-def test_an_orderly_end_clears_once_and_may_be_asked_for_twice(folder: str) -> None:
-    guardian = Guardian(folder)
+def test_an_orderly_end_clears_once_and_may_be_asked_for_twice(tmp_path: Path) -> None:
+    guardian = Guardian(str(tmp_path))
+    folder = Path(guardian.folder)
+    assert (folder / LOCK_NAME).exists() and folder.parent == tmp_path
     guardian.end()
-    assert not Path(folder).exists()
-    (Path(folder) / "session_of_a_late_writer").mkdir(parents=True)
+    assert not folder.exists()
+    (folder / "session_of_a_late_writer").mkdir(parents=True)
     guardian.end()
-    assert not Path(folder).exists()
+    assert not folder.exists()
+
+
+def test_a_process_that_has_lost_its_words_is_known_by_its_folder(tmp_path: Path) -> None:
+    """The titles of Ray's agents are written over their command lines and parts of their environments."""
+    guardian = Guardian(str(tmp_path))
+    (Path(guardian.folder) / EMPTY).mkdir()
+    ours = subprocess.Popen(SLEEPER, cwd=Path(guardian.folder) / EMPTY)
+    users = subprocess.Popen(SLEEPER, cwd=guardian.folder)  # somebody who looks at it
+    guardian.end()
+    assert ours.wait(LIMIT_S) == -signal.SIGKILL
+    assert users.poll() is None
+    users.kill()
+    users.wait()
+
+
+def test_a_driver_that_is_gone_before_its_guardian_stands_leaves_no_folder(tmp_path: Path) -> None:
+    command = [sys.executable, "-I", guardian_module.__file__, str(tmp_path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.close()
+    process.stdout.close()
+    assert process.wait(LIMIT_S) == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_next_run_clears_what_is_dead_and_ours_only(tmp_path: Path) -> None:
@@ -110,3 +149,10 @@ def test_a_ray_that_hangs_is_ended_all_the_same() -> None:
     stopped, folder, took_s = answer.stdout.split()
     assert int(stopped) >= 1 and not Path(folder).exists()
     assert float(took_s) < 30
+
+
+@pytest.mark.slow
+def test_an_interruption_while_ray_is_left_is_an_interruption() -> None:
+    """Raised within Ray's own shutdown it would kill Ray's processes under it, which ends the driver without a word."""
+    answer = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, timeout=240)
+    assert (answer.returncode, answer.stdout) == (0, "interrupted\n"), answer.stderr[-2000:]
