@@ -293,7 +293,11 @@ class _Run:
     def _save(self, step: int, values: Mapping[str, float], records: RunRecords, *, final: bool) -> None:
         self.instruments.clock.enter("checkpoint")
         self.claim.check()
-        if self.keeper.save(self.engine, step, lineage=records.lineage(), metrics=values, final=final):
+        saved = self.keeper.save(
+            self.engine, step,
+            lineage=records.lineage(), metrics=values, final=final, problem=records.unwritten(),
+        )  # fmt: skip
+        if saved:
             records.checkpoint(step, self.keeper.last_digest)
 
     def grace_left_s(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from tests.faults.train_drill import Round
 
 
+DELIVERED_WITHIN_S = 120.0
+
+
 def find_problems(found: Round, whole: Path, steps: int) -> list[str]:
     """Everything that is wrong with a finished run, in words.
 
@@ -27,7 +31,9 @@ def find_problems(found: Round, whole: Path, steps: int) -> list[str]:
         whole: folder of the undisturbed run.
         steps: of each run.
     """
-    delivery = deliver_spool(found.path)
+    deadline = time.monotonic() + DELIVERED_WITHIN_S
+    while (delivery := deliver_spool(found.path)).left and time.monotonic() < deadline:
+        time.sleep(1.0)
     problems = [f"{delivery.left} records are not delivered: {delivery.reason}"] if delivery.left else []
     return [*problems, *_of_the_run(found, whole, steps), *_of_mlflow(found)]
 
@@ -81,4 +87,4 @@ def _of_mlflow(found: Round) -> Iterator[str]:
     if wrong:
         name = sorted(wrong)[0]
         twice = [step for step, count in Counter(step for step, _ in there.get(name, [])).items() if count > 1]
-        yield f"MLflow has other values than {METRICS} of {len(wrong)} meters, {name} at steps {twice} twice; "
+        yield f"MLflow has other values than {METRICS} of {len(wrong)} meters, {name} at steps {twice} twice"

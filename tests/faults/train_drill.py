@@ -51,7 +51,7 @@ IMPORTED = [
     "mcjepa.pipeline.stages.training", "mcjepa.pipeline.tracking.mlflow", "mcjepa.data_prep.storage.s3",
     "tests.faults.drill_checks",
 ]  # fmt: skip
-SETTINGS = {"OMP_NUM_THREADS": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+SETTINGS = {"OMP_NUM_THREADS": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 FORKS = multiprocessing.get_context("forkserver")
 
 
@@ -164,7 +164,7 @@ class Round:
         recipe: of the run.
         folder: for what is not on the small disk.
         mlflow: the server, running.
-        step_s: how long a step takes here.
+        step_s: how long a step takes here, which the pauses go by.
     """
 
     def __init__(self, seed: int, recipe: Path, folder: Path, mlflow: MlflowServer, step_s: float) -> None:
