@@ -47,7 +47,6 @@ from mcjepa.pipeline.step.micro_batches import check_micro_batches
 from mcjepa.pipeline.step.schedule import Schedule, build_schedule, late_terms
 from mcjepa.pipeline.step.step import run_step
 from mcjepa.pipeline.stream.loader import StepLoader, build_loader
-from mcjepa.pipeline.stream.shard_check import find_shard_damage
 from mcjepa.pipeline.tracking.run_records import RunRecords
 from mcjepa.pipeline.world import World, broadcast_from_rank0, gather_all
 
@@ -157,7 +156,7 @@ def _open_run(
     )
     stack.callback(loader.close)
     require_same_start(loader.order, world, "set of datasets")
-    _check_shards(loader, config, world, continuation.step)
+    _check_shards(loader, world)
     for name, summary in loader.describe().items():
         log.info("%s: %s", name, summary.in_words())
     schedule = _checked_schedule(config, loader, continuation.step)
@@ -190,17 +189,10 @@ def _compare_recipes(
     return continuation
 
 
-def _check_shards(loader: StepLoader, config: TrainConfig, world: World, step: int) -> None:
+def _check_shards(loader: StepLoader, world: World) -> None:
     """Compares shards with their manifests, each rank its share; damage that any of them finds is refused by all."""
-    problem = ""
     try:
-        problem = find_shard_damage(
-            loader.catalogues,
-            config.stream.store.check,
-            draw=config.seed + step,
-            rank=world.rank,
-            world_size=world.size,
-        )
+        problem = loader.find_damage()
     except (DataError, OSError) as error:  # told to all: the other ranks are waiting
         problem = str(error)
     if problems := [text for text in gather_all(problem, world) if text]:
@@ -302,7 +294,11 @@ class _Run:
     def _save(self, step: int, values: Mapping[str, float], records: RunRecords, *, final: bool) -> None:
         self.instruments.clock.enter("checkpoint")
         self.claim.check()
-        if self.keeper.save(self.engine, step, lineage=records.lineage(), metrics=values, final=final):
+        saved = self.keeper.save(
+            self.engine, step,
+            lineage=records.lineage(), metrics=values, final=final, problem=records.unwritten(),
+        )  # fmt: skip
+        if saved:
             records.checkpoint(step, self.keeper.last_digest)
 
     def grace_left_s(self) -> float:

@@ -24,7 +24,6 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 import mcjepa.model.flow_estimator
 import mcjepa.model.losses.vicreg
@@ -34,8 +33,8 @@ from mcjepa.model.config import ExpanderConfig, ModelConfig
 from mcjepa.model.correlation import correlate_loop
 from mcjepa.model.losses.variance_covariance import variance_covariance_loss
 from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.pipeline.monitor.throughput import OperationCounter, device_name, peak_tflops
 
-PEAK_BF16_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense, by the maker's data sheets
 PAIR_TERMS = ("regression", "reconstruction", "smoothness", "cycle", "vc")
 
 
@@ -117,20 +116,15 @@ def parts_of_step(net: MCJEPA, batches: Batches, step_s: float, device: torch.de
     pyramid = [x.detach().requires_grad_() for x in pyramid]
     encoder_s = sum(seconds_of(lambda x=x: encoder_pass(net, x), device) for x in (pairs, views))
     estimator_s = seconds_of(lambda: estimator_pass(net, pyramid), device)
-    with FlopCounterMode(display=False) as counter:
+    with OperationCounter() as counter:
         for images in (pairs, views):
             encoder_pass(net, images)
-    flops = counter.get_total_flops() / encoder_s
+    flops = counter.total / encoder_s
     parts = {"encoder": encoder_s / step_s, "estimator": estimator_s / step_s}
     parts = {**parts, "rest": 1 - sum(parts.values()), "encoder_gflops": flops / 1e9}
-    peaks = [peak for name, peak in PEAK_BF16_FLOPS.items() if device.type == "cuda" and name in _device_name(device)]
-    if peaks:
-        parts["encoder_mfu"] = flops / peaks[0]
+    if peak := peak_tflops(device_name(device), "bf16", 0.0):
+        parts["encoder_mfu"] = flops / 1e12 / peak
     return {name: round(value, 3) for name, value in parts.items()}
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def cuda_figures(net: MCJEPA, batches: Batches, device: torch.device) -> dict[str, float]:
@@ -172,7 +166,7 @@ def measure(device: torch.device, full: bool) -> dict[str, object]:
         "views": views,
         "size_px": size_px,
         "rounds": len(ratios),
-        "device": _device_name(device),
+        "device": device_name(device),
     }
 
 

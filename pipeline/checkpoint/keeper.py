@@ -90,6 +90,7 @@ class CheckpointKeeper:
         lineage: Mapping[str, Any],
         metrics: Mapping[str, float],
         final: bool = False,
+        problem: str = "",
     ) -> bool:
         """Saves state and weights after `step` steps.
 
@@ -99,6 +100,7 @@ class CheckpointKeeper:
             lineage: run id and dataset ids, kept with the weights.
             metrics: the newest record of the meters (rank 0's counts).
             final: whether the run ends after it: then it must not fail.
+            problem: why it must not count: this rank's records of the steps before it are not on disk.
 
         Returns:
             Whether it was saved; otherwise the checkpoints before it count.
@@ -110,7 +112,7 @@ class CheckpointKeeper:
         if uploader and not final and max(gather_all(uploader.waiting, self._world)) >= MOST_WAITING:
             log.warning("no checkpoint at step %d: %d uploads are still under way", step, MOST_WAITING)
             return False
-        problem = self._write(engine, step, lineage, metrics)
+        problem = self._write(engine, step, lineage, metrics, problem)
         if not problem:
             self._failed_in_a_row = 0
             if uploader:
@@ -155,11 +157,13 @@ class CheckpointKeeper:
         if most >= self._config.max_failed_saves:
             raise RunError(f"{most} uploads in a row failed: {reason}")
 
-    def _write(self, engine: Any, step: int, lineage: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
+    def _write(
+        self, engine: Any, step: int, lineage: Mapping[str, Any], metrics: Mapping[str, float], problem: str
+    ) -> str:
         """Writes everything of a save; returns the problem of the first rank that had one, or nothing."""
         world, folder = self._world, self._folder.path / CHECKPOINTS / step_name(step)
         started = time.perf_counter()
-        facts = self._prepare(folder)
+        facts = self._prepare(folder, problem)
         name = state_name(world.rank, world.size)
         entry: dict[str, Any] = {}
         if not facts["problem"]:
@@ -201,9 +205,8 @@ class CheckpointKeeper:
             log.info("checkpoint of step %d saved in %.2f s", step, time.perf_counter() - started)
         return ""
 
-    def _prepare(self, folder: Path) -> dict[str, str]:
+    def _prepare(self, folder: Path, problem: str) -> dict[str, str]:
         """Makes an empty folder for a save and agrees on its name; a problem of any machine is everyone's."""
-        problem = ""
         if self._makes_folders():
             try:
                 shutil.rmtree(folder, ignore_errors=True)

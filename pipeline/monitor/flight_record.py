@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcjepa.data_prep.storage import atomic_write
 from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.run.lines import PatientFiles
 from mcjepa.pipeline.stream.batches import StepBatch
 
 VERSION = 1
@@ -47,7 +47,9 @@ def numbers(values: Mapping[str, Tensor | float]) -> dict[str, str]:
     return {name: repr(float(value)) for name, value in values.items()}
 
 
-def write_record(folder: Path, step: int, rank: int, content: Mapping[str, Any], state: Mapping[str, Tensor]) -> Path:
+def write_record(
+    folder: Path, step: int, rank: int, content: Mapping[str, Any], state: Mapping[str, Tensor], files: PatientFiles
+) -> Path:
     """Writes a flight record.
 
     Args:
@@ -56,15 +58,15 @@ def write_record(folder: Path, step: int, rank: int, content: Mapping[str, Any],
         rank: this rank.
         content: what is known, plain data.
         state: the random state before the step.
+        files: keep it while the disk is full.
 
     Returns:
         The file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}-rank-{rank:05d}.json"
     texts = {name: base64.b64encode(bytes(value.tolist())).decode() for name, value in state.items()}
     about = {"version": VERSION, "step": step, "rank": rank, "host": socket.gethostname(), "unix_s": int(time.time())}
-    atomic_write(path, json.dumps({**about, **content, "random_state": texts}, indent=1).encode())
+    files.write(path, json.dumps({**about, **content, "random_state": texts}, indent=1).encode())
     return path
 
 

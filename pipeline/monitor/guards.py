@@ -29,6 +29,7 @@ from torch import Tensor
 
 from mcjepa.pipeline.errors import RunError
 from mcjepa.pipeline.monitor.flight_record import finite_samples, numbers, samples_of, write_record
+from mcjepa.pipeline.run.lines import PatientFiles
 from mcjepa.pipeline.settings.monitor import GuardConfig, SpikeConfig
 from mcjepa.pipeline.step.step import StepResult
 from mcjepa.pipeline.stream.batches import StepBatch
@@ -88,6 +89,7 @@ class StepGuard:
         self._folder, self._rank, self._most = folder, rank, most_in_a_row
         self._config = config or GuardConfig()
         self._spikes = SpikeDetector(self._config.spikes)
+        self._files = PatientFiles()
         self._in_a_row = 0
         self.total, self.spikes, self.scale_skips = 0, 0, 0
         self.alarm = ""
@@ -99,6 +101,7 @@ class StepGuard:
         Raises:
             RunError: it is one bad step too many in a row, or a guard of some rank ends the run.
         """
+        self._files.settle()
         if result.alarm:
             raise RunError(
                 f"step {batch.step} was not taken: {self.alarm or 'another rank saw a spike'}; the last checkpoint is "
@@ -153,7 +156,12 @@ class StepGuard:
             "rates": dict(setting.rates),
             "z": dict(z),
         }
-        return write_record(self._folder, batch.step, self._rank, content, result.state)
+        return write_record(self._folder, batch.step, self._rank, content, result.state, self._files)
+
+    def close(self) -> None:
+        """Writes the records that have waited for room, or says that they are lost."""
+        if not self._files.settle():
+            log.error("the disk is still full: %d records of %s are lost", self._files.waiting, self._folder)
 
 
 NORMAL_MAD = 1.4826

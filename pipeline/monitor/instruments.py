@@ -114,5 +114,6 @@ class Instruments:
         return values
 
     def close(self) -> None:
-        """Ends an open profile."""
+        """Ends an open profile, and writes the records that wait for room."""
         self._profile.end()
+        self.guard.close()

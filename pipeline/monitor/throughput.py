@@ -64,7 +64,9 @@ def convolution_backward_flops(
     return forward * (int(wanted[0]) + int(wanted[1]))
 
 
-class _Counter(TorchDispatchMode):
+class OperationCounter(TorchDispatchMode):
+    """Counts the operations inside its `with`, forward and backward, in `total`."""
+
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
@@ -83,7 +85,7 @@ class FlopCounter:
     """Counts a step's operations; hand it to `run_step` and read `total` afterwards (0 until the step was taken)."""
 
     def __init__(self) -> None:
-        self._counter = _Counter()
+        self._counter = OperationCounter()
         self.total = 0
 
     @contextlib.contextmanager

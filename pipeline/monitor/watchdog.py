@@ -27,6 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write
 from mcjepa.pipeline.exits import REJECTED
 from mcjepa.pipeline.run.folder import HUNG
@@ -102,14 +103,16 @@ class Watchdog:
 
     def _report(self, now: Activity, spent_s: float) -> None:
         waits_for = waiting_for(sys._current_frames().get(self._watched), now.part)
-        self._folder.mkdir(parents=True, exist_ok=True)
         record = {
             "rank": self._rank, "step": now.step, "part": now.part, "waits_for": waits_for,
             "seconds": round(spent_s, 1), "host": socket.gethostname(), "pid": os.getpid(),
         }  # fmt: skip
-        atomic_write(self._path("json"), json.dumps(record).encode())
-        with self._path("txt").open("w", encoding="utf-8") as file:
-            faulthandler.dump_traceback(file, all_threads=True)
+        try:
+            atomic_write(self._path("json"), json.dumps(record).encode())
+            with self._path("txt").open("w", encoding="utf-8") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
+        except (DataError, OSError) as error:  # the watch goes on
+            log.error("the report of rank %d cannot be written: %s", self._rank, error)
         log.error(
             "rank %d of %d has been in %s of step %d for %.0f s and waits for %s; stacks of all its threads: %s",
             self._rank, self._world_size, now.part, now.step, spent_s, waits_for, self._path("txt"),

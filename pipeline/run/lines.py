@@ -1,4 +1,4 @@
-"""Files that grow by lines and outlive a full disk: lines wait in memory until there is room, in their order."""
+"""Records that outlive a full disk: lines and small files wait in memory until there is room, in their order."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ import threading
 from collections import deque
 from pathlib import Path
 
+from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import atomic_write
+
 log = logging.getLogger(__name__)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MOST_WAITING = 20_000
 """Lines that wait in memory; the oldest are given up beyond that, and counted."""
+MOST_FILES = 200
+"""Files that wait in memory, of some kilobytes each; the oldest are given up beyond that, and named."""
 
 
 class PatientLines:
@@ -90,3 +95,43 @@ class PatientLines:
                 raise
         finally:
             os.close(descriptor)
+
+
+class PatientFiles:
+    """Small files, each written whole or not at all: on disk, or waiting for room."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Path, bytes] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Files that are not on disk yet."""
+        return len(self._waiting)
+
+    def write(self, path: Path, data: bytes) -> bool:
+        """Writes a file behind those that wait; returns whether all are on disk.
+
+        Raises:
+            DataError, OSError: it cannot be written for another reason than room.
+        """
+        self._waiting[path] = data
+        if len(self._waiting) > MOST_FILES:
+            oldest = next(iter(self._waiting))
+            log.error("%s is given up: more than %d files had to wait for room", oldest, MOST_FILES)
+            del self._waiting[oldest]
+        done = self.settle()
+        if not done:
+            log.warning("no room for %s; the run goes on and %d files wait in memory", path, len(self._waiting))
+        return done
+
+    def settle(self) -> bool:
+        """Tries to write what waits; returns whether all is on disk."""
+        for path in list(self._waiting):
+            try:
+                atomic_write(path, self._waiting[path])
+            except (DataError, OSError) as error:
+                if getattr(error.__cause__ or error, "errno", None) not in NO_ROOM:
+                    raise
+                return False
+            del self._waiting[path]
+        return True

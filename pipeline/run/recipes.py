@@ -32,6 +32,8 @@ OF_TRAINING_ONLY = (
     "model.encoder.init_std", "model.encoder.activation_checkpointing", "model.flow.level_dropout",
 )  # fmt: skip
 """Keys of the model that do not change what its weights mean: the objective, how they began, what training costs."""
+OF_A_MACHINE = ("train.checkpoint.scratch", "train.stream.store.cache_dir")
+"""Local folders: a run that moves to another machine is the same run."""
 MOST_SHOWN = 20
 
 
@@ -69,9 +71,9 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def changes_of(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Change, ...]:
-    """The keys that differ between two whole recipes, in order."""
+    """The keys that differ between two whole recipes, in order; where a machine has its folders is no difference."""
     old, new = flatten(before), flatten(now)
-    keys = sorted(key for key in {*old, *new} if old.get(key, ABSENT) != new.get(key, ABSENT))
+    keys = sorted(key for key in {*old, *new} - {*OF_A_MACHINE} if old.get(key, ABSENT) != new.get(key, ABSENT))
     return tuple(Change(key, old.get(key, ABSENT), new.get(key, ABSENT)) for key in keys)
 
 
@@ -99,12 +101,13 @@ class RunRecipes:
         governed = next((path for first, path in reversed(starts) if first < step), None)
         before = _read(governed) if governed else last
         changes = changes_of(before or last, now) if step else ()
-        return Continuation(step, changes, last != now)
+        return Continuation(step, changes, bool(changes_of(last, now)))
 
     def keep(self, recipe: Mapping[str, Any], step: int) -> Path:
         """Writes the recipe of a start that continues from `step`; returns recipe.yaml."""
         present, starts = self._run / RECIPE, self._starts()
-        repeated = bool(starts) and starts[-1][0] <= step and _read(starts[-1][1]) == as_written(recipe)
+        last = _read(starts[-1][1]) if starts else None
+        repeated = last is not None and starts[-1][0] <= step and not changes_of(last, as_written(recipe))
         content = yaml.safe_dump(dict(recipe), sort_keys=False).encode()
         if not repeated:
             atomic_write(self._folder / f"{len(starts) + 1:06d}-from-step-{step:09d}.yaml", content)

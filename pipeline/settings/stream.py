@@ -143,10 +143,11 @@ class ShardStoreConfig:
     cache that a node's processes share."""
 
     check: Literal["none", "sizes", "sampled", "full"] = "sampled"
-    """What is compared with the manifests when a training starts, in folders and buckets alike. `sizes`: the lengths
-    of all shards (of 4,096 a rank where there are more), a request each. `sampled`: those, and the sha256 of four
-    shards of every stream, others at every start: as long as four shards take to read, shared among the ranks. `full`:
-    the sha256 of every shard: as long as the whole dataset takes to read, shared among the ranks [ours]."""
+    """What is compared with the manifests when a training (or `open_stream`) starts, in folders and buckets alike.
+    `sizes`: the lengths of all shards (of 4,096 a rank where there are more), a request each. `sampled`: those, and the
+    sha256 of four shards of every stream, others at every start: as long as four shards take to read, shared among the
+    ranks. `full`: the sha256 of every shard: as long as the whole dataset takes to read, shared among the ranks
+    [ours]."""
 
     cache_dir: str = ""
     """Folder on a disk of the node that keeps whole shards, shared by all ranks and runs on it. Empty: every sample is

@@ -34,6 +34,7 @@ from mcjepa.pipeline.stream.batches import PairBatch, RawBatch, StepBatch, ViewB
 from mcjepa.pipeline.stream.catalogue import Catalogue
 from mcjepa.pipeline.stream.order import StreamInterleaving, StreamSummary, check_world_size
 from mcjepa.pipeline.stream.samples import Cancelled, SampleStream, pair_stream, view_stream
+from mcjepa.pipeline.stream.shard_check import find_shard_damage
 from mcjepa.pipeline.stream.workers import (
     DeviceFeed,
     default_workers,
@@ -118,10 +119,12 @@ class StepLoader:
         rank: int,
         world_size: int,
         start_step: int,
+        seed: int,
         device: torch.device,
     ) -> None:
         """See `build_loader`."""
         self._streams, self._config, self._device = streams, config, device
+        self._share = {"draw": seed + start_step, "rank": rank, "world_size": world_size}
         workers, cores = config.workers, len(os.sched_getaffinity(0))
         if workers is None:
             workers = default_workers(cores, ranks_here(world_size), on_gpu=device.type == "cuda")
@@ -175,6 +178,16 @@ class StepLoader:
             rule["version"] = self._config.order_version
             rule["lanes"] = {name: stream.order.lanes for name, stream in self._streams.items()}
         return rule | sources
+
+    def find_damage(self) -> str:
+        """What differs between this rank's share of the shards and their manifests, in words; empty: nothing does.
+
+        `stream.store.check` says how much is looked at.
+
+        Raises:
+            DataError: a store cannot be read.
+        """
+        return find_shard_damage(self.catalogues, self._config.store.check, **self._share)
 
     def describe(self) -> dict[str, StreamSummary]:
         """Counts of the streams that are there, by name: `pairs`, `views`."""
@@ -271,8 +284,9 @@ def build_loader(
     if config.view_batch:
         streams["views"] = view_stream(config, seed)
     return StepLoader(
-        streams, config, rank=rank, world_size=world_size, start_step=start_step, device=torch.device(device)
-    )
+        streams, config,
+        rank=rank, world_size=world_size, start_step=start_step, seed=seed, device=torch.device(device),
+    )  # fmt: skip
 
 
 def open_stream(
@@ -290,7 +304,8 @@ def open_stream(
 
     Its order is a pure function of the datasets, the seed and the settings: every sample comes once an epoch, whatever
     the number of ranks, and the whole state is one integer, `next_step`: give it as `start_step` to go on, on any
-    number of ranks that divides the batches.
+    number of ranks that divides the batches. Before anything is read, the lengths of the shards and the digests of some
+    (`settings.store.check`) are compared with the datasets' manifests.
 
     Args:
         pairs: locations (folders or `s3://…`) of clip datasets, whose neighbouring frames are the pairs.
@@ -309,7 +324,7 @@ def open_stream(
 
     Raises:
         UsageError: no dataset is named, or the world size or the kind of a dataset does not fit.
-        DataError: a dataset is not published or damaged.
+        DataError: a dataset is not published, or its shards are not those of its manifest.
 
     Example:
         >>> with open_stream(pairs=CLIPS, settings=StreamConfig(pair_batch=2, workers=0)) as stream:
@@ -326,7 +341,11 @@ def open_stream(
     config = settings or StreamConfig()
     pair_batch, view_batch = (config.pair_batch if clips else 0), (config.view_batch if images else 0)
     config = replace(config, pairs=clips, views=images, pair_batch=pair_batch, view_batch=view_batch)
-    return build_loader(config, rank=rank, world_size=world_size, start_step=start_step, seed=seed, device=device)
+    loader = build_loader(config, rank=rank, world_size=world_size, start_step=start_step, seed=seed, device=device)
+    if problem := loader.find_damage():
+        loader.close()
+        raise DataError(problem)
+    return loader
 
 
 def _sources(locations: str | Sequence[str]) -> tuple[SourceConfig, ...]:

@@ -136,6 +136,12 @@ class RunRecords:
             self._lines.append(metrics_line(step, values))
             self._tracker.metrics(grouped(values), step)
 
+    def unwritten(self) -> str:
+        """Why records are not on disk yet, in words: a checkpoint behind them must not count. Empty: all are."""
+        if not self._tracker or self._lines.settle():
+            return ""
+        return f"no room for {self._lines.waiting} records of {METRICS}"
+
     def picture(self, path: Path | None) -> None:
         """A picture in the run folder."""
         if self._tracker and path:

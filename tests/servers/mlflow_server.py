@@ -55,6 +55,11 @@ class MlflowServer:
     def kill(self) -> None:
         """kill -9 of the server and its workers; nothing where it is not running."""
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            self.send(signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+    def send(self, number: int) -> None:
+        """A signal to the server and its workers; SIGSTOP makes it hang."""
+        assert self._process
+        os.killpg(self._process.pid, number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,23 @@ def test_bad_steps_are_recorded_and_counted_in_a_row_only(tmp_path: Path) -> Non
     assert record["samples"]["views"][2] == "s3r0n2" and record["terms"] == {"cycle": "nan"}
     assert record["finite_samples"] == {"pairs": [True, True], "views": [True, True, False, True]}
     assert guard.total == 3
+
+
+def test_records_wait_for_room_while_the_disk_is_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    guard, place = StepGuard(tmp_path / "bad_steps", 0, 9), tmp_path / "bad_steps"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # no file may grow: a real failure
+    try:
+        guard.check(made_up_batch(3), outcome("batch"), SETTING)
+        guard.check(made_up_batch(4), outcome(""), SETTING)
+        guard.check(made_up_batch(5), outcome("loss"), SETTING)
+        assert guard.total == 2 and not list(place.glob("*"))
+        StepGuard(tmp_path / "lost", 0, 9).check(made_up_batch(3), outcome("batch"), SETTING)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    guard.check(made_up_batch(6), outcome(""), SETTING)
+    assert [path.name[:14] for path in sorted(place.iterdir())] == ["step-000000003", "step-000000005"]
+    assert "2 files wait in memory" in caplog.text
 
 
 def test_skips_of_the_loss_scaler_are_no_bad_steps(tmp_path: Path) -> None:

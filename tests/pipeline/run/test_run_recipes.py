@@ -34,6 +34,16 @@ def test_changes_are_said_by_key_with_both_values(tmp_path: Path, caplog: pytest
     assert same.changes == () and not same.other_recipe
 
 
+def test_a_run_that_moves_to_another_machine_has_the_same_recipe(tmp_path: Path) -> None:
+    recipes, here = RunRecipes(tmp_path), recipe_with("train.checkpoint.scratch=/local/1")
+    recipes.keep(here, 0)
+    there = recipe_with("train.checkpoint.scratch=/local/2", "train.stream.store.cache_dir=/local/2/shards")
+    found = recipes.continuation(there, 4)
+    assert found.changes == () and not found.other_recipe
+    recipes.keep(there, 4)
+    assert names(tmp_path) == ["000001-from-step-000000000.yaml"]
+
+
 def test_every_recipe_stays_beside_the_steps_that_it_governed(tmp_path: Path) -> None:
     recipes, first, second = RunRecipes(tmp_path), recipe_with(), recipe_with("train.optimizer.encoder_lr=0.002")
     recipes.keep(first, 0)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import doctest
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import mcjepa
+from mcjepa.data_prep.errors import DataError
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.settings.stream import AugmentConfig, PairAugmentConfig, StreamConfig
+from mcjepa.pipeline.settings.stream import AugmentConfig, PairAugmentConfig, ShardStoreConfig, StreamConfig
 from mcjepa.pipeline.stream import loader
 from tests.pipeline.small_datasets import publish
 
@@ -60,6 +62,17 @@ def test_a_side_without_datasets_is_left_out(clips: str) -> None:
     with mcjepa.open_stream(views=clips, settings=SETTINGS) as stream:
         step = next(stream)
     assert step.pairs is None and step.views is not None
+
+
+def test_shards_that_are_not_the_manifests_are_refused_as_in_training(tmp_path: Path) -> None:
+    publish(location := str(tmp_path / "clips"), "clip", [4, 4])
+    shard = sorted((tmp_path / "clips" / "shards").glob("*.tar"))[0]
+    content = shard.read_bytes()
+    shard.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    with pytest.raises(DataError, match="as in the manifest: it is not what the dataset id names"):
+        mcjepa.open_stream(views=location, settings=SETTINGS)
+    unchecked = replace(SETTINGS, store=ShardStoreConfig(check="none"))
+    mcjepa.open_stream(views=location, settings=unchecked).close()
 
 
 def test_no_dataset_is_one_clear_error(tmp_path: Path) -> None:

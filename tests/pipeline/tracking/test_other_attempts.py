@@ -93,7 +93,8 @@ def test_a_full_disk_costs_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyP
         full.setattr("mcjepa.pipeline.run.lines.os.write", refuse)
         for step in (1, 2):
             records.metrics(step, {"loss": float(step)})
-        assert kept(tmp_path) == []
+        assert kept(tmp_path) == [] and records.unwritten() == "no room for 2 records of logs/metrics.jsonl"
+    assert records.unwritten() == ""
     records.metrics(3, {"loss": 3.0})
     records.end("FINISHED")
     assert kept(tmp_path) == history(tmp_path, records.run_id) == [(1, 1.0), (2, 2.0), (3, 3.0)]
