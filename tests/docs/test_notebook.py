@@ -29,7 +29,7 @@ def test_the_notebook_shows_flow_and_features(tmp_path: Path, monkeypatch: pytes
     words = "".join(output.get("text", "") for output in outputs if output.output_type == "stream")
     found = re.search(r"mean length ([\d.]+) px", words)
     assert len(pictures) == 2
-    assert found and float(found[1]) >= 0
+    assert found and float(found[1]) > 0.5  # the clip moves, and the weights know it
 
 
 def test_the_notebook_is_kept_without_outputs() -> None:
