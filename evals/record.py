@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,11 +62,19 @@ def record_scores(
             tracker.metrics(values, int(score.card.lineage.get("step", 0)))
         tracker.datasets([_dataset(score.card) for score in scores])
         tracker.artifact(out, "eval")
+        for digest in {score.card.weights_digest for score in scores} - {""}:
+            tracker.tag_models(digest, _first_metrics(score for score in scores if score.card.weights_digest == digest))
         status = "FINISHED"
     finally:
         tracker.end(status)
     write_json(path, {"key": key, "scores": digest, "uri": place.uri, "run_id": tracker.run_id})
     return tracker.run_id
+
+
+def _first_metrics(scores: Iterable[Score]) -> dict[str, str]:
+    """The metric that each score is known by, for the versions of models that were scored."""
+    firsts = ((score.name, *next(iter(score.metrics.items()))) for score in scores if score.metrics)
+    return {f"{name}/{metric}": f"{value:.4g}" for name, metric, value in firsts}
 
 
 def _dataset(card: Card) -> dict[str, str]:

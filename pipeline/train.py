@@ -119,8 +119,8 @@ def train(
             status = "KILLED"
             raise
         finally:
-            records.end(status)
-        weights = newest_weights(run.folder.path)
+            weights = newest_weights(run.folder.path)
+            records.end(status, weights if status == "FINISHED" else None)
         return TrainReport(step, finished, records.run_id, weights, run.instruments.guard.total)
 
 

@@ -7,12 +7,14 @@ import os
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mcjepa.data_prep.corpora.samples import packaged_photos, packaged_videos
+from mcjepa.data_prep.errors import DataError
 from tests.servers.seaweed import BUCKET, SeaweedNotRunnable, SeaweedServer, running_seaweed
 from tests.servers.slurm import SlurmCluster, SlurmNotRunnable, running_slurm
 
@@ -67,6 +69,27 @@ def sample_data() -> Path:
     if SAMPLE_DATA is None:
         pytest.skip("no sample data: set MCJEPA_SAMPLE_DATA or put it at ../shared/data")
     return SAMPLE_DATA
+
+
+@pytest.fixture(scope="session")
+def photos_of_packages() -> list[Path]:
+    """Photos that ship inside packages; without them tests are skipped, or fail as without a server."""
+    return _files_of_packages(packaged_photos)
+
+
+@pytest.fixture(scope="session")
+def videos_of_packages() -> list[Path]:
+    """The same for videos."""
+    return _files_of_packages(packaged_videos)
+
+
+def _files_of_packages(find: Callable[[], list[Path]]) -> list[Path]:
+    try:
+        return find()
+    except DataError as error:
+        if os.environ.get("MCJEPA_REQUIRE_SERVICES") == "1":
+            raise
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

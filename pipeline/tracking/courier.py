@@ -5,7 +5,7 @@ number is written down as in doubt, and after the answer as delivered. When the 
 this process), the batch is asked for in the run's history, and only what is missing is sent: a value is the same by
 (name, value, time, step), and its time is that of the record. One batch is in doubt at most. A run that is to be made
 gets a key of its own as a tag, by which it is found again when the answer to its making never came. Everything else
-(parameters, tags, artifacts, datasets, status) may be sent twice without harm.
+(parameters, tags, artifacts, datasets, status, models) may be sent twice without harm.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mcjepa.data_prep.errors import DataError
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.run.folder import RUN_RECORD, SPOOL
 from mcjepa.pipeline.tracking import mlflow as mlflow_run
+from mcjepa.pipeline.tracking import models
 from mcjepa.pipeline.tracking.mlflow import POINT_LIMIT, Point
 from mcjepa.pipeline.tracking.spool import Spool, SpoolBusy
 
@@ -209,12 +210,27 @@ class Courier:
             if not path.exists():
                 raise RecordUnusable(f"artifact {path} is gone")
             client.log_artifact(run_id, str(path), record["folder"] or None)
+        elif kind == "model":
+            self._register(record)
         elif kind == "status":
             mlflow_run.set_status(client, run_id, record["status"], int(record["time_ms"]))
         elif kind == "run":
             self._begin_run(record)
         else:
             raise RecordUnusable(f"a record of kind {kind!r}, which this release does not know")
+
+    def _register(self, record: Mapping[str, Any]) -> None:
+        """Weights as a version of a model; a location without models, or one that keeps them from us, ends it."""
+        folder = self._run / record["path"]
+        if not folder.is_dir():
+            raise RecordUnusable(f"weights {folder} are gone")
+        self._client.log_artifacts(self.run_id, str(folder), record["path"])
+        try:
+            models.register_version(self._client, self.run_id, record["name"], record["path"], record["tags"])
+        except Exception as error:
+            if mlflow_run.refuses_us(error):
+                raise RecordUnusable(mlflow_run.describe_error(error)) from error
+            raise
 
 
 def _last_step(batch: Sequence[Mapping[str, Any]]) -> int:

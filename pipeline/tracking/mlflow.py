@@ -22,6 +22,7 @@ from typing import Any
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.run.recipes import flatten
 from mcjepa.pipeline.tracking.lineage import job_tags
+from mcjepa.pipeline.tracking.models import tag_versions
 
 log = logging.getLogger(__name__)
 PARAM_LIMIT = 6000
@@ -48,6 +49,7 @@ def quiet_environment() -> dict[str, str]:
         "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
         "AWS_EC2_METADATA_DISABLED": "true",
         "GIT_PYTHON_REFRESH": "quiet",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # else the end of a run is printed among our results
     }
 
@@ -129,6 +131,15 @@ class Tracker:
     def document(self, content: Mapping[str, Any], name: str) -> None:
         """Stores plain data as a JSON artifact."""
         self._client.log_dict(self.run_id, dict(content), name)
+
+    def tag_models(self, digest: str, tags: Mapping[str, str]) -> None:
+        """Tags the versions of registered models that have weights of this sha256, where models may be written."""
+        try:
+            tag_versions(self._client, digest, tags)
+        except Exception as error:
+            if not refuses_us(error):
+                raise
+            log.warning("MLflow keeps its models from us: %s", describe_error(error))
 
     def end(self, status: str = "FINISHED") -> None:
         """Ends the run: FINISHED, FAILED or KILLED."""

@@ -24,7 +24,7 @@ from mcjepa.pipeline.run.folder import (
     read_run_record,
 )
 from mcjepa.pipeline.run.lines import PatientLines
-from mcjepa.pipeline.run.recipes import Continuation, RunRecipes
+from mcjepa.pipeline.run.recipes import RECIPES, Continuation, RunRecipes
 from mcjepa.pipeline.settings.stream import StreamConfig
 from mcjepa.pipeline.settings.train import TrackingConfig
 from mcjepa.pipeline.tracking import dataset_tag
@@ -36,6 +36,7 @@ from mcjepa.pipeline.tracking.lineage import (
     origin_tags,
     run_label,
 )
+from mcjepa.pipeline.tracking.models import DIGEST_TAG, model_name
 from mcjepa.pipeline.tracking.run_tracker import RunTracker
 from mcjepa.pipeline.world import World, broadcast_from_rank0
 
@@ -71,6 +72,7 @@ class RunRecords:
         continuation: Continuation,
     ) -> None:
         self._folder, self._name, self._facts = folder.path, folder.name, dict(facts)
+        self._recipe_name = str(recipe.get("name", ""))
         self._lines, self._logged = PatientLines(folder.path / METRICS), 0
         self.run_id = ""
         self._continuation = continuation
@@ -102,7 +104,10 @@ class RunRecords:
             tracker.metrics(grouped(values), self._logged)
         tracker.parent("mcjepa.prep_run", {"mcjepa.stage": "prep", "mcjepa.dataset_ids": tag})
         tracker.params(recipe)
-        tracker.artifact(self._folder / RECIPE)
+        for path in (self._folder / RECIPE, self._folder / RUN_RECORD):  # a run's lineage, where its folder is gone
+            tracker.artifact(path)
+        for path in sorted((self._folder / RECIPES).glob("*.yaml")):
+            tracker.artifact(path, RECIPES)
         return tracker
 
     def _goes_on_otherwise(self, world: World) -> bool:
@@ -158,9 +163,21 @@ class RunRecords:
         origin = self._facts.get("init_from")
         return parents | ({"init_from": origin["sha256"]} if origin else {})
 
-    def end(self, status: str) -> None:
-        """Ends the MLflow run: FINISHED, FAILED or KILLED."""
+    def end(self, status: str, weights: Path | None = None) -> None:
+        """Ends the MLflow run: FINISHED, FAILED or KILLED; final weights become a version of the recipe's model."""
         if self._tracker:
             if not self._lines.settle():
                 log.error("the disk is still full: %d records of %s are lost", self._lines.waiting, METRICS)
-            self._tracker.end(status)
+            self._tracker.end(status, self._model(weights) if weights else None)
+
+    def _model(self, weights: Path) -> dict[str, Any]:
+        from mcjepa.model.pretrained import WEIGHTS_NAME, file_digest
+
+        tags = {
+            DIGEST_TAG: file_digest(weights / WEIGHTS_NAME),
+            "mcjepa.dataset_ids": dataset_tag(self._facts["dataset_ids"]),
+            "mcjepa.step": str(int(weights.name.rpartition("-")[2])),
+            "mcjepa.run": self._name,
+        }
+        path = weights.relative_to(self._folder).as_posix()
+        return {"name": model_name(self._recipe_name), "path": path, "tags": tags}

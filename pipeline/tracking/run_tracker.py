@@ -134,9 +134,16 @@ class RunTracker:
         self._checkpoints.append(json.dumps({"step": step, "sha256": digest}))
         self.artifact(self._checkpoints.path)
 
-    def end(self, status: str = "FINISHED") -> None:
-        """Ends the run (FINISHED, FAILED or KILLED), and waits a while for what is not delivered."""
+    def end(self, status: str = "FINISHED", model: Mapping[str, Any] | None = None) -> None:
+        """Ends the run (FINISHED, FAILED or KILLED), and waits a while for what is not delivered.
+
+        Args:
+            status: in MLflow's words.
+            model: weights that become a version of a registered model: `name`, `path` in the run folder, `tags`.
+        """
         self._append("status", status=status)
+        if model:
+            self._append("model", **model)
         left = self._thread.close(self._config.close_s)
         if unwritten := self._spool.settle():
             log.error("the disk is still full: %d records are lost with this process", unwritten)

@@ -42,6 +42,15 @@ def test_the_container_file_has_no_findings() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_both_containers_get_the_files_that_an_installation_needs() -> None:
+    """Apptainer has no linter: that it builds and runs was tried by hand (docs/cluster.md)."""
+    definition = (REPOSITORY / "cluster" / "apptainer.def").read_text(encoding="utf-8")
+    copied = re.findall(r"^    (\S+) /opt/mcjepa/$", definition, re.MULTILINE)
+    lines = (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert set(copied) == {line[1:] for line in lines if line.startswith("!")} | {"install.sh"}
+    assert [name for name in copied if not (REPOSITORY / name).exists()] == []
+
+
 def test_the_workflows_have_no_findings() -> None:
     """Security and correctness by zizmor, the language's form by its schema below."""
     done = _run("zizmor", "--offline", "--no-progress", "--persona=pedantic", ".github")

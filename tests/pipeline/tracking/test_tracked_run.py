@@ -81,5 +81,11 @@ def check_lineage(uri: str, run_id: str, root: Path) -> None:
     assert {item.dataset.name for item in found.inputs.dataset_inputs} == {"clips", "images"}
     assert "recipe.yaml" in {item.path for item in client.list_artifacts(run_id)}
     assert [item.path for item in client.list_artifacts(before, "pictures")] == ["pictures/step-000000004.png"]
+    versions = client.search_model_versions("name = 'quickstart'")
+    assert {(v.run_id, v.tags["mcjepa.step"], v.tags["mcjepa.run"]) for v in versions} == {
+        (before, "4", "run"), (run_id, "6", "run"),
+    }  # fmt: skip
+    newest = json.loads((root / "run" / "checkpoints" / "step-000000006" / "manifest.json").read_text())
+    assert client.get_model_version("quickstart", "2").tags["mcjepa.weights_digest"] == newest["weights_sha256"]
     saved = Path(client.download_artifacts(run_id, "checkpoints.jsonl", str(root))).read_text().splitlines()
     assert [json.loads(line)["step"] for line in saved] == [2, 4, 6]
