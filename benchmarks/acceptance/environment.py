@@ -49,16 +49,9 @@ def environment(place: Place) -> dict[str, Any]:
 def device_feed(place: Place) -> dict[str, Any]:
     """The test of the feed from pinned memory; it must not be skipped."""
     need_gpu(place, "batches are copied from pinned memory")
-    words = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "tests/pipeline/stream/test_device_feed.py",
-    ]
-    said = subprocess.run(words, capture_output=True, text=True).stdout.strip().rpartition("\n")[2]
+    words = ["-q", "-p", "no:cacheprovider", "tests/pipeline/stream/test_device_feed.py"]
+    done = subprocess.run([sys.executable, "-m", "pytest", *words], capture_output=True, text=True)
+    said = done.stdout.strip().rpartition("\n")[2]
     require("passed" in said and "skipped" not in said and "failed" not in said, said)
     return {"said": said}
 
@@ -68,7 +61,7 @@ def refusals(place: Place) -> dict[str, Any]:
     need_gpu(place, "ranks and batches are refused by the GPUs that there are")
     cases = {
         "two_ranks": ("quickstart", ["--ranks", str(torch.cuda.device_count() + 1)], "expected one for each"),
-        "large_batch": ("paper", ["train.stream.view_batch=32768", "train.stream.workers=4"], "memory"),
+        "large_batch": ("paper", ["train.stream.view_batch=8", "train.stream.augment.view.size=4096"], "of memory"),
     }
     said = {}
     for name, (recipe, words, expected) in cases.items():

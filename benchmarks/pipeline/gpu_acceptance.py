@@ -67,15 +67,8 @@ def run_apart(name: str, out: Path, prepared: Path, device: str, limit_s: float)
         environment["CUDA_VISIBLE_DEVICES"] = ""
     started = time.monotonic()
     with (out / f"{name}.log").open("w") as log:
-        process = subprocess.Popen(
-            words,
-            cwd=REPOSITORY,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            start_new_session=True,
-        )
+        streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": log, "text": True}
+        process = subprocess.Popen(words, cwd=REPOSITORY, env=environment, start_new_session=True, **streams)
         try:
             said, ended = process.communicate(timeout=limit_s)[0], f"ended with code {process.returncode}"
         except subprocess.TimeoutExpired:
