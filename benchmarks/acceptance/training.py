@@ -31,6 +31,7 @@ ENGINES = {  # name -> precision, ZeRO stage, offload, steps
     "bf16_zero2_offload": ("bf16", 2, "optimizer", 10),
     "fp16_zero1": ("fp16", 1, "none", 30),  # its scale begins far too high
 }
+SINGLE = ("train.engine.threads=1", "train.checkpoint.every_steps=1000")
 LATE = 5
 """Steps at the end that fp16's scale must let pass."""
 
@@ -45,8 +46,8 @@ def _batch(world: World, step: int) -> StepBatch:
 
 def _losses(world: World, precision: str, stage: int, offload: str, steps: int) -> tuple[list[float], list[str]]:
     """The loss of every step and what was bad in it."""
-    words = [f"train.engine.{key}={value}" for key, value in (("precision", precision), ("offload", offload))]
-    recipe, _ = load_recipe("quickstart", [f"train.engine.zero_stage={stage}", *words])
+    settings = {"precision": precision, "offload": offload, "zero_stage": stage}
+    recipe, _ = load_recipe("quickstart", [f"train.engine.{key}={value}" for key, value in settings.items()])
     torch.manual_seed(0)
     engine = build_engine(MCJEPA(recipe.model), required(recipe.train, "train", recipe), world)
     engine.train()
@@ -63,7 +64,7 @@ def _losses(world: World, precision: str, stage: int, offload: str, steps: int) 
 
 def engine(place: Place) -> dict[str, Any]:
     """Some steps of every engine: finite, all of bf16 alike, fp16's scale found."""
-    world = start_world(EngineConfig(precision="bf16"))
+    world = start_world(EngineConfig(precision="bf16", threads=1))
     figures: dict[str, Any] = {}
     first: list[float] = []
     try:
@@ -85,7 +86,8 @@ def engine(place: Place) -> dict[str, Any]:
 
 def _train(place: Place, run: Path, steps: int, stop_after: int = 0) -> list[float]:
     """Trains or continues the quickstart's run there, asked to stop after a step; the losses of all its steps."""
-    words = [f"out={place.prepared / 'small'}", f"train.run={run}", f"train.steps={steps}", "train.log_every=1"]
+    words = [f"out={place.prepared / 'small'}", f"train.run={run}", f"train.steps={steps}", *SINGLE]
+    words += ["train.log_every=1"]
     recipe, plain = load_recipe("quickstart", [*words, f"tracking.uri=sqlite:///{place.out}/mlflow.db"])
 
     def stop(event: TrainProgress) -> None:
@@ -118,7 +120,7 @@ def learn(place: Place) -> dict[str, Any]:
     steps, bound = (300, 0.75) if place.on_gpu else (60, 1.0)
     run = place.out / "learned"
     shutil.rmtree(run, ignore_errors=True)
-    words = [f"out={place.prepared / 'small'}", f"train.run={run}", f"train.steps={steps}"]
+    words = [f"out={place.prepared / 'small'}", f"train.run={run}", f"train.steps={steps}", *SINGLE]
     _command("train", "quickstart", *words, f"tracking.uri=sqlite:///{place.out}/mlflow.db")
     weights = next((run / "weights").glob("step-*"))
     data = place.prepared / "small" / "corpus" / "moving-photos"

@@ -62,7 +62,7 @@ def run_apart(name: str, out: Path, prepared: Path, device: str, limit_s: float)
     """One check in a process of its own, which is ended with all that it started when its time is over."""
     words = [sys.executable, "-m", "benchmarks.gpu_acceptance", "--check", name, "--device", device]
     words += ["--out", str(out), "--prepared", str(prepared)]
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    environment = dict(os.environ)
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
     started = time.monotonic()
@@ -132,6 +132,7 @@ def main() -> int:
     prepared = arguments.prepared.resolve() if arguments.prepared else out / "prepared"
     out.mkdir(parents=True, exist_ok=True)
     if arguments.check:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         line = run_here(arguments.check, out, prepared, arguments.device)
         print(json.dumps(line))
         return int(line["status"] == "failed")
