@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,19 @@ def engine(place: Place) -> dict[str, Any]:
 
 
 def _train(place: Place, run: Path, steps: int, stop_after: int = 0) -> list[float]:
-    """Trains or continues the quickstart's run there, asked to stop after a step; the losses of all its steps."""
+    """Trains or continues the quickstart's run there, asked to stop after a step; the losses of all its steps.
+
+    In a process of its own, as DeepSpeed does not begin again in one whose process group has ended.
+    """
+    process = get_context("fork").Process(target=_train_here, args=(place, run, steps, stop_after))
+    process.start()
+    process.join()
+    require(process.exitcode == 0, f"training {run.name} ended with code {process.exitcode}")
+    lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
+    return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
+
+
+def _train_here(place: Place, run: Path, steps: int, stop_after: int) -> None:
     words = [f"out={place.prepared / 'small'}", f"train.run={run}", f"train.steps={steps}", *SINGLE]
     words += ["train.log_every=1"]
     recipe, plain = load_recipe("quickstart", [*words, f"tracking.uri=sqlite:///{place.out}/mlflow.db"])
@@ -95,8 +108,6 @@ def _train(place: Place, run: Path, steps: int, stop_after: int = 0) -> list[flo
             os.kill(os.getpid(), signal.SIGTERM)
 
     run_training(recipe, plain, stop)
-    lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
-    return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
 
 
 def resume(place: Place) -> dict[str, Any]:
