@@ -139,11 +139,10 @@ def learn(place: Place) -> dict[str, Any]:
         "eval", "flow", str(weights), "--data", str(data), "--set", "moving-photos", "--baselines", "zero",
         "--out", str(place.out / "learned-scores"), "--device", place.device.type, "--json",
     )  # fmt: skip
-    scores = json.loads(said)
-    print(json.dumps(scores)[:3000], file=sys.stderr)
-    epe = {row["method"]: row["epe"] for row in scores}
-    ratio = min(value for name, value in epe.items() if name != "zero") / epe["zero"]
-    require(ratio < bound, f"EPE {epe}, expected below {bound} of zero flow's")
+    scores = json.loads(said)["flow/moving-photos"]
+    epe = {name: scores[name] for name in ("epe", "epe_zero")}
+    ratio = epe["epe"] / epe["epe_zero"]
+    require(ratio < bound, f"EPE {epe}, expected a ratio below {bound}")
     return {"steps": steps, "epe_ratio": round(ratio, 3)}
 
 

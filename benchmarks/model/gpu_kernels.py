@@ -108,7 +108,7 @@ def _counting(tally: Tally) -> contextlib.AbstractContextManager[Any]:
 
 
 def count(name: str) -> dict[str, Tally]:
-    """Room -> tally. The shim is loaded with the driver's module, before torch."""
+    """Room -> tally; the shim is loaded with the driver's module, before torch."""
     from tests.fake_cuda import driver  # isort: skip
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -117,10 +117,12 @@ def count(name: str) -> dict[str, Tally]:
 
     recipe, _ = driver.load_recipe(name, [])
     config = driver.required(recipe.train, "train", recipe)
-    stream, rooms = config.stream, {}
+    stream, rooms, model = config.stream, {}, None
 
     def measure(room: str, action: Callable[[], Any]) -> Any:
         rooms[room] = tally = Tally()
+        if model is not None and room != "optimizer":
+            model.zero_grad(set_to_none=True)
         flops = FlopCounter()
         with torch.autocast("cuda", torch.bfloat16), _counting(tally):
             flops.before_backward(torch.empty(()))  # all of it is counted as one pass
@@ -146,12 +148,12 @@ def count(name: str) -> dict[str, Tally]:
             lambda: [raw.to_floats(driver.CUDA, way) for raw, way in zip((raw_pairs, raw_views), formats, strict=True)],
         )
         weights = dict.fromkeys(driver.TERMS, 1.0)
-        measure("model", lambda: model(pairs, views, weights).loss.backward())
         measure("encoder", lambda: [backward(model.encoder(torch.cat(part))) for part in (pairs, views)])
         with torch.autocast("cuda", torch.bfloat16), torch.no_grad():
             pyramid = model.encoder(torch.cat(pairs))
         ends = [[x.detach().requires_grad_() for x in levels] for levels in (pyramid, pyramid)]
         measure("estimator", lambda: backward(model.flow_estimator(*ends)))
+        measure("model", lambda: model(pairs, views, weights).loss.backward())
         optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, fused=True)
         optimizer.step()
         measure("optimizer", optimizer.step)
