@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.model.numerics import set_numerics
 from mcjepa.model.pretrained import (
     WeightsError,
     is_encoder_alone,
@@ -108,11 +109,12 @@ class McJepaEvalModel:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; `auto` is the GPU if there is one.
+    """The device of that name; `auto` is the GPU if there is one. A score's fp32 is not TF32 from then on.
 
     Raises:
         DataError: `cuda` is asked for where there is none.
     """
+    set_numerics()
     if name == "cuda" and not torch.cuda.is_available():
         raise DataError("device is cuda but no GPU was found; expected one that torch sees; pass device=auto or cpu")
     if name == "auto":

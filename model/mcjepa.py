@@ -280,7 +280,8 @@ class MCJEPA(nn.Module):
         maps, flows, seen = ([x[level] for level in used] for x in (pyramid, level_flows, masks))
         moved = [warp(others[level], level_flows[level]) for level in used]
         targets = [x.detach() for x in maps] if form.feature_target == "fixed" else maps
-        scale = maps[0].new_tensor([coefficients[level] for level in used])
+        # Filled on the device: a list would be copied to it, and the host would wait for what is queued there.
+        scale = torch.stack([maps[0].new_full((), coefficients[level]) for level in used])
         if form.feature_scale == "relative":
             scale = scale / channel_variances(maps).clamp_min(1e-8)
         terms: dict[str, Tensor] = {}

@@ -30,6 +30,17 @@ def _target_positions(flow_B2hw: Tensor) -> tuple[Tensor, Tensor]:
     return x, y
 
 
+def _centres(flow_B2hw: Tensor, margin: int) -> tuple[Tensor, Tensor]:
+    """Where cells lie as `grid_sample` counts, from -1 to 1 between the map's edges: x (w,) and y (h, 1), fp32.
+
+    In that unit a position takes an addition and a clamp: a step warps some twenty maps, and launches are its price.
+    """
+    height, width = flow_B2hw.shape[-2:]
+    ends = ((n, 1 - (2 * margin + 1) / (n + 2 * margin)) for n in (width, height))
+    x, y = (torch.linspace(-end, end, n, device=flow_B2hw.device) for n, end in ends)
+    return x, y.view(-1, 1)
+
+
 def warp(map_BChw: Tensor, flow_B2hw: Tensor, margin: int = 0) -> Tensor:
     """Samples `map` at p + flow(p), bilinearly, the border repeated outside.
 
@@ -43,11 +54,14 @@ def warp(map_BChw: Tensor, flow_B2hw: Tensor, margin: int = 0) -> Tensor:
     """
     height, width = map_BChw.shape[-2:]
     with torch.autocast(map_BChw.device.type, enabled=False):
-        x, y = _target_positions(flow_B2hw.float())
-        x, y = (x + margin, y + margin) if margin else (x, y)
         # Clamped here instead of padding_mode="border", whose backward pass on CPUs crashes on NaN (torch 2.13).
-        x, y = x.clamp(0, width - 1), y.clamp(0, height - 1)
-        grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
+        x, y = (
+            torch.add(cells, shift, alpha=2 / count).clamp(1 / count - 1, 1 - 1 / count)
+            for cells, shift, count in zip(
+                _centres(flow_B2hw, margin), flow_B2hw.float().unbind(1), (width, height), strict=True
+            )
+        )
+        grid = torch.stack((x, y), dim=-1)
         out = F.grid_sample(map_BChw.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return out.to(map_BChw.dtype)
 

@@ -14,7 +14,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ def replay(config: TrainConfig, model_config: ModelConfig) -> dict[str, Any]:
             )
         store = RunFolder(config.run, config.checkpoint.scratch).store
         torch.manual_seed(config.seed)
-        engine = build_engine(MCJEPA(model_config), config, world)
+        watchable = replace(config, engine=replace(config.engine, compile=False))  # layer by layer
+        engine = build_engine(MCJEPA(model_config), watchable, world)
         found = find_start(store, world, up_to=record["step"])
         config = in_order_of(found, config)
         exact = config.replay_exact or (found.step if found else 0) == record["step"]

@@ -49,7 +49,7 @@ def census_distance(a_B3HW: Tensor, b_B3HW: Tensor, window: int = 7) -> Tensor:
     reach = window // 2
 
     def transform(image: Tensor) -> Tensor:
-        grey = 255 * (image * image.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        grey = 255 * sum(weight * colour for weight, colour in zip(LUMA, image.split(1, dim=1), strict=True))
         inner = (grey.shape[-2] - 2 * reach, grey.shape[-1] - 2 * reach)
         middle = grey[..., reach : reach + inner[0], reach : reach + inner[1]]
         difference = F.unfold(grey, window).view(grey.shape[0], window * window, *inner) - middle

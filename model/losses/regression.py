@@ -48,5 +48,5 @@ def channel_variances(maps: Sequence[Tensor]) -> Tensor:
     counts = [x.numel() // x.shape[1] * world_size() for x in maps]
     sums = global_sum(torch.cat([x.float().sum((0, 2, 3)) for x in maps])).split(sizes)
     centred = [x - (s / n).view(1, -1, 1, 1) for x, s, n in zip(maps, sums, counts, strict=True)]
-    squares = torch.stack([x.float().square().sum() for x in centred])
-    return global_sum(squares) / squares.new_tensor([n * c for n, c in zip(counts, sizes, strict=True)])
+    means = torch.stack([x.float().square().mean() for x in centred])  # every rank has as many positions
+    return global_sum(means) / world_size()

@@ -17,8 +17,9 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import nn
 
+from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.model.numerics import set_numerics
 from mcjepa.pipeline.engine.options import check_known, engine_options
 from mcjepa.pipeline.engine.parameters import parameter_groups
 from mcjepa.pipeline.engine.state import reset_updates
@@ -31,11 +32,11 @@ __all__ = [
     "World",
     "any_rank",
     "build_engine",
+    "compile_parts",
     "gathered_parameters",
     "gradient_norm",
     "seed_step",
     "set_learning_rates",
-    "set_numerics",
     "start_world",
     "stop_world",
 ]
@@ -81,7 +82,7 @@ def start_world(config: EngineConfig) -> World:
         torch.cuda.set_device(index)
     else:
         disable_malloc_trim()
-    set_numerics(config)
+    set_numerics(tf32=config.tf32, cudnn_benchmark=config.cudnn_benchmark, deterministic=config.deterministic)
     torch.set_num_threads(config.threads or max(len(os.sched_getaffinity(0)) // ranks_here(world_size), 1))
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls
     deepspeed = _import_deepspeed()
@@ -98,18 +99,20 @@ def start_world(config: EngineConfig) -> World:
     return World(int(os.environ["RANK"]), world_size, local_rank, device)
 
 
-def set_numerics(config: EngineConfig) -> None:
-    """Sets how exactly and how repeatably GPUs compute, for this process; CPUs compute as ever."""
-    torch.backends.cuda.matmul.allow_tf32 = config.tf32
-    torch.backends.cudnn.allow_tf32 = config.tf32
-    torch.backends.cudnn.benchmark = config.cudnn_benchmark and not config.deterministic
-    torch.backends.cudnn.deterministic = config.deterministic
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
-    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+def compile_parts(model: MCJEPA, **how: Any) -> None:
+    """Compiles what encoder and flow estimator compute, in place; weights, their names and hooks stay as they are.
+
+    Args:
+        model: the joint model; its losses, which sum over ranks, are left as they are.
+        how: further arguments of `torch.compile`.
+    """
+    # The meters take gradients of the tasks apart: more than one backward pass through what a forward pass has kept.
+    torch._functorch.config.donated_buffer = False
+    for part in (model.encoder, model.flow_estimator):
+        part.forward = torch.compile(part.forward, dynamic=False, **how)  # type: ignore[method-assign]
 
 
-def build_engine(model: nn.Module, config: TrainConfig, world: World) -> Any:
+def build_engine(model: MCJEPA, config: TrainConfig, world: World) -> Any:
     """Wraps the model into a DeepSpeed engine with AdamW over `parameter_groups`.
 
     Raises:
@@ -123,6 +126,8 @@ def build_engine(model: nn.Module, config: TrainConfig, world: World) -> Any:
     known_zero = [*fields, *(field.alias for field in fields.values() if field.alias)]
     for name in options["zero_optimization"]:
         check_known(name, known_zero, "train.engine.options.zero_optimization")
+    if config.engine.compile:
+        compile_parts(model)
     fused = config.engine.offload == "none"  # one pass over each tensor; an offloaded one is stepped on the host
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.optimizer), betas=config.optimizer.betas, fused=fused or None

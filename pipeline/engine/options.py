@@ -26,6 +26,7 @@ SET_BY_RECIPE = {
     "zero_optimization.cpu_offload_param": "train.engine.offload",
     "zero_optimization.offload_optimizer": "train.engine.offload",
     "zero_optimization.offload_param": "train.engine.offload",
+    "compile": "train.engine.compile",
     "torch_autocast": "train.engine.precision",
     "bf16": "train.engine.precision",
     "fp16.enabled": "train.engine.precision",
@@ -42,7 +43,6 @@ UNFIT = {
     "pipeline": "the model is not a pipeline",
     "tensor_parallel": "the model is not cut into parts",
     "hybrid_engine": "nothing is generated",
-    "compile": "DeepSpeed compiles only where its engine.compile() is called, which this project's loop does not do",
     "weight_quantization": "weights are kept in fp32",
 }
 """Options that this project's loop or checkpoints cannot work with, and why."""

@@ -122,6 +122,10 @@ class EngineConfig:
     deterministic: bool = False
     """Whether a GPU repeats a run bit for bit, as far as torch can (an operation that cannot is named in a warning), at
     the cost of time; on CPUs it always does. Switches cudnn_benchmark off [ours]."""
+    compile: bool = False
+    """Whether encoder and flow estimator are compiled (torch.compile): on GPUs far fewer kernels a step; the first step
+    of a run takes minutes. Weights and checkpoints are the same. Not with zero_stage 3, whose parameters come and go
+    between layers; on CPUs it needs a C++ compiler [ours]."""
     threads: int = 0
     """CPU threads a rank computes with; 0 shares the machine's cores among its ranks [ours]."""
     accumulation_steps: int = 1
@@ -145,6 +149,11 @@ class EngineConfig:
             raise ValueError(
                 f"train.engine.offload is {self.offload} with zero_stage {self.zero_stage}, expected a stage of at "
                 f"least {least}; raise zero_stage"
+            )
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "train.engine.compile is true with zero_stage 3, expected ZeRO 0 to 2: stage 3 gathers a layer's "
+                "parameters when it is called, and compiled parts are called as a whole; set zero_stage 2"
             )
         if self.precision == "fp16" and self.zero_stage == 0:
             raise ValueError(

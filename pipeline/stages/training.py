@@ -66,7 +66,7 @@ OTHERS_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken 
 
 
 def explain_loss(reason: str, rank: str) -> str:
-    """What a RuntimeError of torch means where another process of the run has ended; empty where it is another one.
+    """What a RuntimeError of torch means where another process of the run has ended or memory has; else empty.
 
     Args:
         reason: its text.
@@ -82,6 +82,12 @@ def explain_loss(reason: str, rank: str) -> str:
             f"a loading process of {where} (pid {found.group(1)}) was ended{signal_name}; out of memory is the usual "
             f"cause: the largest one used {used:.0f} MiB, {free:.0f} MiB are free now; lower train.stream.workers, "
             "prefetch or cache_mib, or ask for more memory; the same command continues"
+        )
+    if "out of memory" in reason or "can't allocate memory" in reason:
+        return (
+            f"{where} ran out of memory ({reason.splitlines()[0][:200]}), expected a step that fits; `mcjepa plan` "
+            "says what one needs; lower train.stream.pair_batch, view_batch or the crops, set train.engine.offload or "
+            "model.encoder.activation_checkpointing=true, or use more ranks"
         )
     if any(words in reason for words in OTHERS_GONE):
         first = reason.splitlines()[0][:200]

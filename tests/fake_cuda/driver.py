@@ -39,7 +39,9 @@ from torch import Tensor, nn  # noqa: E402
 from torch._subclasses import fake_tensor  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from mcjepa.evals.probe.features import Statistics  # noqa: E402
+from mcjepa.evals.infer.tiling import tiled_features, tiled_flow  # noqa: E402
+from mcjepa.evals.models import McJepaEvalModel  # noqa: E402
+from mcjepa.evals.probe.features import Statistics, encode_tensor  # noqa: E402
 from mcjepa.evals.probe.knn import NearestCells  # noqa: E402
 from mcjepa.evals.vos.propagation import propagate_labels  # noqa: E402
 from mcjepa.evals.vos.settings import VosConfig  # noqa: E402
@@ -52,16 +54,18 @@ from mcjepa.pipeline.settings.train import TrainConfig  # noqa: E402
 from mcjepa.pipeline.stream.batches import RawBatch  # noqa: E402
 
 CUDA, PAIRS, VIEWS = torch.device("cuda", 0), 2, 4
-LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+READS = {"_local_scalar_dense": 1.0, "item": 1.0, "is_nonzero": True}
+"""Answers where a value is read; in inference mode `bool(x)` and `x.item()` come as operations of their own."""
 
 
 class NoContent(TorchDispatchMode):
     """Answers where a value is read (the model's checks of images ask), and fills nothing at random."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
-            return 1.0
-        if func.overloadpacket.__name__ in ("uniform_", "bernoulli_", "normal_"):
+        name = func.overloadpacket.__name__
+        if name in READS:
+            return READS[name]
+        if name in ("uniform_", "bernoulli_", "normal_"):
             return args[0]
         return func(*args, **(kwargs or {}))
 
@@ -130,6 +134,19 @@ def different(paths: list[str]) -> dict[str, Recipe]:
     return found
 
 
+def evaluate(config: ModelConfig) -> None:
+    """What evaluations and `infer` ask of a model: flow and features of frames on the CPU, which come back there."""
+    network = fake_model(config)
+    with mock.patch.object(network, "to", lambda _: network):  # fake parameters cannot be exchanged for moved ones
+        subject = McJepaEvalModel(network, CUDA)
+    frames = torch.empty(2, 3, 128, 192), torch.empty(2, 3, 128, 192)
+    levels = encode_tensor(subject, frames[0], (4, 8, 16, 32))
+    parts = tiled_features(subject, frames[0], 8, 128, 64), tiled_flow(subject, frames, 128, 64)
+    flow = subject.flow(*frames)
+    assert {x.device.type for x in (*levels, *parts, flow)} == {"cpu"}
+    assert flow.shape == parts[1].shape == (2, 2, 128, 192) and parts[0].shape == levels[1].shape
+
+
 def propagate() -> None:
     """Labels of a video on the GPU."""
     config = VosConfig()
@@ -173,6 +190,7 @@ def cases() -> dict[str, Callable[[], None]]:
     }
     quick = trains["configs/quickstart"]
     found |= {f"step in {precision}": lambda p=precision: take_step(*quick, p) for precision in ("bf16", "fp16")}
+    found["evaluation and infer"] = lambda: evaluate(quick[1])
     found["propagation"] = propagate
     found["nearest neighbours"] = vote_of_neighbours
     found["a forgotten device is an error"] = lambda: spoil(*quick)

@@ -1,4 +1,4 @@
-"""Steps, updates, propagation and neighbours on device "cuda" without a GPU: no tensor is on the wrong device.
+"""Steps, updates and what evaluations compute on device "cuda" without a GPU: no tensor is on the wrong device.
 
 `shim.cpp` makes a CPU build of torch believe in a GPU, `driver.py` runs on fake tensors there. What is computed is not
 seen, and neither are kernels, collectives, pinned memory or the engine.
@@ -52,7 +52,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def test_steps_of_every_recipe_and_what_is_computed_of_features_keep_to_the_gpu(found: dict[str, str]) -> None:
     assert {case: error[-1500:] for case, error in found.items() if error} == {}
-    assert {"step in bf16", "step in fp16", "propagation", "nearest neighbours"} <= found.keys()
+    assert {"step in bf16", "step in fp16", "evaluation and infer", "propagation", "nearest neighbours"} <= found.keys()
     assert "step of configs/quickstart" in found and any(case.startswith("step of ablations/") for case in found)
 
 

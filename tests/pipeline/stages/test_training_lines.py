@@ -21,6 +21,15 @@ def test_a_killed_loading_process_is_named_with_what_it_used() -> None:
     assert "(pid 12, 34) was ended;" in explain_loss("DataLoader worker (pid(s) 12, 34) exited unexpectedly", "0")
 
 
+def test_a_step_that_does_not_fit_is_said_with_what_makes_it_smaller() -> None:
+    cuda = "CUDA out of memory. Tried to allocate 96.00 GiB. GPU 0 has a total capacity of 79.11 GiB\nSee docs"
+    cpu = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+    for reason in (cuda, cpu):
+        said = explain_loss(reason, "0")
+        assert "rank 0 on" in said and "lower train.stream.pair_batch" in said and "\n" not in said
+    assert "Tried to allocate 96.00 GiB" in explain_loss(cuda, "0")
+
+
 def test_a_lost_rank_is_said_and_anything_else_stays_what_it_is() -> None:
     gloo = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:6152\nat x"
     assert "rank 1 on" in explain_loss(gloo, "1") and "\n" not in explain_loss(gloo, "1")

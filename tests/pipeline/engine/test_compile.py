@@ -1,0 +1,69 @@
+"""Encoder and estimator as compiled parts: whole graphs, the same numbers, names and hooks."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
+from mcjepa.model.mcjepa import MCJEPA, TERMS
+from mcjepa.pipeline.engine.engine import compile_parts
+
+FRAMES, VIEWS = torch.rand(2, 1, 3, 64, 96), torch.rand(2, 3, 3, 33, 32)
+
+
+def small_model() -> MCJEPA:
+    """Of all kinds of layers one; its flow does not start on the cells' centres, where gradients jump."""
+    torch.manual_seed(0)
+    encoder = EncoderConfig(
+        stem_channels=(4, 8), stage_channels=(8, 8, 8, 8), depths=(1, 1, 1, 1), drop_path=0.1, layer_scale=0.5
+    )
+    flow = FlowConfig(
+        search_range=1, widths=(8, 8), width_factor=1.0, context_widths=(8, 8), context_dilations=(1, 2),
+        coarsest_stride=8,
+    )  # fmt: skip
+    model = MCJEPA(ModelConfig(encoder=encoder, flow=flow, expander=ExpanderConfig(widths=(16, 16)))).train()
+    with torch.no_grad():
+        for parameter in model.flow_estimator.residual.context[-1].parameters():
+            parameter.normal_(std=0.1)
+    return model
+
+
+def pass_through(model: MCJEPA, *, low: bool) -> tuple[dict[str, Tensor], Tensor]:
+    """All terms, and the sum of the gradients of two backward passes through one forward pass."""
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        out = model(tuple(FRAMES), tuple(VIEWS), dict.fromkeys(TERMS, 1.0))
+    out.loss.backward(retain_graph=True)  # as the meters of the tasks' gradients do
+    out.loss.backward()
+    return out.terms, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_compiled_parts_are_whole_graphs_that_give_the_same(low: bool) -> None:
+    model = small_model()
+    compiled = copy.deepcopy(model)
+    counters.clear()
+    torch._dynamo.reset()
+    compile_parts(compiled, fullgraph=True, backend="aot_eager")
+    terms, gradient = pass_through(model, low=low)
+    found, found_gradient = pass_through(compiled, low=low)
+    bound = 2e-2 if low else 1e-5  # of bf16, whose correlation is rounded elsewhere
+    for name, term in terms.items():
+        torch.testing.assert_close(found[name], term, rtol=bound, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+    assert float((found_gradient - gradient).norm() / gradient.norm()) < bound
+    assert counters["stats"]["unique_graphs"] == 3 and not counters["graph_break"]  # frames, views; estimator
+    assert compiled.state_dict().keys() == model.state_dict().keys()
+
+
+def test_hooks_see_a_compiled_encoder() -> None:
+    model, seen = small_model(), []
+    compile_parts(model, backend="eager")
+    for _ in range(2):  # also one that comes after the compilation
+        model.encoder.register_forward_hook(lambda _module, _inputs, levels: seen.append(len(levels)))
+        model.forward_pyramid(FRAMES[0])
+    assert seen == [6, 6, 6]
