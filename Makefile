@@ -34,7 +34,7 @@ docs: $(VENV)/.docs ## the pages of docs/ as a site in build/site; a dead link i
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # --quiet would hide warnings from --strict too
 
 bench: $(VENV)/.dev ## every measurement in benchmarks/, shortly
-	@for file in $$(grep -l '"benchmark":' benchmarks/*/*.py); do \
+	@for file in $$(grep -l '"benchmark":' benchmarks/*/*.py | grep -v gpu_acceptance); do \
 		$(BIN)/python -m "benchmarks.$$(basename "$$file" .py)" | tail -n 1; done
 
 clean: ## remove .venv and caches; results stay

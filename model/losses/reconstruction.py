@@ -32,11 +32,11 @@ def ssim(a_B3HW: Tensor, b_B3HW: Tensor) -> Tensor:
     """Structural similarity over 3x3 windows for images in [0, 1], (B, 3, H, W); 1 where equal."""
     c1, c2 = 0.01**2, 0.03**2
     mean_a, mean_b = _mean_3x3(a_B3HW), _mean_3x3(b_B3HW)
-    var_a = _mean_3x3(a_B3HW.square()) - mean_a.square()
-    var_b = _mean_3x3(b_B3HW.square()) - mean_b.square()
-    cov = _mean_3x3(a_B3HW * b_B3HW) - mean_a * mean_b
-    top = (2 * mean_a * mean_b + c1) * (2 * cov + c2)
-    return top / ((mean_a.square() + mean_b.square() + c1) * (var_a + var_b + c2))
+    squared_a, squared_b, product = mean_a.square(), mean_b.square(), mean_a * mean_b
+    var_a = _mean_3x3(a_B3HW.square()) - squared_a
+    var_b = _mean_3x3(b_B3HW.square()) - squared_b
+    cov = _mean_3x3(a_B3HW * b_B3HW) - product
+    return (2 * product + c1) * (2 * cov + c2) / ((squared_a + squared_b + c1) * (var_a + var_b + c2))
 
 
 def census_distance(a_B3HW: Tensor, b_B3HW: Tensor, window: int = 7) -> Tensor:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import copy
+import json
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from torch import Tensor
 from torch._dynamo.utils import counters
 
 from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
 from mcjepa.model.mcjepa import MCJEPA, TERMS
-from mcjepa.pipeline.engine.engine import compile_parts
+from mcjepa.pipeline.engine.engine import build_engine, compile_parts, seed_step, start_world, stop_world
+from mcjepa.pipeline.engine.state import parameter_shapes
+from mcjepa.pipeline.monitor.throughput import FlopCounter
+from mcjepa.pipeline.settings.train import EngineConfig, TrainConfig
+from mcjepa.pipeline.step.step import run_step
+from mcjepa.pipeline.stream.batches import PairBatch, StepBatch, ViewBatch
 
 FRAMES, VIEWS = torch.rand(2, 1, 3, 64, 96), torch.rand(2, 3, 3, 33, 32)
 
@@ -61,9 +70,41 @@ def test_compiled_parts_are_whole_graphs_that_give_the_same(low: bool) -> None:
 
 
 def test_hooks_see_a_compiled_encoder() -> None:
-    model, seen = small_model(), []
+    model = small_model()
+    seen: list[int] = []
     compile_parts(model, backend="eager")
     for _ in range(2):  # also one that comes after the compilation
         model.encoder.register_forward_hook(lambda _module, _inputs, levels: seen.append(len(levels)))
         model.forward_pyramid(FRAMES[0])
     assert seen == [6, 6, 6]
+
+
+def _train(_rank: int, folder: str) -> None:
+    """Two steps of an engine, as it is and compiled; the second one's operations are counted."""
+    torch.compile = partial(torch.compile, backend="aot_eager")  # what `compile_parts` calls; needs no compiler
+    found = {}
+    world = start_world(EngineConfig(precision="fp32", threads=1))
+    for compiled in (False, True):
+        config = EngineConfig(zero_stage=1, precision="fp32", threads=1, compile=compiled)
+        engine = build_engine(small_model(), TrainConfig(run="none", steps=2, engine=config), world)
+        engine.train()
+        losses, counter = [], FlopCounter()
+        for step in range(2):
+            seed_step(0, step, 0)
+            names = tuple("abc")
+            batch = StepBatch(step, PairBatch(*FRAMES, names[:1]), ViewBatch(*VIEWS, names))
+            tap = counter if step else None
+            result = run_step(engine, batch, dict.fromkeys(TERMS, 1.0), stop_requested=False, tap=tap)
+            losses.append(float(result.output.loss.detach()))
+        found[str(compiled)] = {"losses": losses, "flops": counter.total, "shapes": parameter_shapes(engine)}
+    Path(folder, "found.json").write_text(json.dumps(found))
+    stop_world()
+
+
+@pytest.mark.slow
+def test_an_engine_trains_compiled_parts_alike_and_its_operations_are_counted(tmp_path: Path) -> None:
+    mp.spawn(_train, args=(str(tmp_path),), nprocs=1)
+    plain, compiled = json.loads((tmp_path / "found.json").read_text()).values()
+    assert compiled["losses"] == pytest.approx(plain["losses"], rel=1e-5)
+    assert compiled["losses"][1] != compiled["losses"][0] and compiled["shapes"] == plain["shapes"]
+    assert compiled["flops"] == pytest.approx(plain["flops"], rel=0.05) and plain["flops"] > 0
