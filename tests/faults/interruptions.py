@@ -100,7 +100,7 @@ def run_round(seed: int, corpus: Path, folder: Path) -> tuple[list[str], str, st
     problems += [f"left the folder {path}: {os.listdir(path)}" for path in folders]
     if job.returncode < 0 and job.returncode != -number:
         problems.append(f"the driver crashed ({job.returncode}): {' | '.join(lines[-8:])}")
-    how = f"{stage}; ended {job.returncode}" + f" ({lines[-1]})" * (lines != [] and job.returncode not in (0, -number))
+    how = f"{stage}; ended {job.returncode}" + f" {lines[-1:]}" * (job.returncode not in (0, -number))
     again = run_again(command, environment)
     if again.returncode:
         return [*problems, f"the rerun ended with {again.returncode}: {again.stderr[-300:]}"], "", how
