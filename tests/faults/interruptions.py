@@ -4,7 +4,8 @@
 
 Every third round kills the driver (-9), the others interrupt it (Ctrl-C); then the same job is run to its end. A line a
 round: its seed, the seconds since the machine's start (as dmesg counts), what the driver was at, how it ended and how
-long after, and what was wrong. The last line is JSON: rounds, and those that left something, crashed, or ended as another dataset.
+long after, and what was wrong. The last line is JSON: rounds, and those that left something, crashed, or ended as
+another dataset.
 """
 
 from __future__ import annotations
