@@ -3,8 +3,9 @@
     python -m tests.faults.interruptions ROUNDS [SEED]
 
 Every third round kills the driver (-9), the others interrupt it (Ctrl-C); then the same job is run to its end. A line a
-round: its seed, the seconds since the machine's start (as dmesg counts), what the driver was at, how it ended, and what
-was wrong. The last line is JSON: rounds, and those that left something, crashed, or ended as another dataset.
+round: its seed, the seconds since the machine's start (as dmesg counts), what the driver was at, how it ended and how
+long after, and what was wrong. The last line is JSON: rounds, and those that left something, crashed, or ended as
+another dataset.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ JOB_LIMIT_S = 300.0
 LINES = 30
 """More than a driver writes: events of its stages, a shard each."""
 STAGES = get_args(Stage)
+TOO_BUSY = "Ray did not start in"
+LAST_WORDS = ("KeyboardInterrupt", TOO_BUSY)
+"""Last words of a driver that ended as it should."""
 
 
 def left_behind(mark: str, folder: Path) -> list[str]:
@@ -68,7 +72,7 @@ def run_again(command: list[str], environment: dict[str, str]) -> subprocess.Com
         again = subprocess.run(
             command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=JOB_LIMIT_S
         )
-        if "Ray did not start in" not in again.stderr:
+        if TOO_BUSY not in again.stderr:
             break
     return again
 
@@ -89,6 +93,7 @@ def run_round(seed: int, corpus: Path, folder: Path) -> tuple[list[str], str, st
         job.send_signal(number)  # nothing, if it has ended
         ended = time.monotonic()
         job.wait(JOB_LIMIT_S)
+        took_s = time.monotonic() - ended
     left = left_behind(mark, temporary)
     while left and time.monotonic() - ended < LIMIT_S:
         time.sleep(0.1)
@@ -98,9 +103,9 @@ def run_round(seed: int, corpus: Path, folder: Path) -> tuple[list[str], str, st
     problems = [f"alive after {LIMIT_S:.0f} s: {left}"] if left else []
     folders = [path for path in temporary.glob(f"{PREFIX}*") if path.name != f"{PREFIX}processors-{os.getuid()}"]
     problems += [f"left the folder {path}: {os.listdir(path)}" for path in folders]
-    if job.returncode < 0 and job.returncode != -number:
+    if job.returncode not in (0, -number) and not any(word in line for line in lines[-1:] for word in LAST_WORDS):
         problems.append(f"the driver crashed ({job.returncode}): {' | '.join(lines[-8:])}")
-    how = f"{stage}; ended {job.returncode}" + f" ({lines[-1]})" * (lines != [] and job.returncode not in (0, -number))
+    how = f"{stage}; ended {job.returncode} after {took_s:.1f} s"
     again = run_again(command, environment)
     if again.returncode:
         return [*problems, f"the rerun ended with {again.returncode}: {again.stderr[-300:]}"], "", how
