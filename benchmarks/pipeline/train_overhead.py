@@ -29,7 +29,7 @@ from mcjepa.pipeline.step.schedule import build_schedule
 from mcjepa.pipeline.step.step import run_step
 from mcjepa.pipeline.stream.batches import PairBatch, StepBatch, ViewBatch
 
-LIMIT_S = 40.0
+LIMIT_S, LEAST_ROUNDS = 40.0, 7
 STEPS_PER_EPOCH = 100
 
 
@@ -96,7 +96,7 @@ def main() -> None:
     cpu: dict[str, list[float]] = {"deepspeed": [], "bare": []}
     losses: dict[str, list[float]] = {"deepspeed": [], "bare": []}
     rounds, started, limit_s = 0, time.monotonic(), LIMIT_S * (3 if arguments.full else 1)
-    while time.monotonic() - started < limit_s:
+    while rounds < LEAST_ROUNDS or time.monotonic() - started < limit_s:  # the first two are not counted
         batch = make_batch(config, rounds % 8)
         sides: list[tuple[str, Any]] = [("deepspeed", ours), ("bare", bare)]
         for name, side in sides if rounds % 2 else sides[::-1]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcjepa.data_prep.storage import Store, open_store
@@ -42,8 +44,8 @@ def is_whole(store: Store, step: int) -> bool:
     """Independent of the code under test."""
     folder = f"checkpoints/{step_name(step)}"
     try:
-        json.loads(store.read(f"{folder}/manifest.json"))
-        return all(store.read(f"{folder}/{name}") == content for name, content in CONTENT.items())
+        readable = json.loads(store.read(f"{folder}/manifest.json"))["version"] == VERSION
+        return readable and all(store.read(f"{folder}/{name}") == content for name, content in CONTENT.items())
     except Exception:  # absent, or no JSON: not whole
         return False
 
@@ -92,6 +94,15 @@ def live(store: Store, events: list[tuple[object, ...]], keep_last: int) -> None
         elif len(before) > 1:  # the last whole one is never damaged: no rule could help then
             DAMAGES[str(event[2])](store, f"checkpoints/{step_name(before[int(str(event[1])) % len(before)])}")
         assert not before or whole_steps(store)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(EVENTS, min_size=3, max_size=16), st.integers(1, 3))
+def test_a_run_that_once_had_a_whole_checkpoint_always_has_one(
+    events: list[tuple[object, ...]], keep_last: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        live(open_store(folder), [("save",), ("save",), *events], keep_last)
 
 
 @pytest.mark.parametrize("seed", range(2))
