@@ -21,7 +21,7 @@ pip() { "$python" -m pip --python "$venv/bin/python" --disable-pip-version-check
 # torch: where pip is told of a folder of wheels, its CPU build is taken; elsewhere uv looks whether there is a GPU
 # and picks the build for it. Plain pip, the last resort, takes PyPI's default.
 links=${PIP_FIND_LINKS:-$("$python" -m pip config get global.find-links 2>/dev/null || true)}
-if [ -n "$links" ]; then export UV_FIND_LINKS="$links"; else export UV_TORCH_BACKEND="${UV_TORCH_BACKEND:-auto}"; fi
+if [ -n "$links" ]; then export UV_FIND_LINKS="$links"; unset UV_TORCH_BACKEND; else export UV_TORCH_BACKEND="${UV_TORCH_BACKEND:-auto}"; fi
 unset PYTHONDONTWRITEBYTECODE
 
 printf 'install: mcjepa[%s] into %s, one to three minutes\n' "$extra" "$venv" >&2

@@ -80,7 +80,7 @@ INNER_DOORS = {
     ),
     "replay": ("checkpoint", "engine", "errors", "monitor", "run", "settings", "step", "stream", "train", "world"),
     "export": ("checkpoint", "errors", "recipe", "run"),
-    "lineage": ("errors", "run"),
+    "lineage": ("errors", "run", "tracking"),
     "launch": ("errors", "exits", "recipe", "run", "settings", "step", "stream", "tracking"),
     "stages": ("checkpoint", "errors", "exits", "launch", "recipe", "run", "settings", "tracking", "train", "world"),
     "cli": ("errors", "exits", "export", "launch", "lineage", "recipe", "replay", "run", "stages", "tracking", "world"),

@@ -28,6 +28,7 @@ from mcjepa.pipeline.cli.options import (
     SET,
     SITE,
     THREADS,
+    TRACKED,
     UI,
     WEIGHTS,
     Option,
@@ -318,7 +319,7 @@ COMMANDS = (
         "mcjepa explain outputs/quickstart",
         (
             option("artifact", metavar="WHAT", help=f"{ARTIFACT}, or a recipe's results; a folder or an s3 prefix"),
-            BESIDE, JSON,
+            BESIDE, TRACKED, JSON,
         ),
     ),
     Command(
@@ -328,7 +329,7 @@ COMMANDS = (
         (
             option("first", metavar="A", help=ARTIFACT),
             option("second", metavar="B", help="another of its kind"),
-            BESIDE, JSON,
+            BESIDE, TRACKED, JSON,
         ),
     ),
     Command(

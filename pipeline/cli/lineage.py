@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 
 from mcjepa.pipeline.exits import OK, PARTIAL
+from mcjepa.pipeline.recipe.recipe import without_credentials
 
 
 def explain(arguments: argparse.Namespace) -> int:
     """`mcjepa explain`: 4 where something is no longer what it was."""
     from mcjepa.pipeline.lineage.chain import explain as chain_of
 
-    chain = chain_of(arguments.artifact, arguments.beside)
+    chain = chain_of(arguments.artifact, arguments.beside, _tracking(arguments))
     changed = [f"{link.kind} {link.name}: {text}" for link in chain for text in link.changed]
     if arguments.json:
         missing = [f"{link.kind} {link.name}: {text}" for link in chain for text in link.missing]
@@ -31,7 +33,7 @@ def diff(arguments: argparse.Namespace) -> int:
     """`mcjepa diff`."""
     from mcjepa.pipeline.lineage.difference import CATEGORIES, compare
 
-    found = compare(arguments.first, arguments.second, arguments.beside)
+    found = compare(arguments.first, arguments.second, arguments.beside, _tracking(arguments))
     if arguments.json:
         results = [{"metric": name, "first": one, "second": other} for name, one, other in found.results]
         differences = [difference.to_dict() for difference in found.differences]
@@ -46,3 +48,7 @@ def diff(arguments: argparse.Namespace) -> int:
     if found.results:
         print("\n".join(["results:", *(f"  {name}: {one} | {other}" for name, one, other in found.results)]))
     return OK
+
+
+def _tracking(arguments: argparse.Namespace) -> str:
+    return without_credentials(arguments.tracking or os.environ.get("MLFLOW_TRACKING_URI", ""))

@@ -53,7 +53,10 @@ RESULTS = (
     option("--experiment", metavar="NAME", default="mcjepa", help="MLflow experiment (%(default)s)"),
     JSON,
 )
-ARTIFACT = "a run, weights, scores or a dataset"
+ARTIFACT = "a run, weights, scores or a dataset, or runs:/ID of MLflow"
+TRACKED = option(
+    "--tracking", metavar="URI", help="where MLflow is, for runs:/ID (default: the variable MLFLOW_TRACKING_URI)"
+)
 BESIDE = option(
     "--beside", metavar="DIR", action="append", default=[],
     help="another place where its parents may be: a run, or weights; may be given several times",

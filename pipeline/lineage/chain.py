@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from mcjepa.pipeline.lineage.artifact import (
     sources_of,
 )
 from mcjepa.pipeline.lineage.recipes import changes
+from mcjepa.pipeline.lineage.tracked import SCHEME, bring
 from mcjepa.pipeline.run.folder import RECIPE, RUN_RECORD
 
 MOST_INPUTS = 10_000
@@ -31,17 +33,32 @@ MOST_INPUTS = 10_000
 MOST_NAMED = 3
 
 
-def explain(word: str, beside: Sequence[str] = ()) -> list[Artifact]:
+def explain(word: str, beside: Sequence[str] = (), tracking: str = "") -> list[Artifact]:
     """The chain of what lies at a location, inputs first.
 
     Args:
-        word: a run, weights, scores, a dataset, or a recipe's results; a folder or an s3 prefix.
+        word: a run, weights, scores, a dataset, or a recipe's results; a folder or an s3 prefix. `runs:/ID` is a
+            training or an evaluation in MLflow.
         beside: further locations where its parents may be.
+        tracking: where MLflow is, for `runs:/ID`.
 
     Raises:
         UsageError: there is nothing that is known.
         DataError: a file of it is damaged.
     """
+    if not word.startswith(SCHEME):
+        return _chain(word, beside)
+    with tempfile.TemporaryDirectory(prefix="mcjepa-lineage-") as folder:
+        brought = bring(word, tracking, Path(folder))
+        chain = _chain(brought.location, [*beside, *brought.beside])
+    target = chain[-1]
+    if target.location.startswith(folder):
+        target.name, target.location = word.removeprefix(SCHEME), f"{word} at {tracking}"
+        target.facts |= {"steps": brought.steps} if brought.steps else {}
+    return chain
+
+
+def _chain(word: str, beside: Sequence[str]) -> list[Artifact]:
     kind, location = find_artifact(word)
     target = read_artifact(kind, location)
     places = [absolute_location(place).rstrip("/") for place in beside]

@@ -93,19 +93,20 @@ class Comparison:
     """Of scores: metric and its two values."""
 
 
-def compare(first: str, second: str, beside: Sequence[str] = ()) -> Comparison:
+def compare(first: str, second: str, beside: Sequence[str] = (), tracking: str = "") -> Comparison:
     """Two of one kind, side by side.
 
     Args:
         first: as for `explain`.
         second: the other.
         beside: further locations where their parents may be.
+        tracking: where MLflow is, for `runs:/ID`.
 
     Raises:
         UsageError: they are not of one kind, or there is nothing that is known.
         DataError: a file of them is damaged.
     """
-    chains = explain(first, beside), explain(second, beside)
+    chains = explain(first, beside, tracking), explain(second, beside, tracking)
     kinds = [chain[-1].kind for chain in chains]
     if kinds[0] != kinds[1]:
         raise UsageError(

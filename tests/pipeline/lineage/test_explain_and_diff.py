@@ -54,6 +54,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "baselines=[zero]",
         "--threads",
         "1",
+        "--tracking",
+        f"sqlite:///{root}/whole.db",
     ]
     assert main(["eval", "flow", str(weights), *words, "--out", str(root / "eval/step-000000004")]) == 0
     return root
@@ -173,6 +175,40 @@ def test_a_run_on_s3_is_explained_and_differs_from_a_folder_only_in_its_place(ro
     assert what_matters(compare(f"{s3}/weights/step-000000004", str(root / "resumed/weights/step-000000004"))) == []
     found = [key for key, _, _ in what_matters(compare(str(root / "whole"), s3))]
     assert found == ["train.optimizer.encoder_lr", "train.steps"]
+
+
+def address_of(uri: str, stage: str) -> str:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    (newest, *_) = client.search_runs(["1"], filter_string=f"tags.`mcjepa.stage` = '{stage}'")
+    return f"runs:/{newest.info.run_id}"
+
+
+def test_runs_are_read_by_their_address_in_mlflow_with_and_without_their_folders(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {name: f"sqlite:///{root}/{name}.db" for name in ("whole", "resumed")}
+    training, scoring, resumed = (
+        address_of(places[name], stage) for name, stage in (("whole", "train"), ("whole", "eval"), ("resumed", "train"))
+    )
+    assert main(["explain", training, "--tracking", places["whole"], "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["chain"][-1]
+    assert (found["location"], f"runs:/{found['identity']}") == (str(root / "whole"), training)
+    assert [link.kind for link in explain(scoring, tracking=places["whole"])][-3:] == ["run", "weights", "score"]
+    fresh = explain(str(root / "resumed"))[-1]
+    shutil.move(root / "resumed", root / "away")
+    try:
+        found = explain(resumed, tracking=places["resumed"])[-1]
+        assert (found.record, found.starts) == (fresh.record, fresh.starts) and found.missing == []
+        assert found.facts["steps"] == "4, finished" and found.location == f"{resumed} at {places['resumed']}"
+        by_files = what_matters(compare(str(root / "away"), str(root / "whole")))
+        assert what_matters(compare(resumed, str(root / "whole"), tracking=places["resumed"])) == by_files != []
+    finally:
+        shutil.move(root / "away", root / "resumed")
+    assert main(["explain", training]) == 2 and "expected --tracking URI" in capsys.readouterr().err
+    assert main(["explain", "runs:/none", "--tracking", places["whole"]]) == 2
+    assert "does not show run none" in capsys.readouterr().err
 
 
 def test_a_place_that_holds_nothing_known_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
