@@ -45,7 +45,8 @@ def draw_windows(pairs: int, size: tuple[int, int], form: LossConfig, device: to
 
 def cut(map_BCHW: Tensor, grid_Bhw2: Tensor) -> Tensor:
     """The windows of a map of any size, bilinear: (B, C, h, w)."""
-    return F.grid_sample(map_BCHW, grid_Bhw2, mode="bilinear", padding_mode="border", align_corners=False)
+    grid = grid_Bhw2.to(map_BCHW.dtype)
+    return F.grid_sample(map_BCHW, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def jitter(images_B3HW: Tensor, factors_3B: Tensor) -> Tensor:

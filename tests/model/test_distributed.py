@@ -20,6 +20,7 @@ from mcjepa.model.reduction import gather_rows, global_sum, masked_mean
 RANKS = 2
 PAIRS, VIEWS = 4, 6
 WEIGHTS = {"regression": 1.0, "reconstruction": 2.0, "smoothness": 3.0, "cycle": 0.2, "vc": 5.0, "content": 0.1}
+WEIGHTS |= {"self_supervision": 0.7}
 Results = dict[str, Any]
 
 
@@ -30,7 +31,7 @@ def joint_step(rank: int | None, config: ModelConfig) -> Results:
     with torch.no_grad():
         for parameter in model.flow_estimator.residual.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
-    images = torch.rand(2, PAIRS, 3, 66, 64, dtype=torch.float64)
+    images = torch.rand(2, PAIRS, 3, 66, 68, dtype=torch.float64)
     views = torch.rand(2, VIEWS, 3, 32, 32, dtype=torch.float64)
     if rank is not None:
         images, views = (x.chunk(RANKS, dim=1)[rank] for x in (images, views))
@@ -95,6 +96,8 @@ def joint_configs(tiny_config: ModelConfig) -> dict[str, ModelConfig]:
         photometric_scales=(1.0, 0.5),
         photometric_census=0.1,
         min_visible_share=0.0,
+        student_window=(1.0, 1.0),  # nothing is drawn: the student has the whole pair, smaller
+        student_size=0.97,
         occlusion_offset=350.0,  # the random flows are some 10 px and contradict each other: about half is visible
     )
     first = replace(tiny_config, loss=form)
