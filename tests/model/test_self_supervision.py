@@ -128,7 +128,7 @@ def test_the_term_and_its_gradient_are_those_of_the_published_formula(
     difference = (guess - torch.cat(cuts[2:4]) * torch.cat((zoom, zoom))).abs()
     mask = torch.cat(cuts[4:])
     assert 0.05 < mask.mean() < 0.95
-    count = 2 * mask.sum()
+    count = 2 * float(mask.sum())
     if where == "lost":
         mask, count = mask * (1 - visible(guess, torch.cat((guess[2:], guess[:2])), scale, offset)), 2.0 * mask.numel()
         assert mask.mean() > 0.01
