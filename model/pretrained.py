@@ -27,6 +27,14 @@ FORMAT = 1
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 SHIPPED = Path(__file__).with_name("shipped")
 ENCODER = "encoder."
+LATER_KEYS = {
+    "FlowConfig": {"level_dropout"},
+    "LossConfig": {
+        *("photometric_margin", "student_window", "student_size", "student_jitter", "student_exponent"),
+        "student_where",
+    },
+}
+"""Keys that weights of earlier versions lack; their defaults are what those had."""
 Record = TypeVar("Record")
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -198,8 +206,9 @@ def _filled(module: Module, state: Mapping[str, Tensor], folder: Path) -> Module
 def _build(kind: type[Record], content: Mapping[str, Any]) -> Record:
     """A frozen dataclass from plain data; lists become tuples; unknown or missing names raise TypeError."""
     hints = get_type_hints(kind)
-    if not isinstance(content, Mapping) or set(content) != set(hints):
-        odd = sorted(set(content) ^ set(hints)) if isinstance(content, Mapping) else content
+    if not isinstance(content, Mapping):
+        raise TypeError(f"{kind.__name__}: {content}")
+    if odd := sorted((set(content) ^ set(hints)) - (LATER_KEYS.get(kind.__name__, set()) - set(content))):
         raise TypeError(f"{kind.__name__}: unknown or missing {odd}")
     values = {}
     for name, value in content.items():

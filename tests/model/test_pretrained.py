@@ -20,6 +20,7 @@ from mcjepa.model.config import ModelConfig
 from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.model.pretrained import (
     CONFIG_NAME,
+    LATER_KEYS,
     WEIGHTS_NAME,
     WeightsError,
     encoder_part,
@@ -146,6 +147,14 @@ def test_a_configuration_with_other_names_or_values_is_refused(
     edit_record(saved[1], edit)
     with pytest.raises(WeightsError, match=named):
         load(saved[1])
+
+
+def test_weights_from_before_a_key_was_known_are_those_of_its_default(saved: tuple[MCJEPA, Path]) -> None:
+    model, folder = saved
+    for part, kind in (("flow", "FlowConfig"), ("loss", "LossConfig")):
+        for name in LATER_KEYS[kind]:
+            edit_record(folder, lambda record, part=part, name=name: record["model"][part].pop(name))  # type: ignore[misc]
+    assert read_config(folder)[0] == model.config
 
 
 def test_weights_of_another_width_are_refused(saved: tuple[MCJEPA, Path]) -> None:
