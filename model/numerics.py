@@ -21,4 +21,5 @@ def set_numerics(*, tf32: bool = False, cudnn_benchmark: bool = False, determini
     torch.backends.cudnn.deterministic = deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # torch imports its compiler for it
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)

@@ -25,7 +25,6 @@ os.environ.update(
     RAY_USAGE_STATS_REPORT_URL="http://127.0.0.1:9/",
     MLFLOW_DISABLE_TELEMETRY="true",
     DO_NOT_TRACK="true",
-    PYTHONFAULTHANDLER="1",
     AWS_EC2_METADATA_DISABLED="true",
     DS_ACCELERATOR=os.environ.get("DS_ACCELERATOR", "cpu"),
 )

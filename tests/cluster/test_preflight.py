@@ -135,8 +135,8 @@ def test_too_little_memory_is_refused_with_what_would_help() -> None:
 def test_ranks_of_a_node_without_gpus_share_its_memory() -> None:
     engine = EngineFacts(0, "fp32", 4, False)
     estimate = estimate_memory(MODEL, NOTHING, engine)
-    assert memory_finding(estimate, engine, "", 1 << 30, 1).severity == "ok"
-    assert memory_finding(estimate, engine, "", 1 << 30, 4).severity == "error"
+    assert memory_finding(estimate, engine, "", 1200 << 20, 1).severity == "ok"
+    assert memory_finding(estimate, engine, "", 1200 << 20, 4).severity == "error"
 
 
 def test_a_checkpoint_that_takes_longer_than_the_grace_time_is_refused() -> None:
