@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from mcjepa.pipeline.run.folder import (
     read_metrics,
     read_run_record,
 )
-from mcjepa.pipeline.run.lines import PatientLines
+from mcjepa.pipeline.run.lines import MOST_WAITING, PatientLines
 from mcjepa.pipeline.run.recipes import RECIPES, Continuation, RunRecipes
 from mcjepa.pipeline.settings.stream import StreamConfig
 from mcjepa.pipeline.settings.train import TrackingConfig
@@ -74,6 +75,7 @@ class RunRecords:
         self._folder, self._name, self._facts = folder.path, folder.name, dict(facts)
         self._recipe_name = str(recipe.get("name", ""))
         self._lines, self._logged = PatientLines(folder.path / METRICS), 0
+        self._held: deque[tuple[int, dict[str, float]]] = deque(maxlen=MOST_WAITING)
         self.run_id = ""
         self._continuation = continuation
         self._tracker = self._open(tracking, recipe, world) if world.rank == 0 else None
@@ -138,12 +140,22 @@ class RunRecords:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """One record of the meters. Steps that are trained again with the same numbers are recorded once."""
         if self._tracker and step > self._logged:
+            self._held.append((step, grouped(values)))
             self._lines.append(metrics_line(step, values))
-            self._tracker.metrics(grouped(values), step)
+            self._settle(self._tracker)
+
+    def _settle(self, tracker: RunTracker) -> bool:
+        """Writes what waits for room; MLflow gets a step after the run folder has it: a kill in between must not leave
+        MLflow with values that the next start measures otherwise (times, memory)."""
+        settled = self._lines.settle()
+        while settled and self._held:
+            step, values = self._held.popleft()
+            tracker.metrics(values, step)
+        return settled
 
     def unwritten(self) -> str:
         """Why records are not on disk yet, in words: a checkpoint behind them must not count. Empty: all are."""
-        if not self._tracker or self._lines.settle():
+        if not self._tracker or self._settle(self._tracker):
             return ""
         return f"no room for {self._lines.waiting} records of {METRICS}"
 
@@ -166,7 +178,7 @@ class RunRecords:
     def end(self, status: str, weights: Path | None = None) -> None:
         """Ends the MLflow run: FINISHED, FAILED or KILLED; final weights become a version of the recipe's model."""
         if self._tracker:
-            if not self._lines.settle():
+            if not self._settle(self._tracker):
                 log.error("the disk is still full: %d records of %s are lost", self._lines.waiting, METRICS)
             self._tracker.end(status, self._model(weights) if weights else None)
 

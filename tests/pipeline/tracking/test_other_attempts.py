@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from mcjepa.pipeline.run.folder import METRICS, RunFolder, read_metrics
 from mcjepa.pipeline.run.recipes import RunRecipes
 from mcjepa.pipeline.settings.train import TrackingConfig
+from mcjepa.pipeline.tracking.courier import deliver_spool
 from mcjepa.pipeline.tracking.mlflow import Tracker
 from mcjepa.pipeline.tracking.run_records import RunRecords
 from mcjepa.pipeline.tracking.spool import Spool
@@ -98,6 +100,25 @@ def test_a_full_disk_costs_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyP
     records.metrics(3, {"loss": 3.0})
     records.end("FINISHED")
     assert kept(tmp_path) == history(tmp_path, records.run_id) == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_mlflow_has_no_step_that_the_run_folder_lost(tmp_path: Path) -> None:
+    """A full disk has room in the spool's last page and none for the metrics; then the process is killed."""
+    first, write = start(tmp_path, {"rate": 1.0}, 0), os.write
+    with pytest.MonkeyPatch.context() as full:
+
+        def refuse(descriptor: int, data: Any) -> int:
+            if os.readlink(f"/proc/self/fd/{descriptor}").endswith(METRICS):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(descriptor, data)
+
+        full.setattr("mcjepa.pipeline.run.lines.os.write", refuse)
+        first.metrics(1, {"loss": 1.0})
+        deliver_spool(tmp_path / "run")
+    second = start(tmp_path, {"rate": 1.0}, 0)
+    second.metrics(1, {"loss": 2.0})
+    second.end("FINISHED")
+    assert kept(tmp_path) == history(tmp_path, second.run_id) == [(1, 2.0)]
 
 
 def test_one_odd_name_costs_itself_and_long_values_stay_whole(tmp_path: Path) -> None:
