@@ -141,11 +141,22 @@ class ProfileWindow:
         self._profiler.__enter__()
 
     def end(self) -> None:
-        """Ends the window and writes its files; nothing where none is open."""
+        """Ends the window and writes its files; nothing where none is open. A full disk costs the profile alone."""
         if self._profiler is None:
             return
         profiler, self._profiler, self._wanted = self._profiler, None, False
         profiler.__exit__(None, None, None)
+        steps = f"profile of steps {self._first} to {self._last - 1}"
+        try:
+            self._write(profiler)
+        except (OSError, RuntimeError) as error:  # torch's own words for a file that it cannot write
+            log.error("%s is not kept, %s cannot be written: %s; the run goes on", steps, self._place.parent, error)
+        else:
+            log.info("%s: %s.json.gz", steps, self._place)
+        if self._cuda:
+            torch.cuda.memory._record_memory_history(enabled=None)
+
+    def _write(self, profiler: Any) -> None:
         self._place.parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(f"{self._place}.json.gz")
         order = "self_cuda_time_total" if self._cuda else "self_cpu_time_total"
@@ -153,5 +164,3 @@ class ProfileWindow:
         self._place.with_suffix(".txt").write_text(table, encoding="utf-8")
         if self._cuda:
             torch.cuda.memory._dump_snapshot(f"{self._place}.pickle")
-            torch.cuda.memory._record_memory_history(enabled=None)
-        log.info("profile of steps %d to %d: %s.json.gz", self._first, self._last - 1, self._place)

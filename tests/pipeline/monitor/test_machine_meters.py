@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,20 @@ def test_the_profiler_writes_the_steps_of_its_window_only(tmp_path: Path) -> Non
     names = {event.get("name") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
     assert {f"step {step}" for step in range(6)} & names == {"step 2", "step 3"}
     assert "aten::dot" in trace.with_suffix("").with_suffix(".txt").read_text()
+
+
+def test_a_full_disk_costs_the_profile_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    window = ProfileWindow(ProfileConfig(start_step=0, steps=1), tmp_path, 0, torch.device("cpu"))
+    window.begin(0)
+    torch.ones(8) @ torch.ones(8)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # no file may grow: a real failure
+    try:
+        window.begin(1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    window.end()
+    assert "profile of steps 0 to 0 is not kept" in caplog.text
 
 
 def test_other_ranks_and_no_start_profile_nothing(tmp_path: Path) -> None:
