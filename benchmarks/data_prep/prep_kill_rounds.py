@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mcjepa.data_prep.job import run_prep
 from mcjepa.data_prep.settings import PrepConfig
-from tests.faults.kill_rounds import Round, TwoNodes, dataset, make_corpus, run_round
+from tests.rounds.kill_rounds import Round, TwoNodes, dataset, make_corpus, run_round
 
 
 def main() -> None:

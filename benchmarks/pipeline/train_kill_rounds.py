@@ -17,7 +17,7 @@ import time
 import uuid
 from pathlib import Path
 
-from tests.faults.train_kills import MOMENTS, KillRound, TrainingRun, make_recipe, run_round
+from tests.rounds.train_kills import MOMENTS, KillRound, TrainingRun, make_recipe, run_round
 from tests.servers.seaweed import BUCKET, running_seaweed
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mcjepa.pipeline.run.folder import read_metrics
-from tests.faults.train_kills import REPOSITORY, STEPS, TrainingRun, make_recipe
+from tests.rounds.train_kills import REPOSITORY, STEPS, TrainingRun, make_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -1,6 +1,6 @@
 """Interrupt a job on a private Ray at random moments: nothing of ours is alive 10 s later, no folder is left.
 
-    python -m tests.faults.interruptions ROUNDS [SEED]
+    python -m tests.rounds.interruptions ROUNDS [SEED]
 
 Every third round kills the driver (-9), the others interrupt it (Ctrl-C); then the same job is run to its end. A line a
 round: its seed, the seconds since the machine's start (as dmesg counts), what the driver was at, how it ended and how
@@ -26,7 +26,7 @@ from mcjepa.data_prep.dataset.audit import audit_dataset
 from mcjepa.data_prep.dataset.manifest import read_manifest
 from mcjepa.data_prep.job import Stage
 from mcjepa.data_prep.workers.guardian import PREFIX
-from tests.faults.kill_rounds import make_corpus
+from tests.rounds.kill_rounds import make_corpus
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT_S = 10.0
@@ -84,7 +84,7 @@ def run_round(seed: int, corpus: Path, folder: Path) -> tuple[list[str], str, st
     temporary = Path(tempfile.mkdtemp(prefix=f"r{seed}-", dir="/tmp"))
     environment = {**os.environ, "MCJEPA_ROUND": mark.partition("=")[2], "TMPDIR": str(temporary)}
     environment = {name: value for name, value in environment.items() if not name.startswith("RAY_")}
-    command = [sys.executable, "-m", "tests.faults.prep_driver", "", str(corpus), str(folder)]
+    command = [sys.executable, "-m", "tests.rounds.prep_driver", "", str(corpus), str(folder)]
     said = temporary / "said"
     number = signal.SIGKILL if seed % 3 == 0 else signal.SIGINT
     with said.open("wb") as out:

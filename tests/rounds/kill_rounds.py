@@ -1,6 +1,6 @@
 """Kill -9 of a process of a preparation job at a random time, on two Ray nodes; then the job must come out the same.
 
-A round starts the job as a process of its own (`python -m tests.faults.prep_driver`), kills one victim some time
+A round starts the job as a process of its own (`python -m tests.rounds.prep_driver`), kills one victim some time
 after some shard, and starts the job again if it did not finish. Victims: a decode child, a Ray worker, the
 second node's raylet, the driver.
 """
@@ -150,7 +150,7 @@ def run_round(seed: int, nodes: TwoNodes, corpus: Path, root: Path) -> Round:
 
 def start_job(address: str, corpus: Path, root: Path) -> subprocess.Popen[str]:
     """The job as a process of its own; its standard output has a line an event."""
-    command = [sys.executable, "-m", "tests.faults.prep_driver", address, str(corpus), str(root)]
+    command = [sys.executable, "-m", "tests.rounds.prep_driver", address, str(corpus), str(root)]
     return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 

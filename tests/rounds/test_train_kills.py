@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.train_kills import STEPS, KillRound, TrainingRun, make_recipe, run_round
+from tests.rounds.train_kills import STEPS, KillRound, TrainingRun, make_recipe, run_round
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

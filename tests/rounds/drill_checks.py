@@ -17,7 +17,7 @@ from mcjepa.pipeline.tracking.lineage import grouped
 from tests.faults.test_mlflow_faults import history
 
 if TYPE_CHECKING:
-    from tests.faults.train_drill import Round
+    from tests.rounds.train_drill import Round
 
 
 DELIVERED_WITHIN_S = 120.0

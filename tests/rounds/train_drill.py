@@ -1,6 +1,6 @@
 """Rounds of a training that meets it all: kill -9, damaged newest checkpoint, full disk, second writer, MLflow away.
 
-    python -m tests.faults.train_drill ROUNDS [SEED [FOLDER]]
+    python -m tests.rounds.train_drill ROUNDS [SEED [FOLDER]]
 
 A run of two ranks (CPU, fp32) lies on a small tmpfs, or every other round on a real S3 server with its scratch folder
 on that tmpfs. Its first two starts are disturbed at random moments and killed; then the same command is given until it
@@ -34,8 +34,8 @@ from mcjepa.cluster.rendezvous import free_port
 from mcjepa.data_prep.storage import open_store
 from mcjepa.pipeline.cli.main import main as command_line
 from mcjepa.pipeline.run.folder import METRICS, read_metrics
-from tests.faults.drill_checks import find_problems
-from tests.faults.train_kills import make_recipe
+from tests.rounds.drill_checks import find_problems
+from tests.rounds.train_kills import make_recipe
 from tests.servers.mlflow_server import MlflowServer
 from tests.servers.seaweed import BUCKET, running_seaweed
 
@@ -49,7 +49,7 @@ IMPORTED = [
     "torch._inductor.compile_fx", "deepspeed.runtime.zero.muon.muon_optimizer", "mlflow.tracking", "boto3",
     "mcjepa.pipeline.train", "mcjepa.pipeline.cli.train",
     "mcjepa.pipeline.stages.training", "mcjepa.pipeline.tracking.mlflow", "mcjepa.data_prep.storage.s3",
-    "tests.faults.drill_checks",
+    "tests.rounds.drill_checks",
 ]  # fmt: skip
 SETTINGS = {"OMP_NUM_THREADS": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 FORKS = multiprocessing.get_context("forkserver")
@@ -329,7 +329,7 @@ def rounds(first: int, count: int, root: Path) -> Iterator[Round]:
 def main() -> None:
     """Runs the rounds and prints; in a mount namespace of its own, so that nothing stays mounted."""
     if "MCJEPA_DRILL_NAMESPACE" not in os.environ:
-        words = ["unshare", "-m", sys.executable, "-m", "tests.faults.train_drill", *sys.argv[1:]]
+        words = ["unshare", "-m", sys.executable, "-m", "tests.rounds.train_drill", *sys.argv[1:]]
         os.execvpe("unshare", words, {**os.environ, **SETTINGS, "MCJEPA_DRILL_NAMESPACE": "1"})
     FORKS.set_forkserver_preload(IMPORTED)
     count, first, kept = [*sys.argv[1:], *["0", ""][len(sys.argv) - 2 :]]

@@ -11,7 +11,7 @@ import pytest
 
 from mcjepa.data_prep.job import run_prep
 from mcjepa.data_prep.settings import PrepConfig
-from tests.faults.kill_rounds import VICTIMS, TwoNodes, dataset, make_corpus, run_round
+from tests.rounds.kill_rounds import VICTIMS, TwoNodes, dataset, make_corpus, run_round
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A preparation job as a process that can be killed: `python -m tests.faults.prep_driver ADDRESS CORPUS ROOT`."""
+"""A preparation job as a process that can be killed: `python -m tests.rounds.prep_driver ADDRESS CORPUS ROOT`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mcjepa.data_prep.job import ProgressEvent, run_prep
 from mcjepa.data_prep.settings import PrepConfig
-from tests.faults.kill_rounds import dataset
+from tests.rounds.kill_rounds import dataset
 
 
 def show(event: ProgressEvent) -> None:
