@@ -57,11 +57,9 @@ def loader(place: Place) -> dict[str, Any]:
     On a GPU a rank's eighth of the paper's batch and the step measured before; on a CPU two workers, an eighth of that
     and the four seconds that such a step takes there at least.
     """
-    share, counts, step_s, steps = RANKS, (2, 4, 8, 12), 0.0, 40
+    share, counts, step_s, steps = 8 * RANKS, [2], 4.0, 5
     if place.on_gpu:
-        step_s = _step_s(place)
-    else:
-        share, counts, step_s, steps = 8 * RANKS, (2,), 4.0, 5
+        share, counts, step_s, steps = RANKS, [2, 4, 8, 12], _step_s(place), 40
     stream = _stream(place, "paper")
     stream = replace(stream, pair_batch=max(stream.pair_batch // share, 1), view_batch=stream.view_batch // share)
     figures: dict[str, Any] = {"step_s": step_s}

@@ -39,10 +39,10 @@ LATE = 5
 
 def _batch(world: World, step: int) -> StepBatch:
     random = torch.Generator().manual_seed(step)
-    frames = torch.rand(2, 2, 3, 64, 64, generator=random).to(world.device)
-    views = torch.rand(2, 8, 3, 32, 32, generator=random).to(world.device)
+    a, b = torch.rand(2, 2, 3, 64, 64, generator=random).to(world.device)
+    one, other = torch.rand(2, 8, 3, 32, 32, generator=random).to(world.device)
     names = tuple("abcdefgh")
-    return StepBatch(step, PairBatch(*frames, names[:2]), ViewBatch(*views, names))
+    return StepBatch(step, PairBatch(a, b, names[:2]), ViewBatch(one, other, names))
 
 
 def _losses(world: World, precision: str, stage: int, offload: str, steps: int) -> tuple[list[float], list[str]]:

@@ -54,7 +54,7 @@ def write_pairs(root: Path, count: int) -> list[FlowPair]:
         for part in ("clean", "flow", "occlusions", "invalid"):
             (root / f"training/{part}/scene_{index:02d}").mkdir(parents=True, exist_ok=True)
         for number, frame in ((1, photo), (2, moved)):
-            write_png(root / f"training/clean/scene_{index:02d}/frame_{number:04d}.png", frame)
+            write_png(root / f"training/clean/scene_{index:02d}/frame_{number:04d}.png", frame.astype(np.uint8))
         write_flo(root / f"training/flow/scene_{index:02d}/frame_0001.flo", flow)
         mask = np.where(np.hypot(x - 500, y - 200) < 40, np.uint8(255), np.uint8(0))
         for part, image in (("occlusions", mask), ("invalid", np.zeros_like(mask))):

@@ -148,7 +148,7 @@ def count(name: str) -> dict[str, Tally]:
             lambda: [raw.to_floats(driver.CUDA, way) for raw, way in zip((raw_pairs, raw_views), formats, strict=True)],
         )
         weights = dict.fromkeys(driver.TERMS, 1.0)
-        measure("encoder", lambda: [backward(model.encoder(torch.cat(part))) for part in (pairs, views)])
+        measure("encoder", lambda: backward([x for part in (pairs, views) for x in model.encoder(torch.cat(part))]))
         with torch.autocast("cuda", torch.bfloat16), torch.no_grad():
             pyramid = model.encoder(torch.cat(pairs))
         ends = [[x.detach().requires_grad_() for x in levels] for levels in (pyramid, pyramid)]
@@ -173,7 +173,7 @@ def table(rooms: dict[str, Tally]) -> dict[str, float]:
         row |= {"compiled_kernels": kernels, "compiled_gb": moved / 1e9}
         row |= {"compiled_ms": 1e3 * tally.seconds(compiled=compiled)}
         print(f"| {room} | " + " | ".join(f"{x:.2f}" if isinstance(x, float) else str(x) for x in row.values()) + " |")
-        total.update(row)  # type: ignore[arg-type]
+        total.update(row)
     return {name: round(float(value), 2) for name, value in total.items()}
 
 

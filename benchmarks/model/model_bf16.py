@@ -89,7 +89,7 @@ def measure(device: torch.device, full: bool) -> dict[str, object]:
     parts = make_step_parts(device, size)
     for dtype in (None, torch.bfloat16):
         run_step(*parts, dtype)
-    fp32, bf16 = [], []
+    fp32, bf16 = list[float](), list[float]()
     start = time.perf_counter()
     while len(fp32) < 3 or time.perf_counter() - start < seconds:
         fp32.append(1e3 * run_step(*parts, None))

@@ -20,6 +20,8 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import cast
 from unittest import mock
 
 import torch
@@ -31,8 +33,10 @@ from benchmarks.model_bf16 import WEIGHTS, Batches
 from benchmarks.model_covariance import by_features
 from mcjepa.model.config import ExpanderConfig, ModelConfig
 from mcjepa.model.correlation import correlate_loop
+from mcjepa.model.losses.smoothness import smoothness_loss
 from mcjepa.model.losses.variance_covariance import variance_covariance_loss
 from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.model.warp import upsample_flow
 from mcjepa.pipeline.monitor.throughput import OperationCounter, device_name, peak_tflops
 
 PAIR_TERMS = ("regression", "reconstruction", "smoothness", "cycle", "vc")
@@ -56,10 +60,14 @@ def straightforward_loss(net: MCJEPA, batches: Batches) -> Tensor:
     pyramid, others, flows = (
         [torch.cat(both) for both in zip(*halves, strict=True)] for halves in (ends, ends[::-1], (there, back))
     )
-    terms = net._flow_terms(torch.cat((a, b)), pyramid, others, flows, WEIGHTS, {})
-    form = net.config.loss
-    terms["vc"] = sum(variance_covariance_loss(pyramid, form.vc_variance[::-1], form.vc_covariance[::-1]))
-    loss = sum(WEIGHTS[name] * terms[name] for name in PAIR_TERMS)
+    images, form = torch.cat((a, b)), net.config.loss
+    full = upsample_flow(flows[0], (images.shape[-2], images.shape[-1]), net.config.flow.finest_stride)
+    seen = net._visible(full, flows[0])
+    terms = net._flow_terms(images, pyramid, others, flows, full, seen, WEIGHTS)
+    terms["smoothness"] = smoothness_loss(full, images, form.smoothness_edge, form.smoothness_order)
+    variance, covariance = variance_covariance_loss(pyramid, form.vc_variance[::-1], form.vc_covariance[::-1])
+    terms["vc"] = variance + covariance
+    loss = torch.stack([WEIGHTS[name] * terms[name] for name in PAIR_TERMS]).sum()
     expanded = [net.expander(net.encoder(view)[-1].mean((2, 3))) for view in views]
     invariance, variance, covariance = mcjepa.model.losses.vicreg.vicreg_terms(*expanded)
     return loss + 25 * invariance + 25 * variance + covariance
@@ -114,7 +122,7 @@ def parts_of_step(net: MCJEPA, batches: Batches, step_s: float, device: torch.de
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
         pyramid = net.encoder(pairs)
     pyramid = [x.detach().requires_grad_() for x in pyramid]
-    encoder_s = sum(seconds_of(lambda x=x: encoder_pass(net, x), device) for x in (pairs, views))
+    encoder_s = sum(seconds_of(partial(encoder_pass, net, x), device) for x in (pairs, views))
     estimator_s = seconds_of(lambda: estimator_pass(net, pyramid), device)
     with OperationCounter() as counter:
         for images in (pairs, views):
@@ -132,7 +140,7 @@ def cuda_figures(net: MCJEPA, batches: Batches, device: torch.device) -> dict[st
     torch.cuda.reset_peak_memory_stats()
     seconds_of(make_step(net, batches, our_loss), device)
     peak_gib = torch.cuda.max_memory_allocated() / 2**30
-    compiled = make_step(torch.compile(net), batches, our_loss)
+    compiled = make_step(cast(MCJEPA, torch.compile(net)), batches, our_loss)
     for _ in range(3):
         compiled()
     times = [seconds_of(compiled, device) for _ in range(10)]

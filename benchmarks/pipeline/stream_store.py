@@ -91,7 +91,7 @@ def summary(speeds: dict[str, list[Speed]]) -> dict[str, float]:
 def measure(here: str, there: str, folder: str, *, full: bool) -> dict[str, list[Speed]]:
     """Samples a second of every side and round; the cache of a round is filled by its first pass."""
     local, remote = (replace(stream_of(where, view_batch=BATCH), workers=1) for where in (here, there))
-    speeds: dict[str, list[Speed]] = {"local": [], "s3": [], "cached": []} | ({"uncached": []} if full else {})
+    speeds: dict[str, list[Speed]] = {side: [] for side in ("local", "s3", "cached", *(["uncached"] if full else []))}
     for number in range(9 if full else 3):
         cached = replace(remote, store=ShardStoreConfig(cache_dir=f"{folder}/cache-{number}"))
         sides = {"local": local, "s3": cached, "cached": cached, "uncached": remote}

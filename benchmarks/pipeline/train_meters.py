@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,10 @@ from mcjepa.pipeline.stream.batches import PairBatch, StepBatch, ViewBatch
 def made_up_batch(step: int, pairs: int, views: int) -> StepBatch:
     """Random images of the quickstart's sizes."""
     rng = torch.Generator().manual_seed(step)
-    frames = [torch.rand(pairs, 3, 96, 96, generator=rng) for _ in range(2)]
-    images = [torch.rand(views, 3, 64, 64, generator=rng) for _ in range(2)]
+    a, b = torch.rand(2, pairs, 3, 96, 96, generator=rng)
+    one, other = torch.rand(2, views, 3, 64, 64, generator=rng)
     keys = tuple(map(str, range(max(pairs, views))))
-    return StepBatch(step, PairBatch(*frames, keys[:pairs]), ViewBatch(*images, keys[:views]))
+    return StepBatch(step, PairBatch(a, b, keys[:pairs]), ViewBatch(one, other, keys[:views]))
 
 
 def seconds(act: Callable[[], Any]) -> float:
@@ -82,15 +83,17 @@ def main() -> None:
             run_step(engine, batch, setting.weights, stop_requested=False, clock=instruments.clock, tap=tap)
 
         for batch in batches:
-            bare(batch), watched(batch), costly(batch)
+            bare(batch)
+            watched(batch)
+            costly(batch)
         times: dict[str, list[float]] = {"bare": [], "watched": [], "costly": []}
         for number in range(rounds):
             batch = batches[number % len(batches)]
             pair = (("bare", bare), ("watched", watched))
             for name, act in pair if number % 2 else reversed(pair):
-                times[name].append(seconds(lambda act=act, batch=batch: act(batch)))
+                times[name].append(seconds(partial(act, batch)))
             if number % 4 == 0:
-                times["costly"].append(seconds(lambda batch=batch: costly(batch)))
+                times["costly"].append(seconds(partial(costly, batch)))
     stop_world()
     middle = {name: statistics.median(values) for name, values in times.items()}
     ratio, costly_ratio = middle["watched"] / middle["bare"], middle["costly"] / middle["bare"]

@@ -87,7 +87,8 @@ def main() -> None:
             rounds += 1
         spinning_s = step(spinning)
     finally:
-        for child in (*sides.values(), spinning, other):
+        other.kill()
+        for child in (*sides.values(), spinning):
             child.kill()
     ratio = statistics.median(a / b for a, b in zip(times["ours_s"][1:], times["one_thread_s"][1:], strict=True))
     medians = {name: round(statistics.median(found[1:]), 3) for name, found in times.items()}
