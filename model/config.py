@@ -96,6 +96,9 @@ class FlowConfig:
     """Stride of the first level that is decoded [D: PWC-Net]; images of few cells there gain nothing from it."""
     finest_stride: Literal[4, 8] = 4
     """Stride of the last level that is decoded; bilinear from there [D: PWC-Net]."""
+    finest_passes: int = 1
+    """How often the last level is decoded, each time from the flow before it, when the model is used; in training once
+    [ours: 1; as RAFT, which is scored with more iterations than it is trained with]."""
     max_flow_px: float = 128.0
     """Flow is clipped to plus and minus this, in pixels of the input [C]."""
     level_dropout: float = 0.0
@@ -114,6 +117,8 @@ class FlowConfig:
             raise ValueError("model.flow.coarsest_stride must be at least finest_stride")
         if self.search_range < 1 or self.width_factor <= 0 or self.max_flow_px <= 0:
             raise ValueError("model.flow: search_range, width_factor and max_flow_px must be positive")
+        if self.finest_passes < 1:
+            raise ValueError(f"model.flow.finest_passes is {self.finest_passes}, expected at least 1")
         if not 0.0 <= self.level_dropout < 1.0:
             raise ValueError(f"model.flow.level_dropout is {self.level_dropout}, expected 0 <= level_dropout < 1")
 

@@ -168,6 +168,8 @@ class FlowEstimator(nn.Module):
     def forward(self, pyramid_a: Sequence[Tensor], pyramid_b: Sequence[Tensor]) -> list[Tensor]:
         """Estimates the flow a -> b (the convention of `model.warp`).
 
+        The last level is decoded `finest_passes` times where the model does not train.
+
         Args:
             pyramid_a: six maps (B, C, h, w) of `a`, finest first.
             pyramid_b: the same of `b`.
@@ -181,19 +183,24 @@ class FlowEstimator(nn.Module):
             a, b = pyramid_a[level], pyramid_b[level]
             size = (a.shape[-2], a.shape[-1])
             if flows:
-                factor = self.strides[level + 1] // self.strides[level]
-                flow = upsample_flow(flows[-1], size, factor)
-                b = warp(b, flow)
+                flow = upsample_flow(flows[-1], size, self.strides[level + 1] // self.strides[level])
+                flow = self._step(level, a, warp(b, flow), flow)
             else:
-                flow = torch.zeros((a.shape[0], 2, *size), device=a.device)
-            left, right = _matchable(a, b.to(a.dtype), self.config.match)
-            cost = correlate(left, right, self.config.search_range)
-            cost = _standardize(cost) if self.config.cost_norm == "sample" else nn.functional.leaky_relu(cost, 0.1)
-            parts = (cost, self.project[level - self.first](a), flow.to(a.dtype))
-            limit = self.config.max_flow_px / self.strides[level]
-            residual: Tensor = self.residual(torch.cat(parts, dim=1))
-            if self.training and self.config.level_dropout:
-                kept = torch.rand((residual.shape[0], 1, 1, 1), device=residual.device) >= self.config.level_dropout
-                residual = residual * kept
-            flows.append((flow + residual).clamp(-limit, limit))
+                flow = self._step(level, a, b, torch.zeros((a.shape[0], 2, *size), device=a.device))
+            for _ in range(1, 1 if self.training or level > self.first else self.config.finest_passes):
+                flow = self._step(level, a, warp(b, flow), flow)
+            flows.append(flow)
         return flows[::-1]
+
+    def _step(self, level: int, a_BChw: Tensor, warped_BChw: Tensor, flow_B2hw: Tensor) -> Tensor:
+        """The flow of a level, mended by what is left to match between `a` and `b` warped by it."""
+        left, right = _matchable(a_BChw, warped_BChw.to(a_BChw.dtype), self.config.match)
+        cost = correlate(left, right, self.config.search_range)
+        cost = _standardize(cost) if self.config.cost_norm == "sample" else nn.functional.leaky_relu(cost, 0.1)
+        parts = (cost, self.project[level - self.first](a_BChw), flow_B2hw.to(a_BChw.dtype))
+        limit = self.config.max_flow_px / self.strides[level]
+        residual: Tensor = self.residual(torch.cat(parts, dim=1))
+        if self.training and self.config.level_dropout:
+            kept = torch.rand((residual.shape[0], 1, 1, 1), device=residual.device) >= self.config.level_dropout
+            residual = residual * kept
+        return (flow_B2hw + residual).clamp(-limit, limit)

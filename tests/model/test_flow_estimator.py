@@ -14,6 +14,7 @@ from mcjepa.model.config import FlowConfig, ModelConfig
 from mcjepa.model.encoder import STRIDES
 from mcjepa.model.flow_estimator import DenseConvolutions, FlowEstimator, ResidualFlow, _standardize
 from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.model.warp import warp
 
 CHANNELS = (2, 3, 4, 5, 6, 7)
 MakeEstimator = Callable[..., FlowEstimator]
@@ -123,6 +124,34 @@ def test_the_flow_of_a_level_starts_from_the_coarser_one(make_estimator: MakeEst
     for flow, cells in zip(flows, (15.5, 7.5, 3.5, 1.5, 0.5), strict=True):  # f(l + 1) = 2 f(l) + 0.5
         torch.testing.assert_close(flow[:, 0], torch.full_like(flow[:, 0], cells))
         torch.testing.assert_close(flow[:, 1], torch.full_like(flow[:, 1], -cells / 2))
+
+
+def test_the_finest_level_is_decoded_again_in_use_and_once_in_training(make_estimator: MakeEstimator) -> None:
+    estimator = make_estimator(finest_passes=3)
+    with torch.no_grad():
+        for parameter in estimator.residual.parameters():
+            parameter.zero_()
+        estimator.residual.context[-1].bias.copy_(torch.tensor([0.5, -0.25]))
+    pyramid = random_pyramid(64, 64)
+    assert estimator(pyramid, pyramid)[0][:, 0].unique().tolist() == [15.5]
+    assert estimator.eval()(pyramid, pyramid)[0][:, 0].unique().tolist() == [16.5]  # twice half a cell more
+    assert estimator(pyramid, pyramid)[1][:, 0].unique().tolist() == [7.5]
+
+
+def test_a_later_pass_warps_by_the_flow_of_the_pass_before(make_estimator: MakeEstimator) -> None:
+    """Two passes are what one is that starts where the first ended."""
+    torch.manual_seed(0)
+    once, twice = (make_estimator(finest_passes=n, coarsest_stride=8, finest_stride=8) for n in (1, 2))
+    for parameter in once.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    twice.load_state_dict(once.state_dict())
+    a, b = random_pyramid(64, 64), random_pyramid(64, 64)
+    level = once.first
+    with torch.no_grad():
+        flow = once.eval()(a, b)[0]
+        expected = once._step(level, a[level], warp(b[level], flow), flow)
+        torch.testing.assert_close(twice.eval()(a, b)[0], expected)
+    assert not torch.allclose(flow, expected, atol=1e-3)
 
 
 def test_level_dropout_leaves_a_level_at_the_coarser_flow(make_estimator: MakeEstimator) -> None:
