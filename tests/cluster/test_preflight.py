@@ -146,6 +146,16 @@ def test_a_checkpoint_that_takes_longer_than_the_grace_time_is_refused() -> None
     assert checkpoint_finding(RUN, None).severity == "ok"
 
 
+def test_a_save_in_the_background_states_its_memory_and_may_have_to_be_waited_for() -> None:
+    behind = replace(RUN, background=True)
+    assert (
+        "from a copy in memory of 143.1 MiB a rank and 381.5 MiB more on rank 0"
+        in checkpoint_finding(behind, None).found
+    )
+    assert checkpoint_finding(RUN, 12e6).severity == "ok"  # 46 s of 60
+    assert checkpoint_finding(behind, 12e6).severity == "error"
+
+
 def test_time_and_loss_are_said_or_said_to_be_unknown() -> None:
     assert "8.3 min" not in time_finding(RUN).found and "1.1 GPU-hours" in time_finding(RUN).found
     assert "3 time limit(s)" in time_finding(replace(RUN, time_limit_s=200.0)).found

@@ -3,7 +3,8 @@
 Tasks are run in order by all ranks; rank 0 writes what each has shown to FOLDER/TASK-W.json. The batches of a step are
 the same for every world size: a rank takes its share of them.
 
-    train:STAGE         30 steps with a checkpoint after 10; losses, and the bytes that the engine holds
+    train:STAGE         30 steps with a checkpoint after 10, of stages 0 and 3 in the background; losses, and the bytes
+                        that the engine holds
     bytes:STAGE         the bytes alone
     resume:FROM:STAGE   the checkpoint that train:FROM wrote, then 20 steps
     bf16:STAGE          5 steps in bf16
@@ -187,7 +188,7 @@ def perform(task: str, folder: Path, world: World) -> dict[str, Any]:
         if verb == "bf16":
             return {"losses": run_steps(engine, world, 0, FEW)}
         run = RunFolder(str(folder / f"run-{words[0]}"))
-        keeper = CheckpointKeeper(CheckpointConfig(), world, run, {"seed": 7})
+        keeper = CheckpointKeeper(CheckpointConfig(background=stage in (0, 3)), world, run, {"seed": 7})
         if verb == "resume":
             start = find_start(run.store, world)
             assert start is not None
@@ -200,6 +201,7 @@ def perform(task: str, folder: Path, world: World) -> dict[str, Any]:
             assert find_start(run.store, world) is None
             keeper.save(engine, SAVED, lineage={}, metrics={"loss": losses[-1]})
         losses += run_steps(engine, world, SAVED, STEPS - SAVED)
+        keeper.close()
         shown = {"losses": losses, "norm": gradient_norm(engine), "updates": updates_done(engine)}
         return shown | {"bytes": bytes_held(engine, world)}
     finally:
