@@ -303,7 +303,7 @@ def _memory(recipe: Recipe, config: TrainConfig, setting: Setting) -> Finding:
     estimate = estimate_memory(model_size(recipe.model), step_memory(config, recipe.model, cluster.ranks), facts)
     stream = config.stream
     words = [
-        f"{batch // cluster.ranks // parts} {name}"
+        f"{-(-batch // cluster.ranks) // parts} {name}"
         for name, batch in (("pairs", stream.pair_batch), ("views", stream.view_batch))
         if batch
     ]
