@@ -196,6 +196,8 @@ def correlate(left_BChw: Tensor, right_BChw: Tensor, search_range: int) -> Tenso
     """
     if left_BChw.shape != right_BChw.shape:
         raise ValueError(f"correlate: shapes {tuple(left_BChw.shape)} and {tuple(right_BChw.shape)} differ")
+    if not len(left_BChw):  # nothing, of which gradients are nothing
+        return (left_BChw[:, :1] * right_BChw[:, :1]).expand(-1, (2 * search_range + 1) ** 2, -1, -1)
     if torch.compiler.is_compiling():  # it fuses the loop, and cannot follow writes into overlapping views
         return correlate_loop(left_BChw, right_BChw, search_range)
     result: Tensor = _BandedCorrelation.apply(left_BChw, right_BChw, search_range)

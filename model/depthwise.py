@@ -33,6 +33,10 @@ def depthwise_weight_gradient(grad_BChw: Tensor, x_BChw: Tensor, reach: tuple[in
     """
     batch, channels, height, width = x_BChw.shape
     r, s = reach
+    if not batch:
+        return x_BChw.new_zeros(
+            channels, 1, 2 * r + 1, 2 * s + 1, dtype=torch.promote_types(x_BChw.dtype, torch.float32)
+        )
     if not r and not s:  # one cell a map: a grouped convolution would run as one slow product a channel and sample
         exact = torch.promote_types(x_BChw.dtype, torch.float32)
         return (grad_BChw * x_BChw).sum((2, 3)).sum(0, dtype=exact).view(channels, 1, 1, 1)

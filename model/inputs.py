@@ -33,13 +33,14 @@ def all_finite(*images: Tensor | None) -> Tensor:
     return torch.stack(sums).isfinite().all() if sums else torch.ones((), dtype=torch.bool)
 
 
-def require_images(images: Tensor, name: str, *, training: bool) -> None:
+def require_images(images: Tensor, name: str, *, training: bool, may_be_none: bool = False) -> None:
     """Checks one stack of images.
 
     Args:
         images: what the model was given, expected (B, 3, H, W), floating point, RGB in [0, 1].
         name: what the caller calls it, for the message.
         training: whether the model trains; its pixels are then looked at on CPUs only.
+        may_be_none: whether a batch of no images is one.
 
     Raises:
         InputError: it is something else.
@@ -48,11 +49,11 @@ def require_images(images: Tensor, name: str, *, training: bool) -> None:
     if images.ndim != 4 or shape[1] != 3:
         advice = "move the channels to dimension 1" if shape[-1:] == (3,) else "stack RGB images to one batch"
         raise InputError(f"{name} has shape {shape}, expected (B, 3, H, W); {advice}")
-    if 0 in shape:
+    if 0 in shape[1:] or (shape[0] == 0 and not may_be_none):
         raise InputError(f"{name} has shape {shape}, expected at least one image of one pixel; leave empty batches out")
     if not images.is_floating_point():
         raise InputError(f"{name} is {images.dtype}, expected floating point RGB in [0, 1]; use images.float() / 255")
-    if (training and images.device.type != "cpu") or torch.compiler.is_compiling():
+    if (training and images.device.type != "cpu") or torch.compiler.is_compiling() or not len(images):
         return
     if not bool(all_finite(images)):
         bad = [i for i, image in enumerate(images) if not bool(all_finite(image))]
@@ -65,14 +66,16 @@ def require_images(images: Tensor, name: str, *, training: bool) -> None:
         raise InputError(f"{name} has pixels up to {largest:g}, expected RGB in [0, 1]; divide by 255")
 
 
-def require_alike(first: Tensor, second: Tensor, names: tuple[str, str], *, training: bool) -> None:
-    """Checks two stacks of which image i of one belongs to image i of the other.
+def require_alike(
+    first: Tensor, second: Tensor, names: tuple[str, str], *, training: bool, may_be_none: bool = False
+) -> None:
+    """Checks two stacks of which image i of one belongs to image i of the other, as `require_images` each.
 
     Raises:
         InputError: either is no stack of images, or they differ in shape, type or device.
     """
     for images, name in zip((first, second), names, strict=True):
-        require_images(images, name, training=training)
+        require_images(images, name, training=training, may_be_none=may_be_none)
     for kind, a, b in (
         ("shapes", tuple(first.shape), tuple(second.shape)),
         ("types", first.dtype, second.dtype),

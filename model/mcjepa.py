@@ -28,7 +28,7 @@ from mcjepa.model.losses.self_supervision import cut, draw_windows, flow_distanc
 from mcjepa.model.losses.smoothness import smoothness_loss
 from mcjepa.model.losses.variance_covariance import variance_covariance_loss
 from mcjepa.model.losses.vicreg import vicreg_terms
-from mcjepa.model.reduction import masked_mean
+from mcjepa.model.reduction import masked_mean, world_size
 from mcjepa.model.warp import inside, reached, upsample_flow, visible, warp
 
 PAIR_TERMS = ("regression", "reconstruction", "smoothness", "cycle", "vc", "self_supervision")
@@ -138,7 +138,8 @@ class MCJEPA(nn.Module):
         """The joint loss.
 
         Args:
-            pairs: frames t and t + 1, each (B, 3, H, W), RGB in [0, 1]; or None.
+            pairs: frames t and t + 1, each (B, 3, H, W), RGB in [0, 1]; or None. All ranks or none have None; where
+                there are more ranks than pairs, B is 0 on some.
             views: two views of the same images, each (N, 3, H', W'), RGB in [0, 1]; or None.
             weights: weight of each term named in `TERMS`; one that is missing or 0 is not computed where that
                 saves work. `masks` (1 where it is missing): how much the masks of occluded pixels count; at 0 only
@@ -182,7 +183,8 @@ class MCJEPA(nn.Module):
         self, pairs: tuple[Tensor, Tensor], weights: Mapping[str, float], meters: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Both directions at once: the batch is [a -> b; b -> a], `swap_halves` gives the other end."""
-        require_alike(*pairs, ("frames t", "frames t + 1"), training=self.training)
+        names, spread_out = ("frames t", "frames t + 1"), world_size() > 1
+        require_alike(*pairs, names, training=self.training, may_be_none=spread_out)
         form, whole = self.config.loss, torch.cat(pairs)
         images = _inner(whole, form.photometric_margin)
         require_sides(images, "frame pairs", self.config.flow.coarsest_stride, "model.flow.coarsest_stride")

@@ -1,7 +1,8 @@
 """Sums and gathers over all ranks with right gradients: the identity where nothing is distributed.
 
 Every rank computes the same global loss L from them. Their backward passes add up the gradients of all ranks'
-copies of L, so averaging parameter gradients over ranks (as data-parallel engines do) gives dL/dw exactly.
+copies of L, so averaging parameter gradients over ranks (as data-parallel engines do) gives dL/dw exactly. That holds
+for any shares, empty ones too, as long as every mean is a sum over a number of which all ranks' are added up.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -57,11 +59,34 @@ def global_sum(x: Tensor) -> Tensor:
     return out
 
 
-def gather_rows(x_ND: Tensor) -> Tensor:
-    """Rows of all ranks in rank order, (N, D) to (W N, D); each rank must hold as many rows."""
+def counted_sums(parts: Sequence[Tensor], counts: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+    """Sums over ranks of some tensors and of as many numbers, by one collective.
+
+    Args:
+        parts: K tensors of any shapes and one type, such as sums over what this rank has.
+        counts: of how much each is the sum; shares of ranks may differ, and be empty.
+
+    Returns:
+        The K sums, and the K numbers, (K,), at least 1, of the parts' type and on their device.
+    """
+    # Filled on the device: a list would be copied to it, and the host would wait for what is queued there.
+    numbers = torch.stack([part.new_full((), count) for part, count in zip(parts, counts, strict=True)])
+    sums = global_sum(torch.cat([*(part.flatten() for part in parts), numbers]))
+    *totals, numbers = sums.split([*(part.numel() for part in parts), len(parts)])
+    return [total.view_as(part) for total, part in zip(totals, parts, strict=True)], numbers.detach().clamp_min(1)
+
+
+def gather_rows(x_ND: Tensor, at_least: int = 0) -> Tensor:
+    """Rows of all ranks in rank order, (N, D) to (W N, D).
+
+    Args:
+        x_ND: this rank's rows; each rank must hold as many, when they are filled up.
+        at_least: where a rank holds fewer rows than this, zeros fill them up.
+    """
     if world_size() == 1:
         return x_ND
-    out: Tensor = _AllGather.apply(x_ND)
+    missing = at_least - len(x_ND)
+    out: Tensor = _AllGather.apply(F.pad(x_ND, (0, 0, 0, missing)) if missing > 0 else x_ND)
     return out
 
 

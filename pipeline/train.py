@@ -114,6 +114,7 @@ def train(
             step, finished = run.loop(step, stop, records, on_progress)
             run.instruments.clock.enter(CLOSING)
             run.keeper.close(None if finished else run.grace_left_s())
+            run.record_checkpoints(records)
             status = "FINISHED" if finished else "KILLED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -284,6 +285,7 @@ class _Run:
                 records.picture(pictures.draw(engine, step))
             if result.stop:
                 self.stopped_at = time.monotonic()
+            self.record_checkpoints(records)
             if self.keeper.due(step) or last or result.stop:
                 self._save(step, values, records, final=last or result.stop)
             if result.stop and not last:
@@ -294,12 +296,15 @@ class _Run:
     def _save(self, step: int, values: Mapping[str, float], records: RunRecords, *, final: bool) -> None:
         self.instruments.clock.enter("checkpoint")
         self.claim.check()
-        saved = self.keeper.save(
+        self.keeper.save(
             self.engine, step,
             lineage=records.lineage(), metrics=values, final=final, problem=records.unwritten(),
         )  # fmt: skip
-        if saved:
-            records.checkpoint(step, self.keeper.last_digest)
+
+    def record_checkpoints(self, records: RunRecords) -> None:
+        """Writes down which checkpoints have become complete."""
+        for checkpoint in self.keeper.committed():
+            records.checkpoint(checkpoint.step, checkpoint.digest)
 
     def grace_left_s(self) -> float:
         """What is left of the time between a stop request and the kill."""

@@ -68,7 +68,7 @@ class CacheFacts:
 def world_findings(
     cluster: ClusterFacts, streams: dict[str, tuple[int, int]], fitting: Sequence[int], parts: int
 ) -> list[Finding]:
-    """Whether ranks divide batches, and suit lanes, and micro-batches divide shares.
+    """Whether ranks divide batches (or are more than the pairs), and suit lanes, and micro-batches divide shares.
 
     Args:
         cluster: where.
@@ -83,8 +83,8 @@ def world_findings(
         return [
             Finding(
                 "world size", "error", found, f"a number of ranks that fits: {', '.join(map(str, fitting))}",
-                "ask for other --nodes or --ranks, or set train.stream.pair_batch and view_batch to multiples of the "
-                "ranks",
+                "ask for other --nodes or --ranks, or set train.stream.view_batch to a multiple of the ranks (pairs "
+                "may be fewer)",
             )
         ]  # fmt: skip
     findings = [Finding("world size", "ok", found)]
@@ -97,8 +97,16 @@ def world_findings(
                     f"set train.stream.lanes={ranks * max(lanes // ranks, 1)}",
                 )
             )  # fmt: skip
-        share = batch // ranks
-        if share % parts:
+        share = -(-batch // ranks)
+        if ranks > batch:
+            findings.append(
+                Finding(
+                    "batch", "ok" if parts == 1 else "error",
+                    f"{name}: 1 sample on {batch} ranks, none on {ranks - batch}, which take part in the sums alone",
+                    *(("1 micro-batch", "set train.engine.accumulation_steps=1") if parts > 1 else ()),
+                )
+            )  # fmt: skip
+        elif share % parts:
             findings.append(
                 Finding(
                     "batch", "error", f"{name}: a rank's {share} samples per step in {parts} micro-batches",

@@ -162,6 +162,7 @@ def memory_finding(
     device_bytes: int | None,
     ranks_per_device: int,
     watched: bool = False,
+    copies: int = 0,
 ) -> Finding:
     """Whether a rank fits its device.
 
@@ -172,9 +173,10 @@ def memory_finding(
         device_bytes: memory of a GPU, or of the node where ranks compute on CPUs; None: not known.
         ranks_per_device: 1 a GPU; all ranks of a node.
         watched: whether each rank has a process that watches it.
+        copies: bytes on the device of what all its ranks copy of their state, to save it in the background.
     """
     fixed = 0 if engine.on_gpu else CPU_LIBRARIES_BYTES + (WATCHER_BYTES if watched else 0)
-    needed = (estimate.total + fixed) * ranks_per_device
+    needed = (estimate.total + fixed) * ranks_per_device + copies
     parts = ", ".join(
         f"{name} {readable_bytes(size)}"
         for name, size in (
@@ -189,6 +191,7 @@ def memory_finding(
         f"ZeRO-{engine.zero_stage}, {engine.precision}, {micro_batch}: a rank holds "
         f"{readable_bytes(estimate.total + fixed)} ({parts}{host})"
     )
+    found += f", copies to be saved {readable_bytes(copies)} in all" if copies else ""
     if device_bytes is None:
         fix = "give --memory-gib G, or memory_gb in the site file"
         return Finding("memory", "warning", f"{found}; the memory of {where} is not known", "", fix)

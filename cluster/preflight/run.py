@@ -35,6 +35,8 @@ class RunFacts:
     """Seconds per step; None: not known."""
     time_limit_s: float | None = None
     """Of one job; None: none known."""
+    background: bool = False
+    """Whether the training goes on while a checkpoint is written."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,15 @@ class Destination:
 def checkpoint_bytes(elements: int) -> int:
     """Files of one checkpoint with its weights."""
     return (CHECKPOINT_BYTES_PER_ELEMENT + WEIGHTS_BYTES_PER_ELEMENT) * elements
+
+
+def copy_bytes(elements: int, ranks: int) -> tuple[int, int]:
+    """Memory of a copy that a save in the background is written from: of every rank, and of rank 0 on top.
+
+    >>> copy_bytes(1_000, 4)
+    (3000, 4000)
+    """
+    return CHECKPOINT_BYTES_PER_ELEMENT * elements // ranks, WEIGHTS_BYTES_PER_ELEMENT * elements
 
 
 def time_finding(run: RunFacts) -> Finding:
@@ -93,11 +104,18 @@ def checkpoint_finding(run: RunFacts, write_rate: float | None) -> Finding:
     """
     size = checkpoint_bytes(run.elements)
     found = f"{readable_bytes(size)} each, {run.kept} kept: {readable_bytes(size * run.kept)}"
+    if run.background:
+        of_all, of_first = copy_bytes(run.elements, run.ranks)
+        found += (
+            f"; in the background, from a copy in memory of {readable_bytes(of_all)} a rank and "
+            f"{readable_bytes(of_first)} more on rank 0"
+        )
     if write_rate is None:
         return Finding("checkpoint", "ok", found)
     # Ranks write their parts together, rank 0 the weights too.
     slowest = (CHECKPOINT_BYTES_PER_ELEMENT / run.ranks + WEIGHTS_BYTES_PER_ELEMENT) * run.elements / write_rate
-    needed = slowest + (run.step_s or 0.0)
+    saves = 2 if run.background else 1  # the one under way is waited for
+    needed = saves * slowest + (run.step_s or 0.0)
     found += f"; about {readable_seconds(slowest)} to write, grace {readable_seconds(run.grace_s)}"
     if needed > run.grace_s:
         return Finding(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mcjepa.model.reduction import global_sum, masked_means, world_size
+from mcjepa.model.reduction import counted_sums, global_sum, masked_means
 
 
 def regression_loss(
@@ -44,9 +44,8 @@ def channel_variances(maps: Sequence[Tensor]) -> Tensor:
     >>> channel_variances([torch.tensor([[[[1.0, 3.0]], [[0.0, 4.0]]]])])  # 1 and 4
     tensor([2.5000])
     """
-    sizes = [x.shape[1] for x in maps]
-    counts = [x.numel() // x.shape[1] * world_size() for x in maps]
-    sums = global_sum(torch.cat([x.float().sum((0, 2, 3)) for x in maps])).split(sizes)
-    centred = [x - (s / n).view(1, -1, 1, 1) for x, s, n in zip(maps, sums, counts, strict=True)]
-    means = torch.stack([x.float().square().mean() for x in centred])  # every rank has as many positions
-    return global_sum(means) / world_size()
+    counts = [x.numel() // x.shape[1] for x in maps]
+    sums, numbers = counted_sums([x.float().sum((0, 2, 3)) for x in maps], counts)
+    centred = [x - (s / n).view(1, -1, 1, 1) for x, s, n in zip(maps, sums, numbers, strict=True)]
+    squares = torch.stack([x.float().square().sum() / x.shape[1] for x in centred])
+    return global_sum(squares) / numbers

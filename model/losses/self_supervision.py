@@ -33,6 +33,7 @@ def draw_windows(pairs: int, size: tuple[int, int], form: LossConfig, device: to
         along the width and along the height, (B, 2, 1, 1).
     """
     low, high = form.student_window
+    wanted, pairs = pairs, max(pairs, 1)  # `affine_grid` takes no empty batch
     share = low + (high - low) * torch.rand(pairs, device=device)
     shift = (2 * torch.rand(2, pairs, device=device) - 1) * (1 - share)
     height, width = (max(1, round(side * form.student_size)) for side in size)
@@ -40,7 +41,7 @@ def draw_windows(pairs: int, size: tuple[int, int], form: LossConfig, device: to
     window = torch.stack((share, none, shift[0], none, share, shift[1]), dim=1).view(pairs, 2, 3)
     grid = F.affine_grid(window, [pairs, 1, height, width], align_corners=False)
     zoom = share.new_tensor((width / size[1], height / size[0])) / share.view(-1, 1)
-    return grid, zoom.view(-1, 2, 1, 1)
+    return grid[:wanted], zoom[:wanted].view(-1, 2, 1, 1)
 
 
 def cut(map_BCHW: Tensor, grid_Bhw2: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def smoothness_loss(flow_B2HW: Tensor, image_B3HW: Tensor, edge: float, order: i
         image_step = image_B3HW.float().diff(dim=axis).abs().mean(1, keepdim=True)
         weight = (-edge * image_step).exp()
         flow_step = flow.diff(dim=axis, n=order)
-        if flow_step.numel() == 0:
+        if flow_step.shape[axis] == 0:
             continue
         if order == 2:
             weight = weight.narrow(axis, 1, weight.shape[axis] - 1)

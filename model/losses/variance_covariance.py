@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mcjepa.model.losses.vicreg import off_diagonal_squares
-from mcjepa.model.reduction import gather_rows, global_sum, world_size
+from mcjepa.model.reduction import counted_sums, gather_rows, global_sum
 
 Level = tuple[Tensor, float, float]  # a map (B, C, h, w), its v and its c
 
@@ -26,11 +26,11 @@ def channel_covariances(maps: Sequence[Tensor]) -> list[Tensor]:
     Two sums over ranks serve all maps: one of the channels' sums, one of the centred products.
     """
     samples = [x.float().permute(1, 0, 2, 3).flatten(1) for x in maps]
-    counts = [x.shape[1] * world_size() for x in samples]
-    sums = global_sum(torch.cat([x.sum(1) for x in samples])).split([len(x) for x in samples])
+    sums, counts = counted_sums([x.sum(1) for x in samples], [x.shape[1] for x in samples])
     centred = [x - (total / n).unsqueeze(1) for x, total, n in zip(samples, sums, counts, strict=True)]
     products = global_sum(torch.cat([(x @ x.T).flatten() for x in centred])).split([len(x) ** 2 for x in centred])
-    return [p.view(len(x), len(x)) / max(n - 1, 1) for p, x, n in zip(products, centred, counts, strict=True)]
+    freedom = (counts - 1).clamp_min(1)
+    return [p.view(len(x), len(x)) / n for p, x, n in zip(products, centred, freedom, strict=True)]
 
 
 def _over_positions(levels: Sequence[Level]) -> tuple[list[Tensor], list[Tensor]]:
@@ -46,17 +46,16 @@ def _over_positions(levels: Sequence[Level]) -> tuple[list[Tensor], list[Tensor]
 def _over_images(levels: Sequence[Level]) -> tuple[list[Tensor], list[Tensor]]:
     """Variances by two sums over ranks; only levels with a covariance are gathered, the small coarse ones."""
     samples = [x.float().flatten(2) for x, _, _ in levels]  # (B, C, P)
-    counts = [len(x) * world_size() for x in samples]
-    sizes = [x[0].numel() for x in samples]
-    sums = global_sum(torch.cat([x.sum(0).flatten() for x in samples])).split(sizes)
-    centred = [x - (total / n).view_as(x[0]) for x, total, n in zip(samples, sums, counts, strict=True)]
+    sums, counts = counted_sums([x.sum(0) for x in samples], [len(x) for x in samples])
+    centred = [x - total / n for x, total, n in zip(samples, sums, counts, strict=True)]
+    sizes = [total.numel() for total in sums]
     squares = global_sum(torch.cat([x.square().sum(0).flatten() for x in centred])).split(sizes)
     variances, covariances = [], []
-    for x, square, n, (_, v, c) in zip(centred, squares, counts, levels, strict=True):
-        variances.append(v * torch.relu(1 - torch.sqrt(square / max(n - 1, 1) + 1e-4)).mean())
-        if c:
-            z_PND = gather_rows(x.flatten(1)).view(n, *x.shape[1:]).permute(2, 0, 1)
-            covariances.append(c * off_diagonal_squares(z_PND).mean() / (max(n - 1, 1) ** 2 * x.shape[1]))
+    for x, square, n, (_, v, c) in zip(centred, squares, (counts - 1).clamp_min(1), levels, strict=True):
+        variances.append(v * torch.relu(1 - torch.sqrt(square / n + 1e-4)).mean())
+        if c:  # zeros, which stand for a pair on ranks without one, add nothing to a covariance
+            z_PND = gather_rows(x.flatten(1), at_least=2).unflatten(1, x.shape[1:]).permute(2, 0, 1)
+            covariances.append(c * off_diagonal_squares(z_PND).mean() / (n**2 * x.shape[1]))
     return variances, covariances
 
 

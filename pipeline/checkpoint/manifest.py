@@ -48,6 +48,11 @@ class Checkpoint:
         return dict(self.record["files"])
 
     @property
+    def content(self) -> bytes:
+        """The manifest as it is written."""
+        return json.dumps(self.record, indent=1, sort_keys=True).encode()
+
+    @property
     def digest(self) -> str:
         """sha256 over the digests of its files: what it holds, wherever it lies."""
         lines = "".join(f"{name} {entry['sha256']}\n" for name, entry in sorted(self.files.items()))

@@ -110,7 +110,7 @@ def set_aside_after(store: Store, step: int) -> None:
         set_aside(store, name, f"{named[name]}; the run is continued from step {step}")
     folders = {key.split("/")[1] for key in store.list(f"{WEIGHTS}/step-")}
     for name in sorted(name for name in folders if name > step_name(step)):
-        _remove_folder(store, f"{WEIGHTS}/{name}")
+        remove_folder(store, f"{WEIGHTS}/{name}")
 
 
 def set_aside(store: Store, name: str, problem: str) -> None:
@@ -154,10 +154,11 @@ def remove_step(store: Store, name: str) -> None:
     """Removes the checkpoint and the weights of a step folder's name, the manifest first."""
     store.remove(f"{CHECKPOINTS}/{name}/{MANIFEST}")
     for folder in (f"{CHECKPOINTS}/{name}", f"{WEIGHTS}/{name}"):
-        _remove_folder(store, folder)
+        remove_folder(store, folder)
 
 
-def _remove_folder(store: Store, folder: str) -> None:
+def remove_folder(store: Store, folder: str) -> None:
+    """Removes every file below a folder, and the folder where the store has such."""
     if isinstance(store, FolderStore):
         shutil.rmtree(store.path(folder), ignore_errors=True)
     else:

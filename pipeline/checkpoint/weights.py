@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mcjepa.data_prep.storage import Store
 from mcjepa.model import pretrained
-from mcjepa.pipeline.checkpoint.manifest import Checkpoint, step_name
+from mcjepa.pipeline.checkpoint.manifest import Checkpoint
 from mcjepa.pipeline.checkpoint.state_file import DTYPES, fill_pieces, read_index
-from mcjepa.pipeline.engine.engine import gathered_parameters
 from mcjepa.pipeline.engine.state import BUFFER, WEIGHT, Piece
 from mcjepa.pipeline.run.folder import WEIGHTS
-from mcjepa.pipeline.world import World
-
-
-def save_weights(run: Path, engine: Any, world: World, step: int, lineage: Mapping[str, Any]) -> str:
-    """Writes `RUN/weights/step-…`; all ranks call it (ZeRO-3 gathers its shards).
-
-    Returns:
-        The sha256 of the weights on rank 0, empty on the others.
-
-    Raises:
-        OSError, SafetensorError: on rank 0, when they cannot be written.
-    """
-    module = engine.module
-    with gathered_parameters(engine):
-        if world.rank:
-            return ""
-        folder = run / WEIGHTS / step_name(step)
-        state = {n: t.float() if t.is_floating_point() else t for n, t in module.state_dict().items()}
-        return pretrained.save(state, module.config, folder, {**lineage, "step": step})
 
 
 def newest_weights(run: str | Path) -> Path | None:

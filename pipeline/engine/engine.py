@@ -166,9 +166,13 @@ def _stepping_once(optimizer: Any) -> Callable[..., Any]:
 
 
 def _clip_and_keep_norm(engine: Any) -> None:
-    """In place of DeepSpeed's own without ZeRO, which clips alike but drops the norm."""
+    """In place of DeepSpeed's own without ZeRO, which clips alike but drops the norm.
+
+    Fused AdamW leaves an update out where it is told that something is not finite, without a word to the host.
+    """
     norm = torch.nn.utils.clip_grad_norm_(engine.module.parameters(), engine.gradient_clipping())
     engine._global_grad_norm = norm
+    engine.optimizer.found_inf = (~norm.isfinite()).float()
 
 
 @contextlib.contextmanager

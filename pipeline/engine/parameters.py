@@ -84,12 +84,6 @@ def branch_gradient_norms(engine: Any) -> dict[str, float] | None:
     return {name: float(square.sqrt()) / scale for name, square in zip(names, squares, strict=False)}
 
 
-def whole_gradient_norm(engine: Any) -> Tensor:
-    """Norm over all of `parameter.grad`, a scalar on the device: what ZeRO-0 needs before its update."""
-    gradients = [p.grad.float() for p in engine.module.parameters() if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-
-
 def _gradients(engine: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's (parameter, share of its gradient)."""
     stage, optimizer = engine.zero_optimization_stage(), engine.optimizer

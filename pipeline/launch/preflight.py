@@ -28,6 +28,7 @@ from mcjepa.cluster.preflight.run import (
     RunFacts,
     checkpoint_bytes,
     checkpoint_finding,
+    copy_bytes,
     destination_finding,
     interruption_finding,
     shared_finding,
@@ -284,6 +285,7 @@ def _run(recipe: Recipe, config: TrainConfig, setting: Setting, streams: list[St
         accelerators=setting.cluster.nodes * setting.cluster.gpus_per_node,
         step_s=setting.step_s,
         time_limit_s=60.0 * setting.need.time_min if setting.need else None,
+        background=keep.background,
     )
     findings += [time_finding(run), interruption_finding(run)]
     findings.append(checkpoint_finding(run, plan_facts.write_rate(config.run)))
@@ -301,7 +303,7 @@ def _memory(recipe: Recipe, config: TrainConfig, setting: Setting) -> Finding:
     estimate = estimate_memory(model_size(recipe.model), step_memory(config, recipe.model, cluster.ranks), facts)
     stream = config.stream
     words = [
-        f"{batch // cluster.ranks // parts} {name}"
+        f"{-(-batch // cluster.ranks) // parts} {name}"
         for name, batch in (("pairs", stream.pair_batch), ("views", stream.view_batch))
         if batch
     ]
@@ -309,7 +311,11 @@ def _memory(recipe: Recipe, config: TrainConfig, setting: Setting) -> Finding:
     alone = 1 if cluster.gpus_per_node else cluster.ranks_per_node
     watched = setting.site is not None and setting.site.kind == "slurm"
     what = f"{' + '.join(words)} at a time on {cluster.ranks} rank(s), {kept}"
-    return memory_finding(estimate, facts, what, setting.device_bytes, alone, watched)
+    copies = 0
+    if config.checkpoint.background and not cluster.gpus_per_node:
+        of_all, of_first = copy_bytes(model_size(recipe.model).elements, cluster.ranks)
+        copies = of_all * alone + of_first
+    return memory_finding(estimate, facts, what, setting.device_bytes, alone, watched, copies)
 
 
 def _places(config: TrainConfig, setting: Setting, checkpoint: int) -> list[Finding]:

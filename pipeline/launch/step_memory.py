@@ -102,7 +102,7 @@ def model_size(config: ModelConfig) -> ModelSize:
 
 
 def step_memory(config: TrainConfig, model_config: ModelConfig, ranks: int) -> StepMemory:
-    """What one micro-batch of a rank holds, all loss terms on.
+    """What one micro-batch of a rank holds, all loss terms on; of more ranks than pairs, one that has a pair.
 
     Args:
         config: the run's settings; `ranks` times `accumulation_steps` divides its batches.
@@ -117,8 +117,8 @@ def step_memory(config: TrainConfig, model_config: ModelConfig, ranks: int) -> S
     weights = dict.fromkeys(TERMS, 1.0)
     with _fake_world(ranks), FakeTensorMode():
         _make_fake(model)
-        pairs = _images(stream.pair_batch // parts, stream.augment.pair.crop)
-        views = _images(stream.view_batch // parts, (stream.augment.view.size,) * 2)
+        pairs = _images(-(-stream.pair_batch // parts), stream.augment.pair.crop)
+        views = _images(-(-stream.view_batch // parts), (stream.augment.view.size,) * 2)
         live = _FakeBytes()
         live.leave_out(model)
         live.watch(model)

@@ -24,8 +24,6 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mcjepa.pipeline.errors import RunError
 from mcjepa.pipeline.monitor.flight_record import finite_samples, numbers, samples_of, write_record
@@ -131,7 +129,7 @@ class StepGuard:
             )
 
     def _look_for_spikes(self, batch: StepBatch, result: StepResult, setting: StepSetting) -> None:
-        found = self._spikes.look({"loss": result.output.loss, **result.output.terms})
+        found = self._spikes.look(result.numbers)
         if not found:
             return
         self.spikes += 1
@@ -187,15 +185,15 @@ class SpikeDetector:
         self._window = np.empty((0, 0))
         self._seen = 0
 
-    def look(self, terms: Mapping[str, Tensor]) -> list[Spike]:
+    def look(self, terms: Mapping[str, float]) -> list[Spike]:
         """The spikes among a good step's terms; adds them to the window.
 
-        One copy from the device. The window starts anew when a term comes or goes: its old steps say nothing then.
+        The window starts anew when a term comes or goes: its old steps say nothing then.
         """
         if not self._config.z:
             return []
         names = tuple(sorted(terms))
-        values = np.array(torch.stack([terms[name].detach().float() for name in names]).tolist())
+        values = np.array([terms[name] for name in names])
         if names != self._names:
             self._names, self._seen = names, 0
             self._window = np.empty((self._config.window, len(names)))

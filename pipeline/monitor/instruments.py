@@ -82,9 +82,9 @@ class Instruments:
                 parts = self._engine.gradient_accumulation_steps()  # the counter saw one of them
                 self._step_flops, self._flops = parts * self._flops.total, None
         self._corrupt += len(batch.corrupt)
-        counts = {"pairs": batch.pairs, "images": batch.views}
-        samples = {name: len(part.keys) * self._world.size if part else 0 for name, part in counts.items()}
-        self._meters.step_done(waited_s, samples)
+        stream = self._config.stream
+        counts = {"pairs": (batch.pairs, stream.pair_batch), "images": (batch.views, stream.view_batch)}
+        self._meters.step_done(waited_s, {name: count if part else 0 for name, (part, count) in counts.items()})
 
     def record(self, setting: StepSetting) -> dict[str, float]:
         """Means of the window since the last record; all ranks call it, rank 0 gets the values."""

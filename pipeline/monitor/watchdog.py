@@ -35,7 +35,7 @@ from mcjepa.pipeline.settings.monitor import GuardConfig
 from mcjepa.pipeline.step.clock import CLOSING, Activity, StepClock
 
 log = logging.getLogger(__name__)
-DISTRIBUTED = "torch/distributed/"
+DISTRIBUTED, ENGINE = "torch/distributed/", "/deepspeed/"
 SETTLE_SHARE = 0.25
 """Share of `watchdog_s` (10 s at most) in which the other ranks may write what they wait for."""
 
@@ -145,13 +145,16 @@ class Watchdog:
 def waiting_for(frame: FrameType | None, part: str) -> str:
     """What a thread waits for, by its stack: `a collective (all_reduce)`, else the part of the step it is in.
 
-    The part `agreement` is one too: on accelerators its collective is queued and the host waits for the answer.
+    The part `agreement` is one too, and so is `update` within the engine: on accelerators collectives are queued, and
+    the host waits there for what they give.
     """
     name = "agreement" if part == "agreement" else ""
     while frame is not None:
-        inside = DISTRIBUTED in frame.f_code.co_filename.replace(os.sep, "/")
-        if inside and frame.f_code.co_name != "wrapper":
+        path = frame.f_code.co_filename.replace(os.sep, "/")
+        if DISTRIBUTED in path and frame.f_code.co_name != "wrapper":
             name = frame.f_code.co_name
+        elif part == "update" and ENGINE in path:
+            name = name or part
         frame = frame.f_back
     return f"a collective ({name})" if name else part
 

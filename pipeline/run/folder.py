@@ -3,7 +3,7 @@
     train.run=DIR              everything is written there
     train.run=s3://B/PREFIX    written to a scratch folder of this machine and copied to the prefix in the background
 
-Copied are all files but checkpoints (`pipeline.checkpoint.upload` does these), leases and hidden ones: recipe.yaml,
+Copied are all files but checkpoints (`pipeline.checkpoint.background` does these), leases and hidden ones: recipe.yaml,
 run.json, logs, weights, records of bad steps, the tracker's spool. A file that disappears here disappears there.
 """
 

@@ -234,9 +234,9 @@ class StreamConfig:
             )
 
     @property
-    def batches(self) -> tuple[int, ...]:
-        """Samples a step of each stream that the run has."""
-        return tuple(batch for batch in (self.pair_batch, self.view_batch) if batch)
+    def batches(self) -> dict[str, int]:
+        """Samples a step of each stream that the run has: `pairs`, `views`."""
+        return {name: batch for name, batch in (("pairs", self.pair_batch), ("views", self.view_batch)) if batch}
 
 
 def _check_share(name: str, value: float) -> None:

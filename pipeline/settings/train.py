@@ -178,6 +178,9 @@ class CheckpointConfig:
     """Which value of `best_metric` is best [ours]."""
     max_failed_saves: int = 3
     """Saves (or uploads) in a row that may fail before the run stops; the last one of a run must not fail [ours]."""
+    background: bool = False
+    """Whether the training goes on while a checkpoint is written, from a copy in the machine's memory (12 bytes a
+    parameter shared by all ranks, 4 on rank 0). The last save of a run waits for the one before it [ours]."""
     grace_s: float = 60.0
     """Seconds that the platform leaves between its stop signal and its kill; uploads of the last checkpoint are
     waited for so long [ours]."""

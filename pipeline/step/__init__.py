@@ -1,1 +1,1 @@
-"""What happens between two batches: schedule, forward and backward pass, agreement of the ranks, update."""
+"""What happens between two batches: schedule, forward and backward pass, update, agreement of the ranks."""

@@ -1,8 +1,8 @@
 """Where a rank is in its step and how long each part took: read by the meters and by the watchdog.
 
-Parts of a step: data, forward, agreement (all ranks on whether it counts), backward, update; beside them meters,
+Parts of a step: data, forward, backward, update, agreement (all ranks on whether it counted); beside them meters,
 record, checkpoint, pictures, and closing behind the last step. One part is current at any time.
-On an accelerator a part ends when its work is queued; the host waits for it in `agreement` and `update`.
+On an accelerator a part ends when its work is queued; the host waits for it in `update` (ZeRO 1 to 3) and `agreement`.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def check_micro_batches(stream: StreamConfig, world_size: int, parts: int) -> No
         UsageError: it does not.
     """
     for name in ("pair_batch", "view_batch"):
-        share = getattr(stream, name) // world_size
+        share = -(-getattr(stream, name) // world_size)  # of more ranks than pairs some have one, the others none
         if share % parts:
             raise UsageError(
                 f"train.engine.accumulation_steps is {parts}, expected a divisor of a rank's {share} samples "

@@ -1,14 +1,15 @@
-"""One training step: forward, agreement of all ranks on whether it counts, backward, update.
+"""One training step: forward, backward, update, and what all ranks agree on.
 
 The engine's module is called once and gives one scalar, as sharded engines need; with gradient accumulation once a
 micro-batch.
 
 A step is bad where on any rank an image, the loss, or after the backward pass the gradient is not finite. Nothing of
 a bad step stays: parameters, moments and running statistics are those from before it, on all ranks. One sum of four
-numbers decides on images and loss; on CPUs, where the model refuses such images, the images are agreed on before it
-sees them, because an error on one rank would leave the others waiting in a sum. The averaged gradient's norm is the
-same on every rank; ZeRO 1 to 3 look at it inside `engine.step` and leave out the update themselves, for ZeRO-0 it is
-looked at here.
+numbers decides on images and loss, and stays on the device: a host that read it there would wait for the whole forward
+pass before it queues the backward one. Where it says no, the loss becomes NaN, and so does every gradient; the
+update leaves out what is not finite, in ZeRO 1 to 3 by itself, in ZeRO 0 by what `engine` gives the optimizer. One
+small copy to the host after the update tells everything. On CPUs, where the model refuses images that are not finite,
+they are agreed on before it sees them, because an error on one rank would leave the others waiting in a sum.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from torch import Tensor
 
 from mcjepa.model.inputs import all_finite
 from mcjepa.model.mcjepa import JointLoss
-from mcjepa.pipeline.engine.engine import any_rank, gradient_norm
-from mcjepa.pipeline.engine.parameters import whole_gradient_norm
+from mcjepa.pipeline.engine.engine import any_rank
+from mcjepa.pipeline.engine.state import loss_scale_state, set_loss_scale_state
 from mcjepa.pipeline.step.clock import StepClock
 from mcjepa.pipeline.step.micro_batches import mean_output, split_batch
 from mcjepa.pipeline.stream.batches import StepBatch
@@ -61,6 +62,8 @@ class StepResult:
     """Whether a guard of any rank ends the run; nothing was updated."""
     output: JointLoss
     meters: dict[str, Tensor | float]
+    numbers: dict[str, float]
+    """Loss and terms, on the host."""
     state: dict[str, Tensor]
     """Random state before the step, for its flight record."""
 
@@ -114,28 +117,35 @@ def run_step(
     sound = _sound_images(batch)
     clock.enter("agreement", batch.step)
     if engine.device.type == "cpu" and bool(any_rank((~sound).float())):
-        _, _, stop, ended = _agree(sound, torch.zeros(()), stop_requested, alarm)
-        return StepResult("batch", stop, ended, _nothing(), {}, state)
+        _, _, stop, ended = _agree(sound, torch.zeros(()), stop_requested, alarm).bool().tolist()
+        return StepResult("batch", stop, ended, _nothing(), {}, {"loss": math.nan}, state)
     clock.enter("forward")
     output, last = _forward(engine, batch, weights, tap)
+    flags = _agree(sound, output.loss, stop_requested, alarm)
+    vetoed = flags[0] + flags[1] + flags[3] > 0
+    tap = None if tap and bool(vetoed) else tap  # what looks in reads numbers anyway, and cannot read such
+    clock.enter("backward")
+    if tap:
+        tap.before_backward(last)
+    scaling = loss_scale_state(engine)
+    engine.backward(last * torch.where(vetoed, math.nan, 1.0))
+    if tap:
+        tap.after_backward()
+    clock.enter("update")
+    engine.step()
     clock.enter("agreement")
-    bad_batch, bad_loss, stop, ended = _agree(sound, output.loss, stop_requested, alarm)
+    (bad_batch, bad_loss, stop, ended), norm, numbers = _told(engine, flags, output)
     bad = "batch" if bad_batch else "loss" if bad_loss else ""
-    meters: dict[str, Tensor | float] = {"loss": output.loss.detach(), **output.terms, **output.meters}
-    if not bad and not ended:
-        clock.enter("backward")
-        if tap:
-            tap.before_backward(last)
-        engine.backward(last)
-        if tap:
-            tap.after_backward()
-        clock.enter("update")
-        bad = _update(engine, meters)
-    elif bad and engine.gradient_accumulation_steps() > 1:
-        _drop_earlier(engine, last)
+    if bad or ended:
+        set_loss_scale_state(engine, scaling)  # it has taken the NaN for an overflow
+    elif not (engine.was_step_applied() and math.isfinite(norm or 0.0)):
+        bad = "scale" if engine.fp16_enabled() else "gradient"
     if bad or ended:
         _restore_statistics(engine.module, statistics)
-    return StepResult(bad, stop, ended, output, meters, state)
+    meters: dict[str, Tensor | float] = {"loss": output.loss.detach(), **output.terms, **output.meters}
+    if norm is not None:
+        meters["gradient_norm"] = norm
+    return StepResult(bad, stop, ended, output, meters, numbers, state)
 
 
 def _forward(
@@ -156,23 +166,6 @@ def _forward(
     return mean_output(outputs), outputs[-1].loss
 
 
-def _drop_earlier(engine: Any, last: Tensor) -> None:
-    """Ends a step whose earlier micro-batches have left gradients, without an update on any rank.
-
-    ZeRO drops what it has gathered when a gradient is not finite, so the last one is made so.
-    """
-    engine.backward(last * math.nan)
-    _drop_plain_gradients(engine)
-    engine.step()
-
-
-def _drop_plain_gradients(engine: Any) -> None:
-    """Without ZeRO nothing is then left to update with; sharded gradients are dropped by the engine itself."""
-    if engine.zero_optimization_stage() == 0:
-        for parameter in engine.module.parameters():
-            parameter.grad = None
-
-
 def _nothing() -> JointLoss:
     """What a step that was not computed gives."""
     return JointLoss(torch.tensor(float("nan")), {}, {})
@@ -183,31 +176,24 @@ def _sound_images(batch: StepBatch) -> Tensor:
     return all_finite(*(x for part in (batch.pairs, batch.views) if part for x in part.as_dict().values()))
 
 
-def _agree(sound: Tensor, loss: Tensor, stop_requested: bool, alarm: bool) -> list[bool]:
-    """Whether on any rank an image or the loss is not finite, a stop was asked for, or a guard ends the run."""
+def _agree(sound: Tensor, loss: Tensor, stop_requested: bool, alarm: bool) -> Tensor:
+    """Whether on any rank an image or the loss is not finite, a stop was asked for, or a guard ends the run: (4,) of 0
+    and 1, on the device."""
     finite = torch.stack([sound, loss.detach().isfinite()])
     wishes = torch.tensor([float(stop_requested), float(alarm)]).to(loss.device, non_blocking=True)
-    return [bool(flag) for flag in any_rank(torch.cat(((~finite).float(), wishes))).tolist()]
+    return any_rank(torch.cat(((~finite).float(), wishes)))
 
 
-def _update(engine: Any, meters: dict[str, Tensor | float]) -> str:
-    """Takes the step unless the gradient is not finite; says what was bad and adds `gradient_norm`."""
-    plain = engine.zero_optimization_stage() == 0 and not engine.fp16_enabled()
-    norm: Tensor | float | None = None
-    if plain:
-        norm = whole_gradient_norm(engine)
-        if not bool(norm.isfinite()):
-            _drop_plain_gradients(engine)
-            engine.step()  # it counts the step
-            meters["gradient_norm"] = norm
-            return "gradient"
-    engine.step()
-    norm = norm if plain else gradient_norm(engine)
+def _told(engine: Any, flags: Tensor, output: JointLoss) -> tuple[list[bool], float | None, dict[str, float]]:
+    """Flags, gradient norm (None where the engine does not tell it), loss and terms, by one copy to the host."""
+    values, norm = {"loss": output.loss, **output.terms}, engine.get_global_grad_norm()
+    rows = [*flags, *(value.detach().float() for value in values.values())]
+    if isinstance(norm, Tensor):
+        rows.append(norm.to(flags))
+    found = torch.stack(rows).tolist()
     if norm is not None:
-        meters["gradient_norm"] = norm
-    if engine.was_step_applied():
-        return ""
-    return "scale" if engine.fp16_enabled() else "gradient"
+        norm = found[-1] if isinstance(norm, Tensor) else float(norm)
+    return [bool(flag) for flag in found[:4]], norm, dict(zip(values, found[4:], strict=False))
 
 
 def _copy_statistics(module: torch.nn.Module) -> list[Tensor]:

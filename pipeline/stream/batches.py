@@ -121,9 +121,9 @@ def _empty_bytes(shape: tuple[int, ...]) -> torch.Tensor:
     That memory has no name: torch's own has one in /dev/shm while it is allocated, and a worker ended at that moment
     leaves it there for good. Nor does it count against the size of /dev/shm, which containers keep small.
     """
-    if torch.utils.data.get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
     count = math.prod(shape)
+    if torch.utils.data.get_worker_info() is None or not count:
+        return torch.empty(shape, dtype=torch.uint8)
     if not hasattr(os, "memfd_create"):  # Linux has it
         return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(count)).view(shape)
     descriptor = os.memfd_create("mcjepa-batch")

@@ -51,17 +51,18 @@ class Catalogue:
     def __init__(self, datasets: Sequence[DatasetShards], counts: Sequence[SourceCounts]) -> None:
         """Number the samples of `datasets`; `counts` says how much of each an epoch takes."""
         self.datasets, self.counts = tuple(datasets), tuple(counts)
-        self._owners = [(number, shard) for number, each in enumerate(datasets) for shard in range(len(each.shards))]
-        samples = [self.datasets[number].samples[shard] for number, shard in self._owners]
-        self._samples = np.array(samples, dtype=np.int64)
+        # Arrays: loading processes share their pages, where every look at a Python object would copy its page.
+        self._first_rows = np.cumsum([0, *(len(each.shards) for each in datasets)])
+        self._samples = np.concatenate([np.array(each.samples, dtype=np.int64) for each in datasets])
         self._ends = np.cumsum(self._samples)
 
     def locate(self, indexes: np.ndarray) -> list[Address]:
         """Where samples lie; 0 <= index < the samples of all datasets."""
         rows = np.searchsorted(self._ends, indexes, side="right")
         places = indexes - self._ends[rows] + self._samples[rows]
-        owners = (self._owners[row] for row in rows.tolist())
-        return [Address(number, shard, place) for (number, shard), place in zip(owners, places.tolist(), strict=True)]
+        numbers = np.searchsorted(self._first_rows, rows, side="right") - 1
+        shards = rows - self._first_rows[numbers]
+        return list(map(Address, numbers.tolist(), shards.tolist(), places.tolist()))
 
 
 def open_catalogue(sources: Sequence[SourceConfig]) -> Catalogue:

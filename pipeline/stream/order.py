@@ -13,7 +13,8 @@ Both are pure functions, the first of counts, seed and epoch:
     Global sample k of the epoch is sample k div L of lane k mod L; rank r of W takes the samples k = r mod W.
 
 So ranks cut the step and not the lanes: the global order is the same for every W that divides the batch, and every
-rank has as many samples in every step. L is free. Where W divides L or L divides W, a rank reads the fewest lanes.
+rank has as many samples in every step. Where W is above the batch, the first ranks have one and the others none.
+L is free. Where W divides L or L divides W, a rank reads the fewest lanes.
 An epoch is as many whole batches as its ids fill; the tail that fills no batch is left out, other samples in every
 epoch. Samples fewer than a batch are passed over several times an epoch.
 
@@ -68,19 +69,31 @@ def lanes_for(batch: int, version: int = ORDER_VERSION) -> int:
     return max(lanes for lanes in range(1, min(batch, USUAL_LANES) + 1) if batch % lanes == 0)
 
 
-def fitting_world_sizes(batches: Sequence[int], version: int = ORDER_VERSION) -> list[int]:
-    """The numbers of ranks that can share these batches, least first: those that divide them all.
+def fitting_world_sizes(batches: Mapping[str, int], version: int = ORDER_VERSION) -> list[int]:
+    """The numbers of ranks that can share a step, least first.
 
-    >>> fitting_world_sizes([8, 20]), fitting_world_sizes([12]), fitting_world_sizes([12], version=1)
-    ([1, 2, 4], [1, 2, 3, 4, 6, 12], [1, 2, 4])
+    They divide the batch of every stream. Beside views they may be more than the pairs: rank r then has pair r of the
+    step, or none. Views are for all ranks: VICReg and the expander's norm count on as many of each.
+
+    Args:
+        batches: `pairs` and `views`, or one of them -> samples a step over all ranks.
+        version: of the order; in 1 ranks divide its lanes.
+
+    >>> fitting_world_sizes({"pairs": 8, "views": 20}), fitting_world_sizes({"pairs": 12})
+    ([1, 2, 4, 10, 20], [1, 2, 3, 4, 6, 12])
+    >>> fitting_world_sizes({"pairs": 8, "views": 20}, version=1)
+    [1, 2, 4]
     """
-    shared = math.gcd(*(batch if version > 1 else lanes_for(batch, version) for batch in batches))
+    held = {name: batch if version > 1 else lanes_for(batch, version) for name, batch in batches.items()}
+    shared = held.get("views") or next(iter(held.values()))
     small = [size for size in range(1, math.isqrt(shared) + 1) if shared % size == 0]
-    return sorted({*small, *(shared // size for size in small)})
+    pairs = held.get("pairs", shared)
+    divisors = sorted({*small, *(shared // size for size in small)})
+    return [size for size in divisors if pairs % size == 0 or (size > pairs and version > 1)]
 
 
-def check_world_size(world_size: int, batches: Sequence[int], version: int = ORDER_VERSION) -> None:
-    """Refuse a world size that does not divide the batch of every stream.
+def check_world_size(world_size: int, batches: Mapping[str, int], version: int = ORDER_VERSION) -> None:
+    """Refuse a world size that is none of `fitting_world_sizes`.
 
     Args:
         world_size: ranks of the run.
@@ -93,8 +106,9 @@ def check_world_size(world_size: int, batches: Sequence[int], version: int = ORD
     fitting = fitting_world_sizes(batches, version)
     if world_size not in fitting:
         cut = "" if version > 1 else f" in {fitting[-1]} lanes (order 1)"
+        words = " and ".join(f"{batch} {name}" for name, batch in batches.items())
         raise UsageError(
-            f"world size {world_size} does not divide the global batch of {' and '.join(map(str, batches))}{cut}; "
+            f"world size {world_size} does not divide the global batch of {words}{cut}; "
             f"world sizes that fit: {', '.join(map(str, fitting))}; start that many ranks or change "
             "stream.pair_batch / stream.view_batch"
         )
@@ -148,7 +162,7 @@ class StreamSummary:
     lanes: int
     """Stretches of an epoch that are read side by side."""
     ranks: int
-    """The most ranks that can share the stream."""
+    """The most ranks that have a sample in every step."""
     passes: int
     """How often an epoch takes as many samples as there are; above 1 only where they do not fill one batch."""
     shares: tuple[int, ...]
@@ -163,14 +177,14 @@ class StreamSummary:
 
         >>> counts = {"samples": 157, "batch": 8, "lanes": 8, "ranks": 8, "passes": 1, "steps_per_epoch": 19, "tail": 5}
         >>> StreamSummary(**counts, shares=(100, 57)).in_words()
-        '157 samples of 2 datasets, 8 a step: 19 steps an epoch, 5 samples left out of each; at most 8 ranks'
+        '157 samples of 2 datasets, 8 a step: 19 steps an epoch, 5 samples left out of each; for up to 8 ranks'
         """
         sources = len(self.shares)
         of = f" of {sources} datasets" if sources > 1 else ""
         passes = f", {self.passes} passes" if self.passes > 1 else ""
         left = f", {self.tail} samples left out of each" if self.tail else ""
         steps = f"{self.steps_per_epoch} step{'' if self.steps_per_epoch == 1 else 's'} an epoch"
-        ranks = f"at most {self.ranks} rank{'' if self.ranks == 1 else 's'}"
+        ranks = f"for up to {self.ranks} rank{'' if self.ranks == 1 else 's'}"
         return f"{self.samples} samples{of}, {self.batch} a step: {steps}{passes}{left}; {ranks}"
 
 
@@ -245,7 +259,7 @@ class SampleOrder:
             samples=self.samples,
             batch=self.batch,
             lanes=self.lanes,
-            ranks=fitting_world_sizes([self.batch], self.version)[-1],
+            ranks=self.batch if self.version > 1 else self.lanes,
             passes=self._total // self.samples,
             shares=tuple(self._shares.tolist()),
             steps_per_epoch=self.steps_per_epoch,
@@ -262,13 +276,15 @@ class SampleOrder:
         Args:
             step: steps before this one since the stream began.
             rank: which of the ranks.
-            world_size: ranks, a divisor of the batch.
+            world_size: ranks, one of `fitting_world_sizes`.
 
         Returns:
-            The epoch and the rank's sample ids, int64 of shape (batch / world_size,). The global batch is the
-            ranks' ids interleaved: its entry i is entry i // W of rank i mod W.
+            The epoch and the rank's sample ids, int64 of shape (batch / world_size,), of more ranks than samples (1,)
+            or (0,). The global batch is the ranks' ids interleaved: its entry i is entry i // W of rank i mod W.
         """
-        check_world_size(world_size, (self.batch,), self.version)
+        whole = self.batch if self.version > 1 else self.lanes
+        if whole % world_size and (world_size < whole or self.version == 1):
+            check_world_size(world_size, {"samples": self.batch}, self.version)
         epoch, index = self.position(step * self.batch)
         places = index + np.arange(rank, self.batch, world_size)
         ids = np.empty_like(places)

@@ -66,6 +66,15 @@ def test_micro_batches_must_divide_a_ranks_share() -> None:
     assert error.topic == "batch" and error.expected == "a divisor of 4"
 
 
+def test_ranks_without_pairs_are_allowed_and_counted() -> None:
+    streams = {"pairs": (8, 8), "views": (384, 64)}
+    findings = world_findings(ClusterFacts(8, 64, 8), streams, (64,), 1)
+    assert [finding.severity for finding in findings] == ["ok"] * 3
+    assert findings[1].found.startswith("pairs: 1 sample on 8 ranks, none on 56") and "6 samples" in findings[2].found
+    (error,) = errors_of(world_findings(ClusterFacts(8, 64, 8), streams, (64,), 2))
+    assert error.expected == "1 micro-batch"
+
+
 def test_data_that_fill_no_batch_are_a_warning() -> None:
     (finding,) = stream_findings(replace(VIEWS, passes=4, remote=False), ClusterFacts(1, 1, 0))
     assert finding.severity == "warning" and "4 times in a batch" in finding.found
@@ -144,6 +153,16 @@ def test_a_checkpoint_that_takes_longer_than_the_grace_time_is_refused() -> None
     slow = checkpoint_finding(RUN, 5e6)
     assert slow.severity == "error" and "grace_s" in slow.fix
     assert checkpoint_finding(RUN, None).severity == "ok"
+
+
+def test_a_save_in_the_background_states_its_memory_and_may_have_to_be_waited_for() -> None:
+    behind = replace(RUN, background=True)
+    assert (
+        "from a copy in memory of 143.1 MiB a rank and 381.5 MiB more on rank 0"
+        in checkpoint_finding(behind, None).found
+    )
+    assert checkpoint_finding(RUN, 12e6).severity == "ok"  # 46 s of 60
+    assert checkpoint_finding(behind, 12e6).severity == "error"
 
 
 def test_time_and_loss_are_said_or_said_to_be_unknown() -> None:

@@ -24,17 +24,17 @@ WEIGHTS |= {"self_supervision": 0.7}
 Results = dict[str, Any]
 
 
-def joint_step(rank: int | None, config: ModelConfig) -> Results:
+def joint_step(rank: int | None, config: ModelConfig, pairs: int = PAIRS) -> Results:
     """Loss, terms, mean gradients and running statistics of one step on a rank's share (None: the whole batch)."""
     torch.manual_seed(1)
     model = MCJEPA(config).double()
     with torch.no_grad():
         for parameter in model.flow_estimator.residual.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
-    images = torch.rand(2, PAIRS, 3, 66, 68, dtype=torch.float64)
+    images = torch.rand(2, PAIRS, 3, 66, 68, dtype=torch.float64)[:, :pairs]
     views = torch.rand(2, VIEWS, 3, 32, 32, dtype=torch.float64)
     if rank is not None:
-        images, views = (x.chunk(RANKS, dim=1)[rank] for x in (images, views))
+        images, views = images[:, rank::RANKS], views.chunk(RANKS, dim=1)[rank]
     out = model(tuple(images), tuple(views), WEIGHTS)
     out.loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -81,7 +81,8 @@ def _run_rank(rank: int, configs: dict[str, ModelConfig], folder: str) -> None:
         reduced = reductions(rank)
         torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
         steps = {name: joint_step(rank, config) for name, config in configs.items()}
-        torch.save({"reductions": reduced, "steps": steps}, f"{folder}/rank{rank}.pt")
+        without = {name: joint_step(rank, config, pairs=1) for name, config in configs.items()}
+        torch.save({"reductions": reduced, "steps": steps, "without": without}, f"{folder}/rank{rank}.pt")
     finally:
         dist.destroy_process_group()
 
@@ -135,9 +136,24 @@ def test_two_ranks_with_half_the_batch_give_the_loss_and_gradients_of_one(
     assert 0.1 < min(shares) < max(shares) < 0.9, "the ranks should see unequal parts"
     assert set(whole["terms"]) >= set(TERMS) and all(value != 0 for value in whole["terms"].values())
     for share in (rank["steps"][form] for rank in ranks):
-        assert_near({"loss": share["loss"]}, {"loss": whole["loss"]})
-        for part in ("terms", "gradients", "buffers"):
-            assert_near(share[part], whole[part])
+        assert_same(share, whole)
+
+
+def assert_same(share: Results, whole: Results) -> None:
+    """What a rank finds is what one rank finds on the whole batch."""
+    assert_near({"loss": share["loss"]}, {"loss": whole["loss"]})
+    for part in ("terms", "gradients", "buffers"):
+        assert_near(share[part], whole[part])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_rank_without_pairs_takes_part_in_the_same_sums(
+    in_float64: None, joint_configs: dict[str, ModelConfig], ranks: list[Results], form: str
+) -> None:
+    whole = joint_step(None, joint_configs[form], pairs=1)
+    assert all(whole["terms"][name] != 0 for name in TERMS)
+    for share in (rank["without"][form] for rank in ranks):
+        assert_same(share, whole)
 
 
 def test_sums_and_gathers_have_the_gradients_of_all_ranks_copies_of_the_loss(ranks: list[Results]) -> None:

@@ -3,10 +3,12 @@
 Tasks are run in order by all ranks; rank 0 writes what each has shown to FOLDER/TASK-W.json. The batches of a step are
 the same for every world size: a rank takes its share of them.
 
-    train:STAGE         30 steps with a checkpoint after 10; losses, and the bytes that the engine holds
+    train:STAGE         30 steps with a checkpoint after 10, of stages 0 and 3 in the background; losses, and the bytes
+                        that the engine holds
     bytes:STAGE         the bytes alone
     resume:FROM:STAGE   the checkpoint that train:FROM wrote, then 20 steps
     bf16:STAGE          5 steps in bf16
+    few:STAGE           3 steps with 2 of the 4 pairs: of 4 ranks two have none; losses and norms of branches' gradients
     parts:N:STAGE       5 steps of the reconstruction term, each in N micro-batches, and one with a NaN among them
 """
 
@@ -34,6 +36,7 @@ from mcjepa.pipeline.engine.engine import (
     start_world,
     stop_world,
 )
+from mcjepa.pipeline.engine.parameters import branch_gradient_norms
 from mcjepa.pipeline.engine.state import held_pieces, updates_done
 from mcjepa.pipeline.run.folder import RunFolder
 from mcjepa.pipeline.settings.train import CheckpointConfig, EngineConfig, OptimizerConfig, TrainConfig
@@ -74,12 +77,13 @@ def settings(stage: int, precision: str = "fp32", parts: int = 1) -> TrainConfig
     return TrainConfig(run="unused", steps=STEPS, engine=engine, optimizer=OptimizerConfig(warmup_steps=4))
 
 
-def batch_of(step: int, world: World) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    """This rank's share of 4 pairs and 8 views."""
+def batch_of(step: int, world: World, pairs: int = 4) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    """This rank's share of the first `pairs` of 4 pairs, and of 8 views."""
     random = torch.Generator().manual_seed(1000 + step)
     frame, view, change = (torch.rand(n, 3, 6, 6, generator=random) for n in (4, 8, 8))
     # Smooth images: in noise a rounding may decide whether a pixel counts as visible, and losses jump.
     frame, view, change = (F.interpolate(x, (32, 32), mode="bilinear") for x in (frame, view, change))
+    frame = frame[:pairs]
     tensors = (frame, frame.roll(1, 3), view, 0.8 * view + 0.2 * change)
     parts = [t[world.rank :: world.size].contiguous() for t in tensors]
     return (parts[0], parts[1]), (parts[2], parts[3])
@@ -99,6 +103,21 @@ def run_steps(engine: Any, world: World, first: int, count: int) -> list[float]:
         engine.step()
         losses.append(float(loss.detach()))
     return losses
+
+
+def run_few(engine: Any, world: World) -> dict[str, Any]:
+    """Steps with fewer pairs than 4 ranks."""
+    losses, norms = [], []
+    engine.train()
+    for step in range(3):
+        seed_step(7, step, world.rank)
+        set_learning_rates(engine, 1.0)
+        loss = engine(*batch_of(step, world, pairs=2), WEIGHTS).loss
+        engine.backward(loss)
+        norms.append(branch_gradient_norms(engine))
+        engine.step()
+        losses.append(float(loss.detach()))
+    return {"losses": losses, "norms": norms}
 
 
 def bytes_held(engine: Any, world: World) -> dict[str, int]:
@@ -181,13 +200,15 @@ def perform(task: str, folder: Path, world: World) -> dict[str, Any]:
     try:
         if verb == "parts":
             return run_parts(engine, world)
+        if verb == "few":
+            return run_few(engine, world)
         if verb == "bytes":
             run_steps(engine, world, 0, 2)
             return {"bytes": bytes_held(engine, world)}
         if verb == "bf16":
             return {"losses": run_steps(engine, world, 0, FEW)}
         run = RunFolder(str(folder / f"run-{words[0]}"))
-        keeper = CheckpointKeeper(CheckpointConfig(), world, run, {"seed": 7})
+        keeper = CheckpointKeeper(CheckpointConfig(background=stage in (0, 3)), world, run, {"seed": 7})
         if verb == "resume":
             start = find_start(run.store, world)
             assert start is not None
@@ -200,6 +221,7 @@ def perform(task: str, folder: Path, world: World) -> dict[str, Any]:
             assert find_start(run.store, world) is None
             keeper.save(engine, SAVED, lineage={}, metrics={"loss": losses[-1]})
         losses += run_steps(engine, world, SAVED, STEPS - SAVED)
+        keeper.close()
         shown = {"losses": losses, "norm": gradient_norm(engine), "updates": updates_done(engine)}
         return shown | {"bytes": bytes_held(engine, world)}
     finally:

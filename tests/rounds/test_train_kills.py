@@ -39,6 +39,13 @@ def test_a_run_whose_rank_is_killed_while_saving_ends_with_the_same_losses(whole
     round_that_hits(whole, "save", str(tmp_path / "runs"), tmp_path / "files")
 
 
+def test_the_same_where_checkpoints_are_written_in_the_background(whole: TrainingRun, tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, checkpoint={"background": True})
+    own = TrainingRun(recipe, whole.location, tmp_path / "files")
+    own.losses = whole.losses  # type: ignore[method-assign]
+    round_that_hits(own, "save", str(tmp_path / "runs"), tmp_path / "files")
+
+
 def test_a_run_on_s3_moves_to_another_machine_when_a_rank_is_killed_while_uploading(
     whole: TrainingRun, tmp_path: Path, s3: str
 ) -> None:

@@ -279,7 +279,7 @@ class Round:
         if not self._damage_due or len(manifests) < 2:
             return
         self._damage_due = False
-        files = [key for key in store.list(max(manifests).removesuffix("manifest.json")) if "/uploaded/" not in key]
+        files = [key for key in store.list(max(manifests).removesuffix("manifest.json")) if "/parts/" not in key]
         key = self._rng.choice(files)
         content = bytearray(store.read(key))
         kind = self._rng.choice(["bit", "cut", "absent"])

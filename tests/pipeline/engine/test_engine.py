@@ -15,8 +15,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TASKS = {
     2: ["train:0", "train:1", "train:2", "train:3", "resume:1:1", "resume:3:3", "resume:1:3", "resume:3:0", "bf16:2",
         "parts:1:0", "parts:2:0", "parts:2:2"],
-    1: ["resume:1:2", "resume:3:0"],
-    4: ["bytes:1", "bytes:2", "bytes:3", "resume:1:3"],
+    1: ["resume:1:2", "resume:3:0", "few:0"],
+    4: ["bytes:1", "bytes:2", "bytes:3", "resume:1:3", "few:0", "few:1", "few:2", "few:3"],
 }  # fmt: skip
 
 
@@ -93,3 +93,13 @@ def test_bf16_trains(shown: dict[str, Any]) -> None:
     losses, exact = shown["bf16:2-2"]["losses"], shown["train:2-2"]["losses"]
     assert losses[0] == pytest.approx(exact[0], rel=0.05) and losses != exact[:5]
     assert all(0 < loss < float("inf") for loss in losses) and len(losses) == 5
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_ranks_without_pairs_leave_losses_and_gradients_what_they_are_on_one_rank(
+    shown: dict[str, Any], stage: int
+) -> None:
+    alone, spread = shown["few:0-1"], shown[f"few:{stage}-4"]
+    assert spread["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    for ours, expected in zip(spread["norms"], alone["norms"], strict=True):
+        assert min(expected.values()) > 0 and ours == pytest.approx(expected, rel=1e-5)

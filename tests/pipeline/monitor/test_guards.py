@@ -24,7 +24,7 @@ SETTING = StepSetting({"cycle": 0.2}, {"encoder": 1e-3}, {"seed": 7, "world_size
 
 def outcome(bad: str, loss: float = 1.0, alarm: bool = False) -> StepResult:
     output = JointLoss(torch.tensor(loss), {"cycle": torch.tensor(math.nan if bad else loss)}, {})
-    return StepResult(bad, False, alarm, output, {}, random_state(torch.device("cpu")))
+    return StepResult(bad, False, alarm, output, {}, {"loss": loss}, random_state(torch.device("cpu")))
 
 
 def test_bad_steps_are_recorded_and_counted_in_a_row_only(tmp_path: Path) -> None:
@@ -88,19 +88,19 @@ def test_a_rise_is_a_spike_and_noise_or_a_fall_is_none() -> None:
     rng = np.random.default_rng(0)
     detector = SpikeDetector(SpikeConfig(window=50, least=20, z=8.0))
     for value in 2.0 + 0.1 * rng.standard_normal(100):
-        assert detector.look({"loss": torch.tensor(value), "vc": torch.tensor(1.0)}) == []
-    assert detector.look({"loss": torch.tensor(0.01), "vc": torch.tensor(1.0)}) == []
-    (spike,) = detector.look({"loss": torch.tensor(4.0), "vc": torch.tensor(1.0)})
+        assert detector.look({"loss": value, "vc": 1.0}) == []
+    assert detector.look({"loss": 0.01, "vc": 1.0}) == []
+    (spike,) = detector.look({"loss": 4.0, "vc": 1.0})
     assert spike.name == "loss" and spike.z == pytest.approx(20, rel=0.4)
-    (other,) = detector.look({"loss": torch.tensor(2.0), "vc": torch.tensor(1.1)})
+    (other,) = detector.look({"loss": 2.0, "vc": 1.1})
     assert other.name == "vc"
 
 
 def test_the_window_starts_anew_when_a_term_begins() -> None:
     detector = SpikeDetector(SpikeConfig(window=10, least=5, z=8.0))
     for _ in range(10):
-        detector.look({"loss": torch.tensor(1.0)})
-    assert detector.look({"loss": torch.tensor(50.0), "cycle": torch.tensor(1.0)}) == []
+        detector.look({"loss": 1.0})
+    assert detector.look({"loss": 50.0, "cycle": 1.0}) == []
 
 
 def test_a_spike_leaves_a_record_and_ends_the_run_where_asked(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from small_steps import WEIGHTS, made_up_batch, small_engine
 
 from mcjepa.pipeline.engine.engine import start_world
 from mcjepa.pipeline.engine.parameters import branch_gradient_norms
+from mcjepa.pipeline.monitor.guards import StepGuard, StepSetting
 from mcjepa.pipeline.settings.train import EngineConfig
 from mcjepa.pipeline.step.step import run_step
 
@@ -46,6 +49,40 @@ class NormTap:
         self.norms = branch_gradient_norms(self.engine)
 
 
+class Traffic:
+    """While it is held: what is read on the host, and said to other ranks, by the part of the program that asks."""
+
+    READS = ("item", "tolist", "__bool__", "__float__")
+    COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast", "reduce")
+
+    def __init__(self) -> None:
+        self.reads: Counter[str] = Counter()
+        self.collectives: Counter[str] = Counter()
+        self._patched: list[tuple[Any, str, Any]] = []
+
+    def __enter__(self) -> Traffic:
+        for owner, names, counts in (
+            (torch.Tensor, self.READS, self.reads), (torch.distributed, self.COLLECTIVES, self.collectives),
+        ):  # fmt: skip
+            for name in names:
+                self._patched.append((owner, name, getattr(owner, name)))
+                setattr(owner, name, self._counted(getattr(owner, name), counts))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for owner, name, original in self._patched:
+            setattr(owner, name, original)
+
+    @staticmethod
+    def _counted(original: Any, counts: Counter[str]) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            path = sys._getframe(1).f_code.co_filename
+            counts[next((part for part in ("deepspeed", "pipeline", "model") if f"/{part}/" in path), "torch")] += 1
+            return original(*args, **kwargs)
+
+        return call
+
+
 def main(precision: str, parts: str) -> None:
     world = start_world(EngineConfig(threads=1))
     seen: dict[str, Any] = {}
@@ -68,10 +105,15 @@ def main(precision: str, parts: str) -> None:
             result = run_step(engine, batch, used, stop_requested=False, tap=spoil)
             same = all(torch.equal(a, b) for a, b in zip(before, held_state(engine), strict=True))
             report[kind] = {"bad": result.bad, "untouched": same}
-        after = run_step(engine, made_up_batch(2, world.rank), weights, stop_requested=False)
+        guard = StepGuard(Path("unused"), world.rank, 9)
+        with Traffic() as traffic:
+            batch = made_up_batch(2, world.rank)
+            after = run_step(engine, batch, weights, stop_requested=False)
+            guard.check(batch, after, StepSetting({}, {}))
         moved = any(not torch.equal(a, b) for a, b in zip(before, held_state(engine), strict=True))
         finite = all(bool(x.isfinite().all()) for x in held_state(engine))
         report["next"] = {"bad": after.bad, "moved": moved, "finite": finite, "loss": float(after.output.loss)}
+        report |= {"reads": traffic.reads, "collectives": traffic.collectives}
         seen[str(stage)] = report
     print(json.dumps(seen), flush=True)
 

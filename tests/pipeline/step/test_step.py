@@ -24,6 +24,9 @@ def test_bad_steps_are_skipped_by_all_ranks_and_nothing_of_them_stays(precision:
             for kind in ("batch", "loss", "gradient"):
                 assert report[kind] == {"bad": kind, "untouched": True}, (stage, kind)
             assert report["next"]["bad"] == "" and report["next"]["moved"] and report["next"]["finite"], stage
+            # On CPUs images are agreed on first; then flags, norm, loss and terms are told at once, behind the update.
+            assert report["reads"]["pipeline"] == 2, (stage, report["reads"])
+            assert report["collectives"].get("pipeline", 0) == (2 if ranks > 1 else 0), (stage, report["collectives"])
             whole = math.sqrt(sum(norm**2 for norm in report["norms"].values()))
             assert set(report["norms"]) == {"encoder", "estimator", "expander"}
             assert whole == pytest.approx(report["norm"], rel=1e-4), stage

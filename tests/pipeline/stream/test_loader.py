@@ -46,6 +46,18 @@ def test_steps_have_the_stated_shapes_types_and_ranges(small_stream: StreamConfi
         assert len(batch.pairs.keys) == 4 and len(batch.views.keys) == 8
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_of_more_ranks_than_pairs_the_first_have_one_and_the_others_an_empty_batch(
+    small_stream: StreamConfig, workers: int
+) -> None:
+    stream = replace(small_stream, pair_batch=2, workers=workers)
+    [whole] = take(open_loader(stream), 1)
+    shares = [take(open_loader(stream, rank=rank, world_size=4), 1)[0] for rank in range(4)]
+    assert all(share.pairs and share.views and len(share.views.keys) == 2 for share in shares)
+    assert [share.pairs.frame0.shape for share in shares if share.pairs] == 2 * [(1, 3, 24, 32)] + 2 * [(0, 3, 24, 32)]
+    assert whole.pairs and [key for share in shares if share.pairs for key in share.pairs.keys] == [*whole.pairs.keys]
+
+
 @pytest.mark.parametrize("swap", [0.0, 1.0])
 def test_a_pair_is_two_consecutive_frames_of_the_sample_its_key_names(small_stream: StreamConfig, swap: float) -> None:
     pair = PairAugmentConfig(crop=(HEIGHT, WIDTH), flip=0, swap=swap)

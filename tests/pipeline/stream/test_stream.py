@@ -80,15 +80,30 @@ def test_lanes_are_the_largest_divisor_of_the_batch_up_to_64() -> None:
 
 
 def test_world_size_that_does_not_divide_the_batch_is_refused_with_those_that_do() -> None:
-    check_world_size(4, (8, 384))
-    check_world_size(4096, (4096, 32_768))
-    with pytest.raises(UsageError, match=r"world size 3 .* batch of 8 and 384; .*: 1, 2, 4, 8;"):
-        check_world_size(3, (8, 384))
-    check_world_size(6, (12,))
+    check_world_size(4, {"pairs": 8, "views": 384})
+    check_world_size(4096, {"pairs": 4096, "views": 32_768})
+    with pytest.raises(UsageError, match=r"world size 3 .* batch of 8 pairs and 16 views; .*: 1, 2, 4, 8, 16;"):
+        check_world_size(3, {"pairs": 8, "views": 16})
+    check_world_size(6, {"pairs": 12})
     with pytest.raises(UsageError, match=r"4 lanes \(order 1\); world sizes that fit: 1, 2, 4;"):
-        check_world_size(6, (12,), version=1)
+        check_world_size(6, {"pairs": 12}, version=1)
     with pytest.raises(UsageError, match="world size 0"):
-        check_world_size(0, (8,))
+        check_world_size(0, {"pairs": 8})
+
+
+def test_ranks_may_be_more_than_the_pairs_beside_views_but_not_more_than_the_views() -> None:
+    check_world_size(64, {"pairs": 8, "views": 384})
+    check_world_size(12, {"pairs": 8, "views": 384})
+    for ranks, batches in ((64, {"pairs": 8}), (6, {"pairs": 8, "views": 384}), (16, {"pairs": 64, "views": 8})):
+        with pytest.raises(UsageError, match=f"world size {ranks} does not divide"):
+            check_world_size(ranks, batches)
+    order = order_of([13, 8], batch=4, window=5)
+    [(_, whole)] = [order.step_samples(1)]
+    shares = [order.step_samples(1, rank=rank, world_size=6)[1] for rank in range(6)]
+    assert [len(share) for share in shares] == [1, 1, 1, 1, 0, 0]
+    np.testing.assert_array_equal(np.concatenate(shares), whole)
+    with pytest.raises(UsageError, match="world size 3 does not divide"):
+        order.step_samples(1, world_size=3)
 
 
 @settings(max_examples=60, deadline=None)
@@ -116,7 +131,7 @@ def test_global_order_is_the_same_for_every_world_size_and_any_number_of_lanes(
 ) -> None:
     alone = epoch_ids(order_of(shards, batch, window, lanes=lanes), 2)
     assert len(np.unique(alone)) == len(alone)
-    world_size = data.draw(st.sampled_from(fitting_world_sizes([batch])))
+    world_size = data.draw(st.sampled_from(fitting_world_sizes({"pairs": batch})))
     np.testing.assert_array_equal(epoch_ids(order_of(shards, batch, window, lanes=lanes), 2, world_size), alone)
 
 
