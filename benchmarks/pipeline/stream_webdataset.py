@@ -4,14 +4,14 @@
 
 Two views of 224 px of images 256 px high, 64 a step, by two loading processes. The other side is what webdataset's
 documentation writes: WebDataset(shards).shuffle(1000).decode("pil").to_tuple("jpg").map(...).batched(64) in a
-WebLoader, the views as ToTensor gives them. With `--tuned` it is what an expert makes of it: the stream's own decoder,
-which decodes at a reduced size where a crop allows it, pictures as uint8 between the processes, widened by the process
-that asks. Both give float tensors to that process. Each side is a process tree of its own, which starts its loader anew
-every round, in turn, lets it run in, and times the steps after that; there are as many rounds as the time allows, at
-least three. The last line is JSON; `ratio` is the median of the rounds' stream over webdataset in samples a second by
-the clock, `cpu_ratio` that in samples a second of processor time, all of the loader's and its workers': the speed of a
-machine whose cores are busy, which other programs disturb less. The bar is 1.3. `memory_ratio` is the stream's memory
-over webdataset's, of the whole tree, shared pages counted once, the largest of the rounds; its bar is 1.2.
+WebLoader, the views as ToTensor gives them. With `--tuned` it is what an expert makes of it: simplejpeg, pictures as
+uint8 between the processes, widened by the process that asks. Both give float tensors to that process. Each side is a
+process tree of its own, which starts its loader anew every round, in turn, lets it run in, and times the steps after
+that; there are as many rounds as the time allows, at least three. The last line is JSON; `ratio` is the median of the
+rounds' stream over webdataset in samples a second by the clock, `cpu_ratio` that in samples a second of processor time,
+all of the loader's and its workers': the speed of a machine whose cores are busy, which other programs disturb less.
+The bar is 1.3. `memory_ratio` is the stream's memory over webdataset's, of the whole tree, shared pages counted once,
+the largest of the rounds; its bar is 1.2.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ from typing import Any
 import cv2
 import numpy as np
 import psutil
+import simplejpeg
 import torch
 import webdataset
 
-from benchmarks.stream_corpus import MemoryFrame, packaged_samples, processor_seconds, publish_copies, stream_of
+from benchmarks.stream_corpus import packaged_samples, processor_seconds, publish_copies, stream_of
 from mcjepa.pipeline.settings.stream import StreamConfig, ViewAugmentConfig
 from mcjepa.pipeline.stream.augment.views import make_views
 from mcjepa.pipeline.stream.loader import build_loader
@@ -68,8 +69,9 @@ def views_of(sample: tuple[Any], *, config: ViewAugmentConfig) -> tuple[torch.Te
 
 
 def bytes_of(sample: tuple[bytes], *, config: ViewAugmentConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Our augmentation and decoder, as uint8 that are as they lie."""
-    first, second = map(torch.from_numpy, make_views(MemoryFrame(sample[0]), config, random.Random()))
+    """Our augmentation of what simplejpeg decodes, as uint8 that are as they lie."""
+    picture = simplejpeg.decode_jpeg(sample[0], colorspace="RGB")
+    first, second = map(torch.from_numpy, make_views(DecodedFrame(picture), config, random.Random()))
     return first, second
 
 
@@ -115,7 +117,8 @@ def serve(side: str, images: str, workers: int, tuned: bool, pipe: Connection) -
     """One side, in a process of its own: a round for every number that it is told."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    disable_malloc_trim()  # as a training process does
+    if side == "stream":
+        disable_malloc_trim()  # as a training process does
     config = replace(stream_of(images, view_batch=BATCH), workers=workers)
     paths = sorted(map(str, Path(images, "shards").glob("*.tar")))
     for number in iter(pipe.recv, None):
