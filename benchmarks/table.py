@@ -114,7 +114,7 @@ def _figure(found: Mapping[str, Any], key: str) -> str:
 
 def main() -> int:
     """Run them and print the table."""
-    rows = [("measurement", "what", "ours", "peer", "ratio", "limit", "")]
+    rows: list[tuple[str, ...]] = [("measurement", "what", "ours", "peer", "ratio", "limit", "")]
     for name in sys.argv[1:] or names():
         print(f"{name} …", file=sys.stderr, flush=True)
         rows.append(row(name, measure(name)))
