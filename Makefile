@@ -33,9 +33,8 @@ format: $(VENV)/.dev ## let ruff format and sort
 docs: $(VENV)/.docs ## the pages of docs/ as a site in build/site; a dead link is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # --quiet would hide warnings from --strict too
 
-bench: $(VENV)/.dev ## every measurement in benchmarks/, shortly
-	@for file in $$(grep -l '"benchmark":' benchmarks/*/*.py | grep -v gpu_acceptance); do \
-		$(BIN)/python -m "benchmarks.$$(basename "$$file" .py)" | tail -n 1; done
+bench: $(VENV)/.dev ## every measurement in benchmarks/, shortly, as one table
+	@$(BIN)/python -m benchmarks.table
 
 clean: ## remove .venv and caches; results stay
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -72,6 +72,7 @@ class TrainReport:
     finished: bool
     """Whether the run reached its last step; otherwise it was asked to stop."""
     run_id: str
+    """Of MLflow, on rank 0; empty on the others, and where it is away."""
     weights: Path | None
     bad_steps: int
 
@@ -274,6 +275,7 @@ class _Run:
             if result.stop:
                 self.claim.check()
             instruments.end(batch, result, setting, waited_s)
+            records.begin_delivery()
             step += 1
             last = step == schedule.steps
             if step % config.log_every == 0 or last:

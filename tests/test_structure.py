@@ -94,7 +94,7 @@ MODEL_MAY_USE = {"torch", "numpy", "safetensors"}
 ADAPTERS = {
     "ray": {f"data_prep/workers/ray_{name}.py" for name in ("job", "session", "submit")},
     "mlflow": {"pipeline/tracking/mlflow.py"},
-    "deepspeed": {"pipeline/engine/engine.py"},
+    "deepspeed": {"pipeline/engine/imports.py"},
     "submitit": {"cluster/submit.py", "cluster/task.py"},
     "boto3": {"data_prep/storage/s3_client.py"},
     "botocore": {"data_prep/storage/s3_client.py", "data_prep/storage/s3_errors.py"},

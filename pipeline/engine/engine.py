@@ -1,8 +1,8 @@
 """The DeepSpeed adapter: process group, engine, and the few questions that a step asks of it.
 
-Traps that this file keeps from the rest (DeepSpeed 0.19): its shared-memory collective would be compiled at every
-first start on CPUs, its own AdamW too; it imports mlflow for its autotuner; without ZeRO it clips gradients without
-telling their norm. What the engine holds, parameter by parameter, is `pipeline.engine.state`.
+Traps that this file keeps from the rest (DeepSpeed 0.19): its own AdamW would be compiled at every first start on CPUs;
+without ZeRO it clips gradients without telling their norm. Those of its import are in `imports`; what the engine holds,
+parameter by parameter, is `state`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from types import MethodType
@@ -20,6 +19,7 @@ import torch
 
 from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.model.numerics import set_numerics
+from mcjepa.pipeline.engine.imports import defer_compiler, import_deepspeed, load_compiler
 from mcjepa.pipeline.engine.options import check_known, engine_options
 from mcjepa.pipeline.engine.parameters import parameter_groups
 from mcjepa.pipeline.engine.state import reset_updates
@@ -40,21 +40,6 @@ __all__ = [
     "start_world",
     "stop_world",
 ]
-
-
-def _import_deepspeed() -> Any:
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    hidden = "mlflow" not in sys.modules
-    if hidden:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]  # its autotuner would import it: seconds per rank
-    try:
-        import deepspeed
-    finally:
-        if hidden:
-            del sys.modules["mlflow"]
-    if os.environ["DS_ACCELERATOR"] == "cpu":
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
 
 
 def start_world(config: EngineConfig) -> World:
@@ -85,7 +70,7 @@ def start_world(config: EngineConfig) -> World:
     set_numerics(tf32=config.tf32, cudnn_benchmark=config.cudnn_benchmark, deterministic=config.deterministic)
     torch.set_num_threads(config.threads or max(len(os.sched_getaffinity(0)) // ranks_here(world_size), 1))
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls
-    deepspeed = _import_deepspeed()
+    deepspeed = import_deepspeed()
     try:
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
     except RuntimeError as error:
@@ -95,6 +80,10 @@ def start_world(config: EngineConfig) -> World:
                 "set MASTER_PORT to another, or leave it unset for a single process"
             ) from error
         raise
+    if config.compile:
+        load_compiler()
+    else:
+        defer_compiler()  # not earlier: a process group that is made resets a compiler that is there
     device = torch.device("cuda", index) if cuda else torch.device("cpu")
     return World(int(os.environ["RANK"]), world_size, local_rank, device)
 
@@ -118,7 +107,7 @@ def build_engine(model: MCJEPA, config: TrainConfig, world: World) -> Any:
     Raises:
         UsageError: `train.engine.options` holds something that DeepSpeed does not know or take.
     """
-    deepspeed = _import_deepspeed()
+    deepspeed = import_deepspeed()
     from pydantic import ValidationError
 
     options = engine_options(config, world.size)
@@ -223,7 +212,7 @@ def gathered_parameters(engine: Any) -> contextlib.AbstractContextManager[Any]:
     """Holds the module's parameters whole on every rank for a while; all ranks enter it (ZeRO-3 cuts them)."""
     if engine.zero_optimization_stage() < 3:
         return contextlib.nullcontext()
-    gathered: contextlib.AbstractContextManager[Any] = _import_deepspeed().zero.GatheredParameters(
+    gathered: contextlib.AbstractContextManager[Any] = import_deepspeed().zero.GatheredParameters(
         list(engine.module.parameters())
     )
     return gathered

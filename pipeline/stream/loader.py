@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mcjepa.data_prep.errors import DataError
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.settings.stream import SourceConfig, StreamConfig
-from mcjepa.pipeline.stream.batches import PairBatch, RawBatch, StepBatch, ViewBatch
+from mcjepa.pipeline.stream.batches import FloatMemory, PairBatch, RawBatch, StepBatch, ViewBatch
 from mcjepa.pipeline.stream.catalogue import Catalogue
 from mcjepa.pipeline.stream.order import StreamInterleaving, StreamSummary, check_world_size
 from mcjepa.pipeline.stream.samples import Cancelled, SampleStream, pair_stream, view_stream
@@ -61,14 +61,14 @@ class _RawStep:
         pairs, views = (batch and batch.pin_memory() for batch in (self.pairs, self.views))
         return _RawStep(self.step, pairs, views, self.fault)
 
-    def to_device(self, device: torch.device) -> StepBatch:
+    def to_device(self, device: torch.device, memory: FloatMemory | None = None) -> StepBatch:
         if self.fault:
             raise DataError(self.fault)
         pairs, views = self.pairs, self.views
         return StepBatch(
             self.step,
-            PairBatch(*pairs.to_floats(device, torch.contiguous_format), pairs.keys) if pairs else None,
-            ViewBatch(*views.to_floats(device, torch.channels_last), views.keys) if views else None,
+            PairBatch(*pairs.to_floats(device, torch.contiguous_format, memory), pairs.keys) if pairs else None,
+            ViewBatch(*views.to_floats(device, torch.channels_last, memory), views.keys) if views else None,
             tuple(record for batch in (pairs, views) if batch for record in batch.corrupt),
         )
 
@@ -246,7 +246,8 @@ class StepLoader:
         if self._device.type == "cuda":
             self._feed = DeviceFeed(self._steps, self._device)
         else:
-            self._feed = (raw.to_device(self._device) for raw in self._steps)
+            memory = FloatMemory()
+            self._feed = (raw.to_device(self._device, memory) for raw in self._steps)
 
 
 def build_loader(

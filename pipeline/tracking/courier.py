@@ -265,6 +265,8 @@ class CourierThread:
     def __init__(self, courier: Courier, spool: Spool) -> None:
         self._courier, self._spool = courier, spool
         self._news, self._end = threading.Event(), threading.Event()
+        self.problem: Exception | None = None
+        """What the last attempt has failed with; None after one that has not."""
         self._thread = threading.Thread(target=self._work, name="courier", daemon=True)
         self._thread.start()
 
@@ -293,10 +295,12 @@ class CourierThread:
             try:
                 waiting = self._spool.settle()
                 self._courier.deliver()
+                self.problem = None
                 if waiting:  # the disk is full: look again, but not at once
                     self._end.wait(FIRST_PAUSE_S)
                     self._news.set()
             except Exception as error:  # whatever a client may raise: the records stay and are tried again
+                self.problem = error
                 if not away and not isinstance(error, SpoolBusy):
                     place = "the spool cannot be written" if isinstance(error, DataError) else "MLflow does not answer"
                     log.warning(

@@ -21,6 +21,7 @@ from typing import Any
 
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.run.recipes import flatten
+from mcjepa.pipeline.tracking.database import file_of, is_file, make_database
 from mcjepa.pipeline.tracking.lineage import job_tags
 from mcjepa.pipeline.tracking.models import tag_versions
 
@@ -366,14 +367,14 @@ def dataset_tag(dataset_ids: Sequence[str]) -> str:
 
 
 def open_client(uri: str) -> Any:
-    """A client of a tracking location; nothing is asked of it yet."""
+    """A client of a tracking location; nothing is asked of a server yet, and a file is there."""
     os.environ.update({k: v for k, v in quiet_environment().items() if k not in os.environ})
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     from mlflow.tracking import MlflowClient
 
+    if is_file(uri):
+        make_database(file_of(uri), lambda: MlflowClient(tracking_uri=uri))
     return MlflowClient(tracking_uri=uri)
 
 

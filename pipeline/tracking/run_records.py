@@ -1,6 +1,6 @@
 """What a training run says of itself: recipe.yaml, run.json, logs/metrics.jsonl, and all of it in MLflow.
 
-Rank 0 alone writes; the MLflow run's id is told to the other ranks.
+Rank 0 alone writes, and knows the MLflow run's id.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from mcjepa.pipeline.tracking.lineage import (
 )
 from mcjepa.pipeline.tracking.models import DIGEST_TAG, model_name
 from mcjepa.pipeline.tracking.run_tracker import RunTracker
-from mcjepa.pipeline.world import World, broadcast_from_rank0
+from mcjepa.pipeline.world import World
 
 if TYPE_CHECKING:
     from mcjepa.pipeline.stream.loader import StepLoader
@@ -81,7 +81,6 @@ class RunRecords:
         self._tracker = self._open(tracking, recipe, world) if world.rank == 0 else None
         if self._tracker and self._renewed:
             folder.copy()  # on s3 too, what was thrown away must not come back
-        self.run_id = broadcast_from_rank0(self.run_id, world)
 
     def _open(self, tracking: TrackingConfig, recipe: Mapping[str, Any], world: World) -> RunTracker:
         tag = dataset_tag(self._facts["dataset_ids"])
@@ -97,8 +96,8 @@ class RunRecords:
             renew=self._renewed,
             on_contact=self._write_run,
         )
-        if not tracker.run_id:  # MLflow is away
-            self._write_run("")
+        if not self.run_id:  # there was no contact yet
+            self._write_run(tracker.run_id)
         RunRecipes(self._folder).keep(recipe, self._continuation.step)
         for record in read_metrics(self._folder / METRICS):  # what a crash kept from the spool; all of it for a new run
             self._logged = int(record["step"])
@@ -169,8 +168,19 @@ class RunRecords:
         if self._tracker:
             self._tracker.checkpoint(step, digest)
 
+    def begin_delivery(self) -> None:
+        """Lets MLflow be looked for: nothing of it is loaded before the first step is done."""
+        if self._tracker:
+            self._tracker.begin_delivery()
+
     def lineage(self) -> dict[str, Any]:
-        """Where weights of this run come from."""
+        """Where weights of this run come from, its MLflow run among them on rank 0, which writes them.
+
+        Raises:
+            UsageError: MLflow's file cannot be used.
+        """
+        if self._tracker:
+            self._tracker.await_run()
         parents = {"run_id": self.run_id, "dataset_ids": self._facts["dataset_ids"], "run": self._name}
         origin = self._facts.get("init_from")
         return parents | ({"init_from": origin["sha256"]} if origin else {})

@@ -15,16 +15,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mcjepa.data_prep.errors import DataError
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.run.folder import CHECKPOINT_LOG
 from mcjepa.pipeline.run.lines import PatientLines
 from mcjepa.pipeline.run.recipes import flatten
 from mcjepa.pipeline.settings.train import TrackingConfig
 from mcjepa.pipeline.tracking.courier import Courier, CourierThread
+from mcjepa.pipeline.tracking.database import check_file, is_file, unusable
 from mcjepa.pipeline.tracking.lineage import job_tags
-from mcjepa.pipeline.tracking.spool import Spool
+from mcjepa.pipeline.tracking.spool import Spool, SpoolBusy
 
 log = logging.getLogger(__name__)
+CONTACT_S = 120.0
+"""The longest wait for an MLflow run that is made in a file."""
 
 
 class RunTracker:
@@ -37,6 +41,9 @@ class RunTracker:
         tags: text tags of a new MLflow run.
         renew: begin another MLflow run in a spool that has one: what follows was not done by the attempt before.
         on_contact: told the MLflow run's id when it is known, possibly in another thread and much later.
+
+    A server is asked at once, so that one that refuses stops the run before it has begun. A file is only looked at: its
+    MLflow run is made when `begin_delivery` says that there is time for it, which is seconds of a processor.
 
     Raises:
         UsageError: the tracking location is a file that cannot be used, or a server that refuses.
@@ -72,16 +79,45 @@ class RunTracker:
         )
         if renew and before.get("key"):
             self._spool.append("run", key=uuid.uuid4().hex, tags=dict(tags))
+        self._known = "" if self._spool.begins_run else str(self._spool.address()["run_id"])
         self._courier = Courier(self._spool, run, on_contact)
-        self._first_contact()
+        check_file(config.uri)
+        self._begun = self._spool.begins_run or not is_file(config.uri)
+        if self._begun:
+            self._first_contact()
         self._thread = CourierThread(self._courier, self._spool)
         self._append("status", status="RUNNING")
         self._append("tags", values=dict(tags))
 
     @property
     def run_id(self) -> str:
-        """Id of the MLflow run; empty before the first contact."""
-        return self._courier.run_id
+        """Id of the MLflow run, of the last start before the first contact of this one; empty where it has none yet."""
+        return self._courier.run_id or self._known
+
+    def begin_delivery(self) -> None:
+        """Lets the background look for MLflow; the end of the run does so anyway."""
+        if not self._begun:
+            self._begun = True
+            self._thread.wake()
+
+    def await_run(self) -> None:
+        """Waits until the MLflow run is known, where it is made in a file; a server may be away.
+
+        Raises:
+            UsageError: the file cannot be used after all.
+        """
+        self.begin_delivery()
+        deadline = time.monotonic() + CONTACT_S
+        while is_file(self._config.uri) and not self.run_id and time.monotonic() < deadline:
+            self._require_usable()
+            time.sleep(0.01)
+
+    def _require_usable(self) -> None:
+        """Raises what the background has found wrong with a file; a server may be away."""
+        problem = self._thread.problem
+        ours = problem is None or isinstance(problem, SpoolBusy | DataError)
+        if is_file(self._config.uri) and not self.run_id and not ours:
+            raise UsageError(unusable(self._config.uri, _first_line(problem))) from problem
 
     def _first_contact(self) -> None:
         try:
@@ -91,11 +127,9 @@ class RunTracker:
         except Exception as error:  # whatever the client raises for a server that is away
             from mcjepa.pipeline.tracking.mlflow import refuses_us
 
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+            reason = _first_line(error)
             if refuses_us(error) or not self._config.uri.startswith(("http://", "https://")):
-                raise UsageError(
-                    f"MLflow at {self._config.uri} cannot be used ({reason}); check tracking.uri"
-                ) from error
+                raise UsageError(unusable(self._config.uri, reason)) from error
             log.warning(
                 "MLflow at %s does not answer (%s); the run goes on and its records wait in %s. They are delivered "
                 "when it is back, or by `mcjepa tracking sync %s`",
@@ -111,7 +145,12 @@ class RunTracker:
         self._append("tags", values=dict(values))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers of a step; non-finite ones are left out. A step that has metrics already gets no second ones."""
+        """Numbers of a step; non-finite ones are left out. A step that has metrics already gets no second ones.
+
+        Raises:
+            UsageError: the tracking location is a file that cannot be used after all.
+        """
+        self._require_usable()
         if step > self._spool.metrics_step:
             finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
             self._append("metrics", step=step, values=finite)
@@ -144,6 +183,10 @@ class RunTracker:
         self._append("status", status=status)
         if model:
             self._append("model", **model)
+        try:
+            self.await_run()
+        except UsageError as error:
+            log.error("%s", error)
         left = self._thread.close(self._config.close_s)
         if unwritten := self._spool.settle():
             log.error("the disk is still full: %d records are lost with this process", unwritten)
@@ -155,4 +198,9 @@ class RunTracker:
 
     def _append(self, kind: str, **content: Any) -> None:
         self._spool.append(kind, **content)
-        self._thread.wake()
+        if self._begun:
+            self._thread.wake()
+
+
+def _first_line(error: Exception | None) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -117,6 +120,7 @@ def test_a_run_that_was_deleted_is_made_again_and_no_record_is_called_bad(tmp_pa
     run, config = tmp_path / "run", TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", close_s=60.0)
     tracker = RunTracker(config, run, run_name="train", tags={})
     tracker.metrics({"loss": 1.0}, 1)
+    tracker.begin_delivery()
     deadline = time.monotonic() + 60
     while Spool(run).pending() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -133,6 +137,40 @@ def test_a_tracking_file_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be used"):
         RunTracker(TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db"), tmp_path, run_name="r", tags={})
     assert Courier(Spool(tmp_path), tmp_path).run_id == ""
+
+
+NOTHING_LOADED = """
+import sys
+from pathlib import Path
+from mcjepa.pipeline.settings.train import TrackingConfig
+from mcjepa.pipeline.tracking.run_tracker import RunTracker
+root = Path(sys.argv[1])
+tracker = RunTracker(TrackingConfig(uri=f"sqlite:///{root}/mlflow.db"), root / "run", run_name="train", tags={})
+tracker.metrics({"loss": 1.0}, 1)
+assert "mlflow" not in sys.modules and not tracker.run_id
+"""
+
+
+def test_nothing_of_mlflow_is_loaded_before_delivery_to_a_file_begins(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", NOTHING_LOADED, str(tmp_path)], check=True, timeout=120)
+    kinds = [record["kind"] for record in Spool(tmp_path / "run").pending()]
+    assert kinds == ["status", "tags", "metrics"]
+
+
+@pytest.mark.slow
+def test_a_file_of_another_release_ends_the_run_at_its_next_record(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
+        database.execute("INSERT INTO alembic_version VALUES ('of a later release')")
+    database.close()
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", close_s=0.0)
+    tracker = RunTracker(config, tmp_path / "run", run_name="train", tags={})
+    with pytest.raises(UsageError, match=r"mlflow\.db cannot be used"):
+        tracker.await_run()
+    with pytest.raises(UsageError, match=r"mlflow\.db cannot be used"):
+        tracker.metrics({"loss": 1.0}, 1)
+    tracker.end("FAILED")
+    assert Spool(tmp_path / "run").pending()
 
 
 def test_the_state_of_the_code_is_its_commit_and_what_differs(tmp_path: Path) -> None:
