@@ -28,7 +28,7 @@ def encoder_version(encoding: EncodingName) -> str:
         codec = f"simplejpeg {version('simplejpeg')} 4:2:0"
     elif encoding == "png":
         codec = f"{codec} level {PNG_LEVEL}"
-    return f"{encoding} by {codec}; area resize by opencv {cv2.__version__}"
+    return f"{encoding} by {codec}; area resize by opencv {cv2.__version__}, of large JPEGs from 1/2, 1/4 or 1/8"
 
 
 def encode(rgb: ByteArray, encoding: EncodingName, quality: int) -> bytes:
@@ -52,9 +52,15 @@ def encode_png(pixels: ByteArray) -> bytes:
     return cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL])[1].tobytes()
 
 
-def shrink(rgb: ByteArray, short_side_px: int) -> ByteArray:
-    """Scale (H, W, 3) down so that its short side is `short_side_px`; a smaller image stays as it is."""
-    height, width = rgb.shape[:2]
+def shrink(rgb: ByteArray, short_side_px: int, size: tuple[int, int] | None = None) -> ByteArray:
+    """Scale (H, W, 3) down so that its short side is `short_side_px`; a smaller image stays as it is.
+
+    Args:
+        rgb: The picture.
+        short_side_px: Of the result, px.
+        size: Width and height of the whole picture where `rgb` was decoded at a fraction of them.
+    """
+    width, height = size or (rgb.shape[1], rgb.shape[0])
     scale = short_side_px / min(height, width)
     if scale >= 1:
         return rgb

@@ -18,7 +18,7 @@ from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.decode.encoders import shrink
 from mcjepa.data_prep.decode.fetch import local_input
 from mcjepa.data_prep.decode.flow_samples import FRAME_ROLES
-from mcjepa.data_prep.decode.images import read_image
+from mcjepa.data_prep.decode.images import read_picture
 from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.videos import ByteArray, open_video
 from mcjepa.data_prep.errors import DataError
@@ -134,21 +134,23 @@ def fingerprint_input(item: Input, config: DatasetConfig) -> Iterator[tuple[str,
     from mcjepa.data_prep.filters.phash import frame_hash
 
     for name, rgb in _frames(item, config):
-        value = frame_hash(shrink(rgb, config.short_side))
+        value = frame_hash(rgb)
         if value is not None:
             yield name, value
 
 
 def _frames(item: Input, config: DatasetConfig) -> Iterator[tuple[str, ByteArray]]:
+    """Names and frames as they would be stored."""
     if item.kind == "video":
         video = open_video(item.uri, config.decoder, config.max_megapixels, config.video)
         for frame in video.read(np.arange(video.frame_count, dtype=np.int64)):
-            yield f"{item.name}#{frame.number}", frame.rgb
+            yield f"{item.name}#{frame.number}", shrink(frame.rgb, config.short_side)
         return
     parts = item.roles or item.members or ("",)
     for part, path in zip(parts, item.files, strict=True):
         if item.kind != "pair" or part in FRAME_ROLES:
-            yield f"{item.name}#{part}" if part else item.name, read_image(Path(path), config.max_megapixels)
+            picture = read_picture(Path(path), config.max_megapixels, config.short_side)
+            yield f"{item.name}#{part}" if part else item.name, shrink(picture.rgb, config.short_side, picture.size)
 
 
 def fetch_leakage_index(store: Store) -> str:
