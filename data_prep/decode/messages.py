@@ -9,12 +9,16 @@ Nothing that is read is ever executed or unpickled.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import select
 import time
 from collections.abc import Sequence
 from typing import Any
+
+from mcjepa.data_prep.settings import DatasetConfig
 
 
 class DecodeFailure(RuntimeError):
@@ -36,6 +40,18 @@ def require_megapixels(width: int, height: int, max_megapixels: float) -> None:
         raise DecodeFailure(f"{width}x{height} px are {megapixels:.1f} megapixels; at most {max_megapixels:g} allowed")
 
 
+def one_line(text: str) -> str:
+    """A text as one line, without what differs from run to run."""
+    return " ".join(ADDRESS.sub("", CLOCK_AND_SOURCE.sub("", text)).split())
+
+
+def encode_config(config: DatasetConfig) -> str:
+    """A dataset's settings as JSON, for the child's command line."""
+    return json.dumps(dataclasses.asdict(config))
+
+
+CLOCK_AND_SOURCE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")
+ADDRESS = re.compile(r" (at|@) 0x[0-9a-f]+")
 MAX_HEADER_BYTES = 64 << 20
 READ_BYTES = 1 << 20
 

@@ -7,6 +7,7 @@ ROOT/leakage.jsonl.gz           all of them in order: the index that the workers
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -26,7 +27,7 @@ from mcjepa.data_prep.layout import LEAKAGE_NAME
 from mcjepa.data_prep.plan.plan import PlannedInput
 from mcjepa.data_prep.settings import DatasetConfig
 from mcjepa.data_prep.storage import FolderStore, Store, open_store
-from mcjepa.data_prep.workers.ray_job import run_tasks
+from mcjepa.data_prep.workers.tasks import RunTasks
 
 INPUTS_PER_PART = 32
 
@@ -52,16 +53,16 @@ def make_leakage_index(
     config: DatasetConfig,
     guarded: Iterable[PlannedInput],
     *,
-    workers: int,
+    run: RunTasks,
     on_part: Callable[[int], None],
 ) -> None:
-    """Fingerprint every frame of the evaluation sets on Ray, unless the index is there.
+    """Fingerprint every frame of the evaluation sets, unless the index is there.
 
     Args:
         location: The dataset.
         config: Its settings.
         guarded: Inputs of the evaluation sets, in order.
-        workers: Most tasks at a time.
+        run: Who runs the tasks.
         on_part: Called with the number of finished parts.
     """
     from mcjepa.data_prep.filters.leakage import LeakageIndex
@@ -83,7 +84,7 @@ def make_leakage_index(
         done += 1
         on_part(done)
 
-    run_tasks(fingerprint_part, LeakageWork(location, config), parts(), workers=workers, on_result=count)
+    run(fingerprint_part, LeakageWork(location, config), parts(), on_result=count)
     path = store.scratch() / f"{LEAKAGE_NAME}.{os.getpid()}.partial"
     lines: list[tuple[str, int]] = []
     for name in names:
@@ -161,7 +162,7 @@ def fetch_leakage_index(store: Store) -> str:
 def _fetch(store: Store, key: str) -> Path:
     if isinstance(store, FolderStore):
         return store.path(key)
-    path = store.scratch() / f"{key.replace('/', '-')}.{os.getpid()}.fetched"
+    path = store.scratch() / f"{key.replace('/', '-')}.{threading.get_native_id()}.fetched"
     store.download(key, path)
     return path
 

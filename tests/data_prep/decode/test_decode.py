@@ -22,7 +22,7 @@ import pytest
 from mcjepa.data_prep.corpora.image_files import decode_rgb, write_png
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.corpora.moving_photos.generate import write_mp4
-from mcjepa.data_prep.decode.child import decode_config, describe_error, encode_config
+from mcjepa.data_prep.decode.child import decode_config, describe_error
 from mcjepa.data_prep.decode.client import DecodeClient
 from mcjepa.data_prep.decode.cutter import CutSample, DroppedSample, cut_input
 from mcjepa.data_prep.decode.encoders import encode, shrink
@@ -32,6 +32,7 @@ from mcjepa.data_prep.decode.messages import (
     MessageReader,
     PipeClosed,
     Unwanted,
+    encode_config,
     write_message,
 )
 from mcjepa.data_prep.decode.selection import choose_starts, frames_at_rate, needed_frames
