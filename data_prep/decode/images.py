@@ -25,6 +25,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from mcjepa.data_prep.decode.colour import changes_pixels, coded_colours, to_srgb
+from mcjepa.data_prep.decode.encoders import coarse_fraction
 from mcjepa.data_prep.decode.kinds import (
     HEAD_BYTES,
     describe_content,
@@ -42,7 +43,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "PPM", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000
 ORIENTATION_TAG = 0x0112
 COLR_BYTES = 1 << 16
 """Where the parts of an AVIF, HEIF or PNG file end that say what its colours are."""
-FRACTIONS = (8, 4, 2)
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
@@ -79,7 +79,7 @@ def read_picture(path: Path, max_megapixels: float, short_side_px: int = 0) -> P
             _require_one_frame(image)
             profile = image.info.get("icc_profile")
             if image.format in ("JPEG", "MPO") and not (image.mode == "L" and profile):
-                pixels = _decode_jpeg(file, image, profile, _fraction(min(image.size), short_side_px))
+                pixels = _decode_jpeg(file, image, profile, coarse_fraction(min(image.size), short_side_px))
             else:
                 image.load()
                 pixels = _to_rgb(image, profile)
@@ -162,15 +162,6 @@ def _require_one_frame(image: Image.Image) -> None:
     if frames > 1:
         what = f"{frames} pages" if image.format == "TIFF" else f"an animated image of {frames} frames"
         raise DecodeFailure(f"holds {what}, not a still image")
-
-
-def _fraction(short_side: int, wanted: int) -> int:
-    """Greatest of 8, 4 and 2 by which a JPEG may be divided so that twice the wanted short side remains; else 1.
-
-    >>> _fraction(3000, 256), _fraction(1024, 256), _fraction(1023, 256), _fraction(9999, 0)
-    (4, 2, 1, 1)
-    """
-    return next((n for n in FRACTIONS if wanted and short_side >= 2 * n * wanted), 1)
 
 
 def _decode_jpeg(file: BinaryIO, image: Image.Image, profile: bytes | None, fraction: int) -> ByteArray:

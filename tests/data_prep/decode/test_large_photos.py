@@ -110,3 +110,15 @@ def test_colours_with_a_profile_and_cmyk_stay_right(tmp_path: Path) -> None:
     for path in tmp_path.iterdir():
         whole = shrink(read_image(path, 64), SHORT_SIDE)
         assert np.abs(cut(path).astype(int) - whole).mean() < 1.5, path.name
+
+
+def test_large_frames_are_shrunk_by_way_of_whole_blocks_only() -> None:
+    for width, height, short_side, coarse in ((192, 128, 32, 2), (192, 128, 33, 1), (193, 128, 32, 1), (96, 64, 8, 4)):
+        frame = cv2.resize(PHOTO[:400, :600], (width, height), interpolation=cv2.INTER_AREA)
+        found, size = shrink(frame, short_side), (round(width * short_side / height), short_side)
+        at_once = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+        blocks = frame.reshape(height // coarse, coarse, width // coarse, coarse, 3).mean((1, 3)).round(3)
+        exact = np.abs(found - cv2.resize(blocks, size, interpolation=cv2.INTER_AREA)).max()
+        assert found.shape == at_once.shape and exact <= 1.01
+        assert np.array_equal(found, at_once) == (coarse == 1)
+        assert np.abs(found.astype(int) - at_once).mean() < 1

@@ -112,9 +112,7 @@ def test_ray_is_neither_loaded_nor_needed_and_the_log_says_so(corpus: Path, whol
 
 def test_a_silent_decoder_costs_its_input_only(tmp_path: Path, no_cluster: None) -> None:
     config = replace(dataset(make_corpus(tmp_path / "one", videos=1)), timeout_s=0.001)
-    with pytest.raises(
-        DataError, match=r"000\.mp4: the decoder was silent for 0\.001 s .* was killed"
-    ):
+    with pytest.raises(DataError, match=r"000\.mp4: the decoder was silent for 0\.001 s .* was killed"):
         run_prep(PrepConfig(root=str(tmp_path / "d"), datasets={"clips": config}, workers=2))
 
 
