@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import cv2
 from PIL import Image
-from pydantic import TypeAdapter
 
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.decode.cutter import CutSample, cut_input
@@ -27,6 +26,8 @@ from mcjepa.data_prep.decode.messages import (
     MessageReader,
     PipeClosed,
     Unwanted,
+    decode_config,
+    input_from_message,
     one_line,
     write_message,
 )
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 REASON_CHARACTERS = 500
 
-_INPUT = TypeAdapter(Input)
 JudgeMaker = Callable[[], "SampleJudge | None"]
 
 
@@ -68,7 +68,7 @@ def main(parent_pid: int, config_json: str, leakage_index: str) -> None:
             request, _ = reader.read()
         except PipeClosed:
             return
-        _serve(_INPUT.validate_python(request["input"]), config, make_judge(), out)
+        _serve(input_from_message(request["input"]), config, make_judge(), out)
 
 
 def _import_decoder(decoder: DecoderName) -> None:
@@ -90,11 +90,6 @@ def _import_decoder(decoder: DecoderName) -> None:
                 f"torchcodec does not load ({cause}); expected the extra mcjepa[torchcodec] and the system's FFmpeg "
                 "libraries; run `pip install 'mcjepa[torchcodec]'` and `apt install ffmpeg`, or set decoder=decord"
             ) from error
-
-
-def decode_config(config_json: str) -> DatasetConfig:
-    """The settings that `messages.encode_config` wrote."""
-    return TypeAdapter(DatasetConfig).validate_json(config_json)
 
 
 def _judge_maker(config: DatasetConfig, leakage_index: str) -> JudgeMaker:
