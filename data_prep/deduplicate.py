@@ -23,7 +23,7 @@ from mcjepa.data_prep.layout import duplicates_key, shard_key, sidecar_key
 from mcjepa.data_prep.settings import DatasetConfig
 from mcjepa.data_prep.storage import Store, explained_disk_errors, open_store
 from mcjepa.data_prep.storage.json_files import read_lines, write_lines
-from mcjepa.data_prep.workers.ray_job import run_tasks
+from mcjepa.data_prep.workers.tasks import RunTasks
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def deduplicate(
     config: DatasetConfig,
     names: Sequence[str],
     *,
-    workers: int,
+    run: RunTasks,
     on_shard: Callable[[int, int], None],
     earlier: Sequence[str] = (),
     revision: int = 1,
@@ -54,7 +54,7 @@ def deduplicate(
         location: The dataset, all of whose shards are made.
         config: Its settings.
         names: The shards whose inputs are judged, in order.
-        workers: Most tasks at a time.
+        run: Who runs the tasks.
         on_shard: Called with the numbers of shards written again, and to write.
         earlier: Published shards, whose inputs stay and may be repeated by others.
         revision: Which revision the shards are made for.
@@ -73,7 +73,7 @@ def deduplicate(
         thinned.append(result)
         on_shard(len(thinned), len(todo))
 
-    run_tasks(thin_shard, location, todo, workers=workers, on_result=count)
+    run(thin_shard, location, todo, on_result=count)
     return all(thinned)
 
 

@@ -24,9 +24,9 @@ from mcjepa.data_prep.settings import DatasetConfig, MovingPhotosConfig, PrepCon
 from mcjepa.data_prep.storage import Store, absolute_location, join_location, open_store
 from mcjepa.data_prep.storage.lease import Writer, WriterProgress, sole_writer
 from mcjepa.data_prep.workers.leakage_index import make_leakage_index
-from mcjepa.data_prep.workers.ray_job import count_workers, run_tasks
-from mcjepa.data_prep.workers.ray_session import cluster_address, running_ray
+from mcjepa.data_prep.workers.local_job import running_workers
 from mcjepa.data_prep.workers.shard_maker import ShardResult, ShardWork, make_shard
+from mcjepa.data_prep.workers.tasks import RunTasks
 
 MOST_LISTED = 1000
 INPUTS_BETWEEN_EVENTS = 20_000
@@ -114,18 +114,15 @@ def run_prep(config: PrepConfig, *, on_event: OnEvent | None = None) -> PrepRepo
     if not config.datasets and not config.moving_photos:
         raise DataError("prep.datasets is empty; expected at least one dataset to make; name it in the recipe")
     index = _generate(config.moving_photos, config.workers, tell) if config.moving_photos else None
-    address = cluster_address(config.ray_address)
     with contextlib.ExitStack() as stack:
         datasets = [_begin(name, c, config.root, tell, stack) for name, c in config.datasets.items()]
-        workers = 0
+        run: RunTasks | None = None
         reports = []
         for dataset in datasets:
-            if dataset.writer and not workers:
-                workers = count_workers(config.workers, "") if not address else 0
+            if dataset.writer and run is None:
                 dataset.event("start", 0, 1)  # a private Ray takes some seconds
-                stack.enter_context(running_ray(address, workers))
-                workers = workers or count_workers(config.workers, address)
-            reports.append(_finish(dataset, workers))
+                run = stack.enter_context(running_workers(config, sum(d.plan.bytes for d in datasets if d.writer)))
+            reports.append(_finish(dataset, run) if dataset.writer and run else _kept(dataset))
     return PrepReport(tuple(reports), index)
 
 
@@ -160,51 +157,52 @@ def _with_progress(name: str, inputs: Iterator[PlannedInput], tell: OnEvent) -> 
         yield planned
 
 
-def _finish(dataset: _Dataset, workers: int) -> DatasetReport:
+def _kept(dataset: _Dataset) -> DatasetReport:
+    """Of a dataset that is published already."""
+    manifest = read_manifest(dataset.store)
+    dataset.event("publish", 1, 1, manifest.totals.samples, manifest.totals.bytes)
+    return _report(dataset, manifest, dataset.plan.shards)
+
+
+def _finish(dataset: _Dataset, run: RunTasks) -> DatasetReport:
     """Make what is missing of a dataset and publish it."""
-    if not dataset.writer:
-        manifest = read_manifest(dataset.store)
-        totals = manifest.totals
-        dataset.event("publish", 1, 1, totals.samples, totals.bytes)
-        return _report(dataset, manifest, dataset.plan.shards)
     if dataset.config.filters.leakage.mode != "off":
-        _index_leakage(dataset, workers)
-    counter = _make_shards(dataset, workers)
+        _index_leakage(dataset, run)
+    counter = _make_shards(dataset, run)
     if dataset.config.filters.duplicates.mode != "off":
-        while not _deduplicate(dataset, workers):
-            _make_shards(dataset, workers)
+        while not _deduplicate(dataset, run):
+            _make_shards(dataset, run)
     dataset.event("publish", 0, 1, counter.samples, counter.bytes)
     manifest = publish_dataset(dataset.store, dataset.plan)
     dataset.event("publish", 1, 1, manifest.totals.samples, manifest.totals.bytes)
     return _report(dataset, manifest, counter.reused)
 
 
-def _make_shards(dataset: _Dataset, workers: int) -> _Counter:
+def _make_shards(dataset: _Dataset, run: RunTasks) -> _Counter:
     """Make every shard of the plan that is not there; returns what they add up to."""
     counter = _Counter(dataset)
-    run_tasks(
+    run(
         make_shard,
         ShardWork(dataset.store.location, dataset.config, dataset.plan.plan_digest),
         split_into_shards(read_plan_inputs(dataset.store), dataset.config),
-        workers=min(workers, dataset.plan.shards),
         on_result=counter.add,
     )
     return counter
 
 
-def _index_leakage(dataset: _Dataset, workers: int) -> None:
+def _index_leakage(dataset: _Dataset, run: RunTasks) -> None:
     dataset.event("leakage", 0, 1)
     make_leakage_index(
         dataset.store.location,
         dataset.config,
         list_guarded(dataset.config),
-        workers=workers,
+        run=run,
         on_part=lambda done: dataset.event("leakage", done, done + 1),
     )
     dataset.event("leakage", 1, 1)
 
 
-def _deduplicate(dataset: _Dataset, workers: int) -> bool:
+def _deduplicate(dataset: _Dataset, run: RunTasks) -> bool:
     from mcjepa.data_prep.deduplicate import deduplicate
 
     dataset.event("duplicates", 0, 1)
@@ -212,7 +210,7 @@ def _deduplicate(dataset: _Dataset, workers: int) -> bool:
         dataset.store.location,
         dataset.config,
         dataset.plan.shard_names,
-        workers=workers,
+        run=run,
         on_shard=lambda done, total: dataset.event("duplicates", done, total),
     )
 

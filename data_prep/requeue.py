@@ -21,9 +21,9 @@ from mcjepa.data_prep.plan.plan import PlanDigest, split_into_shards
 from mcjepa.data_prep.settings import DatasetConfig, PrepConfig
 from mcjepa.data_prep.storage import Store, absolute_location, join_location, open_store
 from mcjepa.data_prep.storage.lease import sole_writer
-from mcjepa.data_prep.workers.ray_job import count_workers, run_tasks
-from mcjepa.data_prep.workers.ray_session import cluster_address, running_ray
+from mcjepa.data_prep.workers.local_job import running_workers
 from mcjepa.data_prep.workers.shard_maker import ShardResult, ShardWork, make_shard
+from mcjepa.data_prep.workers.tasks import RunTasks
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,15 @@ def requeue(
         DataError: a dataset is not published, was published with other settings, or another writer is at work.
     """
     tell = on_shard or (lambda name, done, total: None)
-    address = cluster_address(config.ray_address)
     jobs = [
         _Requeue(name, dataset, open_store(absolute_location(join_location(config.root, name))), reason)
         for name, dataset in config.datasets.items()
     ]
     if not any(job.inputs for job in jobs):
         return tuple(job.unchanged() for job in jobs)
-    with running_ray(address, count_workers(config.workers, "") if not address else 0):
-        workers = count_workers(config.workers, address)
-        return tuple(job.run(workers, tell) if job.inputs else job.unchanged() for job in jobs)
+    size = sum(max(0, planned.bytes) for job in jobs for planned in job.inputs)
+    with running_workers(config, size) as run:
+        return tuple(job.run(run, tell) if job.inputs else job.unchanged() for job in jobs)
 
 
 class _Requeue:
@@ -96,7 +95,7 @@ class _Requeue:
     def unchanged(self) -> RequeueReport:
         return RequeueReport(self._name, self._store.location, 0, 0, 0, self._manifest)
 
-    def run(self, workers: int, tell: Callable[[str, int, int], None]) -> RequeueReport:
+    def run(self, run: RunTasks, tell: Callable[[str, int, int], None]) -> RequeueReport:
         shards = list(split_into_shards(self.inputs, self._config, first=self._first))
         names = [shard.name for shard in shards]
         done = 0
@@ -109,13 +108,13 @@ class _Requeue:
 
         def make() -> None:
             work = ShardWork(self._store.location, self._config, self._digest)
-            run_tasks(make_shard, work, shards, workers=min(workers, len(shards)), on_result=count)
+            run(make_shard, work, shards, on_result=count)
 
         with sole_writer(self._store) as writer:
             self._clear_leftovers()
             make()
             if self._config.filters.duplicates.mode != "off":
-                while not self._deduplicate(names, workers):
+                while not self._deduplicate(names, run):
                     make()
             manifest = publish_revision(self._store, self._manifest, names, self._digest)
         before, after = self._manifest.totals, manifest.totals
@@ -144,13 +143,13 @@ class _Requeue:
                 self._store.remove(entry.key)
         self._store.remove(duplicates_key(revision + 1))
 
-    def _deduplicate(self, names: list[str], workers: int) -> bool:
+    def _deduplicate(self, names: list[str], run: RunTasks) -> bool:
         later = [s.name for s in self._manifest.shards if int(s.name.rpartition("-")[2]) >= self._plan.shards]
         return deduplicate(
             self._store.location,
             self._config,
             names,
-            workers=workers,
+            run=run,
             on_shard=lambda done, total: None,
             earlier=[*self._plan.shard_names, *later],
             revision=self._manifest.revision + 1,

@@ -306,6 +306,9 @@ class PrepConfig:
     """Sequences generated first; corpora may then read its folders. None: nothing is generated."""
     workers: int = 0
     """Processes that decode; 0: one per core. Ours."""
+    workers_by: Literal["auto", "ray", "processes"] = "auto"
+    """Who starts them. `processes`: this process, without Ray, on this machine. `auto`: that for local inputs of up to
+    128 MiB without a leakage filter, Ray where there are more or a cluster is named. The bytes are the same. Ours."""
     ray_address: str = ""
     """Address of a running Ray cluster; empty: that of RAY_ADDRESS (a submitted Ray job has it), else a Ray of our
     own on this machine, ended with the job."""
@@ -314,6 +317,8 @@ class PrepConfig:
         """Refuse values out of range."""
         require(bool(self.root), "prep.root is empty", "a path, file:// or s3://bucket/prefix")
         require(self.workers >= 0, f"workers={self.workers}", "0 or more")
+        named = self.workers_by == "processes" and bool(self.ray_address)
+        require(not named, "workers_by=processes with a ray_address", "one of the two: processes are of this machine")
         for name in self.datasets:
             usable = bool(name) and all(c.isalnum() or c in "-_" for c in name)
             require(usable, f"dataset name {name!r}", "letters, digits, '-' and '_'")

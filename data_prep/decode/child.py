@@ -9,9 +9,7 @@ is `ready`, or `refused` with the reason why no input can be cut here.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import re
 import resource
 import sys
 from collections.abc import Callable
@@ -20,11 +18,19 @@ from typing import TYPE_CHECKING
 
 import cv2
 from PIL import Image
-from pydantic import TypeAdapter
 
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.decode.cutter import CutSample, cut_input
-from mcjepa.data_prep.decode.messages import DecodeFailure, MessageReader, PipeClosed, Unwanted, write_message
+from mcjepa.data_prep.decode.messages import (
+    DecodeFailure,
+    MessageReader,
+    PipeClosed,
+    Unwanted,
+    decode_config,
+    input_from_message,
+    one_line,
+    write_message,
+)
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.process import end_with_parent
 from mcjepa.data_prep.settings import DatasetConfig, DecoderName
@@ -34,10 +40,7 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 REASON_CHARACTERS = 500
-CLOCK_AND_SOURCE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")
-ADDRESS = re.compile(r" (at|@) 0x[0-9a-f]+")
 
-_INPUT = TypeAdapter(Input)
 JudgeMaker = Callable[[], "SampleJudge | None"]
 
 
@@ -65,7 +68,7 @@ def main(parent_pid: int, config_json: str, leakage_index: str) -> None:
             request, _ = reader.read()
         except PipeClosed:
             return
-        _serve(_INPUT.validate_python(request["input"]), config, make_judge(), out)
+        _serve(input_from_message(request["input"]), config, make_judge(), out)
 
 
 def _import_decoder(decoder: DecoderName) -> None:
@@ -87,16 +90,6 @@ def _import_decoder(decoder: DecoderName) -> None:
                 f"torchcodec does not load ({cause}); expected the extra mcjepa[torchcodec] and the system's FFmpeg "
                 "libraries; run `pip install 'mcjepa[torchcodec]'` and `apt install ffmpeg`, or set decoder=decord"
             ) from error
-
-
-def encode_config(config: DatasetConfig) -> str:
-    """A dataset's settings as JSON, for the child's command line."""
-    return json.dumps(dataclasses.asdict(config))
-
-
-def decode_config(config_json: str) -> DatasetConfig:
-    """The settings that `encode_config` wrote."""
-    return TypeAdapter(DatasetConfig).validate_json(config_json)
 
 
 def _judge_maker(config: DatasetConfig, leakage_index: str) -> JudgeMaker:
@@ -143,11 +136,6 @@ def describe_error(error: Exception) -> str:
     """An exception as one line that is the same on every run: no time of day (decord), no address (Pillow)."""
     name = "" if isinstance(error, DecodeFailure | DataError) else f"{type(error).__name__}: "
     return one_line(f"{name}{error}")[:REASON_CHARACTERS]
-
-
-def one_line(text: str) -> str:
-    """A text as one line, without what differs from run to run."""
-    return " ".join(ADDRESS.sub("", CLOCK_AND_SOURCE.sub("", text)).split())
 
 
 def _cap_memory(cap_mib: int) -> None:

@@ -8,7 +8,6 @@ delivered before is passed over. What the child reports itself, memory beyond th
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import re
 import signal
@@ -20,7 +19,6 @@ from collections.abc import Generator, Iterator
 
 from mcjepa.data_prep.code import isolated_environment
 from mcjepa.data_prep.corpora.items import Input
-from mcjepa.data_prep.decode.child import encode_config, one_line
 from mcjepa.data_prep.decode.cutter import CutSample, DroppedSample
 from mcjepa.data_prep.decode.messages import (
     ChildTimeout,
@@ -28,6 +26,8 @@ from mcjepa.data_prep.decode.messages import (
     MessageReader,
     PipeClosed,
     Unwanted,
+    encode_config,
+    one_line,
     write_message,
 )
 from mcjepa.data_prep.errors import DataError
@@ -56,7 +56,7 @@ class DecodeClient:
         self._leakage_index = leakage_index
         self._child: subprocess.Popen[bytes] | None = None
         self._reader: MessageReader | None = None
-        self._ready = False
+        self._ready = self._stopped = False
         self._errors: _Tail | None = None
 
     def __enter__(self) -> DecodeClient:
@@ -90,6 +90,8 @@ class DecodeClient:
                     reason = f"the decoder was silent for {self._config.timeout_s:g} s (timeout_s) {timeouts} times"
                     raise DecodeFailure(f"{reason} and was killed") from None
             except ChildDied as death:
+                if self._stopped:
+                    raise
                 crashes += 1
                 if crashes == CRASH_ATTEMPTS:
                     raise self._failure(crashes, death) from None
@@ -141,6 +143,12 @@ class DecodeClient:
                 self._child.kill()
         self._kill()
 
+    def stop(self) -> None:
+        """End the child, from another thread than that which cuts; there it raises ChildDied, now and from here on."""
+        self._stopped = True
+        if child := self._child:
+            child.kill()
+
     def _request(self, item: Input) -> MessageReader:
         """Send an input to the child; starts one where there is none."""
         if self._child is None or self._reader is None:
@@ -150,9 +158,11 @@ class DecodeClient:
             self._errors = _Tail(self._child.stderr.fileno())
             self._reader = MessageReader(self._child.stdout.fileno())
             self._await_ready(self._reader)
+        if self._stopped:
+            raise ChildDied("stopped", self._ready)
         assert self._child.stdin is not None and self._errors is not None
         self._errors.forget()
-        write_message(self._child.stdin.fileno(), {"input": dataclasses.asdict(item)})
+        write_message(self._child.stdin.fileno(), {"input": vars(item)})
         return self._reader
 
     def _await_ready(self, reader: MessageReader) -> None:

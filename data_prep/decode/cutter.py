@@ -14,7 +14,7 @@ import numpy as np
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.decode.encoders import SUFFIXES, encode, shrink
 from mcjepa.data_prep.decode.flow_samples import encode_flow_sample, pair_frames, read_pair
-from mcjepa.data_prep.decode.images import read_image
+from mcjepa.data_prep.decode.images import read_picture
 from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.selection import (
     IntArray,
@@ -74,11 +74,11 @@ def cut_input(
         yield from _cut_video(cutter, item.uri, config)
     elif item.kind == "pair":  # two neighbours: there is nothing to step or stride over
         cutter = _Cutter(replace(config, frame_step=1, clip_stride=1), judge, item.label)
-        read = partial(_read_pictures, pair_frames(item), config.max_megapixels)
+        read = partial(_read_pictures, pair_frames(item), config)
         yield from cutter.cut(read, np.arange(2))
     else:
         files = [Path(f) for f in item.files]
-        yield from cutter.cut(partial(_read_pictures, files, config.max_megapixels), np.arange(len(files)))
+        yield from cutter.cut(partial(_read_pictures, files, config), np.arange(len(files)))
 
 
 def _cut_video(cutter: _Cutter, path: str, config: DatasetConfig) -> Iterator[CutSample | DroppedSample]:
@@ -94,10 +94,11 @@ def _cut_video(cutter: _Cutter, path: str, config: DatasetConfig) -> Iterator[Cu
     yield from cutter.cut(video.read, selected, runs[selected], facts)
 
 
-def _read_pictures(files: Sequence[Path], max_megapixels: float, numbers: IntArray) -> Iterator[NumberedFrame]:
+def _read_pictures(files: Sequence[Path], config: DatasetConfig, numbers: IntArray) -> Iterator[NumberedFrame]:
     for number in numbers.tolist():
         try:
-            yield NumberedFrame(number, None, read_image(files[number], max_megapixels))
+            picture = read_picture(files[number], config.max_megapixels, config.short_side)
+            yield NumberedFrame(number, None, picture.rgb, picture.size)
         except DecodeFailure as failure:
             raise DecodeFailure(f"frame {number}: {failure}" if len(files) > 1 else str(failure)) from failure
 
@@ -160,8 +161,9 @@ class _Cutter:
             waiting = {n: stored for n, stored in waiting.items() if n >= numbers[0]}
             while numbers[-1] not in waiting:
                 frame = next(frames)
-                self.require_size(frame.rgb.shape[1], frame.rgb.shape[0])
-                waiting[frame.number] = _Stored(frame.pts_s, shrink(frame.rgb, config.short_side))
+                size = frame.whole or (frame.rgb.shape[1], frame.rgb.shape[0])
+                self.require_size(*size)
+                waiting[frame.number] = _Stored(frame.pts_s, shrink(frame.rgb, config.short_side, size))
             yield self._sample(numbers, [waiting[n] for n in numbers], facts)
         next(frames, None)  # there is no other, but the decoder finishes: damage after the last frame counts too
 

@@ -28,7 +28,7 @@ def encoder_version(encoding: EncodingName) -> str:
         codec = f"simplejpeg {version('simplejpeg')} 4:2:0"
     elif encoding == "png":
         codec = f"{codec} level {PNG_LEVEL}"
-    return f"{encoding} by {codec}; area resize by opencv {cv2.__version__}"
+    return f"{encoding} by {codec}; area resize by opencv {cv2.__version__}, of what is large from 1/2, 1/4 or 1/8"
 
 
 def encode(rgb: ByteArray, encoding: EncodingName, quality: int) -> bytes:
@@ -52,11 +52,32 @@ def encode_png(pixels: ByteArray) -> bytes:
     return cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL])[1].tobytes()
 
 
-def shrink(rgb: ByteArray, short_side_px: int) -> ByteArray:
-    """Scale (H, W, 3) down so that its short side is `short_side_px`; a smaller image stays as it is."""
-    height, width = rgb.shape[:2]
+def coarse_fraction(short_side: int, wanted: int) -> int:
+    """Greatest of 8, 4 and 2 by which a picture may be divided first so that twice the wanted short side remains, or 1.
+
+    >>> coarse_fraction(3000, 256), coarse_fraction(1024, 256), coarse_fraction(1023, 256), coarse_fraction(9999, 0)
+    (4, 2, 1, 1)
+    """
+    return next((n for n in (8, 4, 2) if wanted and short_side >= 2 * n * wanted), 1)
+
+
+def shrink(rgb: ByteArray, short_side_px: int, size: tuple[int, int] | None = None) -> ByteArray:
+    """Scale (H, W, 3) down so that its short side is `short_side_px`; a smaller image stays as it is.
+
+    Means of whole blocks come first where they divide the picture and twice the wanted size remains: twice as fast.
+
+    Args:
+        rgb: The picture.
+        short_side_px: Of the result, px.
+        size: Width and height of the whole picture where `rgb` was decoded at a fraction of them.
+    """
+    width, height = size or (rgb.shape[1], rgb.shape[0])
     scale = short_side_px / min(height, width)
     if scale >= 1:
         return rgb
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
+    stored = max(1, round(width * scale)), max(1, round(height * scale))
+    across, down = rgb.shape[1], rgb.shape[0]
+    block = coarse_fraction(min(across, down), short_side_px)
+    if block > 1 and across % block == down % block == 0:
+        rgb = np.asarray(cv2.resize(rgb, (across // block, down // block), interpolation=cv2.INTER_AREA), np.uint8)
+    return np.asarray(cv2.resize(rgb, stored, interpolation=cv2.INTER_AREA), np.uint8)

@@ -4,6 +4,9 @@ Rules: 16 bits become 8 by their high byte; grey, palette and 1-bit pictures bec
 is left out; colours with a profile become sRGB; CMYK without one is turned into RGB as Pillow does; a picture that its
 EXIF orientation turns comes upright. A picture that is cut off or damaged is refused, never filled up, and so is one
 with several frames or pages. One rule for tails: a JPEG of one scan may lack its end mark when all its data are there.
+
+A JPEG that is to be shrunk is decoded at a half, a quarter or an eighth of its size, in its DCT, while twice the wanted
+size remains; all of its data are read all the same.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import functools
 import io
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +25,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from mcjepa.data_prep.decode.colour import changes_pixels, coded_colours, to_srgb
+from mcjepa.data_prep.decode.encoders import coarse_fraction
 from mcjepa.data_prep.decode.kinds import (
     HEAD_BYTES,
     describe_content,
@@ -29,7 +34,7 @@ from mcjepa.data_prep.decode.kinds import (
     without_png_text,
 )
 from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted, require_megapixels
-from mcjepa.data_prep.decode.orientation import EXIF, UPRIGHT
+from mcjepa.data_prep.decode.orientation import EXIF, UPRIGHT, Orientation
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -41,8 +46,28 @@ COLR_BYTES = 1 << 16
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A picture, upright, as far as it had to be decoded."""
+
+    rgb: ByteArray
+    """(H, W, 3)."""
+    size: tuple[int, int]
+    """Width and height of the whole picture, px."""
+
+
 def read_image(path: Path, max_megapixels: float) -> ByteArray:
-    """Read a picture as RGB (H, W, 3) uint8, upright.
+    """Read a picture as RGB (H, W, 3) uint8, upright; raises what `read_picture` does."""
+    return read_picture(path, max_megapixels).rgb
+
+
+def read_picture(path: Path, max_megapixels: float, short_side_px: int = 0) -> Picture:
+    """Read a picture that will be shrunk.
+
+    Args:
+        path: The file.
+        max_megapixels: Most pixels, 10^6.
+        short_side_px: What its short side will become: at least twice of it is decoded, or all; 0: all.
 
     Raises:
         DecodeFailure: no readable picture, not a single one, or larger than allowed.
@@ -54,11 +79,12 @@ def read_image(path: Path, max_megapixels: float) -> ByteArray:
             _require_one_frame(image)
             profile = image.info.get("icc_profile")
             if image.format in ("JPEG", "MPO") and not (image.mode == "L" and profile):
-                pixels = _decode_jpeg(file, image, profile)
+                pixels = _decode_jpeg(file, image, profile, coarse_fraction(min(image.size), short_side_px))
             else:
                 image.load()
                 pixels = _to_rgb(image, profile)
-            return _upright(pixels, image)
+            turn = _orientation(image)
+            return Picture(turn.apply(pixels), image.size[::-1] if turn.transposed else image.size)
         except DAMAGE as error:
             raise DecodeFailure(f"cut off or damaged: {error}") from error
 
@@ -138,14 +164,16 @@ def _require_one_frame(image: Image.Image) -> None:
         raise DecodeFailure(f"holds {what}, not a still image")
 
 
-def _decode_jpeg(file: BinaryIO, image: Image.Image, profile: bytes | None) -> ByteArray:
+def _decode_jpeg(file: BinaryIO, image: Image.Image, profile: bytes | None, fraction: int) -> ByteArray:
     """By simplejpeg, twice as fast as Pillow; what it warns of is judged by Pillow, which knows harmless cases."""
     file.seek(0)
     data = with_end_of_jpeg(file.read())
     if image.mode not in ("RGB", "L"):
         return _by_pillow(data, profile)
+    width, height = (-(-side // fraction) for side in image.size)
     try:
-        pixels = np.asarray(simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False), np.uint8)
+        found = simplejpeg.decode_jpeg(data, "RGB", False, False, height, width, fraction)
+        pixels = np.asarray(found, np.uint8)
     except ValueError as error:
         if "premature end" in str(error).lower():  # Pillow leaves grey where data is missing in the middle
             raise
@@ -172,7 +200,7 @@ def _to_rgb(image: Image.Image, profile: bytes | None) -> ByteArray:
     return np.asarray(to_srgb(image, profile), np.uint8)
 
 
-def _upright(pixels: ByteArray, image: Image.Image) -> ByteArray:
-    """Turn a picture by its EXIF orientation; an unknown one turns nothing."""
+def _orientation(image: Image.Image) -> Orientation:
+    """By its EXIF tag; an unknown one turns nothing."""
     tag = image.getexif().get(ORIENTATION_TAG, 1) if "exif" in image.info else 1
-    return EXIF.get(tag, UPRIGHT).apply(pixels)
+    return EXIF.get(tag, UPRIGHT)

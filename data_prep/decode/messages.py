@@ -4,17 +4,23 @@ A message is a JSON header and raw parts, each length-prefixed.
 
     4 bytes big-endian: length of the header | header (JSON, with "parts": lengths of the parts) | the parts
 
-Nothing that is read is ever executed or unpickled.
+Nothing that a child writes is ever executed or unpickled.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import os
+import re
 import select
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args, get_type_hints
+
+from mcjepa.data_prep.corpora.items import Input
+from mcjepa.data_prep.settings import DatasetConfig
 
 
 class DecodeFailure(RuntimeError):
@@ -36,6 +42,44 @@ def require_megapixels(width: int, height: int, max_megapixels: float) -> None:
         raise DecodeFailure(f"{width}x{height} px are {megapixels:.1f} megapixels; at most {max_megapixels:g} allowed")
 
 
+def one_line(text: str) -> str:
+    """A text as one line, without what differs from run to run."""
+    return " ".join(ADDRESS.sub("", CLOCK_AND_SOURCE.sub("", text)).split())
+
+
+def encode_config(config: DatasetConfig) -> str:
+    """A dataset's settings as JSON, for the child's command line."""
+    return json.dumps(dataclasses.asdict(config))
+
+
+def decode_config(config_json: str) -> DatasetConfig:
+    """The settings that `encode_config` wrote; to load a library that checks them takes longer than all else here."""
+    config: DatasetConfig = _built(DatasetConfig, json.loads(config_json))
+    return config
+
+
+def input_from_message(fields: dict[str, Any]) -> Input:
+    """An input that was sent as its fields."""
+    item: Input = _built(Input, fields)
+    return item
+
+
+def _built(kind: Any, value: Any) -> Any:
+    """A value of JSON as what it was: dataclasses have become objects, tuples lists."""
+    if dataclasses.is_dataclass(kind):
+        made: Any = kind
+        kinds = _kinds(made)
+        return made(**{name: _built(kinds[name], part) for name, part in value.items()})
+    if isinstance(value, list):
+        return tuple(_built(next(iter(get_args(kind)), None), part) for part in value)
+    return value
+
+
+_kinds = functools.cache(get_type_hints)
+
+
+CLOCK_AND_SOURCE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")
+ADDRESS = re.compile(r" (at|@) 0x[0-9a-f]+")
 MAX_HEADER_BYTES = 64 << 20
 READ_BYTES = 1 << 20
 

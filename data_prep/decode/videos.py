@@ -66,6 +66,8 @@ class NumberedFrame:
     """Presentation time, seconds; None where the material has no clock."""
     rgb: ByteArray
     """(H, W, 3)."""
+    whole: tuple[int, int] | None = None
+    """Width and height of a picture of which `rgb` is a fraction; None: those of `rgb`."""
 
 
 def decode_by_decord(table: VideoTable, numbers: IntArray) -> Iterator[ByteArray]:

@@ -7,6 +7,7 @@ ROOT/leakage.jsonl.gz           all of them in order: the index that the workers
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +19,7 @@ from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.decode.encoders import shrink
 from mcjepa.data_prep.decode.fetch import local_input
 from mcjepa.data_prep.decode.flow_samples import FRAME_ROLES
-from mcjepa.data_prep.decode.images import read_image
+from mcjepa.data_prep.decode.images import read_picture
 from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.videos import ByteArray, open_video
 from mcjepa.data_prep.errors import DataError
@@ -26,7 +27,7 @@ from mcjepa.data_prep.layout import LEAKAGE_NAME
 from mcjepa.data_prep.plan.plan import PlannedInput
 from mcjepa.data_prep.settings import DatasetConfig
 from mcjepa.data_prep.storage import FolderStore, Store, open_store
-from mcjepa.data_prep.workers.ray_job import run_tasks
+from mcjepa.data_prep.workers.tasks import RunTasks
 
 INPUTS_PER_PART = 32
 
@@ -52,16 +53,16 @@ def make_leakage_index(
     config: DatasetConfig,
     guarded: Iterable[PlannedInput],
     *,
-    workers: int,
+    run: RunTasks,
     on_part: Callable[[int], None],
 ) -> None:
-    """Fingerprint every frame of the evaluation sets on Ray, unless the index is there.
+    """Fingerprint every frame of the evaluation sets, unless the index is there.
 
     Args:
         location: The dataset.
         config: Its settings.
         guarded: Inputs of the evaluation sets, in order.
-        workers: Most tasks at a time.
+        run: Who runs the tasks.
         on_part: Called with the number of finished parts.
     """
     from mcjepa.data_prep.filters.leakage import LeakageIndex
@@ -83,7 +84,7 @@ def make_leakage_index(
         done += 1
         on_part(done)
 
-    run_tasks(fingerprint_part, LeakageWork(location, config), parts(), workers=workers, on_result=count)
+    run(fingerprint_part, LeakageWork(location, config), parts(), on_result=count)
     path = store.scratch() / f"{LEAKAGE_NAME}.{os.getpid()}.partial"
     lines: list[tuple[str, int]] = []
     for name in names:
@@ -134,21 +135,23 @@ def fingerprint_input(item: Input, config: DatasetConfig) -> Iterator[tuple[str,
     from mcjepa.data_prep.filters.phash import frame_hash
 
     for name, rgb in _frames(item, config):
-        value = frame_hash(shrink(rgb, config.short_side))
+        value = frame_hash(rgb)
         if value is not None:
             yield name, value
 
 
 def _frames(item: Input, config: DatasetConfig) -> Iterator[tuple[str, ByteArray]]:
+    """Names and frames as they would be stored."""
     if item.kind == "video":
         video = open_video(item.uri, config.decoder, config.max_megapixels, config.video)
         for frame in video.read(np.arange(video.frame_count, dtype=np.int64)):
-            yield f"{item.name}#{frame.number}", frame.rgb
+            yield f"{item.name}#{frame.number}", shrink(frame.rgb, config.short_side)
         return
     parts = item.roles or item.members or ("",)
     for part, path in zip(parts, item.files, strict=True):
         if item.kind != "pair" or part in FRAME_ROLES:
-            yield f"{item.name}#{part}" if part else item.name, read_image(Path(path), config.max_megapixels)
+            picture = read_picture(Path(path), config.max_megapixels, config.short_side)
+            yield f"{item.name}#{part}" if part else item.name, shrink(picture.rgb, config.short_side, picture.size)
 
 
 def fetch_leakage_index(store: Store) -> str:
@@ -159,7 +162,7 @@ def fetch_leakage_index(store: Store) -> str:
 def _fetch(store: Store, key: str) -> Path:
     if isinstance(store, FolderStore):
         return store.path(key)
-    path = store.scratch() / f"{key.replace('/', '-')}.{os.getpid()}.fetched"
+    path = store.scratch() / f"{key.replace('/', '-')}.{threading.get_native_id()}.fetched"
     store.download(key, path)
     return path
 

@@ -15,30 +15,19 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from mcjepa.data_prep.code import code_name
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.process import one_processor, usable_cores
 from mcjepa.data_prep.workers.ray_session import compare_code, ends_with_us
+from mcjepa.data_prep.workers.tasks import Item, Result
 
 LOG = logging.getLogger(__name__)
 
 WAIT_S = 1.0
 QUIET_WARNING_S = 180.0
 TASK_RETRIES = 5
-
-
-class Named(Protocol):
-    """Work of one task: all that is asked of it is a name for messages."""
-
-    @property
-    def name(self) -> str:
-        """Name of the shard or part that the task makes."""
-
-
-Item = TypeVar("Item", bound=Named)
-Result = TypeVar("Result")
 
 
 def run_tasks(
@@ -49,14 +38,7 @@ def run_tasks(
     workers: int,
     on_result: Callable[[Result], None],
 ) -> None:
-    """Call `function(work, item)` for every item inside `running_ray`, and `on_result` as each returns.
-
-    Args:
-        function: A function of a module, which the workers import.
-        work: What is the same for all items; small, sent with each.
-        items: Taken one by one as there is room: never all in memory.
-        workers: Most tasks at work, each on a processor of its own.
-        on_result: Called here, in the order of completion.
+    """Like `RunTasks`, inside `running_ray`, by up to `workers` tasks at work, each on a processor of its own.
 
     Raises:
         DataError: one that a task raised.

@@ -50,6 +50,12 @@ def cluster_address(configured: str) -> str:
     return configured or os.environ.get("RAY_ADDRESS", "")
 
 
+def callers_ray_runs() -> bool:
+    """Whether the caller has a Ray of its own in this process; Ray is not imported to find out."""
+    ray: Any = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
 @contextlib.contextmanager
 def running_ray(address: str, workers: int) -> Iterator[None]:
     """Connect to Ray at `address`, or run a private one with `workers` processors; ended on the way out."""

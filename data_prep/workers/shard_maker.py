@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import threading
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ class ShardMaker:
 
     def __init__(self, work: ShardWork) -> None:
         """Prepare for the shards of a dataset; nothing is started yet but the leakage index is fetched."""
+        self.work = work
         self._store: Store = open_store(work.location)
         self._config = work.config
         self._plan_digest = work.plan_digest
@@ -81,6 +83,10 @@ class ShardMaker:
         """End the decode child."""
         self._client.close()
 
+    def stop(self) -> None:
+        """Make `make`, at work in another thread, end with an error, and so all that follow."""
+        self._client.stop()
+
     def _write(self, path: Path, plan: ShardPlan, growing: GrowingFile) -> Sidecar:
         """Write the tar; what is whole of it may be uploaded meanwhile."""
         cuts = []
@@ -97,7 +103,7 @@ class ShardMaker:
             bytes=size,
             plan_digest=self._plan_digest,
             samples=samples,
-            inputs=tuple(dataclasses.asdict(cut.record) for cut in cuts),
+            inputs=tuple(vars(cut.record) for cut in cuts),
             dropped=tuple(line for cut in cuts for line in cut.dropped),
             hashes=tuple(h for cut in cuts for h in cut.hashes) if self._wants_hashes else (),
         )
@@ -200,15 +206,28 @@ def finished_sidecar(store: Store, name: str, plan_digest: str) -> Sidecar | Non
     return sidecar if store.size(shard_key(name)) == sidecar.bytes else None
 
 
-_MAKER: dict[ShardWork, ShardMaker] = {}
-"""The maker of this process, with its decode child: one, of the dataset that is being made."""
+_MAKERS: dict[int, ShardMaker] = {}
+"""By thread its maker, with its decode child: one, of the dataset that is being made. Ray's workers have one thread."""
 
 
 def make_shard(work: ShardWork, plan: ShardPlan) -> ShardResult:
-    """Make a shard with the decode child of this process."""
-    if work not in _MAKER:
-        for maker in _MAKER.values():
+    """Make a shard with the decode child of this thread."""
+    thread = threading.get_ident()
+    maker = _MAKERS.get(thread)
+    if maker is None or maker.work != work:
+        if maker:
             maker.close()
-        _MAKER.clear()
-        _MAKER[work] = ShardMaker(work)
-    return _MAKER[work].make(plan)
+        maker = _MAKERS[thread] = ShardMaker(work)
+    return maker.make(plan)
+
+
+def stop_makers() -> None:
+    """End what other threads of this process are making, with an error, and their decode children."""
+    for maker in list(_MAKERS.values()):
+        maker.stop()
+
+
+def close_makers() -> None:
+    """End the decode children of this process, when its other threads make nothing any more."""
+    while _MAKERS:
+        _MAKERS.popitem()[1].close()

@@ -112,14 +112,14 @@ def test_a_private_ray_listens_on_the_loopback_interface_only(ray_running) -> No
 
 
 @pytest.mark.slow
-def test_one_worker_and_two_give_the_same_dataset(ray_running, videos, images, tmp_path) -> None:
+def test_one_worker_and_two_of_ray_and_processes_give_the_same_dataset(ray_running, videos, images, tmp_path) -> None:
     reports: list[PrepReport] = []
-    for workers in (1, 2):
-        (tmp_path / str(workers)).mkdir()
-        config = recipe(tmp_path / str(workers), videos, images)
-        reports.append(run_prep(replace(config, workers=workers)))
-    first, second = ([d.dataset_id for d in r.datasets] for r in reports)
-    assert first == second
+    for workers, by in ((1, "ray"), (2, "ray"), (2, "processes")):
+        root = tmp_path / f"{by}-{workers}"
+        root.mkdir()
+        reports.append(run_prep(replace(recipe(root, videos, images), workers=workers, workers_by=by)))
+    first, second, local = ([d.dataset_id for d in r.datasets] for r in reports)
+    assert first == second == local
 
 
 @pytest.mark.slow
@@ -155,7 +155,8 @@ def test_a_worker_that_is_killed_is_replaced_and_its_shard_made(videos, images, 
             killed.append(workers[0].pid)
             workers[0].kill()
 
-    report = run_prep(recipe(tmp_path, videos, images, inputs_per_shard=1), on_event=kill_one)
+    config = replace(recipe(tmp_path, videos, images, inputs_per_shard=1), workers_by="ray")
+    report = run_prep(config, on_event=kill_one)
     assert killed and report.datasets[0].totals.ok == 5
     assert audit_dataset(report.datasets[0].location).ok
 
@@ -170,12 +171,14 @@ def test_ctrl_c_leaves_no_process_and_a_rerun_completes(videos, images, tmp_path
     script.write_text(
         "import sys, signal\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from dataclasses import replace\n"
         "from pathlib import Path\n"
         "from test_job import recipe\n"
         "from mcjepa.data_prep.job import run_prep\n"
         "if __name__ == '__main__':\n"
         "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"    config = recipe(*map(Path, {[str(tmp_path), str(videos), str(images)]!r}), timeout_s=90.0)\n"
+        "    config = replace(config, workers_by='ray')\n"
         "    run_prep(config, on_event=lambda e: print(e.stage, e.done, e.total, flush=True))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -84,7 +84,7 @@ def run_round(seed: int, corpus: Path, folder: Path) -> tuple[list[str], str, st
     temporary = Path(tempfile.mkdtemp(prefix=f"r{seed}-", dir="/tmp"))
     environment = {**os.environ, "MCJEPA_ROUND": mark.partition("=")[2], "TMPDIR": str(temporary)}
     environment = {name: value for name, value in environment.items() if not name.startswith("RAY_")}
-    command = [sys.executable, "-m", "tests.rounds.prep_driver", "", str(corpus), str(folder)]
+    command = [sys.executable, "-m", "tests.rounds.prep_driver", "private", str(corpus), str(folder)]
     said = temporary / "said"
     number = signal.SIGKILL if seed % 3 == 0 else signal.SIGINT
     with said.open("wb") as out:

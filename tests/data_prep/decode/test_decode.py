@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -22,7 +23,7 @@ import pytest
 from mcjepa.data_prep.corpora.image_files import decode_rgb, write_png
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.corpora.moving_photos.generate import write_mp4
-from mcjepa.data_prep.decode.child import decode_config, describe_error, encode_config
+from mcjepa.data_prep.decode.child import describe_error
 from mcjepa.data_prep.decode.client import DecodeClient
 from mcjepa.data_prep.decode.cutter import CutSample, DroppedSample, cut_input
 from mcjepa.data_prep.decode.encoders import encode, shrink
@@ -32,12 +33,23 @@ from mcjepa.data_prep.decode.messages import (
     MessageReader,
     PipeClosed,
     Unwanted,
+    decode_config,
+    encode_config,
+    input_from_message,
     write_message,
 )
 from mcjepa.data_prep.decode.selection import choose_starts, frames_at_rate, needed_frames
 from mcjepa.data_prep.decode.videos import open_video
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.settings import CorpusConfig, DarkFilter, DatasetConfig, DecoderName, FiltersConfig, MotionFilter
+from mcjepa.data_prep.settings import (
+    CorpusConfig,
+    DarkFilter,
+    DatasetConfig,
+    DecoderName,
+    FiltersConfig,
+    LeakageFilter,
+    MotionFilter,
+)
 from tests.data_prep.small_corpora import smooth_frames
 
 MIB = 1 << 20
@@ -270,7 +282,11 @@ def test_reasons_are_the_same_on_every_run() -> None:
 
 
 def test_the_child_gets_the_very_settings() -> None:
-    assert decode_config(encode_config(CLIPS)) == CLIPS
+    guard = LeakageFilter(mode="drop", sets=(CorpusConfig(reader="davis", members=("jpg",)), CORPORA[0]))
+    for config in (CLIPS, replace(CLIPS, filters=FiltersConfig(dark=DarkFilter(mode="drop"), leakage=guard))):
+        assert decode_config(encode_config(config)) == config
+    item = Input("a.jpg", "/data/b.tar", "pair", ("a", "b"), roles=("0", "1"), span=(512, 99), label="x")
+    assert input_from_message(json.loads(json.dumps(vars(item)))) == item
 
 
 def test_shrinking_keeps_the_shape_and_never_enlarges() -> None:
