@@ -59,7 +59,8 @@ from mcjepa.evals.infer.clip import Clip
 from mcjepa.evals.infer.run import infer_clip
 from mcjepa.evals.infer.settings import InferConfig
 frames = (torch.rand(3, 256, 448, 3) * 255).byte().numpy()
-clip = Clip("clip", ("clip",), ("0", "1", "2"), lambda numbers: (frames[number] for number in numbers))
+names, read = ("0", "1", "2"), lambda numbers: (frames[number] for number in numbers)
+clip = Clip(name="clip", source=("clip",), frames=names, read=read)
 folder = tempfile.TemporaryDirectory()
 def work():
     infer_clip(model, "digest", clip, InferConfig(write=("flo", "colour")), Path(folder.name), overwrite=True)

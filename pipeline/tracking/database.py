@@ -12,6 +12,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import uuid
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -90,10 +91,13 @@ def _kept() -> Path:
 
 
 def _copy(kept: Path, path: Path) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.") as partial:
-        shutil.copyfile(kept, partial.name)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        shutil.copyfile(kept, partial)  # with the rights of any new file, unlike those of a temporary one
         with contextlib.suppress(FileExistsError):  # another process was faster
-            os.link(partial.name, path)
+            os.link(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _keep(path: Path, kept: Path) -> None:

@@ -47,7 +47,7 @@ def test_the_next_file_is_a_copy_without_the_first_ones_experiment(tmp_path: Pat
     made = []
     for path in (first, second, second):
         make_database(path, lambda path=path: (make(path), made.append(path)))  # type: ignore[misc]
-    assert made == [first] and schema(second) == schema(first)
+    assert made == [first] and schema(second) == schema(first) and second.stat().st_mode == first.stat().st_mode
     assert rows(second, "workspaces") == ["first"] and rows(second, "experiments") == []
     assert rows(first, "experiments") == ["first"] and [p.name for p in second.parent.iterdir()] == ["mlflow.db"]
 
