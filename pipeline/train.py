@@ -279,13 +279,13 @@ class _Run:
             if step % config.log_every == 0 or last:
                 values = instruments.record(setting)
                 records.metrics(step, values)
+                self.record_checkpoints(records)
             tell(TrainProgress(step, schedule.steps, values))
             if config.meters.pictures_every and step % config.meters.pictures_every == 0:
                 instruments.clock.enter("pictures")
                 records.picture(pictures.draw(engine, step))
             if result.stop:
                 self.stopped_at = time.monotonic()
-            self.record_checkpoints(records)
             if self.keeper.due(step) or last or result.stop:
                 self._save(step, values, records, final=last or result.stop)
             if result.stop and not last:
