@@ -300,6 +300,7 @@ class _Run:
             self.engine, step,
             lineage=records.lineage(), metrics=values, final=final, problem=records.unwritten(),
         )  # fmt: skip
+        self.record_checkpoints(records)
 
     def record_checkpoints(self, records: RunRecords) -> None:
         """Writes down which checkpoints have become complete."""
