@@ -281,13 +281,13 @@ class _Run:
             if step % config.log_every == 0 or last:
                 values = instruments.record(setting)
                 records.metrics(step, values)
+                self.record_checkpoints(records)
             tell(TrainProgress(step, schedule.steps, values))
             if config.meters.pictures_every and step % config.meters.pictures_every == 0:
                 instruments.clock.enter("pictures")
                 records.picture(pictures.draw(engine, step))
             if result.stop:
                 self.stopped_at = time.monotonic()
-            self.record_checkpoints(records)
             if self.keeper.due(step) or last or result.stop:
                 self._save(step, values, records, final=last or result.stop)
             if result.stop and not last:
@@ -302,6 +302,7 @@ class _Run:
             self.engine, step,
             lineage=records.lineage(), metrics=values, final=final, problem=records.unwritten(),
         )  # fmt: skip
+        self.record_checkpoints(records)
 
     def record_checkpoints(self, records: RunRecords) -> None:
         """Writes down which checkpoints have become complete."""

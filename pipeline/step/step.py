@@ -127,7 +127,7 @@ def run_step(
     clock.enter("backward")
     if tap:
         tap.before_backward(last)
-    scaling = loss_scale_state(engine)
+    scaling = loss_scale_state(engine) if engine.fp16_enabled() else {}
     engine.backward(last * torch.where(vetoed, math.nan, 1.0))
     if tap:
         tap.after_backward()
@@ -137,7 +137,8 @@ def run_step(
     (bad_batch, bad_loss, stop, ended), norm, numbers = _told(engine, flags, output)
     bad = "batch" if bad_batch else "loss" if bad_loss else ""
     if bad or ended:
-        set_loss_scale_state(engine, scaling)  # it has taken the NaN for an overflow
+        if scaling:  # it has taken the NaN for an overflow
+            set_loss_scale_state(engine, scaling)
     elif not (engine.was_step_applied() and math.isfinite(norm or 0.0)):
         bad = "scale" if engine.fp16_enabled() else "gradient"
     if bad or ended:
