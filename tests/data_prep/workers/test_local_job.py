@@ -25,10 +25,10 @@ from mcjepa.data_prep.settings import (
     PrepConfig,
 )
 from mcjepa.data_prep.workers.local_job import SMALL_MIB, _goes_to_ray
-from tests.faults.kill_rounds import REPOSITORY, dataset, make_corpus
 from tests.processes import wait_until_ended
+from tests.rounds.kill_rounds import REPOSITORY, dataset, make_corpus
 
-JOB = "tests.faults.prep_driver"
+JOB = "tests.rounds.prep_driver"
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_ray_is_neither_loaded_nor_needed_and_the_log_says_so(corpus: Path, whol
         "logging.basicConfig(level=logging.INFO)\n"
         "from mcjepa.data_prep.job import run_prep\n"
         "from mcjepa.data_prep.settings import PrepConfig\n"
-        "from tests.faults.kill_rounds import dataset\n"
+        "from tests.rounds.kill_rounds import dataset\n"
         "from pathlib import Path\n"
         "config = PrepConfig(root=sys.argv[2], datasets={'clips': dataset(Path(sys.argv[1]))}, workers=2)\n"
         "print(run_prep(config).datasets[0].dataset_id)\n"
