@@ -39,7 +39,7 @@ class _ChannelsLastGradient(torch.autograd.Function):
 
 def _matchable(a: Tensor, b: Tensor, match: str) -> tuple[Tensor, Tensor]:
     """Brings both maps (B, C, h, w) of a level into the form in which they are correlated (`FlowConfig.match`)."""
-    if match == "raw":
+    if match == "raw" or not len(a):  # torch warns of a variance of nothing
         return a, b
     both = torch.stack((a, b), dim=1).float()  # (B, 2, C, h, w)
     axes = (1, 2, 3, 4) if match == "standardized" else (1, 3, 4)
@@ -57,6 +57,8 @@ def _standardize(cost_BKhw: Tensor) -> Tensor:
     Cosines of neighbouring features are nearly alike: what tells displacements apart is a small part of each, an order
     below the features and the flow that the estimator reads beside them.
     """
+    if not len(cost_BKhw):
+        return cost_BKhw
     cost = cost_BKhw.to(torch.promote_types(cost_BKhw.dtype, torch.float32))
     variance, mean = torch.var_mean(cost, dim=(1, 2, 3), keepdim=True, correction=0)
     return ((cost - mean) * torch.rsqrt(variance + 1e-6)).to(cost_BKhw.dtype)
