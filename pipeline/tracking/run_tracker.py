@@ -101,7 +101,7 @@ class RunTracker:
             self._thread.wake()
 
     def await_run(self) -> None:
-        """Waits until the MLflow run is known, where it is made in a file; a server may be away.
+        """Waits until the MLflow run is known, where it is made in a file, or the first try has failed.
 
         Raises:
             UsageError: the file cannot be used after all.
@@ -110,13 +110,18 @@ class RunTracker:
         deadline = time.monotonic() + CONTACT_S
         while is_file(self._config.uri) and not self.run_id and time.monotonic() < deadline:
             self._require_usable()
+            if self._thread.problem:
+                return
             time.sleep(0.01)
 
     def _require_usable(self) -> None:
-        """Raises what the background has found wrong with a file; a server may be away."""
+        """Raises what the background has found wrong with a file; a server may be away, a disk full for a while."""
         problem = self._thread.problem
-        ours = problem is None or isinstance(problem, SpoolBusy | DataError)
-        if is_file(self._config.uri) and not self.run_id and not ours:
+        if problem is None or not is_file(self._config.uri) or self.run_id:
+            return
+        from sqlalchemy.exc import OperationalError
+
+        if not isinstance(problem, SpoolBusy | DataError | OSError | OperationalError):
             raise UsageError(unusable(self._config.uri, _first_line(problem))) from problem
 
     def _first_contact(self) -> None:

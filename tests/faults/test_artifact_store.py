@@ -25,6 +25,7 @@ def test_artifacts_reach_s3_after_the_store_was_away(
     tracker = RunTracker(config, run, run_name="train", tags={})
     for number in range(3):
         (run / f"{number}.txt").write_text(str(number))
+    tracker.begin_delivery()
     tracker.artifact(run / "0.txt", "notes")
     deadline = time.monotonic() + 60
     while Spool(run).pending() and time.monotonic() < deadline:

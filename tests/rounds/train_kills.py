@@ -50,7 +50,7 @@ def make_recipe(root: Path, **train: Any) -> Path:
     """A recipe of a very small model on small datasets."""
     checkpoint = {"every_steps": SAVE_EVERY, **train.pop("checkpoint", {})}
     own = {"steps": STEPS, "checkpoint": checkpoint, "engine": {"zero_stage": 2, "threads": 1}}
-    return write_small_recipe(root, **own, **train)
+    return write_small_recipe(root, **{**own, **train})
 
 
 class TrainingRun:
