@@ -32,7 +32,8 @@ from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.settings.stream import SourceConfig, StreamConfig
 from mcjepa.pipeline.stream.batches import FloatMemory, PairBatch, RawBatch, StepBatch, ViewBatch
 from mcjepa.pipeline.stream.catalogue import Catalogue
-from mcjepa.pipeline.stream.order import StreamInterleaving, StreamSummary, check_world_size
+from mcjepa.pipeline.stream.interleaving import StreamInterleaving
+from mcjepa.pipeline.stream.order import StreamSummary, check_world_size
 from mcjepa.pipeline.stream.samples import Cancelled, SampleStream, pair_stream, view_stream
 from mcjepa.pipeline.stream.shard_check import find_shard_damage
 from mcjepa.pipeline.stream.workers import (

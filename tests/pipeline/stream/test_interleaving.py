@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcjepa.pipeline.settings.stream import SourceConfig, StreamConfig
-from mcjepa.pipeline.stream.order import Sampling, StreamInterleaving
+from mcjepa.pipeline.stream.interleaving import Sampling, StreamInterleaving
 
 modes = st.sampled_from(["combined", "alternate-batch", "alternate-epoch"])
 epochs = st.fixed_dictionaries({"pairs": st.integers(1, 9), "views": st.integers(1, 9)})
