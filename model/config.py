@@ -99,6 +99,10 @@ class FlowConfig:
     finest_passes: int = 1
     """How often the last level is decoded, each time from the flow before it, when the model is used; in training once
     [ours: 1; as RAFT, which is scored with more iterations than it is trained with]."""
+    reconcile: int = 0
+    """How often, when the model is used, the flows in both directions are brought together: where they contradict each
+    other, flow is taken from places nearby that look alike (`model.warp.reconcile`). From the second time on the last
+    level is decoded once more in between. Twice the work and more; 0: one direction alone [ours: off]."""
     max_flow_px: float = 128.0
     """Flow is clipped to plus and minus this, in pixels of the input [C]."""
     level_dropout: float = 0.0
@@ -119,6 +123,8 @@ class FlowConfig:
             raise ValueError("model.flow: search_range, width_factor and max_flow_px must be positive")
         if self.finest_passes < 1:
             raise ValueError(f"model.flow.finest_passes is {self.finest_passes}, expected at least 1")
+        if self.reconcile < 0:
+            raise ValueError(f"model.flow.reconcile is {self.reconcile}, expected at least 0 (0: not at all)")
         if not 0.0 <= self.level_dropout < 1.0:
             raise ValueError(f"model.flow.level_dropout is {self.level_dropout}, expected 0 <= level_dropout < 1")
 

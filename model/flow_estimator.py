@@ -189,10 +189,24 @@ class FlowEstimator(nn.Module):
                 flow = self._step(level, a, warp(b, flow), flow)
             else:
                 flow = self._step(level, a, b, torch.zeros((a.shape[0], 2, *size), device=a.device))
-            for _ in range(1, 1 if self.training or level > self.first else self.config.finest_passes):
-                flow = self._step(level, a, warp(b, flow), flow)
             flows.append(flow)
+        for _ in range(1, 1 if self.training else self.config.finest_passes):
+            flows[-1] = self.decode_finest(pyramid_a, pyramid_b, flows[-1])
         return flows[::-1]
+
+    def decode_finest(self, pyramid_a: Sequence[Tensor], pyramid_b: Sequence[Tensor], flow_B2hw: Tensor) -> Tensor:
+        """The flow of the finest decoded level, decoded once more from a flow that is there.
+
+        Args:
+            pyramid_a: six maps (B, C, h, w) of `a`, finest first.
+            pyramid_b: the same of `b`.
+            flow_B2hw: flow a -> b in cells of stride `finest_stride`.
+
+        Returns:
+            The same, mended.
+        """
+        a, b = pyramid_a[self.first], pyramid_b[self.first]
+        return self._step(self.first, a, warp(b, flow_B2hw), flow_B2hw)
 
     def _step(self, level: int, a_BChw: Tensor, warped_BChw: Tensor, flow_B2hw: Tensor) -> Tensor:
         """The flow of a level, mended by what is left to match between `a` and `b` warped by it."""

@@ -29,7 +29,7 @@ from mcjepa.model.losses.smoothness import smoothness_loss
 from mcjepa.model.losses.variance_covariance import variance_covariance_loss
 from mcjepa.model.losses.vicreg import vicreg_terms
 from mcjepa.model.reduction import masked_mean, world_size
-from mcjepa.model.warp import inside, reached, upsample_flow, visible, warp
+from mcjepa.model.warp import inside, pool, reached, reconcile, upsample_flow, visible, warp
 
 PAIR_TERMS = ("regression", "reconstruction", "smoothness", "cycle", "vc", "self_supervision")
 TERMS = (*PAIR_TERMS, "content")
@@ -58,11 +58,6 @@ def trust_if_mostly_visible(mask_B1HW: Tensor, least: float) -> Tensor:
     """
     trusted = mask_B1HW.mean((1, 2, 3), keepdim=True) >= least
     return torch.where(trusted, mask_B1HW, torch.ones_like(mask_B1HW))
-
-
-def _pool(x: Tensor, factor: int) -> Tensor:
-    """Mean over factor x factor cells; a ragged border has the mean of what is there."""
-    return x if factor == 1 else F.avg_pool2d(x, factor, ceil_mode=True, count_include_pad=False)
 
 
 def _inner(x: Tensor, margin: int) -> Tensor:
@@ -123,11 +118,25 @@ class MCJEPA(nn.Module):
             InputError: the frames are no images or do not match up.
         """
         require_alike(frame0_B3HW, frame1_B3HW, ("frame 0", "frame 1"), training=self.training)
-        pyramid = self._pyramid(torch.cat((frame0_B3HW, frame1_B3HW)))
+        frames, settings = torch.cat((frame0_B3HW, frame1_B3HW)), self.config.flow
+        pyramid, size = self._pyramid(frames), (frames.shape[-2], frames.shape[-1])
+        if settings.reconcile:
+            return self._reconciled_flow(frames, pyramid)
         first, second = ([x.chunk(2)[i] for x in pyramid] for i in (0, 1))
         flow: Tensor = self.flow_estimator(first, second)[0]
-        height, width = frame0_B3HW.shape[-2:]
-        return upsample_flow(flow, (height, width), self.config.flow.finest_stride)
+        return upsample_flow(flow, size, settings.finest_stride)
+
+    def _reconciled_flow(self, frames: Tensor, pyramid: list[Tensor]) -> Tensor:
+        """Flow from the first half of the frames to the second, by the flow in both directions."""
+        others, settings = [swap_halves(x) for x in pyramid], self.config.flow
+        size, stride = (frames.shape[-2], frames.shape[-1]), settings.finest_stride
+        cells = self.flow_estimator(pyramid, others)[0]
+        for _ in range(1, settings.reconcile):
+            flow = upsample_flow(cells, size, stride)
+            known = pool(reconcile(flow, swap_halves(flow), frames), stride) / stride
+            cells = self.flow_estimator.decode_finest(pyramid, others, known)
+        there, back = upsample_flow(cells, size, stride).chunk(2)
+        return reconcile(there, back, frames.chunk(2)[0])
 
     def forward(
         self,
@@ -221,7 +230,7 @@ class MCJEPA(nn.Module):
         form, share = self.config.loss, weights.get("masks", 1.0)
         mask = seen if share == 1.0 else torch.lerp(inside(full).float(), seen, share)
         mask = trust_if_mostly_visible(mask, form.min_visible_share)
-        masks = [_pool(mask, stride) for stride in self.encoder.strides]
+        masks = [pool(mask, stride) for stride in self.encoder.strides]
         level_flows = self._flow_of_every_level(pyramid, flows)
         if form.photometric_margin:  # what leaves the crop alone is seen there
             mask = torch.maximum(mask, (inside(full, form.photometric_margin) & ~inside(full)).float())
@@ -305,7 +314,7 @@ class MCJEPA(nn.Module):
                 everywhere.append(upsample_flow(flows[0], size, settings.finest_stride // stride))
             elif stride > settings.coarsest_stride:
                 factor = stride // settings.coarsest_stride
-                everywhere.append(_pool(flows[-1], factor) / factor)
+                everywhere.append(pool(flows[-1], factor) / factor)
             else:
                 everywhere.append(flows[self.encoder.strides.index(stride) - self.flow_estimator.first])
         return everywhere
@@ -320,13 +329,13 @@ class MCJEPA(nn.Module):
         form, finest = self.config.loss, self.config.flow.finest_stride
         for k, (flow, weight) in enumerate(zip(flows, form.photometric_scales, strict=False)):
             factor = 2**k * form.photometric_reduction
-            source, margin = _pool(whole, factor), form.photometric_margin // factor
+            source, margin = pool(whole, factor), form.photometric_margin // factor
             image = _inner(source, margin)
             if weight == 0.0 or min(image.shape[-2:]) < 4:
                 continue
             size = (image.shape[-2], image.shape[-1])
             flow = upsample_flow(flow, size, finest // form.photometric_reduction)
             guess = warp(swap_halves(source), flow, margin)
-            distance = reconstruction_loss(image, guess, _pool(mask, factor), form)
+            distance = reconstruction_loss(image, guess, pool(mask, factor), form)
             total, used = total + weight * distance, used + weight
         return total / used if used else total

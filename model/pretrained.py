@@ -28,7 +28,7 @@ WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 SHIPPED = Path(__file__).with_name("shipped")
 ENCODER = "encoder."
 LATER_KEYS = {
-    "FlowConfig": {"level_dropout", "finest_passes"},
+    "FlowConfig": {"level_dropout", "finest_passes", "reconcile"},
     "LossConfig": {
         *("photometric_margin", "student_window", "student_size", "student_jitter", "student_exponent"),
         "student_where",

@@ -1,4 +1,4 @@
-"""Backward warping, flow upsampling and the two-way occlusion test.
+"""Flow fields: warping by them, upsampling, tests of occlusion, and what to do where two directions disagree.
 
 **The convention of the whole project, stated once.** `flow_ab` lives on the pixel grid of `a` and points to `b`:
 the thing seen at p in `a` is at p + flow_ab(p) in `b`. Component 0 is u (to the right, along the width),
@@ -83,6 +83,11 @@ def upsample_flow(flow_B2hw: Tensor, size: tuple[int, int], factor: int) -> Tens
     return up[..., : size[0], : size[1]]
 
 
+def pool(x_BChw: Tensor, factor: int) -> Tensor:
+    """Mean over factor x factor cells; a ragged border has the mean of what is there."""
+    return x_BChw if factor == 1 else F.avg_pool2d(x_BChw, factor, ceil_mode=True, count_include_pad=False)
+
+
 @torch.no_grad()
 def visible(flow_ab: Tensor, flow_ba: Tensor, scale: float, offset: float) -> Tensor:
     """Pixels of `a` with a two-way correspondence in `b` (method section 2.7).
@@ -142,3 +147,92 @@ def reached(flow_ab: Tensor, flow_ba: Tensor, least: float) -> Tensor:
         float mask of shape (B, 1, h, w), 1 where visible. No gradient passes.
     """
     return ((range_map(flow_ba) >= least) & inside(flow_ab)).float()
+
+
+_RECONCILED_AT = ((8, 12), (4, 6))
+"""Strides of `reconcile`, coarsest first, and its rounds at each: 12 rounds at stride 8 reach 384 px."""
+_APART = tuple((dy, dx) for dy in (-4, -2, 0, 2, 4) for dx in (-4, -2, 0, 2, 4) if (dy, dx) != (0, 0))
+"""A cell's neighbours in `reconcile`, in cells: every second of a square of nine."""
+_COLOUR_SCALE = 0.05
+"""Difference of colour, of [0, 1], at which a neighbour counts 1 / e."""
+
+
+@torch.no_grad()
+def reconcile(flow_ab: Tensor, flow_ba: Tensor, image_a: Tensor) -> Tensor:
+    """The flow of `a`, taken from places nearby that look alike where the other direction contradicts it.
+
+    What passes the two-way test is a measurement. Occluded pixels have none, and beside something that moves the
+    estimator's flow is often that thing's. Measurements are spread by colour, from coarse cells to finer ones, and
+    smooth each other on the way [ours; the test and the spreading by colour are those of classical flow].
+
+    Args:
+        flow_ab: (B, 2, H, W), in pixels.
+        flow_ba: (B, 2, H, W), in pixels.
+        image_a: frame `a`, (B, 3, H, W), RGB in [0, 1].
+
+    Returns:
+        (B, 2, H, W), fp32, known in cells of four pixels and bilinear between them.
+    """
+    flow, image = flow_ab.float(), image_a.float()
+    trusted = visible(flow, flow_ba.float(), scale=0.01, offset=0.5)
+    settled: Tensor = flow
+    known: Tensor | None = None
+    for stride, rounds in _RECONCILED_AT:
+        share, colours = pool(trusted, stride), pool(image, stride)
+        measured = torch.where(share > 0, pool(flow * trusted, stride) / share.clamp_min(1e-6), pool(flow, stride))
+        weight = share * (share > 0.5)
+        if known is None:
+            settled, known = measured, weight
+        else:
+            coarse = F.interpolate(torch.cat((settled, known), 1), weight.shape[-2:], mode="bilinear")
+            settled = torch.where(weight > 0, measured, coarse[:, :2])
+            known = torch.maximum(weight, 0.9 * coarse[:, 2:])
+        settled, known = _spread(measured, weight, settled, known, _likeness(colours), rounds)
+    full = F.interpolate(settled, scale_factor=_RECONCILED_AT[-1][0], mode="bilinear", align_corners=False)
+    return full[..., : flow.shape[-2], : flow.shape[-1]]
+
+
+def _neighbours(x_BChw: Tensor) -> list[Tensor]:
+    """The map seen from each cell's neighbours, zero beyond the border."""
+    height, width = x_BChw.shape[-2:]
+    reach = max(dy for dy, _ in _APART)
+    padded = F.pad(x_BChw, (reach,) * 4)
+    return [padded[..., reach + dy :, reach + dx :][..., :height, :width] for dy, dx in _APART]
+
+
+def _likeness(colours_B3hw: Tensor) -> list[Tensor]:
+    """How much each neighbour of a cell counts, each (B, 1, h, w); they sum to 1."""
+    on_map = _neighbours(torch.ones_like(colours_B3hw[:, :1]))
+    alike = [
+        (torch.exp(-(there - colours_B3hw).square().sum(1, keepdim=True) / _COLOUR_SCALE**2) + 1e-4) * exists
+        for there, exists in zip(_neighbours(colours_B3hw), on_map, strict=True)
+    ]
+    total = torch.stack(alike).sum(0).clamp_min(1e-12)
+    return [x / total for x in alike]
+
+
+def _spread(
+    measured: Tensor, weight: Tensor, settled: Tensor, known: Tensor, likeness: list[Tensor], rounds: int
+) -> tuple[Tensor, Tensor]:
+    """Every cell's mean of its own measurement and what its neighbours have settled on, `rounds` times.
+
+    Args:
+        measured: flow of the cells, (B, 2, h, w).
+        weight: how far it is trusted, 0 to 1, (B, 1, h, w).
+        settled: flow to begin with, (B, 2, h, w).
+        known: how far that is trusted, (B, 1, h, w).
+        likeness: see `_likeness`.
+        rounds: how often.
+
+    Returns:
+        `settled` and `known` afterwards.
+    """
+    for _ in range(rounds):
+        there = torch.zeros_like(torch.cat((settled, known), dim=1))
+        for share, seen in zip(likeness, _neighbours(torch.cat((settled * known, known), dim=1)), strict=True):
+            there.addcmul_(share, seen)
+        support = there[:, 2:]
+        certain = weight + support
+        mean = (weight * measured + there[:, :2]) / certain.clamp_min(1e-20)
+        settled, known = torch.where(certain > 1e-20, mean, settled), torch.maximum(weight, 0.95 * support)
+    return settled, known

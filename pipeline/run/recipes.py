@@ -30,10 +30,10 @@ ABSENT = "absent"
 OF_TRAINING_ONLY = (
     "model.loss.", "model.encoder.size", "model.encoder.drop_path", "model.encoder.layer_scale",
     "model.encoder.init_std", "model.encoder.activation_checkpointing", "model.flow.level_dropout",
-    "model.flow.finest_passes",
+    "model.flow.finest_passes", "model.flow.reconcile",
 )  # fmt: skip
-"""Keys of the model that do not change what its weights mean: the objective, how they began, what training costs, how
-often the flow is mended in use."""
+"""Keys of the model that do not change what its weights mean: the objective, how they began, what training costs,
+how the flow is mended in use."""
 OF_A_MACHINE = ("train.checkpoint.scratch", "train.stream.store.cache_dir")
 """Local folders: a run that moves to another machine is the same run."""
 MOST_SHOWN = 20
