@@ -150,7 +150,7 @@ def reached(flow_ab: Tensor, flow_ba: Tensor, least: float) -> Tensor:
 
 
 _RECONCILED_AT = ((8, 12), (4, 6))
-"""Strides of `reconcile`, coarsest first, and its rounds at each: 12 rounds at stride 8 reach 384 px."""
+"""Strides of `reconcile`, coarsest first, and its rounds at each: 12 rounds at stride 8 reach 384 px. Each is half the one before."""
 _APART = tuple((dy, dx) for dy in (-4, -2, 0, 2, 4) for dx in (-4, -2, 0, 2, 4) if (dy, dx) != (0, 0))
 """A cell's neighbours in `reconcile`, in cells: every second of a square of nine."""
 _COLOUR_SCALE = 0.05
@@ -184,7 +184,8 @@ def reconcile(flow_ab: Tensor, flow_ba: Tensor, image_a: Tensor) -> Tensor:
         if known is None:
             settled, known = measured, weight
         else:
-            coarse = F.interpolate(torch.cat((settled, known), 1), weight.shape[-2:], mode="bilinear")
+            coarse = F.interpolate(torch.cat((settled, known), dim=1), scale_factor=2, mode="bilinear")
+            coarse = coarse[..., : weight.shape[-2], : weight.shape[-1]]
             settled = torch.where(weight > 0, measured, coarse[:, :2])
             known = torch.maximum(weight, 0.9 * coarse[:, 2:])
         settled, known = _spread(measured, weight, settled, known, _likeness(colours), rounds)
