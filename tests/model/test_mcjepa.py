@@ -13,9 +13,9 @@ from mcjepa.model.config import LossConfig, ModelConfig
 from mcjepa.model.losses.reconstruction import reconstruction_loss
 from mcjepa.model.losses.smoothness import smoothness_loss
 from mcjepa.model.losses.variance_covariance import variance_covariance_loss
-from mcjepa.model.mcjepa import MCJEPA, PAIR_TERMS, JointLoss, _pool, swap_halves, trust_if_mostly_visible
+from mcjepa.model.mcjepa import MCJEPA, PAIR_TERMS, JointLoss, swap_halves, trust_if_mostly_visible
 from mcjepa.model.reduction import masked_mean
-from mcjepa.model.warp import upsample_flow, visible, warp
+from mcjepa.model.warp import pool, upsample_flow, visible, warp
 
 WEIGHTS = {"regression": 1.0, "reconstruction": 2.0, "smoothness": 3.0, "cycle": 0.2, "vc": 5.0, "content": 0.1}
 MOTION = set(WEIGHTS) - {"content"}
@@ -191,7 +191,7 @@ def test_feature_terms_are_those_of_both_directions_by_their_own_flows(model: MC
         there, back = (upsample_flow(flows[1], (64, 96), 4) for flows in ends)
         seen = visible(there, back, form.occlusion_scale, form.occlusion_offset)
         seen = trust_if_mostly_visible(seen, form.min_visible_share)
-        masks.append([_pool(seen, stride) for stride in strides])
+        masks.append([pool(seen, stride) for stride in strides])
     regression, cycle = torch.zeros(()), torch.zeros(())
     for x, y, xy, yx, of_x, of_y in zip(a, b, ab, ba, *masks, strict=True):
         mask = torch.cat((of_x, of_y))
@@ -333,7 +333,7 @@ def test_reduced_reconstruction_compares_pooled_images(model: MCJEPA, reduction:
     expected = torch.zeros(())
     for (a, b), flow in zip((frames, frames[::-1]), flows, strict=True):
         for k, weight in enumerate((1.0, 0.5)):
-            small, other = (_pool(x, reduction * 2**k) for x in (a, b))
+            small, other = (pool(x, reduction * 2**k) for x in (a, b))
             size = (small.shape[-2], small.shape[-1])
             guess = warp(other, upsample_flow(flow[k], size, 4 // reduction))
             whole = torch.ones_like(small[:, :1])
