@@ -94,9 +94,10 @@ class ObjectReader:
                 if not self._read_more():
                     raise self._no_json(error) from error
                 continue
-            if end == len(self._text) and self._read_more():
-                continue  # a number may go on
-            self._at = end
+            left = len(self._text) - end
+            if left < len("e+1") and self._read_more():
+                continue  # a number may go on behind `1` or `1e+`
+            self._at = len(self._text) - left
             return found
 
     def at_list(self) -> bool:

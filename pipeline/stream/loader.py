@@ -282,9 +282,9 @@ def build_loader(
     check_world_size(world_size, config.batches, config.order_version)
     streams: dict[str, SampleStream] = {}
     if config.pair_batch:
-        streams["pairs"] = pair_stream(config, seed)
+        streams["pairs"] = pair_stream(config, seed, shared=True)
     if config.view_batch:
-        streams["views"] = view_stream(config, seed)
+        streams["views"] = view_stream(config, seed, shared=True)
     return StepLoader(
         streams, config,
         rank=rank, world_size=world_size, start_step=start_step, seed=seed, device=torch.device(device),
