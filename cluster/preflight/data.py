@@ -10,6 +10,8 @@ from mcjepa.cluster.preflight.findings import Finding, readable_bytes, readable_
 
 BESIDE = 0.1
 """Share of a step that loading may take in the training process itself."""
+SHOWN = 4
+"""Of the numbers of ranks that fit: the nearest below and above those asked for."""
 
 
 @dataclass(frozen=True)
@@ -66,27 +68,29 @@ class CacheFacts:
 
 
 def world_findings(
-    cluster: ClusterFacts, streams: dict[str, tuple[int, int]], fitting: Sequence[int], parts: int
+    cluster: ClusterFacts,
+    streams: dict[str, tuple[int, int]],
+    fitting: Sequence[int],
+    parts: int,
+    remedies: Sequence[str] = (),
 ) -> list[Finding]:
     """Whether ranks divide batches (or are more than the pairs), and suit lanes, and micro-batches divide shares.
 
     Args:
         cluster: where.
         streams: stream -> samples per step and lanes; of the streams that the run has.
-        fitting: numbers of ranks that the batches allow.
+        fitting: numbers of ranks that the batches allow, least first.
         parts: micro-batches a step.
+        remedies: what makes the ranks fit, each by itself, the nearest first; where they do not.
     """
     ranks = cluster.ranks
     words = ", ".join(f"{name} {batch} a step in {lanes} lanes" for name, (batch, lanes) in streams.items())
     found = f"{ranks} ranks on {cluster.nodes} nodes; {words}"
     if ranks not in fitting:
-        return [
-            Finding(
-                "world size", "error", found, f"a number of ranks that fits: {', '.join(map(str, fitting))}",
-                "ask for other --nodes or --ranks, or set train.stream.view_batch to a multiple of the ranks (pairs "
-                "may be fewer)",
-            )
-        ]  # fmt: skip
+        below, above = [n for n in fitting if n < ranks], [n for n in fitting if n > ranks]
+        near = [*below[-SHOWN:], *above[:SHOWN]]
+        expected = f"a number of ranks that fits: {'… ' * (len(below) > SHOWN)}{', '.join(map(str, near))}"
+        return [Finding("world size", "error", found, expected, "; or ".join(remedies))]
     findings = [Finding("world size", "ok", found)]
     for name, (batch, lanes) in streams.items():
         if lanes % ranks and ranks % lanes:

@@ -20,9 +20,8 @@ from mcjepa.cluster.preflight.data import (
     loading_finding,
     read_finding,
     stream_findings,
-    world_findings,
 )
-from mcjepa.cluster.preflight.findings import Finding, errors_of
+from mcjepa.cluster.preflight.findings import Finding
 from mcjepa.cluster.preflight.memory import EngineFacts, estimate_memory, memory_finding
 from mcjepa.cluster.preflight.run import (
     RunFacts,
@@ -39,13 +38,13 @@ from mcjepa.cluster.preflight.scheduler import read_slurm, scheduler_findings
 from mcjepa.cluster.site import Need, Site, needed, variables
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.launch import facts as plan_facts
+from mcjepa.pipeline.launch.fitting import find_world, fitting_cluster
 from mcjepa.pipeline.launch.ranks import measure_step_s
 from mcjepa.pipeline.recipe.files import apply_overrides, to_plain, validate
 from mcjepa.pipeline.recipe.recipe import Recipe, required
 from mcjepa.pipeline.recipe.sweep import sweep_runs
 from mcjepa.pipeline.settings.train import TrainConfig
 from mcjepa.pipeline.step.schedule import build_schedule, late_terms
-from mcjepa.pipeline.stream.order import fitting_world_sizes, lanes_for
 
 UNSEEN = ("train.seed=", "train.optimizer.")
 """Keys whose values change nothing that a preflight sees."""
@@ -200,7 +199,7 @@ def _site_storage(site: Site | None) -> Iterator[None]:
 
 
 def _preflight(recipe: Recipe, config: TrainConfig, setting: Setting, elements: int = 1) -> list[Finding]:
-    findings = _world(setting.cluster, config)
+    findings = find_world(setting.cluster, config)
     if setting.need and setting.site and setting.site.kind == "slurm":
         findings += scheduler_findings(setting.need, elements, read_slurm())
         findings += plan_facts.password_finding(recipe.tracking.uri, setting.site.setup)
@@ -210,24 +209,6 @@ def _preflight(recipe: Recipe, config: TrainConfig, setting: Setting, elements: 
     if streams:
         findings += _reading(config, setting, streams)
     return findings + _run(recipe, config, setting, streams)
-
-
-def _world(cluster: ClusterFacts, config: TrainConfig) -> list[Finding]:
-    stream = config.stream
-    batches = {"pairs": stream.pair_batch, "views": stream.view_batch}
-    version = stream.order_version
-    streams = {name: (batch, stream.lanes or lanes_for(batch, version)) for name, batch in batches.items() if batch}
-    fitting = fitting_world_sizes(stream.batches, version)
-    return world_findings(cluster, streams, fitting, config.engine.accumulation_steps)
-
-
-def _fitting(cluster: ClusterFacts, config: TrainConfig) -> ClusterFacts:
-    """The cluster with the most ranks, of those asked for, that the batches allow; its memory can be counted."""
-    for ranks in range(cluster.ranks, 1, -1):
-        smaller = dataclasses.replace(cluster, ranks=ranks, nodes=min(cluster.nodes, ranks))
-        if not errors_of(_world(smaller, config)):
-            return smaller
-    return dataclasses.replace(cluster, ranks=1, nodes=1)
 
 
 def _reading(config: TrainConfig, setting: Setting, streams: list[StreamFacts]) -> list[Finding]:
@@ -245,7 +226,7 @@ def _loading(config: TrainConfig, setting: Setting) -> Finding:
     """Loading processes against steps; the cores are the site's for a job of Slurm, else this machine's."""
     from mcjepa.pipeline.stream.workers import default_workers
 
-    cluster, workers = _fitting(setting.cluster, config), config.stream.workers
+    cluster, workers = fitting_cluster(setting.cluster, config), config.stream.workers
     ranks, cores = max(cluster.ranks_per_node, 1), len(os.sched_getaffinity(0))
     if setting.site and setting.site.kind == "slurm" and setting.need:
         cores = setting.need.cpus_per_task * ranks
@@ -261,7 +242,7 @@ def _run(recipe: Recipe, config: TrainConfig, setting: Setting, streams: list[St
 
     size, findings = model_size(recipe.model), []
     if not (setting.brief and setting.device_bytes is None):
-        fitting = _fitting(setting.cluster, config)
+        fitting = fitting_cluster(setting.cluster, config)
         findings.append(_memory(recipe, config, dataclasses.replace(setting, cluster=fitting)))
     findings += _places(config, setting, checkpoint_bytes(size.elements))
     findings.append(plan_facts.tracking_finding(recipe.tracking.uri))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import queue
 import signal
@@ -55,9 +56,11 @@ def default_workers(cores: int, ranks: int, *, on_gpu: bool) -> int:
 def interrupts_held_back() -> Iterator[None]:
     """Keep Ctrl-C and Slurm's signals waiting while workers are made: none of them sees one before it ignores it."""
     held = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_PARENT)
+    gc.freeze()
     try:
         yield
     finally:
+        gc.unfreeze()
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
