@@ -9,13 +9,14 @@ What is counted is the growth since the fork, of all processes together, each pa
 peak of the one that reads. A third side is the same 24 processes over a dataset of a hundred shards: what they take
 anyway. Readings of the manifest are counted in the store.
 
-The last line is JSON; `ratio` is what the million shards take of 8 ranks more than of one, over 1 GiB (bar 1); without
-`--full` it is scaled by the shards.
+The last line is JSON; `ratio` is what 8 ranks take of memory more than one does, over 1 GiB (bar 1); without `--full`
+what grows with the shards is scaled to a million. More than one reading of the manifest is a ratio of so many.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -24,7 +25,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -45,15 +45,16 @@ def _kib(pid: int, file: str, field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-@contextmanager
+@contextlib.contextmanager
 def paper_bucket(folder: Path, log: Path) -> Iterator[None]:
     """While it is held, the stream's stores are the bucket on paper."""
     from benchmarks.paper_store import PaperStore
 
     store = PaperStore(folder, SAMPLES, log)
-    with mock.patch("mcjepa.pipeline.stream.manifest_index.open_store", store.as_store):
-        with mock.patch("mcjepa.pipeline.stream.shard_reader.open_store", store.as_store):
-            yield
+    with contextlib.ExitStack() as stack:
+        for module in ("manifest_index", "shard_reader"):
+            stack.enter_context(mock.patch(f"mcjepa.pipeline.stream.{module}.open_store", store.as_store))
+        yield
 
 
 def rank(number: int, start: Any, told: Any, end: Any) -> None:
@@ -150,7 +151,7 @@ def main() -> None:
     figures = {"of_the_shards_mib": by_shards, "more_than_one_mib": round(more), "shards": shards, **found}
     readings = found["node"]["requests"].get("manifests", 0)
     figures["manifest_reads"] = readings
-    ratio = max(more / LIMIT_MIB, readings / 1)
+    ratio = more / LIMIT_MIB if readings == 1 else float(readings)
     print(json.dumps({"benchmark": "scale_start", "ratio": round(ratio, 2), **figures}))
 
 

@@ -13,22 +13,28 @@ from typing import Any
 
 from mcjepa.cluster.job import Job
 from mcjepa.cluster.preflight.data import (
+    INDEX_BYTES,
     CacheFacts,
+    CheckFacts,
     ClusterFacts,
     StreamFacts,
     cache_finding,
     loading_finding,
     read_finding,
+    requests_finding,
+    start_finding,
     stream_findings,
 )
 from mcjepa.cluster.preflight.findings import Finding
 from mcjepa.cluster.preflight.memory import EngineFacts, estimate_memory, memory_finding
 from mcjepa.cluster.preflight.run import (
+    HostFacts,
     RunFacts,
     checkpoint_bytes,
     checkpoint_finding,
     copy_bytes,
     destination_finding,
+    host_finding,
     interruption_finding,
     shared_finding,
     terms_finding,
@@ -48,6 +54,8 @@ from mcjepa.pipeline.step.schedule import build_schedule, late_terms
 
 UNSEEN = ("train.seed=", "train.optimizer.")
 """Keys whose values change nothing that a preflight sees."""
+ORDER_BYTES = 8
+"""Of a shard, in each rank: where its samples end in the row of all."""
 WAITING = 3
 """Checkpoints of a run on s3 that may lie in its scratch folder at a time."""
 
@@ -212,18 +220,24 @@ def _preflight(recipe: Recipe, config: TrainConfig, setting: Setting, elements: 
 
 
 def _reading(config: TrainConfig, setting: Setting, streams: list[StreamFacts]) -> list[Finding]:
+    from mcjepa.pipeline.stream.shard_check import MOST_SIZES, SAMPLED
+
     folder = (setting.site.shard_cache if setting.site else "") or config.stream.store.cache_dir
     cache = CacheFacts(folder, config.stream.store.cache_bytes)
+    name = config.stream.store.check
+    check = CheckFacts(name, 0 if name == "none" else MOST_SIZES, {"sampled": SAMPLED, "full": None}.get(name, 0))
     rate = plan_facts.read_rate(config.stream)
     return [
+        start_finding(streams, setting.cluster, check),
         cache_finding(streams, setting.cluster, cache),
+        requests_finding(streams, setting.cluster, cache, setting.step_s),
         read_finding(streams, setting.cluster, setting.step_s, rate),
         _loading(config, setting),
     ]
 
 
-def _loading(config: TrainConfig, setting: Setting) -> Finding:
-    """Loading processes against steps; the cores are the site's for a job of Slurm, else this machine's."""
+def _workers(config: TrainConfig, setting: Setting) -> tuple[int, int]:
+    """Loading processes and cores of a rank; the cores are the site's for a job of Slurm, else this machine's."""
     from mcjepa.pipeline.stream.workers import default_workers
 
     cluster, workers = fitting_cluster(setting.cluster, config), config.stream.workers
@@ -232,8 +246,37 @@ def _loading(config: TrainConfig, setting: Setting) -> Finding:
         cores = setting.need.cpus_per_task * ranks
     if workers is None:
         workers = default_workers(cores, ranks, on_gpu=cluster.gpus_per_node > 0)
-    load_s = plan_facts.load_seconds(config.stream, config.seed, cluster.ranks)
-    return loading_finding(load_s, workers, max(cores // ranks, 1), setting.step_s)
+    return workers, max(cores // ranks, 1)
+
+
+def _loading(config: TrainConfig, setting: Setting) -> Finding:
+    """Loading processes against steps."""
+    workers, cores = _workers(config, setting)
+    ranks = fitting_cluster(setting.cluster, config).ranks
+    return loading_finding(plan_facts.load_seconds(config.stream, config.seed, ranks), workers, cores, setting.step_s)
+
+
+def _host(config: TrainConfig, setting: Setting, streams: list[StreamFacts], elements: int) -> Finding:
+    """Memory of a node's processors, where ranks compute on GPUs."""
+    stream, cluster = config.stream, setting.cluster
+    workers, _ = _workers(config, setting)
+    height, width = stream.augment.pair.crop
+    pixels = {"pairs": height * width, "views": stream.augment.view.size**2}
+    step_bytes = sum(2 * 3 * pixels[name] * -(-batch // cluster.ranks) for name, batch in stream.batches.items())
+    shards = sum(each.shards for each in streams)
+    memory = setting.need.node_memory_gb if setting.need else None
+    return host_finding(
+        HostFacts(
+            ranks=cluster.ranks_per_node,
+            index_bytes=INDEX_BYTES * shards,
+            order_bytes=ORDER_BYTES * shards,
+            workers=workers,
+            step_bytes=step_bytes,
+            prefetch=stream.prefetch,
+            copy_bytes=copy_bytes(elements, cluster.ranks) if config.checkpoint.background else (0, 0),
+            node_bytes=int(memory * 1e9) if memory else None,
+        )
+    )
 
 
 def _run(recipe: Recipe, config: TrainConfig, setting: Setting, streams: list[StreamFacts]) -> list[Finding]:
@@ -244,6 +287,8 @@ def _run(recipe: Recipe, config: TrainConfig, setting: Setting, streams: list[St
     if not (setting.brief and setting.device_bytes is None):
         fitting = fitting_cluster(setting.cluster, config)
         findings.append(_memory(recipe, config, dataclasses.replace(setting, cluster=fitting)))
+    if setting.cluster.gpus_per_node:
+        findings.append(_host(config, setting, streams, size.elements))
     findings += _places(config, setting, checkpoint_bytes(size.elements))
     findings.append(plan_facts.tracking_finding(recipe.tracking.uri))
     epoch = {stream.name: stream.steps_per_epoch for stream in streams}

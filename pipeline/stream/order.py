@@ -351,11 +351,13 @@ class SampleOrder:
         """Ids within (low, high) at which a shard or a source begins in an epoch."""
         for source, ends in enumerate(self._shard_ends):
             size, share = int(self._sizes[source]), int(self._shares[source])
-            first = int(self._ends[source]) - share
-            begin, end = max(low, first), min(high, first + share)
+            base = int(self._ends[source]) - share
+            begin, end = max(low, base), min(high, base + share)
             if begin >= end:
                 continue
-            shift = epoch * share - first  # from an id to its place in the source's endless row
-            passes = np.arange((begin + shift) // size, (end - 1 + shift) // size + 1)
-            inner = (passes[:, None] * size + ends[None, :]).reshape(-1) - shift
-            yield np.append(inner[(inner > begin) & (inner < end)], begin)
+            shift = epoch * share - base  # from an id to its place in the source's endless row
+            for number in range((begin + shift) // size, (end - 1 + shift) // size + 1):
+                start = number * size - shift  # of a pass over the source, as an id
+                first, last = np.searchsorted(ends, (begin - start + 1, end - start))
+                yield ends[first:last] + start
+            yield np.array([begin])
