@@ -75,6 +75,6 @@ def _other_batches(ranks: int, batches: Mapping[str, int], version: int) -> list
     for changed in (*views, *pairs, *both):
         if ranks in fitting_world_sizes({**batches, **changed}, version):
             keys = " ".join(f"train.stream.{name[:-1]}_batch={size}" for name, size in changed.items())
-            shares = " and ".join(f"{size // ranks} {name}" for name, size in changed.items())
+            shares = " and ".join(f"{size // ranks} of the {name}" for name, size in changed.items())
             return [f"set {keys} ({shares} a rank): another batch is another experiment, the learning rate with it"]
     return []

@@ -84,7 +84,7 @@ def test_the_papers_recipe_at_all_sizes(s3: str, tmp_path: Path) -> None:
     assert found[64]["world size"][0].fix.startswith(
         "ask for --nodes 48 (384 ranks); or set train.stream.view_batch=512 "
     )
-    assert "train.stream.view_batch=4096 (1 views a rank)" in found[512]["world size"][0].fix
+    assert "train.stream.view_batch=4096 (1 of the views a rank)" in found[512]["world size"][0].fix
     assert list(tmp_path.rglob("manifests*")) == []  # no index stays: a plan leaves nothing behind
 
 
