@@ -22,7 +22,8 @@ import torch
 
 from benchmarks.stream_corpus import packaged_samples, publish_copies, stream_of
 from mcjepa.pipeline.settings.stream import StreamConfig
-from mcjepa.pipeline.stream.catalogue import Catalogue, DatasetShards, open_catalogue
+from mcjepa.pipeline.stream.catalogue import Catalogue, open_catalogue
+from mcjepa.pipeline.stream.dataset_shards import DatasetShards
 from mcjepa.pipeline.stream.order import SourceCounts
 from mcjepa.pipeline.stream.samples import SampleStream, view_stream
 
@@ -32,7 +33,7 @@ REAL_SHARDS, SAMPLES_PER_SHARD, RANKS, BATCH = 8, 1000, 64, 384
 def enlarged(catalogue: Catalogue, times: int) -> Catalogue:
     """The catalogue of a dataset that lists its shards `times` times."""
     (dataset,) = catalogue.datasets
-    lists = {name: getattr(dataset, name) * times for name in ("shards", "samples", "sha256", "bytes")}
+    lists = {name: tuple(getattr(dataset, name)) * times for name in ("shards", "samples", "sha256", "bytes")}
     large = DatasetShards(location=dataset.location, dataset_id=dataset.dataset_id, kind=dataset.kind, **lists)
     return Catalogue([large], [SourceCounts(large.samples)])
 

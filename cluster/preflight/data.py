@@ -10,6 +10,14 @@ from mcjepa.cluster.preflight.findings import Finding, readable_bytes, readable_
 
 BESIDE = 0.1
 """Share of a step that loading may take in the training process itself."""
+INDEX_BYTES = 70
+"""Of a shard in the index of a manifest that a node's processes share."""
+BUCKET_READS_S = 5500
+"""Reads a second that S3 services name for a prefix."""
+LONG_CHECK_S = 60.0
+"""Of the bucket's reads, before the comparison of shards at a start is worth a warning."""
+SHOWN = 4
+"""Of the numbers of ranks that fit: the nearest below and above those asked for."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,8 @@ class StreamFacts:
     """How often an epoch takes as many samples as there are; above 1 where they fill no batch."""
     remote: bool
     """Whether it lies in a bucket."""
+    manifest_bytes: int = 0
+    """Of its datasets' manifests."""
 
     @property
     def sample_bytes(self) -> float:
@@ -66,27 +76,29 @@ class CacheFacts:
 
 
 def world_findings(
-    cluster: ClusterFacts, streams: dict[str, tuple[int, int]], fitting: Sequence[int], parts: int
+    cluster: ClusterFacts,
+    streams: dict[str, tuple[int, int]],
+    fitting: Sequence[int],
+    parts: int,
+    remedies: Sequence[str] = (),
 ) -> list[Finding]:
     """Whether ranks divide batches (or are more than the pairs), and suit lanes, and micro-batches divide shares.
 
     Args:
         cluster: where.
         streams: stream -> samples per step and lanes; of the streams that the run has.
-        fitting: numbers of ranks that the batches allow.
+        fitting: numbers of ranks that the batches allow, least first.
         parts: micro-batches a step.
+        remedies: what makes the ranks fit, each by itself, the nearest first; where they do not.
     """
     ranks = cluster.ranks
     words = ", ".join(f"{name} {batch} a step in {lanes} lanes" for name, (batch, lanes) in streams.items())
     found = f"{ranks} ranks on {cluster.nodes} nodes; {words}"
     if ranks not in fitting:
-        return [
-            Finding(
-                "world size", "error", found, f"a number of ranks that fits: {', '.join(map(str, fitting))}",
-                "ask for other --nodes or --ranks, or set train.stream.view_batch to a multiple of the ranks (pairs "
-                "may be fewer)",
-            )
-        ]  # fmt: skip
+        below, above = [n for n in fitting if n < ranks], [n for n in fitting if n > ranks]
+        near = [*below[-SHOWN:], *above[:SHOWN]]
+        expected = f"a number of ranks that fits: {'… ' * (len(below) > SHOWN)}{', '.join(map(str, near))}"
+        return [Finding("world size", "error", found, expected, "; or ".join(remedies))]
     findings = [Finding("world size", "ok", found)]
     for name, (batch, lanes) in streams.items():
         if lanes % ranks and ranks % lanes:
@@ -187,6 +199,89 @@ def cache_finding(streams: list[StreamFacts], cluster: ClusterFacts, cache: Cach
             f"set train.stream.store.cache_gib={-(-needed // 2**30):.0f}, or use more nodes",
         )  # fmt: skip
     return Finding("cache", "ok", found)
+
+
+@dataclass(frozen=True)
+class CheckFacts:
+    """What a start compares with the manifests (`stream.store.check`)."""
+
+    name: str
+    lengths_a_rank: int
+    """The most shards of a stream whose lengths a rank asks for; 0: none."""
+    digests: int | None
+    """Shards of a stream that are read whole; None: all."""
+
+
+def start_finding(streams: list[StreamFacts], cluster: ClusterFacts, check: CheckFacts) -> Finding:
+    """What a start asks of the bucket: each node reads the manifests once, all ranks compare their share of the shards.
+
+    Args:
+        streams: the run's.
+        cluster: where.
+        check: how much is compared.
+    """
+    remote = [stream for stream in streams if stream.remote]
+    if not remote:
+        return Finding("start", "ok", "all datasets lie in folders: no request to a bucket")
+    manifests, datasets = sum(each.manifest_bytes for each in remote), sum(each.datasets for each in remote)
+    heads = sum(min(each.shards, check.lengths_a_rank * cluster.ranks) for each in remote)
+    whole = sum(each.bytes * (1 if check.digests is None else min(check.digests / each.shards, 1.0)) for each in remote)
+    found = (
+        f"each node reads the manifests once: {datasets} gets and {readable_bytes(manifests)}, "
+        f"{datasets * cluster.nodes} and {readable_bytes(manifests * cluster.nodes)} of all nodes; "
+        f"check={check.name}: {heads} heads and {readable_bytes(whole)} of shards, shared among the ranks"
+    )
+    seconds = heads / BUCKET_READS_S
+    if seconds > LONG_CHECK_S:
+        return Finding(
+            "start", "warning", f"{found}: {readable_seconds(seconds)} at {BUCKET_READS_S} reads a second",
+            f"less than {readable_seconds(LONG_CHECK_S)}",
+            "prepare larger shards (inputs_per_shard), or let `mcjepa prep audit` look once and set "
+            "train.stream.store.check=none",
+        )  # fmt: skip
+    return Finding("start", "ok", found)
+
+
+def requests_finding(
+    streams: list[StreamFacts], cluster: ClusterFacts, cache: CacheFacts, step_s: float | None
+) -> Finding:
+    """Reads that the steps send to a bucket, against what S3 services name as their limit.
+
+    Args:
+        streams: the run's.
+        cluster: where.
+        cache: of a node.
+        step_s: seconds per step; None: not known.
+    """
+    remote = [stream for stream in streams if stream.remote]
+    if not remote:
+        return Finding("requests", "ok", "all datasets lie in folders: none")
+    steps = max(stream.steps_per_epoch for stream in remote)
+    samples = sum(stream.batch for stream in remote)
+    shards = sum(
+        min(node_bytes(stream, cluster) * stream.shards / stream.bytes * cluster.nodes, stream.shards * cluster.nodes)
+        for stream in remote
+    )
+    sidecars = sum(stream.shards for stream in remote)
+    if cache.folder:
+        found, reads = f"{shards:.0f} gets of whole shards an epoch, all nodes", shards / steps
+    else:
+        found, reads = f"{samples * steps} ranged reads an epoch, all nodes", float(samples)
+    found += f", and {sidecars} sidecars or more; {reads:.3g} reads a step"
+    if step_s is None:
+        return Finding(
+            "requests",
+            "ok",
+            f"{found}; at most {BUCKET_READS_S} a second from {reads / BUCKET_READS_S:.2g} s a step on",
+        )
+    found += f", {reads / step_s:.3g} a second"
+    if reads / step_s > BUCKET_READS_S:
+        fix = "use larger shards" if cache.folder else "set train.stream.store.cache_dir (or shard_cache of the site)"
+        return Finding(
+            "requests", "warning", found, f"at most {BUCKET_READS_S} a second, which S3 services name for a prefix",
+            f"{fix}: nodes then get whole shards, or spread the data over several datasets",
+        )  # fmt: skip
+    return Finding("requests", "ok", found)
 
 
 def read_finding(

@@ -70,7 +70,12 @@ def time_finding(run: RunFacts) -> Finding:
     """Hours of the run, GPU-hours, and how many jobs of the time limit that is."""
     if run.step_s is None:
         fix = "give --step-s S (`mcjepa train` logs s/step), or --measure to take some steps here"
-        return Finding("time", "warning", f"{run.steps} steps; the seconds of a step are not known", "", fix)
+        tenth = run.steps * 0.1 / 3600
+        found = (
+            f"{run.steps} steps; the seconds of a step are not known; every 0.1 s of them is {tenth:.3g} h and "
+            f"{tenth * (run.accelerators or run.ranks):.3g} {'GPU' if run.accelerators else 'rank'}-hours"
+        )
+        return Finding("time", "warning", found, "", fix)
     hours = run.steps * run.step_s / 3600
     what, count = ("GPU", run.accelerators) if run.accelerators else ("rank", run.ranks)
     found = (
@@ -103,7 +108,11 @@ def checkpoint_finding(run: RunFacts, write_rate: float | None) -> Finding:
         write_rate: bytes a second that one rank writes, as measured here; None: not measured.
     """
     size = checkpoint_bytes(run.elements)
-    found = f"{readable_bytes(size)} each, {run.kept} kept: {readable_bytes(size * run.kept)}"
+    of_each, weights = CHECKPOINT_BYTES_PER_ELEMENT * run.elements / run.ranks, WEIGHTS_BYTES_PER_ELEMENT * run.elements
+    found = (
+        f"{readable_bytes(size)} each, {readable_bytes(of_each)} a rank and {readable_bytes(weights)} of weights by "
+        f"rank 0; {run.kept} kept: {readable_bytes(size * run.kept)}"
+    )
     if run.background:
         of_all, of_first = copy_bytes(run.elements, run.ranks)
         found += (
@@ -123,6 +132,52 @@ def checkpoint_finding(run: RunFacts, write_rate: float | None) -> Finding:
             f"raise the grace time (train.checkpoint.grace_s, grace_s of the site) to {2 * needed:.0f} s",
         )  # fmt: skip
     return Finding("checkpoint", "ok", found)
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What a node with GPUs holds in the memory of its processors beside the program itself."""
+
+    ranks: int
+    """On the node."""
+    index_bytes: int
+    """Of the manifests, once a node."""
+    order_bytes: int
+    """Of the order of samples, in each rank."""
+    workers: int
+    """Loading processes a rank."""
+    step_bytes: int
+    """Images of a rank's step, as loading processes hand them over."""
+    prefetch: int
+    """Steps that each of them holds ready."""
+    copy_bytes: tuple[int, int] = (0, 0)
+    """Of a save in the background: of every rank, and of rank 0 on top."""
+    node_bytes: int | None = None
+    """Memory of a node; None: not known."""
+
+
+def host_finding(host: HostFacts) -> Finding:
+    """Memory of a node's processors that the data and saves in the background take; libraries come on top."""
+    steps = host.ranks * (max(host.workers, 1) * (host.prefetch + 1)) * host.step_bytes
+    data = host.index_bytes + host.ranks * host.order_bytes
+    copies = host.ranks * host.copy_bytes[0] + host.copy_bytes[1]
+    total = steps + data + copies
+    found = (
+        f"{readable_bytes(total)} a node of {host.ranks} ranks, beside the libraries: {readable_bytes(steps)} of steps "
+        f"in {host.ranks * host.workers} loading process(es), {readable_bytes(data)} of manifests and order"
+    )
+    if copies:
+        found += f", {readable_bytes(copies)} of copies that saves in the background are written from"
+    if host.node_bytes is None:
+        return Finding("host memory", "ok", found)
+    found += f"; {readable_bytes(host.node_bytes)} asked for"
+    if total > host.node_bytes:
+        return Finding(
+            "host memory", "error", found, "less than a node has",
+            "ask for more (memory of the site), or lower train.stream.workers, train.stream.prefetch, or set "
+            "train.checkpoint.background=false",
+        )  # fmt: skip
+    return Finding("host memory", "ok", found)
 
 
 def destination_finding(place: Destination) -> Finding:

@@ -11,14 +11,22 @@ Readers are strict: another version, a missing or an unknown field is a DataErro
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.errors import AbsentKey, DataError
 from mcjepa.data_prep.layout import manifest_key, sidecar_key
 from mcjepa.data_prep.storage import Store, open_store
-from mcjepa.data_prep.storage.json_files import build_record, encode_json, list_field, malformed_record, parse_record
+from mcjepa.data_prep.storage.json_files import (
+    ObjectReader,
+    build_record,
+    check_version,
+    encode_json,
+    list_field,
+    malformed_record,
+    parse_record,
+)
 
 MANIFEST_VERSION = 3
 READABLE_MANIFESTS = (2, 3)
@@ -146,26 +154,71 @@ def read_manifest(location: str | Store, revision: int = 0) -> DatasetManifest:
     Raises:
         DataError: it is absent, of another version, lacks or has too many fields, or its id does not fit.
     """
+    shards: list[ShardEntry] = []
+    manifest = scan_manifest(location, shards.append, revision)
+    return replace(manifest, shards=tuple(shards))
+
+
+def scan_manifest(location: str | Store, take: Callable[[ShardEntry], None], revision: int = 0) -> DatasetManifest:
+    """Read and check a manifest in a stream: memory holds a block of it.
+
+    Args:
+        location: The dataset.
+        take: Gets its shards in their order, before it is known that they fit the dataset's id.
+        revision: Which one; 0: the newest.
+
+    Returns:
+        The manifest with no shards.
+
+    Raises:
+        DataError: as of `read_manifest`.
+    """
     store = _as_store(location)
     key = manifest_key(revision or newest_revision(store))
     where = f"{store.location}/{key}"
-    if not store.exists(key):
+    try:
+        content, dataset_id = _scan(store, key, where, take)
+    except AbsentKey as error:
         raise DataError(
             f"{where} is not there; expected a published dataset; run `mcjepa prep run` or correct the path"
-        )
-    content = parse_record(store.read(key), where, *READABLE_MANIFESTS)
+        ) from error
     if content["version"] == 2:
         content |= {"files": 0, "census": {}}
     content["requeue_digests"] = tuple(list_field(content, "requeue_digests", where))
-    content["shards"] = tuple(build_record(ShardEntry, s, where) for s in list_field(content, "shards", where))
     content["totals"] = build_record(Totals, content.get("totals"), where)
     manifest: DatasetManifest = build_record(DatasetManifest, content, where)
-    if compute_dataset_id(manifest.shards) != manifest.dataset_id:
+    if dataset_id != manifest.dataset_id:
         raise DataError(
             f"{where} names dataset {manifest.dataset_id[:12]} but lists shards of another; "
             "expected them to agree; the file was edited or damaged: prepare the dataset again"
         )
     return manifest
+
+
+def _scan(store: Store, key: str, where: str, take: Callable[[ShardEntry], None]) -> tuple[dict[str, Any], str]:
+    """The fields of a manifest of a readable version, `shards` empty, and the dataset id of its shards."""
+    content: dict[str, Any] = {}
+    digest, fault = hashlib.sha256(), None
+    with store.open(key) as file:
+        reader = ObjectReader(file, where)
+        for name in reader.fields():
+            if name != "shards" or not reader.at_list():
+                content[name] = reader.value()
+                continue
+            for item in reader.items():
+                try:
+                    shard = _shard(item, where)
+                except DataError as error:
+                    fault = fault or error  # unless it is of another version: that comes last
+                    continue
+                digest.update(shard.sha256.encode() + b"\n")
+                take(shard)
+            content["shards"] = []
+    check_version(content, where, *READABLE_MANIFESTS)
+    if fault:
+        raise fault
+    content["shards"] = tuple(list_field(content, "shards", where))
+    return content, digest.hexdigest()
 
 
 def write_manifest(location: str | Store, manifest: DatasetManifest) -> bool:
@@ -201,6 +254,17 @@ def decode_sidecar(data: bytes, where: str) -> Sidecar:
 
 def _as_store(location: str | Store) -> Store:
     return open_store(location) if isinstance(location, str) else location
+
+
+def _shard(content: Any, where: str) -> ShardEntry:
+    try:
+        shard = ShardEntry(**content)
+    except TypeError:
+        shard = build_record(ShardEntry, content, where)
+    texts, numbers = (shard.name, shard.sha256), (shard.bytes, shard.samples)
+    if not all(type(text) is str for text in texts) or not all(type(number) is int for number in numbers):
+        raise malformed_record(where, f"the shard {content}, whose fields are of other kinds")
+    return shard
 
 
 def _sample(content: Any, where: str) -> SampleEntry:

@@ -71,6 +71,9 @@ class Store(Protocol):
     def size(self, key: str) -> int:
         """Length in bytes; AbsentKey when absent."""
 
+    def version(self, key: str) -> str:
+        """What changes whenever the content is written anew, in one request; AbsentKey when absent."""
+
     def files(self, prefix: str = "") -> Iterator[FileEntry]:
         """Keys that start with `prefix`, with their lengths, sorted by the keys' bytes; streamed.
 

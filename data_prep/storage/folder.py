@@ -113,6 +113,12 @@ class FolderStore:
         with self._present(key):
             return self.path(key).stat().st_size
 
+    def version(self, key: str) -> str:
+        """The file's number, length and time of writing."""
+        with self._present(key):
+            status = self.path(key).stat()
+        return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
+
     def files(self, prefix: str = "") -> Iterator[FileEntry]:
         """A walk through the folder; what is there but cannot be measured has the length -1."""
         with self._readable():

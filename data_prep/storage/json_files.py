@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import gzip
 import json
@@ -12,6 +13,10 @@ from mcjepa.data_prep.errors import DataError
 
 if TYPE_CHECKING:
     from mcjepa.data_prep.storage import Store
+
+BLOCK_BYTES = 1 << 20
+"""Of a JSON file that is read in a stream."""
+_SPACE = " \t\n\r"
 
 
 def encode_json(record: Any) -> bytes:
@@ -32,12 +37,127 @@ def parse_record(data: bytes, where: str, *versions: int) -> dict[str, Any]:
         raise malformed_record(where, f"no JSON ({error})") from error
     if not isinstance(content, dict):
         raise malformed_record(where, "no JSON object")
+    check_version(content, where, *versions)
+    return content
+
+
+def check_version(content: dict[str, Any], where: str, *versions: int) -> None:
+    """Refuse a record of another version than these.
+
+    Raises:
+        DataError: it is of none of them.
+    """
     if content.get("version") not in versions:
         raise DataError(
             f"{where} has version {content.get('version')!r}; expected {' or '.join(map(str, versions))}; "
             "prepare the dataset again with this mcjepa, or use the one that wrote it"
         )
-    return content
+
+
+class ObjectReader:
+    """A JSON object, field by field: memory holds its longest value, of a list only one item.
+
+    >>> import io
+    >>> reader = ObjectReader(io.BytesIO(b'{"name": "a", "long": [1, 2]}'), "FILE")
+    >>> [(name, list(reader.items()) if reader.at_list() else reader.value()) for name in reader.fields()]
+    [('name', 'a'), ('long', [1, 2])]
+    """
+
+    def __init__(self, file: BinaryIO, where: str) -> None:
+        """Read `file` from where it stands; `where` names it in errors."""
+        self._file, self._where = file, where
+        self._decoder, self._to_text = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
+        self._text, self._at = "", 0
+
+    def fields(self) -> Iterator[str]:
+        """Names of the fields in the file's order; after each, its `value` or its `items` have to be taken.
+
+        Raises:
+            DataError: here and below, the file is no JSON object.
+        """
+        if self._next() != "{":
+            raise malformed_record(self._where, "no JSON object")
+        if self._peek() == "}":
+            self._at += 1
+        else:
+            yield from self._named_fields()
+        if self._peek():
+            raise self._no_json("more behind its end")
+
+    def value(self) -> Any:
+        """The value that comes next."""
+        self._peek()
+        while True:
+            try:
+                found, end = self._decoder.raw_decode(self._text, self._at)
+            except ValueError as error:
+                if not self._read_more():
+                    raise self._no_json(error) from error
+                continue
+            left = len(self._text) - end
+            if left < len("e+1") and self._read_more():
+                continue  # a number may go on behind `1` or `1e+`
+            self._at = len(self._text) - left
+            return found
+
+    def at_list(self) -> bool:
+        """Whether a list comes next."""
+        return self._peek() == "["
+
+    def items(self) -> Iterator[Any]:
+        """The items of the list that comes next, one at a time."""
+        self._at += 1
+        if self._peek() == "]":
+            self._at += 1
+            return
+        while True:
+            yield self.value()
+            if not self._another("]"):
+                return
+
+    def _named_fields(self) -> Iterator[str]:
+        while True:
+            name = self.value()
+            if not isinstance(name, str) or self._next() != ":":
+                raise self._no_json(f"{name!r} is not followed by a value")
+            yield name
+            if not self._another("}"):
+                return
+
+    def _another(self, end: str) -> bool:
+        """Steps over a comma, or over the end."""
+        mark = self._next()
+        if mark not in (",", end):
+            raise self._no_json(f"{mark!r} where , or {end} was expected")
+        return mark == ","
+
+    def _next(self) -> str:
+        mark = self._peek()
+        self._at += 1
+        return mark
+
+    def _peek(self) -> str:
+        """The next character that is no space; empty at the end of the file."""
+        while True:
+            while self._at < len(self._text):
+                if self._text[self._at] not in _SPACE:
+                    return self._text[self._at]
+                self._at += 1
+            if not self._read_more():
+                return ""
+
+    def _read_more(self) -> bool:
+        """Another block, the longer the more is held already; False at the end of the file."""
+        left = self._text[self._at :]
+        data = self._file.read(max(BLOCK_BYTES, len(left)))
+        try:
+            self._text, self._at = left + self._to_text.decode(data, final=not data), 0
+        except UnicodeDecodeError as error:
+            raise self._no_json(error) from error
+        return bool(data)
+
+    def _no_json(self, reason: object) -> DataError:
+        return malformed_record(self._where, f"no JSON ({reason})")
 
 
 def list_field(content: dict[str, Any], name: str, where: str) -> list[Any]:

@@ -116,6 +116,11 @@ class S3Store:
         """Length in bytes."""
         return int(self._client.call("head_object", self._name(key))["ContentLength"])
 
+    def version(self, key: str) -> str:
+        """Tag, length and time of writing."""
+        told = self._client.call("head_object", self._name(key))
+        return f"{told['ETag']} {told['ContentLength']} {told['LastModified']}"
+
     def files(self, prefix: str = "") -> Iterator[FileEntry]:
         """Objects, page by page."""
         start = f"{self._prefix}/" if self._prefix else ""

@@ -15,14 +15,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mcjepa.cluster.preflight.data import StreamFacts
 from mcjepa.cluster.preflight.findings import Finding
 from mcjepa.cluster.preflight.run import Destination
+from mcjepa.data_prep.dataset.manifest import newest_revision
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.layout import shard_key
+from mcjepa.data_prep.layout import manifest_key, shard_key
 from mcjepa.data_prep.storage import FolderStore, absolute_location, open_store
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.settings.stream import StreamConfig
+from mcjepa.pipeline.settings.stream import SourceConfig, StreamConfig
 from mcjepa.pipeline.settings.train import BUCKET_ELEMENTS
 
 READ_BYTES, READ_SHARDS = 4 << 20, 4
@@ -53,18 +56,24 @@ def read_streams(config: StreamConfig, seed: int) -> tuple[list[StreamFacts], li
             StreamFacts(
                 name=name,
                 datasets=len(datasets),
-                samples=sum(sum(each.samples) for each in datasets),
+                samples=sum(source.samples for source in stream.catalogue.counts),
                 shards=sum(len(each.shards) for each in datasets),
-                bytes=sum(sum(each.bytes) for each in datasets),
+                bytes=sum(int(np.sum(each.bytes)) for each in datasets),
                 batch=batch,
                 lanes=summary.lanes,
                 steps_per_epoch=summary.steps_per_epoch,
                 tail=summary.tail,
                 passes=summary.passes,
                 remote=any(not isinstance(open_store(each.location), FolderStore) for each in datasets),
+                manifest_bytes=sum(map(_manifest_bytes, getattr(config, name))),
             )
         )
     return streams, findings
+
+
+def _manifest_bytes(source: SourceConfig) -> int:
+    store = open_store(source.location)
+    return store.size(manifest_key(source.revision or newest_revision(store)))
 
 
 def read_rate(config: StreamConfig) -> float | None:

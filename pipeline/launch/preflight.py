@@ -13,23 +13,28 @@ from typing import Any
 
 from mcjepa.cluster.job import Job
 from mcjepa.cluster.preflight.data import (
+    INDEX_BYTES,
     CacheFacts,
+    CheckFacts,
     ClusterFacts,
     StreamFacts,
     cache_finding,
     loading_finding,
     read_finding,
+    requests_finding,
+    start_finding,
     stream_findings,
-    world_findings,
 )
-from mcjepa.cluster.preflight.findings import Finding, errors_of
+from mcjepa.cluster.preflight.findings import Finding
 from mcjepa.cluster.preflight.memory import EngineFacts, estimate_memory, memory_finding
 from mcjepa.cluster.preflight.run import (
+    HostFacts,
     RunFacts,
     checkpoint_bytes,
     checkpoint_finding,
     copy_bytes,
     destination_finding,
+    host_finding,
     interruption_finding,
     shared_finding,
     terms_finding,
@@ -39,16 +44,18 @@ from mcjepa.cluster.preflight.scheduler import read_slurm, scheduler_findings
 from mcjepa.cluster.site import Need, Site, needed, variables
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.launch import facts as plan_facts
+from mcjepa.pipeline.launch.fitting import find_world, fitting_cluster
 from mcjepa.pipeline.launch.ranks import measure_step_s
 from mcjepa.pipeline.recipe.files import apply_overrides, to_plain, validate
 from mcjepa.pipeline.recipe.recipe import Recipe, required
 from mcjepa.pipeline.recipe.sweep import sweep_runs
 from mcjepa.pipeline.settings.train import TrainConfig
 from mcjepa.pipeline.step.schedule import build_schedule, late_terms
-from mcjepa.pipeline.stream.order import fitting_world_sizes, lanes_for
 
 UNSEEN = ("train.seed=", "train.optimizer.")
 """Keys whose values change nothing that a preflight sees."""
+ORDER_BYTES = 8
+"""Of a shard, in each rank: where its samples end in the row of all."""
 WAITING = 3
 """Checkpoints of a run on s3 that may lie in its scratch folder at a time."""
 
@@ -200,7 +207,7 @@ def _site_storage(site: Site | None) -> Iterator[None]:
 
 
 def _preflight(recipe: Recipe, config: TrainConfig, setting: Setting, elements: int = 1) -> list[Finding]:
-    findings = _world(setting.cluster, config)
+    findings = find_world(setting.cluster, config)
     if setting.need and setting.site and setting.site.kind == "slurm":
         findings += scheduler_findings(setting.need, elements, read_slurm())
         findings += plan_facts.password_finding(recipe.tracking.uri, setting.site.setup)
@@ -212,47 +219,64 @@ def _preflight(recipe: Recipe, config: TrainConfig, setting: Setting, elements: 
     return findings + _run(recipe, config, setting, streams)
 
 
-def _world(cluster: ClusterFacts, config: TrainConfig) -> list[Finding]:
-    stream = config.stream
-    batches = {"pairs": stream.pair_batch, "views": stream.view_batch}
-    version = stream.order_version
-    streams = {name: (batch, stream.lanes or lanes_for(batch, version)) for name, batch in batches.items() if batch}
-    fitting = fitting_world_sizes(stream.batches, version)
-    return world_findings(cluster, streams, fitting, config.engine.accumulation_steps)
-
-
-def _fitting(cluster: ClusterFacts, config: TrainConfig) -> ClusterFacts:
-    """The cluster with the most ranks, of those asked for, that the batches allow; its memory can be counted."""
-    for ranks in range(cluster.ranks, 1, -1):
-        smaller = dataclasses.replace(cluster, ranks=ranks, nodes=min(cluster.nodes, ranks))
-        if not errors_of(_world(smaller, config)):
-            return smaller
-    return dataclasses.replace(cluster, ranks=1, nodes=1)
-
-
 def _reading(config: TrainConfig, setting: Setting, streams: list[StreamFacts]) -> list[Finding]:
+    from mcjepa.pipeline.stream.shard_check import MOST_SIZES, SAMPLED
+
     folder = (setting.site.shard_cache if setting.site else "") or config.stream.store.cache_dir
     cache = CacheFacts(folder, config.stream.store.cache_bytes)
+    name = config.stream.store.check
+    check = CheckFacts(name, 0 if name == "none" else MOST_SIZES, {"sampled": SAMPLED, "full": None}.get(name, 0))
     rate = plan_facts.read_rate(config.stream)
     return [
+        start_finding(streams, setting.cluster, check),
         cache_finding(streams, setting.cluster, cache),
+        requests_finding(streams, setting.cluster, cache, setting.step_s),
         read_finding(streams, setting.cluster, setting.step_s, rate),
         _loading(config, setting),
     ]
 
 
-def _loading(config: TrainConfig, setting: Setting) -> Finding:
-    """Loading processes against steps; the cores are the site's for a job of Slurm, else this machine's."""
+def _workers(config: TrainConfig, setting: Setting) -> tuple[int, int]:
+    """Loading processes and cores of a rank; the cores are the site's for a job of Slurm, else this machine's."""
     from mcjepa.pipeline.stream.workers import default_workers
 
-    cluster, workers = _fitting(setting.cluster, config), config.stream.workers
+    cluster, workers = fitting_cluster(setting.cluster, config), config.stream.workers
     ranks, cores = max(cluster.ranks_per_node, 1), len(os.sched_getaffinity(0))
     if setting.site and setting.site.kind == "slurm" and setting.need:
         cores = setting.need.cpus_per_task * ranks
     if workers is None:
         workers = default_workers(cores, ranks, on_gpu=cluster.gpus_per_node > 0)
-    load_s = plan_facts.load_seconds(config.stream, config.seed, cluster.ranks)
-    return loading_finding(load_s, workers, max(cores // ranks, 1), setting.step_s)
+    return workers, max(cores // ranks, 1)
+
+
+def _loading(config: TrainConfig, setting: Setting) -> Finding:
+    """Loading processes against steps."""
+    workers, cores = _workers(config, setting)
+    ranks = fitting_cluster(setting.cluster, config).ranks
+    return loading_finding(plan_facts.load_seconds(config.stream, config.seed, ranks), workers, cores, setting.step_s)
+
+
+def _host(config: TrainConfig, setting: Setting, streams: list[StreamFacts], elements: int) -> Finding:
+    """Memory of a node's processors, where ranks compute on GPUs."""
+    stream, cluster = config.stream, setting.cluster
+    workers, _ = _workers(config, setting)
+    height, width = stream.augment.pair.crop
+    pixels = {"pairs": height * width, "views": stream.augment.view.size**2}
+    step_bytes = sum(2 * 3 * pixels[name] * -(-batch // cluster.ranks) for name, batch in stream.batches.items())
+    shards = sum(each.shards for each in streams)
+    memory = setting.need.node_memory_gb if setting.need else None
+    return host_finding(
+        HostFacts(
+            ranks=cluster.ranks_per_node,
+            index_bytes=INDEX_BYTES * shards,
+            order_bytes=ORDER_BYTES * shards,
+            workers=workers,
+            step_bytes=step_bytes,
+            prefetch=stream.prefetch,
+            copy_bytes=copy_bytes(elements, cluster.ranks) if config.checkpoint.background else (0, 0),
+            node_bytes=int(memory * 1e9) if memory else None,
+        )
+    )
 
 
 def _run(recipe: Recipe, config: TrainConfig, setting: Setting, streams: list[StreamFacts]) -> list[Finding]:
@@ -261,8 +285,10 @@ def _run(recipe: Recipe, config: TrainConfig, setting: Setting, streams: list[St
 
     size, findings = model_size(recipe.model), []
     if not (setting.brief and setting.device_bytes is None):
-        fitting = _fitting(setting.cluster, config)
+        fitting = fitting_cluster(setting.cluster, config)
         findings.append(_memory(recipe, config, dataclasses.replace(setting, cluster=fitting)))
+    if setting.cluster.gpus_per_node:
+        findings.append(_host(config, setting, streams, size.elements))
     findings += _places(config, setting, checkpoint_bytes(size.elements))
     findings.append(plan_facts.tracking_finding(recipe.tracking.uri))
     epoch = {stream.name: stream.steps_per_epoch for stream in streams}

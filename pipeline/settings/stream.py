@@ -150,8 +150,8 @@ class ShardStoreConfig:
     [ours]."""
 
     cache_dir: str = ""
-    """Folder on a disk of the node that keeps whole shards, shared by all ranks and runs on it. Empty: every sample is
-    read from the bucket [ours]."""
+    """Folder on a disk of the node that keeps whole shards and an index of the manifests, shared by all ranks and runs
+    on it. Empty: every sample is read from the bucket, and the index is among the temporary files [ours]."""
     cache_gib: float = 50.0
     """Most bytes of shards in `cache_dir`, GiB; the least recently used ones leave first [ours]."""
     verify: Literal["length", "sha256"] = "sha256"

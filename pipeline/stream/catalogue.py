@@ -7,34 +7,16 @@ ShardIndex    the members of one shard's samples: from its sidecar, read when th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from mcjepa.data_prep.dataset.manifest import Sidecar, read_manifest
+from mcjepa.data_prep.dataset.manifest import Sidecar
 from mcjepa.pipeline.settings.stream import SourceConfig
+from mcjepa.pipeline.stream.dataset_shards import DatasetShards
+from mcjepa.pipeline.stream.manifest_index import open_shards
 from mcjepa.pipeline.stream.order import SourceCounts
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetShards:
-    """One published dataset: where it is and what its shards hold."""
-
-    location: str
-    """Folder or bucket prefix of the manifest."""
-    dataset_id: str
-    """Digest of the published content."""
-    kind: str
-    """`clip` or `image`."""
-    shards: tuple[str, ...]
-    """Names of the shards, in the manifest's order."""
-    samples: tuple[int, ...]
-    """Samples in each shard."""
-    sha256: tuple[str, ...]
-    """Digest of each shard."""
-    bytes: tuple[int, ...]
-    """Length of each shard."""
 
 
 class Address(NamedTuple):
@@ -53,38 +35,32 @@ class Catalogue:
         self.datasets, self.counts = tuple(datasets), tuple(counts)
         # Arrays: loading processes share their pages, where every look at a Python object would copy its page.
         self._first_rows = np.cumsum([0, *(len(each.shards) for each in datasets)])
-        self._samples = np.concatenate([np.array(each.samples, dtype=np.int64) for each in datasets])
-        self._ends = np.cumsum(self._samples)
+        ends = [source.shard_ends for source in counts]
+        bases = np.cumsum([0, *(each[-1] if len(each) else 0 for each in ends)])
+        shifted = [each + base if base else each for each, base in zip(ends, bases.tolist(), strict=False)]
+        self._ends = shifted[0] if len(shifted) == 1 else np.concatenate(shifted)
 
     def locate(self, indexes: np.ndarray) -> list[Address]:
         """Where samples lie; 0 <= index < the samples of all datasets."""
         rows = np.searchsorted(self._ends, indexes, side="right")
-        places = indexes - self._ends[rows] + self._samples[rows]
+        places = indexes - np.where(rows > 0, self._ends[rows - 1], 0)
         numbers = np.searchsorted(self._first_rows, rows, side="right") - 1
         shards = rows - self._first_rows[numbers]
         return list(map(Address, numbers.tolist(), shards.tolist(), places.tolist()))
 
 
-def open_catalogue(sources: Sequence[SourceConfig]) -> Catalogue:
-    """Read the manifests of a stream's sources.
+def open_catalogue(sources: Sequence[SourceConfig], folder: Path | None = None) -> Catalogue:
+    """Find out what a stream's sources hold.
+
+    Args:
+        sources: of the stream.
+        folder: where the processes of this machine share what they have read of manifests (`index_folder`); None: the
+            manifests are read into memory.
 
     Raises:
         DataError: a dataset is not published or its manifest is damaged.
     """
-    datasets = []
-    for source in sources:
-        manifest = read_manifest(source.location, source.revision)
-        datasets.append(
-            DatasetShards(
-                location=source.location,
-                dataset_id=manifest.dataset_id,
-                kind=manifest.kind,
-                shards=tuple(shard.name for shard in manifest.shards),
-                samples=tuple(shard.samples for shard in manifest.shards),
-                sha256=tuple(shard.sha256 for shard in manifest.shards),
-                bytes=tuple(shard.bytes for shard in manifest.shards),
-            )
-        )
+    datasets = [open_shards(source.location, source.revision, folder) for source in sources]
     pairs = zip(datasets, sources, strict=True)
     return Catalogue(datasets, [SourceCounts(found.samples, asked.repeat, asked.weight) for found, asked in pairs])
 

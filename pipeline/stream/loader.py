@@ -40,7 +40,7 @@ from mcjepa.pipeline.stream.workers import (
     DeviceFeed,
     default_workers,
     end_workers,
-    interrupts_held_back,
+    forking,
     start_worker,
 )
 from mcjepa.pipeline.world import ranks_here
@@ -242,7 +242,7 @@ class StepLoader:
             worker_init_fn=partial(start_worker, in_main_thread=in_main_thread),
             generator=torch.Generator(),  # the loader draws a seed: not from the run's own generator
         )
-        with interrupts_held_back():
+        with forking():
             self._steps = iter(loader)
         if self._device.type == "cuda":
             self._feed = DeviceFeed(self._steps, self._device)
@@ -282,9 +282,9 @@ def build_loader(
     check_world_size(world_size, config.batches, config.order_version)
     streams: dict[str, SampleStream] = {}
     if config.pair_batch:
-        streams["pairs"] = pair_stream(config, seed)
+        streams["pairs"] = pair_stream(config, seed, shared=True)
     if config.view_batch:
-        streams["views"] = view_stream(config, seed)
+        streams["views"] = view_stream(config, seed, shared=True)
     return StepLoader(
         streams, config,
         rank=rank, world_size=world_size, start_step=start_step, seed=seed, device=torch.device(device),

@@ -28,6 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -102,16 +103,26 @@ def check_world_size(world_size: int, batches: Mapping[str, int], version: int =
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SourceCounts:
     """What the order needs to know of one source."""
 
-    shard_samples: tuple[int, ...]
+    shard_samples: Sequence[int] | np.ndarray
     """Samples of each shard, in the manifest's order."""
     repeat: int = 1
     """Passes an epoch; without weights only."""
     weight: float = 0.0
     """Share of the epoch relative to the other sources' weights; 0 where no source has one."""
+
+    @cached_property
+    def shard_ends(self) -> np.ndarray:
+        """Samples up to the end of each shard, int64 of shape (shards,); made once for all that count them."""
+        return np.cumsum(self.shard_samples, dtype=np.int64)
+
+    @property
+    def samples(self) -> int:
+        """Samples of the source."""
+        return int(self.shard_ends[-1]) if len(self.shard_ends) else 0
 
 
 def epoch_shares(sources: Sequence[SourceCounts], batch: int) -> list[int]:
@@ -125,7 +136,7 @@ def epoch_shares(sources: Sequence[SourceCounts], batch: int) -> list[int]:
     >>> epoch_shares([SourceCounts((90,), weight=1.0), SourceCounts((10,), weight=3.0)], 8)
     [25, 75]
     """
-    held = [sum(source.shard_samples) * source.repeat for source in sources]
+    held = [source.samples * source.repeat for source in sources]
     passes = -(-batch // max(sum(held), 1))
     weights = [source.weight for source in sources]
     if not any(weights):
@@ -208,7 +219,7 @@ class SampleOrder:
         """
         self.version = version
         self.lanes = lanes if lanes and version > 1 else lanes_for(batch, version)
-        sizes = [sum(source.shard_samples) for source in sources]
+        sizes = [source.samples for source in sources]
         self.samples = sum(size * source.repeat for size, source in zip(sizes, sources, strict=True))
         if not sizes or min(sizes) < 1 or window < 1:
             raise UsageError(
@@ -225,7 +236,7 @@ class SampleOrder:
         self._sizes = np.array(sizes, dtype=np.int64)
         self._ends = np.cumsum(self._shares)  # of the sources among an epoch's ids
         self._bases = np.cumsum(self._sizes) - self._sizes  # of the sources among the catalogue's samples
-        self._shard_ends = [np.cumsum(source.shard_samples, dtype=np.int64) for source in sources]
+        self._shard_ends = [source.shard_ends for source in sources]
         self._total = int(self._ends[-1])
         self.steps_per_epoch = self._total // batch
         self._stretches: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
@@ -340,11 +351,13 @@ class SampleOrder:
         """Ids within (low, high) at which a shard or a source begins in an epoch."""
         for source, ends in enumerate(self._shard_ends):
             size, share = int(self._sizes[source]), int(self._shares[source])
-            first = int(self._ends[source]) - share
-            begin, end = max(low, first), min(high, first + share)
+            base = int(self._ends[source]) - share
+            begin, end = max(low, base), min(high, base + share)
             if begin >= end:
                 continue
-            shift = epoch * share - first  # from an id to its place in the source's endless row
-            passes = np.arange((begin + shift) // size, (end - 1 + shift) // size + 1)
-            inner = (passes[:, None] * size + ends[None, :]).reshape(-1) - shift
-            yield np.append(inner[(inner > begin) & (inner < end)], begin)
+            shift = epoch * share - base  # from an id to its place in the source's endless row
+            for number in range((begin + shift) // size, (end - 1 + shift) // size + 1):
+                start = number * size - shift  # of a pass over the source, as an id
+                first, last = np.searchsorted(ends, (begin - start + 1, end - start))
+                yield ends[first:last] + start
+            yield np.array([begin])

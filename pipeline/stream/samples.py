@@ -18,6 +18,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ from mcjepa.pipeline.stream.augment.views import make_views
 from mcjepa.pipeline.stream.batches import CorruptRecord, ImageStack, RawBatch
 from mcjepa.pipeline.stream.catalogue import Catalogue, StoredSample, open_catalogue
 from mcjepa.pipeline.stream.frames import FrameCache, StoredFrame, frame_suffixes
+from mcjepa.pipeline.stream.manifest_index import index_folder
 from mcjepa.pipeline.stream.order import SampleOrder
 from mcjepa.pipeline.stream.seeding import mix64, seeded_random
 from mcjepa.pipeline.stream.shard_reader import CorruptSample, Reading, ShardReader
@@ -248,34 +250,43 @@ class PendingSample(NamedTuple):
     content: LazyBytes
 
 
-def pair_stream(config: StreamConfig, seed: int) -> SampleStream:
+def pair_stream(config: StreamConfig, seed: int, *, shared: bool = False) -> SampleStream:
     """The motion branch's stream.
+
+    Args:
+        config: the recipe's stream.
+        seed: the run's seed.
+        shared: whether the processes of this machine share what they read of manifests, in files that stay.
 
     Raises:
         UsageError: a source holds no clips.
         DataError: a source is not published or damaged.
     """
-    catalogue = _open_sources("pairs", ("clip",), config.pairs, config.pair_batch)
+    folder = index_folder(config.store.cache_dir) if shared else None
+    catalogue = _open_sources("pairs", ("clip",), config.pairs, config.pair_batch, folder)
     pair = config.augment.pair
     augmentation = Augmentation(partial(choose_frames, config=pair), partial(_make_pair, config=pair), pair.crop)
     return SampleStream("pairs", catalogue, config, augmentation, batch=config.pair_batch, seed=seed)
 
 
-def view_stream(config: StreamConfig, seed: int) -> SampleStream:
-    """The content branch's stream; raises as `pair_stream` does."""
-    catalogue = _open_sources("views", ("image", "clip"), config.views, config.view_batch)
+def view_stream(config: StreamConfig, seed: int, *, shared: bool = False) -> SampleStream:
+    """The content branch's stream; arguments and errors as of `pair_stream`."""
+    folder = index_folder(config.store.cache_dir) if shared else None
+    catalogue = _open_sources("views", ("image", "clip"), config.views, config.view_batch, folder)
     view = config.augment.view
     augmentation = Augmentation(_choose_one, partial(_make_views, config=view), (view.size, view.size))
     return SampleStream("views", catalogue, config, augmentation, batch=config.view_batch, seed=seed)
 
 
-def _open_sources(name: str, kinds: Sequence[str], sources: Sequence[SourceConfig], batch: int) -> Catalogue:
+def _open_sources(
+    name: str, kinds: Sequence[str], sources: Sequence[SourceConfig], batch: int, folder: Path | None
+) -> Catalogue:
     if not sources:
         raise UsageError(
             f"stream.{name} is empty, expected a dataset for {batch} {name} a step; "
             "name a published one or set the batch to 0"
         )
-    catalogue = open_catalogue(sources)
+    catalogue = open_catalogue(sources, folder)
     for dataset in catalogue.datasets:
         if dataset.kind not in kinds:
             raise UsageError(

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from mcjepa.data_prep.errors import AbsentKey
 from mcjepa.data_prep.layout import shard_key
 from mcjepa.data_prep.storage import digest_of, open_store
@@ -50,22 +52,24 @@ def find_shard_damage(
         return ""
     with ThreadPoolExecutor(THREADS) as threads:
         for name, catalogue in catalogues.items():
-            shards = list(_shards(catalogue))
-            order = seeded_permutation(len(shards), "shard check", name, draw)
-            sized = [shards[place] for place in order[rank::world_size][:MOST_SIZES]]
+            order = seeded_permutation(sum(len(each.shards) for each in catalogue.datasets), "shard check", name, draw)
+            sized = _shards(catalogue, order[rank::world_size][:MOST_SIZES])
             if problem := next(filter(None, threads.map(_size_problem, sized)), ""):
                 return problem
             hashed = {"sizes": order[:0], "sampled": order[:SAMPLED], "full": order}[check][rank::world_size]
-            for place in hashed:
-                if problem := _digest_problem(shards[place]):
+            for shard in _shards(catalogue, hashed):
+                if problem := _digest_problem(shard):
                     return problem
     return ""
 
 
-def _shards(catalogue: Catalogue) -> Iterator[_Shard]:
-    for dataset in catalogue.datasets:
-        for name, sha256, size in zip(dataset.shards, dataset.sha256, dataset.bytes, strict=True):
-            yield _Shard(dataset.location, name, sha256, size)
+def _shards(catalogue: Catalogue, rows: np.ndarray) -> Iterator[_Shard]:
+    """The shards of such numbers in the row of all datasets' shards."""
+    first = np.cumsum([0, *(len(each.shards) for each in catalogue.datasets)])
+    for row in rows.tolist():
+        number = int(np.searchsorted(first, row, side="right")) - 1
+        dataset, place = catalogue.datasets[number], row - int(first[number])
+        yield _Shard(dataset.location, dataset.shards[place], dataset.sha256[place], int(dataset.bytes[place]))
 
 
 def _size_problem(shard: _Shard) -> str:

@@ -147,7 +147,7 @@ class ShardReader:
         name = dataset.shards[shard]
         sidecar = read_sidecar(self._store(place[0]), name)
         found = (sidecar.sha256, len(sidecar.samples))
-        expected = (dataset.sha256[shard], dataset.samples[shard])
+        expected = (dataset.sha256[shard], int(dataset.samples[shard]))
         if found != expected:
             raise DataError(
                 f"shard {name} of {dataset.location}: its sidecar has sha256 {found[0][:12]} and {found[1]} "
@@ -211,7 +211,8 @@ class ShardReader:
             self._fetcher = ShardFetcher(cache, self._config.verify)
         dataset, shard = self._catalogue.datasets[address.dataset], address.shard
         store = self._store(address.dataset)
-        return self._fetcher.open(RemoteShard(store, self._key(address), dataset.sha256[shard], dataset.bytes[shard]))
+        length = int(dataset.bytes[shard])
+        return self._fetcher.open(RemoteShard(store, self._key(address), dataset.sha256[shard], length))
 
     def _key(self, address: Address) -> str:
         return shard_key(self._catalogue.datasets[address.dataset].shards[address.shard])

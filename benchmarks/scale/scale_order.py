@@ -34,7 +34,8 @@ def open_order(shards: int, lanes: int, ranks: int) -> None:
     import numpy as np
 
     from mcjepa.pipeline.stream import order as stream
-    from mcjepa.pipeline.stream.catalogue import Catalogue, DatasetShards
+    from mcjepa.pipeline.stream.catalogue import Catalogue
+    from mcjepa.pipeline.stream.dataset_shards import DatasetShards
 
     before = peak_mib()
     names = tuple(f"image-{number:06d}" for number in range(shards))

@@ -26,7 +26,8 @@ from mcjepa.data_prep.dataset.manifest import Member, SampleEntry, Sidecar
 from mcjepa.data_prep.storage import Store
 from mcjepa.data_prep.storage.json_files import encode_json
 from mcjepa.pipeline.settings.stream import ShardStoreConfig
-from mcjepa.pipeline.stream.catalogue import Catalogue, DatasetShards
+from mcjepa.pipeline.stream.catalogue import Catalogue
+from mcjepa.pipeline.stream.dataset_shards import DatasetShards
 from mcjepa.pipeline.stream.order import SampleOrder, SourceCounts
 from mcjepa.pipeline.stream.shard_reader import ShardReader
 
