@@ -50,6 +50,7 @@ LIMITS = {
     "prep_filters": Limit("prep: all filters ÷ none"),
     "prep_kill_rounds": Limit("prep killed: rounds with the same dataset", "≥", 1),
     "prep_plan_million": Limit("planning a million inputs ÷ allowed", "≤", 1),
+    "prep_plan_parallel": Limit("planning by one process ÷ by two", "≥", 1.7, "two_s", "one_s"),
     "prep_ray_overhead": Limit("a minute by Ray ÷ by two processes", "≤", 1.05),
     "prep_scaling": Limit("two workers ÷ one", "≥", 1.7, "two_samples_s", "one_samples_s"),
     "prep_store": Limit("prep into S3 ÷ into a folder", "≥", 0.9, "s3_samples_s", "local_samples_s"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-from mcjepa.data_prep.corpora.census import Census, describe_others
+from mcjepa.data_prep.corpora.census import describe_others
 from mcjepa.data_prep.corpora.moving_photos.generate import generate
 from mcjepa.data_prep.corpora.moving_photos.sets import MovingPhotosIndex
 from mcjepa.data_prep.dataset.inputs import InputRecord, Outcome, read_inputs
@@ -17,14 +17,15 @@ from mcjepa.data_prep.dataset.publish import publish_dataset
 from mcjepa.data_prep.dataset.repairs import as_planned
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.layout import MANIFEST_NAME
-from mcjepa.data_prep.plan.files import begin_plan, read_plan, read_plan_inputs, require_same_plan, summarise_plan
+from mcjepa.data_prep.plan.files import read_plan, read_plan_inputs, require_same_plan, summarise_plan
 from mcjepa.data_prep.plan.listing import list_guarded, list_inputs
-from mcjepa.data_prep.plan.plan import PlannedInput, PlanSummary, split_into_shards
+from mcjepa.data_prep.plan.plan import PlanSummary, split_into_shards
 from mcjepa.data_prep.settings import DatasetConfig, MovingPhotosConfig, PrepConfig
 from mcjepa.data_prep.storage import Store, absolute_location, join_location, open_store
 from mcjepa.data_prep.storage.lease import Writer, WriterProgress, sole_writer
 from mcjepa.data_prep.workers.leakage_index import make_leakage_index
 from mcjepa.data_prep.workers.local_job import running_workers
+from mcjepa.data_prep.workers.parallel_plan import plan_dataset
 from mcjepa.data_prep.workers.shard_maker import ShardResult, ShardWork, make_shard
 from mcjepa.data_prep.workers.tasks import RunTasks
 
@@ -115,7 +116,7 @@ def run_prep(config: PrepConfig, *, on_event: OnEvent | None = None) -> PrepRepo
         raise DataError("prep.datasets is empty; expected at least one dataset to make; name it in the recipe")
     index = _generate(config.moving_photos, config.workers, tell) if config.moving_photos else None
     with contextlib.ExitStack() as stack:
-        datasets = [_begin(name, c, config.root, tell, stack) for name, c in config.datasets.items()]
+        datasets = [_begin(name, config, tell, stack) for name in config.datasets]
         run: RunTasks | None = None
         reports = []
         for dataset in datasets:
@@ -133,15 +134,14 @@ def _generate(config: MovingPhotosConfig, workers: int, tell: OnEvent) -> Moving
     return generate(config, workers=workers, on_progress=on_progress)
 
 
-def _begin(name: str, config: DatasetConfig, root: str, tell: OnEvent, stack: contextlib.ExitStack) -> _Dataset:
+def _begin(name: str, job: PrepConfig, tell: OnEvent, stack: contextlib.ExitStack) -> _Dataset:
     """List the inputs, and write the plan or check that it is the one there."""
-    store = open_store(absolute_location(join_location(root, name)))
+    config = job.datasets[name]
+    store = open_store(absolute_location(join_location(job.root, name)))
     tell(ProgressEvent("plan", name, 0, 1))
     published = store.exists(MANIFEST_NAME)
     writer = None if published else stack.enter_context(sole_writer(store))
-    census = Census()
-    inputs = _with_progress(name, list_inputs(config, census), tell)
-    plan = begin_plan(store, config, inputs, guarded=list_guarded(config), census=census)
+    plan = plan_dataset(job, config, store, _teller(name, tell))
     if published and (newest_revision(store) > 1 or plan.plan_digest != read_plan(store).plan_digest):
         plan = summarise_plan(config, as_planned(store, list_inputs(config)), guarded=list_guarded(config))
     require_same_plan(store, config, plan, list_inputs(config))
@@ -149,12 +149,18 @@ def _begin(name: str, config: DatasetConfig, root: str, tell: OnEvent, stack: co
     return _Dataset(name, config, store, plan, writer, tell)
 
 
-def _with_progress(name: str, inputs: Iterator[PlannedInput], tell: OnEvent) -> Iterator[PlannedInput]:
-    """The same inputs; how many there are so far is told now and then."""
-    for number, planned in enumerate(inputs, 1):
-        if number % INPUTS_BETWEEN_EVENTS == 0:
-            tell(ProgressEvent("plan", name, number, number + 1))
-        yield planned
+def _teller(name: str, tell: OnEvent) -> Callable[[int], None]:
+    """Tells now and then how many inputs there are so far."""
+    told = 0
+
+    def on_listed(listed: int) -> None:
+        nonlocal told
+        if listed - told >= INPUTS_BETWEEN_EVENTS:
+            tell(ProgressEvent("plan", name, listed, listed + 1))
+        if listed - told >= INPUTS_BETWEEN_EVENTS or listed < told:  # several workers begin again
+            told = listed
+
+    return on_listed
 
 
 def _kept(dataset: _Dataset) -> DatasetReport:

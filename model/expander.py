@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mcjepa.model.config import ExpanderConfig
-from mcjepa.model.reduction import global_sum, world_size
+from mcjepa.model.reduction import global_moments, world_size
 
 
 class GlobalBatchNorm(nn.Module):
@@ -36,8 +36,7 @@ class GlobalBatchNorm(nn.Module):
         rows = x.shape[0] * world_size()
         if rows < 2:
             raise ValueError("the expander's batch norm got one sample in all, expected at least 2: raise view_batch")
-        mean = global_sum(x.sum(0)) / rows
-        var = global_sum((x - mean).square().sum(0)) / rows
+        mean, var = global_moments(x)
         with torch.no_grad():
             self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), self.momentum)
             self.running_var.lerp_((var * rows / (rows - 1)).detach().to(self.running_var.dtype), self.momentum)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +22,14 @@ from mcjepa.model.encoder import Encoder
 from mcjepa.model.expander import Expander
 from mcjepa.model.flow_estimator import FlowEstimator
 from mcjepa.model.inputs import require_alike, require_images, require_sides
-from mcjepa.model.losses.cycle import cycle_loss
+from mcjepa.model.losses.cycle import cycle_errors
 from mcjepa.model.losses.reconstruction import reconstruction_loss
-from mcjepa.model.losses.regression import channel_variances, regression_loss
+from mcjepa.model.losses.regression import channel_variances, regression_errors
 from mcjepa.model.losses.self_supervision import cut, draw_windows, flow_distance, jitter
 from mcjepa.model.losses.smoothness import smoothness_loss
 from mcjepa.model.losses.variance_covariance import variance_covariance_loss
 from mcjepa.model.losses.vicreg import vicreg_terms
-from mcjepa.model.reduction import masked_mean, world_size
+from mcjepa.model.reduction import Summing, alongside, masked_mean, run_summing, world_size
 from mcjepa.model.warp import inside, pool, reached, reconcile, upsample_flow, visible, warp
 
 PAIR_TERMS = ("regression", "reconstruction", "smoothness", "cycle", "vc", "self_supervision")
@@ -63,6 +64,13 @@ def trust_if_mostly_visible(mask_B1HW: Tensor, least: float) -> Tensor:
 def _inner(x: Tensor, margin: int) -> Tensor:
     """The map without `margin` cells on every side."""
     return x[..., margin : x.shape[-2] - margin, margin : x.shape[-1] - margin] if margin else x
+
+
+def _pair_terms_of(found: dict[str, Any]) -> dict[str, Tensor]:
+    """All terms on pairs by name, and the two parts of vc."""
+    variance, covariance = found.pop("vc")
+    terms: dict[str, Tensor] = {**found.pop("flow"), **found}
+    return {**terms, "vc": variance + covariance, "vc_variance": variance, "vc_covariance": covariance}
 
 
 class MCJEPA(nn.Module):
@@ -164,33 +172,40 @@ class MCJEPA(nn.Module):
         terms: dict[str, Tensor] = {}
         meters: dict[str, Tensor] = {}
         loss = next(self.parameters()).new_zeros((), dtype=torch.float32)
+        branches: dict[str, Summing[dict[str, Tensor]]] = {}
         if pairs is not None and any(weights.get(name, 0.0) for name in PAIR_TERMS):
-            pair_terms = self._pair_terms(pairs, weights, meters)
-            for name in PAIR_TERMS:  # not 0 * term: that is NaN where the term is
-                if weights.get(name, 0.0):
-                    loss = loss + weights[name] * pair_terms[name]
-            terms.update(pair_terms)
+            branches["pairs"] = self._pair_terms(pairs, weights, meters)
         if views is not None and weights.get("content", 0.0):
-            content = self._content_terms(views, meters)
-            loss = loss + weights["content"] * content["content"]
-            terms.update(content)
+            branches["views"] = self._content_terms(views, meters)
+        with torch.autocast(loss.device.type, enabled=False):
+            for found in run_summing(alongside(branches)).values():
+                terms.update(found)
+        for name in TERMS:  # not 0 * term: that is NaN where the term is
+            if name in terms and weights.get(name, 0.0):
+                loss = loss + weights[name] * terms[name]
         return JointLoss(loss, {name: value.detach() for name, value in terms.items()}, meters)
 
-    def _content_terms(self, views: tuple[Tensor, Tensor], meters: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _content_terms(self, views: tuple[Tensor, Tensor], meters: dict[str, Tensor]) -> Summing[dict[str, Tensor]]:
         require_alike(*views, ("the first views", "the second views"), training=self.training)
         embedding = self._pyramid(torch.cat(views))[-1].mean((2, 3))
         expanded = self.expander(embedding)
-        invariance, variance, covariance = vicreg_terms(*expanded.chunk(2))
         meters["embedding_std"] = embedding.detach().float().std(0).mean()
         form = self.config.loss
-        content = (
-            form.vicreg_invariance * invariance + form.vicreg_variance * variance + form.vicreg_covariance * covariance
-        )
-        return {"content": content, "invariance": invariance, "variance": variance, "covariance": covariance}
+
+        def weighted(parts: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+            invariance, variance, covariance = parts
+            content = (
+                form.vicreg_invariance * invariance
+                + form.vicreg_variance * variance
+                + form.vicreg_covariance * covariance
+            )
+            return {"content": content, "invariance": invariance, "variance": variance, "covariance": covariance}
+
+        return vicreg_terms.begin(*expanded.chunk(2)).then(weighted)
 
     def _pair_terms(
         self, pairs: tuple[Tensor, Tensor], weights: Mapping[str, float], meters: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
+    ) -> Summing[dict[str, Tensor]]:
         """Both directions at once: the batch is [a -> b; b -> a], `swap_halves` gives the other end."""
         names, spread_out = ("frames t", "frames t + 1"), world_size() > 1
         require_alike(*pairs, names, training=self.training, may_be_none=spread_out)
@@ -207,14 +222,16 @@ class MCJEPA(nn.Module):
             seen = self._visible(full, flows[0])
             meters["visible_share"] = seen.mean()
             meters["flow_px"] = full.detach().square().sum(1).sqrt().mean()
-            terms = self._flow_terms(whole, pyramid, others, flows, full, seen, weights)
-            terms["smoothness"] = smoothness_loss(full, images, form.smoothness_edge, form.smoothness_order)
-            coefficients = form.vc_variance[::-1], form.vc_covariance[::-1]
-            variance, covariance = variance_covariance_loss(pyramid, *coefficients, form.vc_samples)
-        terms |= {"vc": variance + covariance, "vc_variance": variance, "vc_covariance": covariance}
+            losses = {
+                "flow": self._flow_terms(whole, pyramid, others, flows, full, seen, weights),
+                "smoothness": smoothness_loss.begin(full, images, form.smoothness_edge, form.smoothness_order),
+                "vc": variance_covariance_loss.begin(
+                    pyramid, form.vc_variance[::-1], form.vc_covariance[::-1], form.vc_samples
+                ),
+            }
         if weights.get("self_supervision", 0.0):
-            terms["self_supervision"] = self._self_supervision(images, full.detach(), seen)
-        return terms
+            losses["self_supervision"] = self._self_supervision(images, full.detach(), seen)
+        return alongside(losses).then(_pair_terms_of)
 
     def _flow_terms(
         self,
@@ -225,7 +242,7 @@ class MCJEPA(nn.Module):
         full: Tensor,
         seen: Tensor,
         weights: Mapping[str, float],
-    ) -> dict[str, Tensor]:
+    ) -> Summing[dict[str, Tensor]]:
         """Reconstruction, regression and cycle: the terms that leave out what is not visible."""
         form, share = self.config.loss, weights.get("masks", 1.0)
         mask = seen if share == 1.0 else torch.lerp(inside(full).float(), seen, share)
@@ -234,12 +251,14 @@ class MCJEPA(nn.Module):
         level_flows = self._flow_of_every_level(pyramid, flows)
         if form.photometric_margin:  # what leaves the crop alone is seen there
             mask = torch.maximum(mask, (inside(full, form.photometric_margin) & ~inside(full)).float())
-        terms = {"reconstruction": self._reconstruction(whole, flows, mask)}
-        if weights.get("regression", 0.0) or weights.get("cycle", 0.0):
-            terms |= self._feature_terms(pyramid, others, level_flows, masks, weights)
-        return terms
+        losses = {"reconstruction": self._reconstruction(whole, flows, mask)}
+        if not (weights.get("regression", 0.0) or weights.get("cycle", 0.0)):
+            return alongside(losses)
+        features = self._feature_terms(pyramid, others, level_flows, masks, weights)
+        both = alongside({**losses, "features": features})
+        return both.then(lambda found: {"reconstruction": found["reconstruction"], **found["features"]})
 
-    def _self_supervision(self, images: Tensor, teacher: Tensor, seen: Tensor) -> Tensor:
+    def _self_supervision(self, images: Tensor, teacher: Tensor, seen: Tensor) -> Summing[Tensor]:
         """The student's flow against the teacher's, in both directions.
 
         Args:
@@ -261,9 +280,9 @@ class MCJEPA(nn.Module):
         guess = upsample_flow(flows[0], (student.shape[-2], student.shape[-1]), finest)
         distance = flow_distance(guess, teacher, form.student_exponent)
         if form.student_where == "visible":
-            return masked_mean(distance, seen)
+            return masked_mean.begin(distance, seen)
         lost = seen * (1 - self._visible(guess, flows[0]))
-        return masked_mean(distance * lost, torch.ones_like(lost))
+        return masked_mean.begin(distance * lost, torch.ones_like(lost))
 
     def _visible(self, full: Tensor, flow: Tensor) -> Tensor:
         """The mask (B, 1, H, W) of pixels with a correspondence, by the configured test.
@@ -283,7 +302,7 @@ class MCJEPA(nn.Module):
         level_flows: list[Tensor],
         masks: list[Tensor],
         weights: Mapping[str, float],
-    ) -> dict[str, Tensor]:
+    ) -> Summing[dict[str, Tensor]]:
         """Regression and cycle of the levels that count; both need the other frame's features, warped once."""
         form = self.config.loss
         coefficients = form.feature_levels[::-1]
@@ -291,18 +310,24 @@ class MCJEPA(nn.Module):
         maps, flows, seen = ([x[level] for level in used] for x in (pyramid, level_flows, masks))
         moved = [warp(others[level], level_flows[level]) for level in used]
         targets = [x.detach() for x in maps] if form.feature_target == "fixed" else maps
-        # Filled on the device: a list would be copied to it, and the host would wait for what is queued there.
-        scale = torch.stack([maps[0].new_full((), coefficients[level]) for level in used])
-        if form.feature_scale == "relative":
-            scale = scale / channel_variances(maps).clamp_min(1e-8)
-        terms: dict[str, Tensor] = {}
+        errors: dict[str, Summing[Tensor]] = {}
         if weights.get("regression", 0.0):
-            terms["regression"] = regression_loss(targets, moved, seen, scale)
+            errors["regression"] = regression_errors.begin(targets, moved, seen)
         if weights.get("cycle", 0.0):
             # `moved` of the other direction is this frame's features as the other frame sees them.
             there, back = ([swap_halves(x) for x in halves] for halves in (moved, flows))
-            terms["cycle"] = cycle_loss(targets, flows, back, seen, there, scale)
-        return terms
+            errors["cycle"] = cycle_errors.begin(targets, flows, back, seen, there)
+        if form.feature_scale == "relative":
+            errors["variances"] = channel_variances.begin(maps)
+        # Filled on the device: a list would be copied to it, and the host would wait for what is queued there.
+        scale = torch.stack([maps[0].new_full((), coefficients[level]) for level in used])
+
+        def add_up(found: dict[str, Tensor]) -> dict[str, Tensor]:
+            variances = found.pop("variances", None)
+            weight = scale if variances is None else scale / variances.clamp_min(1e-8)
+            return {name: (weight * error).sum() for name, error in found.items()}
+
+        return alongside(errors).then(add_up)
 
     def _flow_of_every_level(self, pyramid: list[Tensor], flows: list[Tensor]) -> list[Tensor]:
         """Decoded levels have their own flow; finer ones the finest, upsampled; coarser ones the coarsest, pooled."""
@@ -319,14 +344,15 @@ class MCJEPA(nn.Module):
                 everywhere.append(flows[self.encoder.strides.index(stride) - self.flow_estimator.first])
         return everywhere
 
-    def _reconstruction(self, whole: Tensor, flows: list[Tensor], mask: Tensor) -> Tensor:
+    def _reconstruction(self, whole: Tensor, flows: list[Tensor], mask: Tensor) -> Summing[Tensor]:
         """Scale k: the k-th finest flow, upsampled to 1 / 2^k of the image's size, against the pooled images.
 
         With `photometric_reduction` r both are 1 / r of that size. `whole` are the images with their margin, of which
         the flows have none.
         """
-        total, used = whole.new_zeros((), dtype=torch.float32), 0.0
         form, finest = self.config.loss, self.config.flow.finest_stride
+        losses: dict[str, Summing[Tensor]] = {}
+        used: list[float] = []
         for k, (flow, weight) in enumerate(zip(flows, form.photometric_scales, strict=False)):
             factor = 2**k * form.photometric_reduction
             source, margin = pool(whole, factor), form.photometric_margin // factor
@@ -336,6 +362,13 @@ class MCJEPA(nn.Module):
             size = (image.shape[-2], image.shape[-1])
             flow = upsample_flow(flow, size, finest // form.photometric_reduction)
             guess = warp(swap_halves(source), flow, margin)
-            distance = reconstruction_loss(image, guess, pool(mask, factor), form)
-            total, used = total + weight * distance, used + weight
-        return total / used if used else total
+            losses[f"scale {k}"] = reconstruction_loss.begin(image, guess, pool(mask, factor), form)
+            used.append(weight)
+
+        def average(distances: dict[str, Tensor]) -> Tensor:
+            total = whole.new_zeros((), dtype=torch.float32)
+            for weight, distance in zip(used, distances.values(), strict=True):
+                total = total + weight * distance
+            return total / sum(used) if used else total
+
+        return alongside(losses).then(average)

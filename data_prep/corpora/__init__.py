@@ -22,6 +22,7 @@ from mcjepa.data_prep.corpora.places import Location
 from mcjepa.data_prep.corpora.segmentation import classes as segmentation_classes
 from mcjepa.data_prep.corpora.segmentation import sets as segmentation_sets
 from mcjepa.data_prep.corpora.segmentation.sets import CAMVID_CLASSES, camvid_images
+from mcjepa.data_prep.corpora.trees import part_of
 
 _PAIRS: dict[str, tuple[PairLister, str]] = {
     "chairs": (flow_sets.chairs, ""),
@@ -118,6 +119,13 @@ FREE_READERS: dict[str, FreeReader] = {
     "webdataset": tars.list_webdataset,
 }
 """Readers of any files: they count what they pass over, and what they take can be chosen."""
+
+DIVISIBLE: dict[str, Callable[[str, str], str]] = {
+    **dict.fromkeys(("videos", "images", "imagefolder", "tars", "webdataset"), part_of),
+    "imagenet": lambda root, split: part_of(root, split or "train"),
+}
+"""Readers to whom each file is what it is by itself, so that stretches of a listing can be read apart, to
+`fn(root, split)`: what they list. A sequence of frames may lie on both sides of what is between."""
 
 INPUT_READERS: dict[str, Callable[[str, str], Iterator[Input]]] = {
     **FREE_READERS,

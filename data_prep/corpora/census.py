@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from mcjepa.data_prep.storage.keys import EVERYTHING, KeySpan
+
 MOST_KINDS = 200
 PLAIN_ENDING = re.compile(r"(\.(?=\d*[a-z])[a-z0-9][a-z0-9_-]{0,15}){1,3}")
 
@@ -33,6 +35,14 @@ class Census:
         words = f"{known} ({why})" if why else known
         self.others[words if words in self.others or len(self.others) < MOST_KINDS else "further endings"] += 1
 
+    def merge(self, other: Census) -> None:
+        """Add the counts of another stretch. Beyond `MOST_KINDS` endings, which one is counted apart may differ."""
+        self.entries += other.entries
+        self.unlabelled += other.unlabelled
+        for words, count in other.others.items():
+            known = words in self.others or len(self.others) < MOST_KINDS
+            self.others[words if known else "further endings"] += count
+
     def record(self) -> dict[str, Any]:
         """The counts as plain JSON values; `others` sorted by name."""
         return {"entries": self.entries, "others": dict(sorted(self.others.items())), "unlabelled": self.unlabelled}
@@ -45,6 +55,8 @@ class Reading:
     members: tuple[str, ...] = ()
     """Ends of the names that are wanted, with or without a dot in front; empty: the reader's own choice."""
     census: Census = field(default_factory=Census)
+    span: KeySpan = EVERYTHING
+    """The stretch of the corpus's listing that is read; of a part nobody asks whether there is any input in it."""
 
     def wants(self, name: str) -> bool:
         """Whether a file's name has one of the wanted ends.

@@ -22,6 +22,7 @@ from mcjepa.data_prep.corpora.trees import (
     suffix_of,
 )
 from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.storage import EVERYTHING
 
 TAR_SUFFIXES = frozenset({".tar"})
 PACKED_TAR_SUFFIXES = frozenset({*(f".tar{packer}" for packer in PACKERS), ".tgz", ".tbz", ".tbz2", ".txz"})
@@ -60,11 +61,11 @@ def _list_members(
 ) -> Iterator[Input]:
     tree = Tree(part_of(root, split))
     found = False
-    for file in tree.media(TAR_SUFFIXES | PACKED_TAR_SUFFIXES, Reading(census=reading.census)):
+    for file in tree.media(TAR_SUFFIXES | PACKED_TAR_SUFFIXES, Reading(census=reading.census, span=reading.span)):
         for item in _members_of(tree, file, reading, choose):
             found = True
             yield item
-    if not found:
+    if not found and reading.span == EVERYTHING:
         raise DataError(f"{tree.root} has tars without images; expected at least one in them; name another folder")
 
 

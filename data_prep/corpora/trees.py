@@ -16,7 +16,7 @@ from typing import NamedTuple
 from mcjepa.data_prep.corpora.census import Reading, describe_others
 from mcjepa.data_prep.corpora.places import Location, is_local, plain_location
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.storage import open_store
+from mcjepa.data_prep.storage import EVERYTHING, open_store
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".pgm", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
@@ -68,7 +68,7 @@ class Tree:
         """
         reading = reading or Reading()
         found = False
-        for name, size in self._store.files():
+        for name, size in self._store.files(span=reading.span):
             reading.census.entries += 1
             suffix = suffix_of(name)
             if suffix not in suffixes and (size >= 0 or not _hides_files(self.base + name)):
@@ -79,7 +79,7 @@ class Tree:
                 continue
             found = True
             yield FoundFile(name, size, "" if size >= 0 else _refusal(self.base + name))
-        if not found:
+        if not found and reading.span == EVERYTHING:
             kinds = ", ".join(sorted(suffixes))
             there = describe_others(reading.census.record())
             raise DataError(

@@ -9,14 +9,15 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO
 
 from mcjepa.data_prep.corpora.census import Census
 from mcjepa.data_prep.decode.encoders import encoder_version
 from mcjepa.data_prep.decode.videos import decoder_version
 from mcjepa.data_prep.errors import DataError, PlanMismatch
 from mcjepa.data_prep.layout import MANIFEST_NAME, PLAN_INPUTS_NAME, PLAN_NAME
-from mcjepa.data_prep.plan.order import ordered_inputs
+from mcjepa.data_prep.plan.order import ordered_inputs, ordered_lines
 from mcjepa.data_prep.plan.plan import (
     PLAN_VERSION,
     PlanDigest,
@@ -25,11 +26,10 @@ from mcjepa.data_prep.plan.plan import (
     differing_inputs,
     differing_parameters,
     input_from_line,
-    input_to_line,
 )
 from mcjepa.data_prep.settings import DatasetConfig
 from mcjepa.data_prep.storage import Store, explained_disk_errors
-from mcjepa.data_prep.storage.json_files import encode_json, read_lines, write_lines
+from mcjepa.data_prep.storage.json_files import encode_json, pack_lines, read_lines
 
 
 def summarise_plan(
@@ -40,7 +40,7 @@ def summarise_plan(
     census: Census | None = None,
 ) -> PlanSummary:
     """The plan of a list of inputs, with what `census` has counted meanwhile; nothing is written."""
-    digest = _new_digest(config, guarded)
+    digest = new_digest(config, guarded)
     for planned in inputs:
         digest.add(planned)
     return digest.summary(census)
@@ -68,17 +68,33 @@ def begin_plan(
     """
     if store.exists(PLAN_NAME):
         return summarise_plan(config, inputs, guarded=guarded, census=census)
-    digest = _new_digest(config, guarded)
+    digest = new_digest(config, guarded)
+
+    def write(file: BinaryIO) -> None:
+        pack_lines(file, ordered_lines(_counted(inputs, digest), config, store.scratch()))
+
+    write_plan_inputs(store, write)
+    return write_plan(store, digest.summary(census))
+
+
+def write_plan_inputs(store: Store, write: Callable[[BinaryIO], None]) -> None:
+    """Store plan.jsonl.gz, which `write` fills.
+
+    Raises:
+        DataError: it cannot be written.
+    """
     path = store.scratch() / f"{PLAN_INPUTS_NAME}.{os.getpid()}.partial"
     try:
         with explained_disk_errors(str(path)), path.open("wb") as file:
-            counted = _counted(inputs, digest)
-            write_lines(file, map(input_to_line, ordered_inputs(counted, config, store.scratch())))
+            write(file)
         store.write_file(PLAN_INPUTS_NAME, path)
     finally:
         path.unlink(missing_ok=True)
-    summary = digest.summary(census)
-    store.write_if_absent(PLAN_NAME, encode_json(summary))  # another run's plan is compared by the caller
+
+
+def write_plan(store: Store, summary: PlanSummary) -> PlanSummary:
+    """Store plan.json, after its inputs; another run's is compared by the caller."""
+    store.write_if_absent(PLAN_NAME, encode_json(summary))
     return summary
 
 
@@ -127,7 +143,8 @@ def require_same_plan(store: Store, config: DatasetConfig, plan: PlanSummary, in
     )
 
 
-def _new_digest(config: DatasetConfig, guarded: Iterable[PlannedInput]) -> PlanDigest:
+def new_digest(config: DatasetConfig, guarded: Iterable[PlannedInput]) -> PlanDigest:
+    """A plan's digest before its first input."""
     listing = hashlib.sha256()
     lines = 0
     for planned in guarded:

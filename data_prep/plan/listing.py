@@ -12,7 +12,7 @@ from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.errors import DataError, nearest_name
 from mcjepa.data_prep.plan.plan import PlannedInput, corpus_prefix
 from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig
-from mcjepa.data_prep.storage import absolute_location
+from mcjepa.data_prep.storage import EVERYTHING, KeySpan, absolute_location
 
 
 def list_inputs(config: DatasetConfig, census: Census | None = None) -> Iterator[PlannedInput]:
@@ -39,8 +39,10 @@ def list_guarded(config: DatasetConfig) -> Iterator[PlannedInput]:
         yield from list_inputs(replace(config, corpora=leakage.sets))
 
 
-def read_corpus(corpus: CorpusConfig, census: Census | None = None) -> Iterator[Input]:
-    """The inputs of one corpus, at locations that hold in any process, labelled if its settings ask for it.
+def read_corpus(corpus: CorpusConfig, census: Census | None = None, span: KeySpan = EVERYTHING) -> Iterator[Input]:
+    """The inputs of one corpus, or of a stretch of its listing, at locations that hold in any process.
+
+    They are labelled if the corpus's settings ask for it.
 
     Raises:
         DataError: an unknown reader, or a corpus that is absent or empty.
@@ -49,7 +51,7 @@ def read_corpus(corpus: CorpusConfig, census: Census | None = None) -> Iterator[
     if reader is None:
         raise DataError(f"no reader is called {corpus.reader!r}: {nearest_name(corpus.reader, INPUT_READERS)}")
     location = absolute_location(corpus.path) if corpus.path else ""
-    reading = Reading(corpus.members, Census() if census is None else census)
+    reading = Reading(corpus.members, Census() if census is None else census, span)
     if corpus.reader in FREE_READERS:
         inputs = FREE_READERS[corpus.reader](location, corpus.split, reading)
     elif corpus.members:

@@ -17,6 +17,7 @@ from pathlib import Path
 from mcjepa.data_prep.plan.plan import PlannedInput, input_from_line, input_to_line
 from mcjepa.data_prep.settings import DatasetConfig
 from mcjepa.data_prep.storage import explained_disk_errors
+from mcjepa.data_prep.storage.json_files import encode_line
 
 MOST_IN_MEMORY = 1 << 16
 KEY_BYTES = 8
@@ -28,9 +29,23 @@ def ordered_inputs(inputs: Iterable[PlannedInput], config: DatasetConfig, scratc
     if config.order == "listed":
         yield from inputs
         return
-    lines = ((place(planned.name, config.order_seed), _encode(planned)) for planned in inputs)
-    for line in _sorted(lines, 0, scratch):
+    for line in ordered_lines(inputs, config, scratch):
         yield input_from_line(json.loads(line))
+
+
+def ordered_lines(inputs: Iterable[PlannedInput], config: DatasetConfig, scratch: Path) -> Iterator[bytes]:
+    """Their lines of plan.jsonl.gz, in that order."""
+    if config.order == "listed":
+        yield from map(encode_input, inputs)
+        return
+    for _, line in placed_lines(inputs, config, scratch):
+        yield line
+
+
+def placed_lines(inputs: Iterable[PlannedInput], config: DatasetConfig, scratch: Path) -> Iterator[tuple[bytes, bytes]]:
+    """The place of each, and its line, sorted by both."""
+    lines = ((place(planned.name, config.order_seed), encode_input(planned)) for planned in inputs)
+    yield from _sorted(lines, 0, scratch)
 
 
 def place(name: str, seed: int) -> bytes:
@@ -42,11 +57,12 @@ def place(name: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}\n{name}".encode(errors="surrogateescape")).digest()[:KEY_BYTES]
 
 
-def _encode(planned: PlannedInput) -> bytes:
-    return json.dumps(input_to_line(planned), separators=(",", ":")).encode()
+def encode_input(planned: PlannedInput) -> bytes:
+    """Its line of plan.jsonl.gz."""
+    return encode_line(input_to_line(planned))
 
 
-def _sorted(lines: Iterable[tuple[bytes, bytes]], depth: int, scratch: Path) -> Iterator[bytes]:
+def _sorted(lines: Iterable[tuple[bytes, bytes]], depth: int, scratch: Path) -> Iterator[tuple[bytes, bytes]]:
     held: list[tuple[bytes, bytes]] = []
     stream = iter(lines)
     for pair in stream:
@@ -55,7 +71,7 @@ def _sorted(lines: Iterable[tuple[bytes, bytes]], depth: int, scratch: Path) -> 
             break
     else:
         held.sort()
-        yield from (line for _, line in held)
+        yield from held
         return
     with ExitStack() as stack:
         with explained_disk_errors(str(scratch)):

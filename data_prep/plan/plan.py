@@ -118,6 +118,15 @@ def _without_paths(corpora: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in corpus.items() if k != "path"} for corpus in corpora]
 
 
+def digest_line(planned: PlannedInput) -> bytes:
+    """What the plan's digest takes of an input."""
+    item = planned.item
+    line = [planned.name, item.kind, planned.bytes, item.members]
+    if item.span or item.roles or item.label or item.refusal:
+        line += [item.roles, item.span, item.label, item.refusal]
+    return json.dumps(line).encode()
+
+
 class PlanDigest:
     """Takes in the inputs one by one and gives the plan's summary."""
 
@@ -139,14 +148,18 @@ class PlanDigest:
 
     def add(self, planned: PlannedInput) -> None:
         """Take in the next input."""
-        self._inputs += 1
-        self._bytes += max(0, planned.bytes)
-        self._files += len(planned.item.files)
-        item = planned.item
-        line = [planned.name, item.kind, planned.bytes, item.members]
-        if item.span or item.roles or item.label or item.refusal:
-            line += [item.roles, item.span, item.label, item.refusal]
-        self._digest.update(json.dumps(line).encode())
+        self.count(1, max(0, planned.bytes), len(planned.item.files))
+        self.take(digest_line(planned))
+
+    def count(self, inputs: int, size: int, files: int) -> None:
+        """Add to the numbers of inputs, their bytes and their files."""
+        self._inputs += inputs
+        self._bytes += size
+        self._files += files
+
+    def take(self, lines: bytes) -> None:
+        """Take in the next bytes of the inputs' digest lines."""
+        self._digest.update(lines)
 
     def summary(self, census: Census | None = None) -> PlanSummary:
         """The plan of the inputs so far, with the counts of what lies in their corpora."""

@@ -16,12 +16,14 @@ from urllib.parse import unquote, urlsplit
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage.disk import atomic_write, explained_disk_errors, write_json
 from mcjepa.data_prep.storage.folder import FolderStore
-from mcjepa.data_prep.storage.keys import FileEntry, GrowingFile
+from mcjepa.data_prep.storage.keys import EVERYTHING, FileEntry, GrowingFile, KeySpan
 
 __all__ = [
+    "EVERYTHING",
     "FileEntry",
     "FolderStore",
     "GrowingFile",
+    "KeySpan",
     "Store",
     "absolute_location",
     "atomic_write",
@@ -74,10 +76,17 @@ class Store(Protocol):
     def version(self, key: str) -> str:
         """What changes whenever the content is written anew, in one request; AbsentKey when absent."""
 
-    def files(self, prefix: str = "") -> Iterator[FileEntry]:
-        """Keys that start with `prefix`, with their lengths, sorted by the keys' bytes; streamed.
+    def files(self, prefix: str = "", span: KeySpan = EVERYTHING) -> Iterator[FileEntry]:
+        """Keys that start with `prefix` and lie in `span`, with their lengths, sorted by the keys' bytes; streamed.
 
         Hidden names (a part begins with a dot: unfinished files) are left out.
+        """
+
+    def level(self, prefix: str = "") -> list[str]:
+        """Keys of the files and, with a slash, of the folders directly at `prefix`, sorted by their bytes.
+
+        `prefix` is empty or a folder's with its slash; of a bucket no more than a hundred pages are looked at. Hidden
+        names are left out.
         """
 
     def list(self, prefix: str) -> Iterator[str]:

@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage.disk import atomic_write, explained_disk_errors, write_neighbour
-from mcjepa.data_prep.storage.folder_walk import walk_files
-from mcjepa.data_prep.storage.keys import FileEntry, GrowingFile, absent, checked_key, short
+from mcjepa.data_prep.storage.folder_walk import names_in, walk_files
+from mcjepa.data_prep.storage.keys import EVERYTHING, FileEntry, GrowingFile, KeySpan, absent, checked_key, short
 
 SCRATCH_NAME = ".scratch"
 COPY_BYTES = 1 << 20
@@ -119,10 +119,16 @@ class FolderStore:
             status = self.path(key).stat()
         return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
 
-    def files(self, prefix: str = "") -> Iterator[FileEntry]:
+    def files(self, prefix: str = "", span: KeySpan = EVERYTHING) -> Iterator[FileEntry]:
         """A walk through the folder; what is there but cannot be measured has the length -1."""
         with self._readable():
-            yield from walk_files(str(self._folder), prefix)
+            yield from walk_files(str(self._folder), prefix, span)
+
+    def level(self, prefix: str = "") -> list[str]:
+        """All names in one folder."""
+        with self._readable():
+            names = names_in(os.path.join(os.fsencode(str(self._folder)), os.fsencode(prefix)))
+        return [prefix + os.fsdecode(name) for name in sorted(names)]
 
     def list(self, prefix: str) -> Iterator[str]:
         """Keys of the files that start with `prefix`."""

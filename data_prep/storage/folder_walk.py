@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mcjepa.data_prep.storage.keys import UNMEASURED, FileEntry, is_hidden
+from mcjepa.data_prep.storage.keys import EVERYTHING, UNMEASURED, FileEntry, KeySpan, is_hidden
 
 
 class _Level(NamedTuple):
@@ -21,8 +21,8 @@ class _Level(NamedTuple):
     names: Iterator[bytes]
 
 
-def walk_files(top: str, prefix: str = "") -> Iterator[FileEntry]:
-    """Every file below `top` whose key starts with `prefix`; nothing when the folder is absent.
+def walk_files(top: str, prefix: str = "", span: KeySpan = EVERYTHING) -> Iterator[FileEntry]:
+    """Every file below `top` whose key starts with `prefix` and lies in `span`; nothing when the folder is absent.
 
     Keys are sorted by their bytes, as S3 sorts them. Hidden names (with a dot in front) are left out. Links to
     folders are followed, except one that leads to a folder it lies in: it is an entry of unknown length.
@@ -32,7 +32,7 @@ def walk_files(top: str, prefix: str = "") -> Iterator[FileEntry]:
         return
     key = os.fsencode(base) + b"/" if base else b""
     try:
-        levels = [_enter(os.path.join(os.fsencode(top), key), key, [], os.fsencode(start))]
+        levels = [_enter(os.path.join(os.fsencode(top), key), key, [], span, os.fsencode(start))]
     except (FileNotFoundError, NotADirectoryError):
         return
     while levels:
@@ -43,7 +43,7 @@ def walk_files(top: str, prefix: str = "") -> Iterator[FileEntry]:
                 yield FileEntry(os.fsdecode(key), _measure(path))
                 continue
             try:
-                levels.append(_enter(path, key, levels))
+                levels.append(_enter(path, key, levels, span))
                 break
             except OSError:
                 yield FileEntry(os.fsdecode(key[:-1]), UNMEASURED)
@@ -51,18 +51,25 @@ def walk_files(top: str, prefix: str = "") -> Iterator[FileEntry]:
             levels.pop()
 
 
-def _enter(path: bytes, key: bytes, above: list[_Level], start: bytes = b"") -> _Level:
-    """Open a folder: its names that begin with `start`, those of folders with a slash, in the order of the keys."""
-    found = os.stat(path)
-    identity = (found.st_dev, found.st_ino)
-    if any(level.identity == identity for level in above):
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+def names_in(path: bytes, start: bytes = b"") -> list[bytes]:
+    """Names in a folder that begin with `start`, hidden ones left out, those of folders with a slash, as they come."""
     with os.scandir(path) as entries:
-        names = [
+        return [
             entry.name + b"/" if _is_folder(entry) else entry.name
             for entry in entries
             if not entry.name.startswith(b".") and entry.name.startswith(start)
         ]
+
+
+def _enter(path: bytes, key: bytes, above: list[_Level], span: KeySpan, start: bytes = b"") -> _Level:
+    """Open a folder: its names that begin with `start` and may be in `span`, in the order of the keys."""
+    found = os.stat(path)
+    identity = (found.st_dev, found.st_ino)
+    if any(level.identity == identity for level in above):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+    names = names_in(path, start)
+    if span != EVERYTHING:
+        names = [name for name in names if span.meets(key + name)]
     names.sort(reverse=True)
     return _Level(identity, path, key, _taken(names))
 

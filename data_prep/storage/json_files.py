@@ -185,11 +185,21 @@ def malformed_record(where: str, found: str) -> DataError:
     return DataError(f"{where} has {found}; expected the fields of docs/formats.md; prepare the dataset again")
 
 
+def encode_line(record: object) -> bytes:
+    """An object as a JSON line, without its end: the same object gives the same bytes."""
+    return json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
+
+
 def write_lines(file: BinaryIO, lines: Iterable[object]) -> None:
     """Write objects as gzipped JSON lines: the same objects give the same bytes."""
+    pack_lines(file, map(encode_line, lines))
+
+
+def pack_lines(file: BinaryIO, lines: Iterable[bytes]) -> None:
+    """Write encoded lines as one member of a gzipped file, which may have several."""
     with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
         for line in lines:
-            packed.write(json.dumps(line, sort_keys=True, separators=(",", ":")).encode() + b"\n")
+            packed.write(line + b"\n")
 
 
 def read_lines(store: Store, key: str) -> Iterator[Any]:

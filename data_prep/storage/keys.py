@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple, Protocol
 
 from mcjepa.data_prep.errors import AbsentKey, DataError
@@ -16,6 +17,37 @@ class FileEntry(NamedTuple):
     bytes: int
     """Length; -1 for what is there but is no file that can be measured: a dangling or looping link, a pipe, a
     folder that may not be read."""
+
+
+class KeySpan(NamedTuple):
+    """A stretch of a listing, in the byte order of its keys."""
+
+    first: str = ""
+    """The first key that may be in it; of a folder, its name with a slash."""
+    end: str = ""
+    """The first key behind it; empty: the listing's end."""
+
+    def holds(self, key: str) -> bool:
+        """Whether a key is in it.
+
+        >>> KeySpan("b", "d/").holds("c/x"), KeySpan("b", "d/").holds("d/x"), KeySpan("b").holds("a/x")
+        (True, False, False)
+        """
+        found = os.fsencode(key)
+        return found >= os.fsencode(self.first) and (not self.end or found < os.fsencode(self.end))
+
+    def meets(self, name: bytes) -> bool:
+        """Whether a file of this key, or with a slash at its end a folder, may have something in it.
+
+        >>> [KeySpan("b/m", "d/").meets(name) for name in (b"a/", b"b/", b"b/c", b"c/", b"d/")]
+        [False, True, False, True, False]
+        """
+        first = os.fsencode(self.first)
+        inside = name >= first or (name.endswith(b"/") and first.startswith(name))
+        return inside and (not self.end or name < os.fsencode(self.end))
+
+
+EVERYTHING = KeySpan()
 
 
 class GrowingFile(Protocol):

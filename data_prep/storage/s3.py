@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import io
 import logging
@@ -16,10 +17,10 @@ from urllib.parse import urlsplit
 
 from mcjepa.data_prep.errors import AbsentKey, DataError
 from mcjepa.data_prep.storage.disk import explained_disk_errors
-from mcjepa.data_prep.storage.keys import FileEntry, checked_key, is_hidden, short
+from mcjepa.data_prep.storage.keys import EVERYTHING, FileEntry, KeySpan, checked_key, is_hidden, short
 from mcjepa.data_prep.storage.s3_client import S3Client
 from mcjepa.data_prep.storage.s3_errors import ConditionFailed, EmptySpan
-from mcjepa.data_prep.storage.s3_list import list_objects
+from mcjepa.data_prep.storage.s3_list import list_level, list_objects
 from mcjepa.data_prep.storage.s3_read import ObjectStream
 from mcjepa.data_prep.storage.s3_upload import S3Upload, abort_uploads
 
@@ -121,12 +122,19 @@ class S3Store:
         told = self._client.call("head_object", self._name(key))
         return f"{told['ETag']} {told['ContentLength']} {told['LastModified']}"
 
-    def files(self, prefix: str = "") -> Iterator[FileEntry]:
+    def files(self, prefix: str = "", span: KeySpan = EVERYTHING) -> Iterator[FileEntry]:
         """Objects, page by page."""
         start = f"{self._prefix}/" if self._prefix else ""
-        for name, size in list_objects(self._client, start + prefix):
+        within = KeySpan(span.first and start + span.first, span.end and start + span.end)
+        for name, size in list_objects(self._client, start + prefix, within):
             if not is_hidden(name[len(start) :]) and not name.endswith("/"):
                 yield FileEntry(name[len(start) :], size)
+
+    def level(self, prefix: str = "") -> builtins.list[str]:
+        """By the server's own grouping at slashes."""
+        start = f"{self._prefix}/" if self._prefix else ""
+        names = (name[len(start) :] for name in list_level(self._client, start + prefix))
+        return [name for name in names if name != prefix and not is_hidden(name)]
 
     def list(self, prefix: str) -> Iterator[str]:
         """Keys that start with `prefix`."""

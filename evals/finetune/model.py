@@ -21,7 +21,7 @@ from mcjepa.evals.finetune.settings import FinetuneConfig
 from mcjepa.evals.models import McJepaEvalModel
 from mcjepa.model.encoder import Block, Encoder
 from mcjepa.model.layer_norm import ChannelLayerNorm
-from mcjepa.model.reduction import global_sum, world_size
+from mcjepa.model.reduction import global_moments, world_size
 
 STAGE_LAYERS, LAYER_LAYERS = 7, 13
 BLOCKS_A_LAYER = 3
@@ -210,16 +210,14 @@ class RankBatchNorm(nn.BatchNorm2d):
             return normal
         x = x_BChw.float()
         pixels = x.numel() // x.shape[1] * world_size()
-        mean = global_sum(x.sum((0, 2, 3))) / pixels
-        centred = x - mean[:, None, None]
-        var = global_sum(centred.square().sum((0, 2, 3))) / pixels
+        mean, var = global_moments(x)
         if self.running_mean is not None and self.running_var is not None:
             momentum = self.momentum or 0.0
             with torch.no_grad():
                 self.running_mean.lerp_(mean.detach(), momentum)
                 self.running_var.lerp_(var.detach() * pixels / max(pixels - 1, 1), momentum)
         scale = self.weight * torch.rsqrt(var + self.eps)
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x_BChw.dtype)
+        return ((x - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]).to(x_BChw.dtype)
 
 
 class ConvNormAct(nn.Sequential):

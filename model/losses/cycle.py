@@ -11,19 +11,20 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mcjepa.model.losses.regression import regression_loss
+from mcjepa.model.losses.regression import regression_errors
+from mcjepa.model.reduction import Summing, over_ranks
 from mcjepa.model.warp import warp
 
 
-def cycle_loss(
+@over_ranks
+def cycle_errors(
     maps: Sequence[Tensor],
     flows_ab: Sequence[Tensor],
     flows_ba: Sequence[Tensor],
     masks: Sequence[Tensor],
     moved: Sequence[Tensor] | None = None,
-    coefficients: Tensor | None = None,
-) -> Tensor:
-    """Masked mean squared difference of the maps and their round trip, summed over levels.
+) -> Summing[Tensor]:
+    """Masked mean squared difference of the maps and their round trip, of every level.
 
     Args:
         maps: X_a of every level, each (B, C, h, w).
@@ -31,12 +32,11 @@ def cycle_loss(
         flows_ba: flow b -> a likewise.
         masks: visible share of every cell of a, (B, 1, h, w).
         moved: warp(X_a, flow_ba) of every level, where the caller has it: half of this term's work.
-        coefficients: of each level, as in `regression_loss`.
 
     Returns:
-        Scalar, fp32.
+        Means, (K,), fp32.
     """
     if moved is None:
         moved = [warp(x, ba) for x, ba in zip(maps, flows_ba, strict=True)]
     round_trips = [warp(x, ab) for x, ab in zip(moved, flows_ab, strict=True)]
-    return regression_loss(maps, round_trips, masks, coefficients)
+    return regression_errors.begin(maps, round_trips, masks)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mcjepa.model.config import LossConfig
-from mcjepa.model.reduction import masked_mean
+from mcjepa.model.reduction import Summing, masked_mean, over_ranks
 
 LUMA = (0.299, 0.587, 0.114)
 """Grey of red, green and blue (ITU-R BT.601), as UFlow and ARFlow take it."""
@@ -61,7 +61,10 @@ def census_distance(a_B3HW: Tensor, b_B3HW: Tensor, window: int = 7) -> Tensor:
     return F.pad((squared / (0.1 + squared)).mean(1, keepdim=True), (reach,) * 4)
 
 
-def reconstruction_loss(image_B3HW: Tensor, guess_B3HW: Tensor, mask_B1HW: Tensor, config: LossConfig) -> Tensor:
+@over_ranks
+def reconstruction_loss(
+    image_B3HW: Tensor, guess_B3HW: Tensor, mask_B1HW: Tensor, config: LossConfig
+) -> Summing[Tensor]:
     """Photometric distance of an image and its reconstruction over the visible pixels.
 
     Args:
@@ -85,4 +88,4 @@ def reconstruction_loss(image_B3HW: Tensor, guess_B3HW: Tensor, mask_B1HW: Tenso
         distance = distance + config.photometric_ssim * dissimilarity.mean(1, keepdim=True)
     if config.photometric_census:
         distance = distance + config.photometric_census * census_distance(image, guess)
-    return masked_mean(distance, mask_B1HW)
+    return masked_mean.begin(distance, mask_B1HW)

@@ -13,39 +13,38 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mcjepa.model.reduction import counted_sums, global_sum, masked_means
+from mcjepa.model.reduction import Summing, counted, masked_means, over_ranks
 
 
-def regression_loss(
-    maps: Sequence[Tensor],
-    predicted: Sequence[Tensor],
-    masks: Sequence[Tensor],
-    coefficients: Tensor | None = None,
-) -> Tensor:
-    """Masked mean squared difference, summed over levels.
+@over_ranks
+def regression_errors(maps: Sequence[Tensor], predicted: Sequence[Tensor], masks: Sequence[Tensor]) -> Summing[Tensor]:
+    """Masked mean squared difference of every level, which the term adds up with c_l / s_l.
 
     Args:
         maps: the true features of every level, each (B, C, h, w).
         predicted: the warped ones, same shapes.
         masks: visible share of every cell, (B, 1, h, w) in [0, 1].
-        coefficients: c_l / s_l of each level, (K,); ones by default.
 
     Returns:
-        Scalar, fp32.
+        Means, (K,), fp32.
     """
     errors = [(true.float() - guess.float()).square() for true, guess in zip(maps, predicted, strict=True)]
-    means = masked_means(errors, masks)
-    return means.sum() if coefficients is None else (coefficients * means).sum()
+    return masked_means.begin(errors, masks)
 
 
-def channel_variances(maps: Sequence[Tensor]) -> Tensor:
+@over_ranks
+def channel_variances(maps: Sequence[Tensor]) -> Summing[Tensor]:
     """Mean over channels of the variance over all positions of all ranks, of each map (B, C, h, w): shape (K,), fp32.
 
     >>> channel_variances([torch.tensor([[[[1.0, 3.0]], [[0.0, 4.0]]]])])  # 1 and 4
     tensor([2.5000])
     """
     counts = [x.numel() // x.shape[1] for x in maps]
-    sums, numbers = counted_sums([x.float().sum((0, 2, 3)) for x in maps], counts)
-    centred = [x - (s / n).view(1, -1, 1, 1) for x, s, n in zip(maps, sums, numbers, strict=True)]
-    squares = torch.stack([x.float().square().sum() / x.shape[1] for x in centred])
-    return global_sum(squares) / numbers
+
+    def squares(sums: list[Tensor], numbers: Tensor) -> Summing[Tensor]:
+        # The mean is a constant: it does not change the gradient, because what is centred by it adds up to 0.
+        centred = [x.float() - (s / n).view(1, -1, 1, 1) for x, s, n in zip(maps, sums, numbers, strict=True)]
+        own = torch.stack([x.square().sum() / x.shape[1] for x in centred])
+        return Summing([own], lambda found: found[0] / numbers)
+
+    return counted([x.detach().float().sum((0, 2, 3)) for x in maps], counts, squares)

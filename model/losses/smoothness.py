@@ -12,10 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mcjepa.model.reduction import masked_means
+from mcjepa.model.reduction import Summing, masked_means, over_ranks
 
 
-def smoothness_loss(flow_B2HW: Tensor, image_B3HW: Tensor, edge: float, order: int) -> Tensor:
+@over_ranks
+def smoothness_loss(flow_B2HW: Tensor, image_B3HW: Tensor, edge: float, order: int) -> Summing[Tensor]:
     """Edge-aware smoothness.
 
     Args:
@@ -39,5 +40,6 @@ def smoothness_loss(flow_B2HW: Tensor, image_B3HW: Tensor, edge: float, order: i
             weight = weight.narrow(axis, 1, weight.shape[axis] - 1)
         steps.append(weight * flow_step.abs())
     if not steps:
-        return flow.sum() * 0.0
-    return masked_means(steps, [torch.ones_like(step[:, :1]) for step in steps]).sum() / 2
+        return Summing([], lambda _: flow.sum() * 0.0)
+    means = masked_means.begin(steps, [torch.ones_like(step[:, :1]) for step in steps])
+    return means.then(lambda found: found.sum() / 2)

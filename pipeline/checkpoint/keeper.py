@@ -156,7 +156,8 @@ class CheckpointKeeper:
         try:
             self.close(self._config.grace_s)
         except (RunError, *FAILURES) as error:
-            log.error("%s", error)
+            if str(error) != self._saver.last_failure:  # that has been said
+                log.error("%s", error)
 
     def _look_at_background(self, final: bool) -> int:
         """How many saves some rank has under way; ends all ranks when one of them has failed too often.

@@ -10,6 +10,7 @@ import http.client
 import random
 import socket
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -43,6 +44,8 @@ class FaultProxy(ThreadingHTTPServer):
         self.queue: deque[Fault] = deque()
         self._random, self._lock = random.Random(0), threading.Lock()
         self._errors = self._cuts = 0.0
+        self.put_delay_s = 0.0
+        """How long what is written waits before it is passed on."""
 
     def fail_at_random(self, *, seed: int, errors: float, cuts: float) -> None:
         """From now on.
@@ -121,7 +124,10 @@ class _Relay(BaseHTTPRequestHandler):
 
     def _relay(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        fault, status = cast(FaultProxy, self.server).draw(bool(body))
+        proxy = cast(FaultProxy, self.server)
+        fault, status = proxy.draw(bool(body))
+        if self.command == "PUT" and proxy.put_delay_s:
+            time.sleep(proxy.put_delay_s)
         try:
             if fault == "error before":
                 self._answer_error(status)

@@ -19,9 +19,9 @@ from mcjepa.data_prep.decode.images import read_image
 from mcjepa.evals.flow.metrics import endpoint_error
 from mcjepa.model.config import EncoderConfig, LossConfig
 from mcjepa.model.encoder import Encoder
-from mcjepa.model.losses.cycle import cycle_loss
+from mcjepa.model.losses.cycle import cycle_errors
 from mcjepa.model.losses.reconstruction import reconstruction_loss
-from mcjepa.model.losses.regression import regression_loss
+from mcjepa.model.losses.regression import regression_errors
 from mcjepa.model.warp import upsample_flow, visible, warp
 
 SIZE = 160
@@ -143,8 +143,8 @@ def test_the_regression_and_cycle_terms_of_real_features_are_lowest_at_the_true_
     for name in ("true", *WRONG):
         there = at_levels(scene.flows(name)[0])
         guesses = [warp(x, flow) for x, flow in zip(levels1, there, strict=True)]
-        regression[name] = regression_loss(levels0, guesses, masks).item()
-        cycle[name] = cycle_loss(levels0, there, back, masks).item()
+        regression[name] = regression_errors(levels0, guesses, masks).sum().item()
+        cycle[name] = cycle_errors(levels0, there, back, masks).sum().item()
     assert all(regression["true"] < regression[name] for name in WRONG), regression
     assert all(cycle["true"] < 0.75 * cycle[name] for name in WRONG), cycle
 

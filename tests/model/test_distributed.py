@@ -15,7 +15,7 @@ from torch import Tensor
 from mcjepa.model.config import LossConfig, ModelConfig
 from mcjepa.model.expander import GlobalBatchNorm
 from mcjepa.model.mcjepa import MCJEPA, TERMS
-from mcjepa.model.reduction import gather_rows, global_sum, masked_mean
+from mcjepa.model.reduction import gather_rows, global_moments, global_sums, masked_mean
 
 RANKS = 2
 PAIRS, VIEWS = 4, 6
@@ -55,8 +55,11 @@ def joint_step(rank: int | None, config: ModelConfig, pairs: int = PAIRS) -> Res
 def reductions(rank: int) -> Results:
     """What the reductions of model/reduction.py give on unequal data, and their gradients."""
     rows = torch.tensor([[10.0 * rank], [10.0 * rank + 1]], requires_grad=True)
-    gathered = gather_rows(rows)
-    (gathered * torch.tensor([[1.0], [2.0], [3.0], [4.0]])).sum().backward()
+    first, second = global_sums([rows, 3 * rows.square()])
+    (5 * first.sum() + second[0, 0] * second[1, 0]).backward()
+    own = torch.tensor([[1.0], [3.0]]) + 4 * rank  # 1, 3, 5, 7: mean 4, variance 5
+    mean_and_variance = global_moments(own.requires_grad_())
+    torch.stack([x.squeeze() * (1 + rank) for x in mean_and_variance]).sum().backward()  # each rank by itself
     mask = torch.zeros(1, 1, 1, 3)
     mask[..., : 2 * rank] = 1  # rank 0 sees nothing
     values = torch.tensor([1.0, 3.0, 100.0]).view(1, 1, 1, 3).requires_grad_()
@@ -64,9 +67,12 @@ def reductions(rank: int) -> Results:
     mean.backward()
     one_row = GlobalBatchNorm(2)(torch.full((1, 2), float(rank)))
     return {
-        "sum": global_sum(torch.tensor([1.0 + rank, 5.0])),
-        "gathered": gathered.detach(),
-        "gathered_grad": rows.grad,
+        "sums": [first.detach(), second.detach()],
+        "sums_grad": rows.grad,
+        "moments": torch.cat(mean_and_variance).detach(),
+        "moments_grad": own.grad,
+        "gathered": gather_rows(rows),
+        "filled": gather_rows(rows[: 2 * rank].detach(), at_least=2),
         "mean": mean.detach(),
         "mean_grad": values.grad,
         "one_row": one_row.detach(),
@@ -156,13 +162,26 @@ def test_a_rank_without_pairs_takes_part_in_the_same_sums(
         assert_same(share, whole)
 
 
-def test_sums_and_gathers_have_the_gradients_of_all_ranks_copies_of_the_loss(ranks: list[Results]) -> None:
-    first, second = (rank["reductions"] for rank in ranks)
-    for share in (first, second):
-        assert share["sum"].tolist() == [3, 10]
+def test_sums_have_the_gradients_of_all_ranks_copies_of_the_loss(ranks: list[Results]) -> None:
+    """First sums 10 and 12, second ones 3 (0 + 100) and 3 (1 + 121); each rank's copy of the loss is the same."""
+    for rank, share in enumerate(rank["reductions"] for rank in ranks):
+        assert [x.flatten().tolist() for x in share["sums"]] == [[10, 12], [300, 366]]
+        own = torch.tensor([10.0 * rank, 10.0 * rank + 1])
+        expected = RANKS * (5 + 6 * own * torch.tensor([366.0, 300.0]))
+        torch.testing.assert_close(share["sums_grad"].flatten(), expected)
+
+
+def test_moments_have_the_gradients_of_what_every_rank_made_of_them(ranks: list[Results]) -> None:
+    for rank, share in enumerate(rank["reductions"] for rank in ranks):
+        assert share["moments"].tolist() == [4, 5]
+        centred = torch.tensor([1.0, 3.0]) + 4 * rank - 4
+        torch.testing.assert_close(share["moments_grad"].flatten(), (1 + 2) * (1 + 2 * centred) / 4)
+
+
+def test_rows_are_gathered_in_rank_order_and_filled_up(ranks: list[Results]) -> None:
+    for share in (rank["reductions"] for rank in ranks):
         assert share["gathered"].flatten().tolist() == [0, 1, 10, 11]
-    assert first["gathered_grad"].flatten().tolist() == [2 * 1, 2 * 2]
-    assert second["gathered_grad"].flatten().tolist() == [2 * 3, 2 * 4]
+        assert share["filled"].flatten().tolist() == [0, 0, 10, 11]
 
 
 def test_a_masked_mean_is_over_what_all_ranks_see(ranks: list[Results]) -> None:

@@ -24,7 +24,9 @@ WEIGHTS = {
 }  # fmt: skip
 
 
-def small_model() -> MCJEPA:
+def small_model(config: ModelConfig | None = None) -> MCJEPA:
+    if config:
+        return MCJEPA(config)
     encoder = EncoderConfig(
         stem_channels=(4, 4), stage_channels=(8, 8, 8, 8), depths=(1, 1, 1, 1), init_std=0.0, drop_path=0.0
     )
@@ -32,7 +34,9 @@ def small_model() -> MCJEPA:
     return MCJEPA(ModelConfig(encoder=encoder, flow=flow, expander=ExpanderConfig(widths=(16, 16))))
 
 
-def small_engine(world: World, stage: int = 0, precision: Any = "fp32", parts: int = 1) -> Any:
+def small_engine(
+    world: World, stage: int = 0, precision: Any = "fp32", parts: int = 1, config: ModelConfig | None = None
+) -> Any:
     """An engine over `small_model`; the same weights on every call."""
     torch.manual_seed(3)
     engine = EngineConfig(
@@ -40,8 +44,8 @@ def small_engine(world: World, stage: int = 0, precision: Any = "fp32", parts: i
         precision=precision, accumulation_steps=parts, split_statistics=True,
     )  # fmt: skip
     optimizer = OptimizerConfig(encoder_lr=1e-3, estimator_lr=1e-3, warmup_steps=0)
-    config = TrainConfig(run="unused", steps=100, engine=engine, optimizer=optimizer)
-    built = build_engine(small_model(), config, world)
+    settings = TrainConfig(run="unused", steps=100, engine=engine, optimizer=optimizer)
+    built = build_engine(small_model(config), settings, world)
     built.train()
     return built
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import threading
@@ -12,6 +13,7 @@ import pytest
 from mcjepa.data_prep.errors import AbsentKey, DataError
 from mcjepa.data_prep.storage import (
     FolderStore,
+    KeySpan,
     Store,
     absolute_location,
     atomic_write,
@@ -60,6 +62,12 @@ def test_files_come_with_their_lengths_in_the_byte_order_of_their_keys(store: St
     assert [entry.key for entry in store.files("a/c")] == ["a/c!", "a/c/d", "a/c0"]
     assert [entry.key for entry in store.files("a/c/")] == ["a/c/d"]
     assert list(store.files("no/such")) == list(store.files(".z/")) == []
+    ends = ["", "a", "a/", "a/c!", "a/c/", "a/c/d", "a0", "b/", "z/", "zz", "é"]
+    for first, end in itertools.product(ends, ends):
+        span = KeySpan(first, end)
+        assert list(store.files(span=span)) == [entry for entry in found if span.holds(entry.key)], span
+    assert store.level() == ["a b", "a+b", "a-b", "a.txt", "a/", "a0", "z/", "é"]
+    assert store.level("a/") == ["a/b", "a/c!", "a/c/", "a/c0"]
 
 
 def test_content_is_read_as_a_stream(store: Store) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 from small_steps import WEIGHTS, made_up_batch, small_engine
+from traffic import Traffic
 
 from mcjepa.pipeline.engine.engine import start_world
 from mcjepa.pipeline.engine.parameters import branch_gradient_norms
@@ -47,40 +47,6 @@ class NormTap:
 
     def after_backward(self) -> None:
         self.norms = branch_gradient_norms(self.engine)
-
-
-class Traffic:
-    """While it is held: what is read on the host, and said to other ranks, by the part of the program that asks."""
-
-    READS = ("item", "tolist", "__bool__", "__float__")
-    COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast", "reduce")
-
-    def __init__(self) -> None:
-        self.reads: Counter[str] = Counter()
-        self.collectives: Counter[str] = Counter()
-        self._patched: list[tuple[Any, str, Any]] = []
-
-    def __enter__(self) -> Traffic:
-        for owner, names, counts in (
-            (torch.Tensor, self.READS, self.reads), (torch.distributed, self.COLLECTIVES, self.collectives),
-        ):  # fmt: skip
-            for name in names:
-                self._patched.append((owner, name, getattr(owner, name)))
-                setattr(owner, name, self._counted(getattr(owner, name), counts))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for owner, name, original in self._patched:
-            setattr(owner, name, original)
-
-    @staticmethod
-    def _counted(original: Any, counts: Counter[str]) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            path = sys._getframe(1).f_code.co_filename
-            counts[next((part for part in ("deepspeed", "pipeline", "model") if f"/{part}/" in path), "torch")] += 1
-            return original(*args, **kwargs)
-
-        return call
 
 
 def main(precision: str, parts: str) -> None:
