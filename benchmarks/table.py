@@ -4,6 +4,7 @@
 
 Each measurement runs as its own command, whose last line is JSON; one that fails or takes too long gets a row that says
 so. `ours` and `peer` are the figures behind the ratio where the measurement prints both. Exit code 1: one has failed.
+Peers that need environments of their own have a table of theirs, `python -m benchmarks.peer_table`.
 """
 
 from __future__ import annotations
@@ -121,6 +122,7 @@ def main() -> int:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for each in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(each, widths, strict=True)).rstrip())
+    print("peers in environments of their own: python -m benchmarks.peer_table")
     return int(any(each[-1].startswith("failed") for each in rows))
 
 
