@@ -1,6 +1,6 @@
 # /// script
 # dependencies = ["datasets==5.2.0", "torch==2.13.0", "simplejpeg==1.9.0", "opencv-python-headless==5.0.0.93",
-#   "psutil==7.2.2"]
+#   "pillow==13.0.0", "psutil==7.2.2"]
 # ///
 """Hugging Face datasets: the very tars, streamed by its webdataset reader undecoded, shuffled, in torch's loader."""
 

@@ -90,6 +90,10 @@ def without_network() -> list[str]:
     return words if allowed else []
 
 
+class PeerFailed(RuntimeError):
+    """A side has ended; its message is on the standard error."""
+
+
 class Side:
     """One loader in a process of its own."""
 
@@ -97,31 +101,33 @@ class Side:
         folder.mkdir()
         words = [str(python), "-m", f"benchmarks.{name}", str(shards), str(folder), str(workers)]
         environment = os.environ | SILENCE | {"PYTHONPATH": str(REPOSITORY), "HF_HOME": str(folder / "hf")}
+        self.name = name
         self.process = subprocess.Popen(
             [*without_network(), *words], cwd=REPOSITORY, env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        self._answer(name)
 
-    def _answer(self, name: str) -> dict[str, float]:
+    def answer(self) -> dict[str, float]:
         """The next line of JSON; libraries' own words are passed over."""
         assert self.process.stdout
         for line in self.process.stdout:
             if line.startswith("{"):
                 found: dict[str, float] = json.loads(line)
                 return found
-        raise SystemExit(f"{name} ended with code {self.process.wait()}; its message is above")
+        raise PeerFailed(f"{self.name} ended with code {self.process.wait()}")
 
-    def run_round(self, name: str, number: int) -> Speed:
+    def run_round(self, number: int) -> Speed:
         """What it took."""
         assert self.process.stdin
         self.process.stdin.write(f"{number}\n")
         self.process.stdin.flush()
-        return Speed(**self._answer(name))
+        speed = Speed(**self.answer())
+        print(f"round {number}: {self.name} {speed.processor:.0f} a CPU-s, {speed.wall:.0f} a second", flush=True)
+        return speed
 
 
 def compare_loaders(peers: Sequence[str], environments: Path, work: Path, rounds: int, workers: int) -> list[list[str]]:
-    """A row a peer."""
+    """A row a peer; one that fails has a row that says so, and the others go on."""
     images = publish_copies(str(work / "images"), "image", packaged_samples("image"), 8, 500)
     names = ["our_loader", *peers]
     pythons = [Path(sys.executable), *(build_environment(peer, environments) for peer in peers)]
@@ -130,13 +136,25 @@ def compare_loaders(peers: Sequence[str], environments: Path, work: Path, rounds
         for name, python in zip(names, pythons, strict=True)
     }
     speeds: dict[str, list[Speed]] = {name: [] for name in names}
-    for number in range(rounds):
+    failed: dict[str, str] = {}
+    for number in range(-1, rounds):  # before the first each says that it is ready
         for name in names[:: -1 if number % 2 else 1]:
-            speeds[name].append(sides[name].run_round(name, number))
-        print(f"round {number}: " + ", ".join(f"{n} {s[-1].processor:.0f}" for n, s in speeds.items()), flush=True)
+            try:
+                if number < 0:
+                    sides[name].answer()
+                elif name not in failed:
+                    speeds[name].append(sides[name].run_round(number))
+            except (PeerFailed, BrokenPipeError) as error:
+                failed[name] = str(error)
     for side in sides.values():
         side.process.communicate()
-    return [loader_row(peer, speeds["our_loader"], speeds[peer]) for peer in peers]
+    if "our_loader" in failed:
+        raise SystemExit(f"{failed['our_loader']}; its message is above")
+    ours = speeds["our_loader"]
+    return [
+        [pins_of(peer)[0], failed[peer], "", "", "", "", ""] if peer in failed else loader_row(peer, ours, speeds[peer])
+        for peer in peers
+    ]
 
 
 def loader_row(peer: str, ours: Sequence[Speed], theirs: Sequence[Speed]) -> list[str]:
