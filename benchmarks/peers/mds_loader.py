@@ -16,12 +16,13 @@ from torch.utils.data import DataLoader
 from benchmarks.loader_speed import BATCH, widened
 from benchmarks.peer_side import jpegs_of, serve, views_of
 
-# PyPI's torchvision is built for CUDA; beside torch's CPU build its operators are missing, which stops its import at
-# the first one. It is imported by the package and not used here.
+# PyPI's torchvision is built for CUDA; beside torch's CPU build its operators are missing, and its import stops at two
+# of them. The package imports it, and nothing of it is used here.
 try:
     import torchvision  # noqa: F401
 except RuntimeError:
-    torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    for name in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 import streaming
 from streaming.base.util import clean_stale_shared_memory
