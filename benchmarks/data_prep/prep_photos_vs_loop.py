@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -74,12 +75,12 @@ def gather_photos(folder: Path, wanted: int) -> None:
         cv2.imwrite(str(folder / f"{number:04d}.jpg"), crop, [cv2.IMWRITE_JPEG_QUALITY, 90])
 
 
-def run_side(code: str, folder: Path, out: Path) -> tuple[float, float]:
-    """Seconds of processors, children included, and of the clock, of one process."""
+def run_side(code: str, folder: Path, out: Path, python: Sequence[str] = (sys.executable,)) -> tuple[float, float]:
+    """Seconds of processors, children included, and of the clock, of one process by `python`."""
     count = str(sum(1 for _ in folder.iterdir()))
     started = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(folder), str(out), count], cwd=REPOSITORY, stdout=subprocess.DEVNULL
+        [*python, "-c", code, str(folder), str(out), count], cwd=REPOSITORY, stdout=subprocess.DEVNULL
     )
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

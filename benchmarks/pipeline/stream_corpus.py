@@ -6,7 +6,6 @@ bytes, not on how many others are like it.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import psutil
 
 from benchmarks.prep_corpus import clip_dataset, plan_into
 from mcjepa.data_prep.dataset.manifest import (
@@ -83,16 +81,6 @@ def stream_of(images: str = "", clips: str = "", *, view_batch: int = 48, pair_b
         augment=AugmentConfig(pair=PairAugmentConfig(crop=(256, 384))),
         workers=0,
     )
-
-
-def processor_seconds() -> float:
-    """Processor time so far of this process and of all that it started and that still run, servers among them."""
-    total = 0.0
-    for process in (own := psutil.Process(), *own.children(recursive=True)):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            used = process.cpu_times()
-            total += used.user + used.system
-    return total
 
 
 class MemoryFrame:

@@ -25,7 +25,8 @@ from dataclasses import dataclass, replace
 import cv2
 import torch
 
-from benchmarks.stream_corpus import packaged_samples, processor_seconds, publish_copies, stream_of
+from benchmarks.loader_speed import processor_seconds
+from benchmarks.stream_corpus import packaged_samples, publish_copies, stream_of
 from mcjepa.pipeline.settings.stream import ShardStoreConfig, StreamConfig
 from mcjepa.pipeline.stream.loader import build_loader
 from mcjepa.pipeline.world import disable_malloc_trim

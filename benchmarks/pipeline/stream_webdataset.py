@@ -24,8 +24,8 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,32 +33,19 @@ from typing import Any
 
 import cv2
 import numpy as np
-import psutil
-import simplejpeg
 import torch
 import webdataset
 
-from benchmarks.stream_corpus import packaged_samples, processor_seconds, publish_copies, stream_of
+from benchmarks.loader_speed import BATCH, Speed, jpeg_views, speed_of, widened
+from benchmarks.stream_corpus import packaged_samples, publish_copies, stream_of
 from mcjepa.pipeline.settings.stream import StreamConfig, ViewAugmentConfig
 from mcjepa.pipeline.stream.augment.views import make_views
 from mcjepa.pipeline.stream.loader import build_loader
 from mcjepa.pipeline.world import disable_malloc_trim
 from tests.pipeline.decoded_frame import DecodedFrame
 
-BATCH, RUN_IN_STEPS, TIMED_STEPS = 64, 4, 10
 LIMIT_S, LEAST_ROUNDS = 24.0, 3
 SIDES = ("stream", "webdataset")
-
-
-@dataclass(frozen=True)
-class Speed:
-    """One round of one side."""
-
-    wall: float
-    """Samples a second of the clock."""
-    processor: float
-    """Samples a second of the processors."""
-    memory_mib: float
 
 
 def views_of(sample: tuple[Any], *, config: ViewAugmentConfig) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,17 +56,8 @@ def views_of(sample: tuple[Any], *, config: ViewAugmentConfig) -> tuple[torch.Te
 
 
 def bytes_of(sample: tuple[bytes], *, config: ViewAugmentConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Our augmentation of what simplejpeg decodes, as uint8 that are as they lie."""
-    picture = simplejpeg.decode_jpeg(sample[0], colorspace="RGB")
-    first, second = map(torch.from_numpy, make_views(DecodedFrame(picture), config, random.Random()))
-    return first, second
-
-
-def widened(batch: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Channels-last floats in [0, 1], as the stream gives them."""
-    return tuple(
-        images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last).div_(255) for images in batch
-    )
+    """The same of a JPEG by simplejpeg, as uint8."""
+    return jpeg_views(sample[0], config)
 
 
 def webdataset_steps(paths: list[str], config: StreamConfig, tuned: bool) -> Iterator[Any]:
@@ -92,25 +70,6 @@ def webdataset_steps(paths: list[str], config: StreamConfig, tuned: bool) -> Ite
         made = read.decode("pil").to_tuple("jpg").map(partial(views_of, config=view))
     loader = webdataset.WebLoader(made.batched(BATCH), batch_size=None, num_workers=config.workers).repeat()
     return map(widened, loader) if tuned else iter(loader)
-
-
-def memory_mib() -> float:
-    """Of this process and all below it; pages that several share are counted once."""
-    own = psutil.Process()
-    return sum(p.memory_full_info().pss for p in (own, *own.children(recursive=True))) / 2**20
-
-
-def speed_of(steps: Iterator[Any]) -> Speed:
-    """Of the steps after the first."""
-    for _ in range(RUN_IN_STEPS):
-        next(steps)
-    started, used = time.perf_counter(), processor_seconds()
-    for _ in range(TIMED_STEPS):
-        batch = next(steps)
-    wall, used = time.perf_counter() - started, processor_seconds() - used
-    memory = memory_mib()
-    del batch
-    return Speed(TIMED_STEPS * BATCH / wall, TIMED_STEPS * BATCH / used, memory)
 
 
 def serve(side: str, images: str, workers: int, tuned: bool, pipe: Connection) -> None:

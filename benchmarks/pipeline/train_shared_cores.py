@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 
+LEAST_ROUNDS = 6  # of which the first does not count; the median of two says nothing
 BEGIN = """
 import sys, tempfile, time, benchmarks
 threads, ours = int(sys.argv[1]), sys.argv[2] == "settled"
@@ -110,7 +111,7 @@ def row(kind: str, limit_s: float) -> dict[str, float]:
     try:
         time.sleep(3)  # until it computes
         begun, rounds = time.monotonic(), 0
-        while time.monotonic() - begun < limit_s or rounds < 3:
+        while time.monotonic() - begun < limit_s or rounds < LEAST_ROUNDS:
             for name in list(sides)[:: 1 if rounds % 2 else -1]:
                 times[name].append(step(sides[name]))
             rounds += 1

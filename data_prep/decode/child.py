@@ -28,8 +28,10 @@ from mcjepa.data_prep.decode.messages import (
     Unwanted,
     decode_config,
     input_from_message,
+    message_pieces,
     one_line,
     write_message,
+    write_pieces,
 )
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.process import end_with_parent
@@ -106,8 +108,11 @@ def _judge_maker(config: DatasetConfig, leakage_index: str) -> JudgeMaker:
 
 
 def _serve(item: Input, config: DatasetConfig, judge: SampleJudge | None, out: int) -> None:
-    """Answer one input: its samples, then one closing message with the outcome."""
-    outcome, reason = "ok", ""
+    """Answer one input: its samples, then one closing message with the outcome.
+
+    A picture has one sample, which goes out with the closing message: its parent is woken once.
+    """
+    outcome, reason, held = "ok", "", list[bytes]()
     try:
         for piece in cut_input(item, config, judge):
             if isinstance(piece, CutSample):
@@ -117,9 +122,12 @@ def _serve(item: Input, config: DatasetConfig, judge: SampleJudge | None, out: i
                     "meta": piece.meta,
                     "decoder": piece.decoder,
                 }
-                write_message(out, header, list(piece.members.values()))
+                held += message_pieces(header, list(piece.members.values()))
             else:
-                write_message(out, {"type": "dropped", **dataclasses.asdict(piece)})
+                held += message_pieces({"type": "dropped", **dataclasses.asdict(piece)})
+            if item.kind != "image":
+                write_pieces(out, held)
+                held.clear()
     except Unwanted as refusal:
         outcome, reason = "filtered", str(refusal)
     except MemoryError:
@@ -129,7 +137,7 @@ def _serve(item: Input, config: DatasetConfig, judge: SampleJudge | None, out: i
         raise
     except Exception as error:  # decoders raise many kinds; each becomes the reason of the quarantine
         outcome, reason = "quarantined", describe_error(error)
-    write_message(out, {"type": "end", "outcome": outcome, "reason": reason})
+    write_pieces(out, [*held, *message_pieces({"type": "end", "outcome": outcome, "reason": reason})])
 
 
 def describe_error(error: Exception) -> str:

@@ -30,6 +30,7 @@ from mcjepa.data_prep.decode.kinds import (
     HEAD_BYTES,
     describe_content,
     explain_unreadable,
+    plain_jpeg_size,
     with_end_of_jpeg,
     without_png_text,
 )
@@ -41,6 +42,8 @@ ByteArray = npt.NDArray[np.uint8]
 # None of these starts another program, as PostScript would.
 FORMATS = ("JPEG", "PNG", "WEBP", "PPM", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000")
 ORIENTATION_TAG = 0x0112
+PLAIN_BYTES = 1 << 14
+"""Where a plain JPEG's picture has begun."""
 COLR_BYTES = 1 << 16
 """Where the parts of an AVIF, HEIF or PNG file end that say what its colours are."""
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
@@ -73,13 +76,26 @@ def read_picture(path: Path, max_megapixels: float, short_side_px: int = 0) -> P
         DecodeFailure: no readable picture, not a single one, or larger than allowed.
         Unwanted: an HDR picture.
     """
-    with _open(path) as file, _open_header(file) as image:
+    with _open(path) as file:
+        if size := plain_jpeg_size(file.read(PLAIN_BYTES)):
+            require_megapixels(*size, max_megapixels)
+            try:
+                return Picture(_decode_jpeg(file, "RGB", size, None, short_side_px), size)
+            except DAMAGE as error:
+                raise DecodeFailure(f"cut off or damaged: {error}") from error
+        file.seek(0)
+        return _read_judged(file, max_megapixels, short_side_px)
+
+
+def _read_judged(file: BinaryIO, max_megapixels: float, short_side_px: int) -> Picture:
+    """What Pillow has to look at first."""
+    with _open_header(file) as image:
         require_megapixels(*image.size, max_megapixels)
         try:
             _require_one_frame(image)
             profile = image.info.get("icc_profile")
             if image.format in ("JPEG", "MPO") and not (image.mode == "L" and profile):
-                pixels = _decode_jpeg(file, image, profile, coarse_fraction(min(image.size), short_side_px))
+                pixels = _decode_jpeg(file, image.mode, image.size, profile, short_side_px)
             else:
                 image.load()
                 pixels = _to_rgb(image, profile)
@@ -164,13 +180,16 @@ def _require_one_frame(image: Image.Image) -> None:
         raise DecodeFailure(f"holds {what}, not a still image")
 
 
-def _decode_jpeg(file: BinaryIO, image: Image.Image, profile: bytes | None, fraction: int) -> ByteArray:
+def _decode_jpeg(
+    file: BinaryIO, mode: str, size: tuple[int, int], profile: bytes | None, short_side_px: int
+) -> ByteArray:
     """By simplejpeg, twice as fast as Pillow; what it warns of is judged by Pillow, which knows harmless cases."""
     file.seek(0)
     data = with_end_of_jpeg(file.read())
-    if image.mode not in ("RGB", "L"):
+    if mode not in ("RGB", "L"):
         return _by_pillow(data, profile)
-    width, height = (-(-side // fraction) for side in image.size)
+    fraction = coarse_fraction(min(size), short_side_px)
+    width, height = (-(-side // fraction) for side in size)
     try:
         found = simplejpeg.decode_jpeg(data, "RGB", False, False, height, width, fraction)
         pixels = np.asarray(found, np.uint8)
@@ -178,7 +197,7 @@ def _decode_jpeg(file: BinaryIO, image: Image.Image, profile: bytes | None, frac
         if "premature end" in str(error).lower():  # Pillow leaves grey where data is missing in the middle
             raise
         return _by_pillow(data, profile)
-    if not changes_pixels(profile, image.mode):
+    if not changes_pixels(profile, mode):
         return pixels
     return np.asarray(to_srgb(Image.fromarray(pixels), profile), np.uint8)
 

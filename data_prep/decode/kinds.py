@@ -9,6 +9,8 @@ HEAD_BYTES = 264
 END_OF_JPEG, START_OF_SCAN = b"\xff\xd9", b"\xff\xda"
 SEQUENTIAL = (b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x0b\x08", b"\xff\xc1\0\x11\x08")
 """Frame headers of JPEGs with 8 bits and three channels or one, not progressive."""
+_FRAMES = (b"\xc0\0\x11\x08", b"\xc1\0\x11\x08", b"\xc2\0\x11\x08")
+"""Of such with three channels, progressive ones too."""
 
 # What it is, where its mark lies, and the mark; the first that fits counts.
 SIGNATURES = (
@@ -80,10 +82,38 @@ def with_end_of_jpeg(data: bytes) -> bytes:
     Nothing is filled up: a decoder still tells where picture data are missing. Where there are several scans it could
     not tell, so those stay as they are.
     """
+    if data.endswith(END_OF_JPEG):  # as nearly all do, which saves a search through the whole
+        return data
     lacks_end = data.rfind(END_OF_JPEG) < data.rfind(START_OF_SCAN)
     if not lacks_end or data.count(START_OF_SCAN) != 1 or not any(mark in data for mark in SEQUENTIAL):
         return data
     return data + END_OF_JPEG[data.endswith(b"\xff") :]
+
+
+def plain_jpeg_size(head: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG in which there is nothing to judge; None for all other files.
+
+    That is one with 8 bits and three channels, Huffman-coded, and nothing before its picture but tables, comments and
+    JFIF's mark: no profile, no EXIF, no second picture (ITU-T T.81, B.2).
+
+    Args:
+        head: The file's first bytes, up to its first scan at least; None where they end before.
+    """
+    at, size = 2, None
+    while head.startswith(b"\xff\xd8") and at + 10 <= len(head) and head[at] == 0xFF:
+        mark, length = head[at + 1], int.from_bytes(head[at + 2 : at + 4], "big")
+        if mark == START_OF_SCAN[1]:
+            return size if size and all(size) else None
+        if head[at + 1 : at + 5] in _FRAMES and size is None and head[at + 9] == 3:
+            size = int.from_bytes(head[at + 7 : at + 9], "big"), int.from_bytes(head[at + 5 : at + 7], "big")
+        elif not (
+            (mark == 0xE0 and head[at + 4 : at + 9] == b"JFIF\0")
+            or (mark == 0xDB and (length - 2) % 65 == 0)
+            or mark in (0xC4, 0xDD, 0xFE)  # Huffman tables, restarts, comments
+        ):
+            return None
+        at += 2 + length
+    return None
 
 
 def without_png_text(data: bytes) -> bytes:

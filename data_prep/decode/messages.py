@@ -82,6 +82,7 @@ CLOCK_AND_SOURCE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")
 ADDRESS = re.compile(r" (at|@) 0x[0-9a-f]+")
 MAX_HEADER_BYTES = 64 << 20
 READ_BYTES = 1 << 20
+PIECES_AT_ONCE = 1024  # of a call; IOV_MAX of Linux
 
 
 class ChildTimeout(RuntimeError):
@@ -92,13 +93,26 @@ class PipeClosed(RuntimeError):
     """The other side has closed its end."""
 
 
-def write_message(descriptor: int, header: dict[str, Any], parts: Sequence[bytes] = ()) -> None:
-    """Write one message, waiting while the pipe is full."""
+def message_pieces(header: dict[str, Any], parts: Sequence[bytes] = ()) -> list[bytes]:
+    """One message as what is to be written one after the other."""
     text = json.dumps({**header, "parts": [len(p) for p in parts]}).encode()
-    for piece in (len(text).to_bytes(4, "big") + text, *parts):
-        view = memoryview(piece)
-        while view:
-            view = view[os.write(descriptor, view) :]
+    return [len(text).to_bytes(4, "big") + text, *parts]
+
+
+def write_pieces(descriptor: int, pieces: Sequence[bytes]) -> None:
+    """Write messages by as few calls as go, waiting while the pipe is full: each may wake the reader."""
+    views = [memoryview(piece) for piece in pieces if piece]
+    while views:
+        written = os.writev(descriptor, views[:PIECES_AT_ONCE])
+        while views and written >= len(views[0]):
+            written -= len(views.pop(0))
+        if views:
+            views[0] = views[0][written:]
+
+
+def write_message(descriptor: int, header: dict[str, Any], parts: Sequence[bytes] = ()) -> None:
+    """Write one message."""
+    write_pieces(descriptor, message_pieces(header, parts))
 
 
 class MessageReader:

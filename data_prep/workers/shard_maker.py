@@ -25,7 +25,7 @@ from mcjepa.data_prep.settings import DatasetConfig
 from mcjepa.data_prep.storage import GrowingFile, Store, explained_disk_errors, open_store
 from mcjepa.data_prep.workers.leakage_index import fetch_leakage_index
 
-READ_BYTES = 1 << 20
+READ_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,11 @@ class ShardMaker:
 
     def _write(self, path: Path, plan: ShardPlan, growing: GrowingFile) -> Sidecar:
         """Write the tar; what is whole of it may be uploaded meanwhile."""
-        cuts = []
+        cuts, scratch = [], self._store.scratch()
         with path.open("w+b") as file:
             writer = ShardWriter(file)
             for planned in plan.inputs:
-                cuts.append(self._add_input(writer, plan.name, planned))
+                cuts.append(self._add_input(writer, plan.name, planned, scratch))
                 file.flush()
                 growing.settle(writer.mark().offset)
             digest, size, samples = writer.finish()
@@ -112,8 +112,8 @@ class ShardMaker:
     def _wants_hashes(self) -> bool:
         return self._config.filters.duplicates.mode != "off"
 
-    def _add_input(self, writer: ShardWriter, shard: str, planned: PlannedInput) -> _CutInput:
-        """Add all samples of an input, or none of them."""
+    def _add_input(self, writer: ShardWriter, shard: str, planned: PlannedInput, scratch: Path) -> _CutInput:
+        """Add all samples of an input, or none of them; what must be fetched for it lies in `scratch` meanwhile."""
         mark = writer.mark()
         outcome: Outcome = "ok"
         digest = reason = decoder = ""
@@ -122,7 +122,7 @@ class ShardMaker:
         try:
             if planned.item.refusal:
                 raise DecodeFailure(planned.item.refusal)
-            with local_input(planned.item, self._store.scratch()) as item:
+            with local_input(planned.item, scratch) as item:
                 digest = content_digest(item.files)
                 for piece in self._client.cut(item):
                     if isinstance(piece, DroppedSample):
@@ -185,7 +185,7 @@ def content_digest(files: tuple[str, ...]) -> str:
     for path in files:
         digest = hashlib.sha256()
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", buffering=0) as file:
                 while piece := file.read(READ_BYTES):
                     digest.update(piece)
         except OSError as error:

@@ -31,7 +31,7 @@ def test_threads_of_all_ranks_wait_asleep_after_a_moment(entry: list[str], tmp_p
     recipe = write_small_recipe(tmp_path)
     words = [*entry, "train", str(recipe), "--ranks", "2", "train.steps=1", "train.checkpoint.every_steps=1"]
     found = waiting(words, tmp_path)
-    assert len(found) >= 2 and set(found) == {("PASSIVE", "100000")}
+    assert len(found) >= 2 and set(found) == {("PASSIVE", "4000")}
 
 
 def test_a_policy_of_ones_own_stays(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,8 @@ import pytest
 from PIL import Image, ImageCms
 from profiles import ADOBE_RGB, SRGB, make_profile, to_srgb_by_hand
 
-from mcjepa.data_prep.decode.images import read_image
+from mcjepa.data_prep.decode.images import read_image, read_picture
+from mcjepa.data_prep.decode.kinds import plain_jpeg_size
 from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted
 
 COLOURS = np.random.default_rng(0).integers(30, 226, (6, 8, 3), np.uint8)
@@ -153,3 +155,46 @@ def test_an_hdr_picture_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "p.avif").write_bytes(data)
     with pytest.raises(Unwanted, match=r"HDR \(PQ\), BT.2020 primaries"):
         read_image(tmp_path / "p.avif", 64)
+
+
+def as_jpeg(mode: str = "RGB", **options: object) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(PICTURE).convert(mode).save(out, "jpeg", **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"comment": b"by hand"}])
+def test_a_plain_jpeg_needs_no_judge_and_gives_the_same_pixels(options: dict[str, object], tmp_path: Path) -> None:
+    data = as_jpeg(**options)
+    assert plain_jpeg_size(data) == (64, 48)
+    (tmp_path / "plain.jpg").write_bytes(data)
+    (tmp_path / "judged.jpg").write_bytes(data[:2] + b"\xff\xe5\0\4ab" + data[2:])  # a segment that says nothing
+    assert plain_jpeg_size((tmp_path / "judged.jpg").read_bytes()) is None
+    plain, judged = (read_picture(tmp_path / f"{name}.jpg", 64, 10) for name in ("plain", "judged"))
+    assert plain.size == judged.size == (64, 48)
+    assert np.array_equal(plain.rgb, judged.rgb)
+
+
+def test_what_has_to_be_judged_is_no_plain_jpeg() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    odd = [as_jpeg(exif=exif), as_jpeg(icc_profile=make_profile(ADOBE_RGB, 2.2)), as_jpeg("L"), as_jpeg("CMYK")]
+    whole = as_jpeg()
+    frame = whole.index(b"\xff\xc0")
+    odd += [whole[:frame], whole[: frame + 5] + b"\0\0\0\0" + whole[frame + 9 :], b"", b"\xff\xd8", whole[1:]]
+    assert [plain_jpeg_size(data) for data in odd] == [None] * len(odd)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: data[:-300] + bytes(290)])
+def test_a_damaged_plain_jpeg_is_refused_with_the_words_of_any_other(damage: Callable, tmp_path: Path) -> None:
+    data = damage(as_jpeg(quality=95))
+    reasons = []
+    for name, content in (("plain", data), ("judged", data[:2] + b"\xff\xe5\0\4ab" + data[2:])):
+        (tmp_path / name).write_bytes(content)
+        try:
+            reasons.append(read_image(tmp_path / name, 64).tobytes())
+        except DecodeFailure as failure:
+            reasons.append(str(failure).encode())
+    assert reasons[0] == reasons[1]
+    with pytest.raises(DecodeFailure, match=r"at most 0\.001 allowed"):
+        read_image(tmp_path / "plain", 0.001)
