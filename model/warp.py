@@ -150,7 +150,7 @@ def reached(flow_ab: Tensor, flow_ba: Tensor, least: float) -> Tensor:
 
 
 _RECONCILED_AT = ((8, 12), (4, 6))
-"""Strides of `reconcile`, coarsest first, and its rounds at each: 12 rounds at stride 8 reach 384 px. Each is half the one before."""
+"""Strides of `reconcile`, each half the one before, and its rounds at each: 12 at stride 8 reach 384 px."""
 _APART = tuple((dy, dx) for dy in (-4, -2, 0, 2, 4) for dx in (-4, -2, 0, 2, 4) if (dy, dx) != (0, 0))
 """A cell's neighbours in `reconcile`, in cells: every second of a square of nine."""
 _COLOUR_SCALE = 0.05
