@@ -50,7 +50,7 @@ def steps(shards: str, folder: str, workers: int, number: int) -> Iterator[Itera
     """One epoch is more than a round takes."""
     clean_stale_shared_memory()
     data = Views(local=folder, shuffle=True, shuffle_seed=number, batch_size=BATCH)
-    loader = DataLoader(data, batch_size=BATCH, num_workers=workers, drop_last=True)
+    loader: DataLoader[Any] = DataLoader(data, batch_size=BATCH, num_workers=workers, drop_last=True)
     yield map(widened, iter(loader))
 
 
