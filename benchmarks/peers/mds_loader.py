@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import library
 from torch.utils.data import DataLoader
 
 from benchmarks.loader_speed import BATCH, widened
@@ -22,7 +23,7 @@ try:
     import torchvision  # noqa: F401
 except RuntimeError:
     for name in ("nms", "qnms"):
-        torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 import streaming
 from streaming.base.util import clean_stale_shared_memory
@@ -49,7 +50,7 @@ def steps(shards: str, folder: str, workers: int, number: int) -> Iterator[Itera
     """One epoch is more than a round takes."""
     clean_stale_shared_memory()
     data = Views(local=folder, shuffle=True, shuffle_seed=number, batch_size=BATCH)
-    loader = DataLoader(data, batch_size=BATCH, num_workers=workers, drop_last=True)
+    loader: DataLoader[Any] = DataLoader(data, batch_size=BATCH, num_workers=workers, drop_last=True)
     yield map(widened, iter(loader))
 
 
