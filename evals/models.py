@@ -6,6 +6,7 @@ channel, h w feature map.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,9 @@ from mcjepa.data_prep.errors import DataError
 from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.model.numerics import set_numerics
 from mcjepa.model.pretrained import (
+    CONFIG_NAME,
     WeightsError,
+    file_digest,
     is_encoder_alone,
     load,
     load_encoder,
@@ -55,6 +58,9 @@ class Weights:
     digest: str
     """sha256 of the weights file."""
 
+    identity: str
+    """sha256 over the weights file and its config.json: what the same input gives the same results for."""
+
     lineage: Mapping[str, Any]
     """Run, step, dataset ids, …: whatever the training wrote beside them."""
 
@@ -68,7 +74,9 @@ def read_weights(folder: Path | str) -> Weights:
     folder = weights_folder(folder)
     try:
         _, lineage = read_config(folder)
-        return Weights(folder=folder, digest=weights_digest(folder), lineage=lineage)
+        digest, configured = weights_digest(folder), file_digest(folder / CONFIG_NAME)
+        identity = hashlib.sha256(f"{digest} {configured}".encode()).hexdigest()
+        return Weights(folder=folder, digest=digest, identity=identity, lineage=lineage)
     except WeightsError as error:
         raise DataError(str(error)) from error
     except FileNotFoundError as error:
@@ -209,6 +217,9 @@ class LoadedModel:
     digest: str = ""
     """sha256 of its weights; empty if they are no file."""
 
+    identity: str = ""
+    """See `Weights.identity`; empty if they are no file."""
+
     lineage: Mapping[str, Any] = field(default_factory=dict)
     """Where the weights come from: run, step, dataset ids."""
 
@@ -234,6 +245,7 @@ def load_for_scoring(weights: Weights | Path | str, device: str, seed: int) -> L
         model=model,
         name=f"{type(model.model).__name__}, {parameters / 1e6:.2f} M parameters",
         digest=known.digest,
+        identity=known.identity,
         lineage=known.lineage,
         random_model=random_twin(model, seed),
     )

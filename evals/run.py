@@ -8,9 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from mcjepa.evals.cards import Score, write_scores
 from mcjepa.evals.models import LoadedModel, Weights, load_for_scoring
@@ -63,17 +61,17 @@ def evaluate(loaded: LoadedModel, config: EvalConfig, out: Path, on_event: OnEve
             from mcjepa.evals.classification.score import run_classify
 
             scores.append(run_classify(loaded, config.classify, config.seed, out, on_event))
-    key = evaluation_key(loaded.digest, loaded.lineage, config) if loaded.digest else ""
+    key = evaluation_key(loaded.identity, config) if loaded.identity else ""
     write_scores(scores, out, key)
     return scores
 
 
-def evaluation_key(weights_digest: str, lineage: Mapping[str, Any], config: EvalConfig) -> str:
-    """sha256 over the weights' digest and lineage, and every setting of the evaluation but device and threads."""
+def evaluation_key(identity: str, config: EvalConfig) -> str:
+    """sha256 over the weights with their config, and every setting of the evaluation but device and threads."""
     asked = dataclasses.asdict(config)
     for name in ("device", "threads"):
         del asked[name]
-    return hashlib.sha256(json.dumps([weights_digest, dict(lineage), asked], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([identity, asked], sort_keys=True).encode()).hexdigest()
 
 
 def finetune_together(weights: Path, config: EvalConfig, out: Path, on_event: OnEvent = silent) -> None:

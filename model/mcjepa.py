@@ -120,7 +120,8 @@ class MCJEPA(nn.Module):
             frame1_B3HW: same shape.
 
         Returns:
-            (B, 2, H, W), fp32: u to the right and v down, in pixels.
+            (B, 2, H, W), fp32: u to the right and v down, in pixels. In evaluation mode with `model.flow.reconcile`
+            it has no gradient.
 
         Raises:
             InputError: the frames are no images or do not match up.
@@ -128,7 +129,7 @@ class MCJEPA(nn.Module):
         require_alike(frame0_B3HW, frame1_B3HW, ("frame 0", "frame 1"), training=self.training)
         frames, settings = torch.cat((frame0_B3HW, frame1_B3HW)), self.config.flow
         pyramid, size = self._pyramid(frames), (frames.shape[-2], frames.shape[-1])
-        if settings.reconcile:
+        if settings.reconcile and not self.training:
             return self._reconciled_flow(frames, pyramid)
         first, second = ([x.chunk(2)[i] for x in pyramid] for i in (0, 1))
         flow: Tensor = self.flow_estimator(first, second)[0]
@@ -136,7 +137,8 @@ class MCJEPA(nn.Module):
 
     def _reconciled_flow(self, frames: Tensor, pyramid: list[Tensor]) -> Tensor:
         """Flow from the first half of the frames to the second, by the flow in both directions."""
-        others, settings = [swap_halves(x) for x in pyramid], self.config.flow
+        settings, used = self.config.flow, range(self.flow_estimator.first, self.flow_estimator.last + 1)
+        others = [swap_halves(x) if level in used else x for level, x in enumerate(pyramid)]  # the rest is not read
         size, stride = (frames.shape[-2], frames.shape[-1]), settings.finest_stride
         cells = self.flow_estimator(pyramid, others)[0]
         for _ in range(1, settings.reconcile):

@@ -75,12 +75,13 @@ class _GlobalMoments(torch.autograd.Function):
         ctx.count = x.numel() // x.shape[1] * world_size()
         mean = _summed_by_channel(x) / ctx.count
         centred = x - _as_channels(mean, x)
-        ctx.save_for_backward(centred)
+        ctx.save_for_backward(x, mean)
         return mean, _summed_by_channel(centred.square()) / ctx.count
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (centred,) = ctx.saved_tensors
+        x, mean = ctx.saved_tensors
+        centred = x - _as_channels(mean, x)
         of_mean, of_variance = (_as_channels(x, centred) for x in _reduced(torch.stack(grads)) / ctx.count)
         grad: Tensor = of_mean + 2 * of_variance * centred
         return grad

@@ -155,6 +155,8 @@ _APART = tuple((dy, dx) for dy in (-4, -2, 0, 2, 4) for dx in (-4, -2, 0, 2, 4) 
 """A cell's neighbours in `reconcile`, in cells: every second of a square of nine."""
 _COLOUR_SCALE = 0.05
 """Difference of colour, of [0, 1], at which a neighbour counts 1 / e."""
+_LEAST_LIKENESS = 0.3
+"""What neighbours that are less alike together share: in fine texture a cell's own measurement stays."""
 
 
 @torch.no_grad()
@@ -202,13 +204,13 @@ def _neighbours(x_BChw: Tensor) -> list[Tensor]:
 
 
 def _likeness(colours_B3hw: Tensor) -> list[Tensor]:
-    """How much each neighbour of a cell counts, each (B, 1, h, w); they sum to 1."""
+    """How much each neighbour counts, each (B, 1, h, w): they sum to 1, to less where hardly any looks alike."""
     on_map = _neighbours(torch.ones_like(colours_B3hw[:, :1]))
     alike = [
         (torch.exp(-(there - colours_B3hw).square().sum(1, keepdim=True) / _COLOUR_SCALE**2) + 1e-4) * exists
         for there, exists in zip(_neighbours(colours_B3hw), on_map, strict=True)
     ]
-    total = torch.stack(alike).sum(0).clamp_min(1e-12)
+    total = torch.stack(alike).sum(0).clamp_min(_LEAST_LIKENESS)
     return [x / total for x in alike]
 
 

@@ -57,13 +57,13 @@ class ClipFolder:
         pairs = len(self._clip.frames) - 1
         return {kind: self.folder / name for kind, name in MOVIES.items() if kind in self._config.write and pairs}
 
-    def prepare(self, digest: str, overwrite: bool) -> None:
+    def prepare(self, identity: str, overwrite: bool) -> None:
         """Makes the folder for these results, or checks that what lies there belongs to them.
 
         Raises:
             DataError: it holds results of another input, of other weights or by other settings.
         """
-        record = self._record(digest)
+        record = self._record(identity)
         path = self.folder / RECORD_NAME
         for partial in self.folder.rglob(".*.partial*"):  # what a killed run left behind
             partial.unlink(missing_ok=True)
@@ -87,14 +87,14 @@ class ClipFolder:
         for name in MOVIES.values():
             (self.folder / name).unlink(missing_ok=True)
 
-    def _record(self, digest: str) -> dict[str, Any]:
+    def _record(self, identity: str) -> dict[str, Any]:
         config = self._config
         return {
             "version": RECORD_VERSION,
             "source": list(self._clip.source),
             "bytes": self._clip.bytes,
             "frames": len(self._clip.frames),
-            "weights": digest,
+            "weights": identity,
             "tile_px": config.tile_px,
             "overlap_px": config.overlap_px if config.tile_px else 0,
             "stride": config.stride,

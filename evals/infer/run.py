@@ -44,7 +44,7 @@ class ClipResult:
 
 def infer_clip(
     model: EvalModel,
-    digest: str,
+    identity: str,
     clip: Clip,
     config: InferConfig,
     out: Path,
@@ -55,7 +55,7 @@ def infer_clip(
 
     Args:
         model: gives flow and features.
-        digest: of its weights: results of others are not continued.
+        identity: of its weights and config (`Weights.identity`): results of others are not continued.
         clip: the frames.
         config: what is written.
         out: folder above the clip's.
@@ -72,7 +72,7 @@ def infer_clip(
     if len(clip.frames) < least:
         raise DataError(f"{clip.name} has {len(clip.frames)} frame; expected {least} or more; flow needs a pair")
     folder = ClipFolder(clip, out, config)
-    folder.prepare(digest, overwrite)
+    folder.prepare(identity, overwrite)
     work = _missing(clip, folder, overwrite)
     if not work.files and not work.movies:
         return ClipResult(folder.folder, kept=work.kept)

@@ -116,7 +116,7 @@ class RecipeEvaluation:
         started = time.perf_counter()
         recipe, known = self._recipe, read_weights(folder)
         out = Path(recipe.out) / "eval" / folder.name
-        if self._again or stored_key(out) != evaluation_key(known.digest, known.lineage, self._config):
+        if self._again or stored_key(out) != evaluation_key(known.identity, self._config):
             with self._show() as on_event:
                 scores = run_evaluation(folder, self._config, out, on_event)
         else:

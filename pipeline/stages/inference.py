@@ -27,14 +27,14 @@ class Failure:
 
 
 def load_weights(weights: str, device: str) -> tuple[McJepaEvalModel, str]:
-    """The model of some weights (a folder or a shipped name) and the digest of its weights.
+    """The model of some weights (a folder or a shipped name) and what identifies it.
 
     Raises:
         UsageError: there is no such folder, it is incomplete, or there is no such device.
     """
     try:
         known = read_weights(require_weights(weights))
-        return load_model(known.folder, choose_device(device)), known.digest
+        return load_model(known.folder, choose_device(device)), known.identity
     except ValueError as error:
         raise UsageError(str(error)) from error
     except FileNotFoundError as error:
@@ -43,7 +43,7 @@ def load_weights(weights: str, device: str) -> tuple[McJepaEvalModel, str]:
 
 def infer_clips(
     model: McJepaEvalModel,
-    digest: str,
+    identity: str,
     clips: list[Clip],
     config: InferConfig,
     out: Path,
@@ -54,7 +54,7 @@ def infer_clips(
 
     Args:
         model: gives flow and features.
-        digest: of its weights.
+        identity: of the model.
         clips: what the user named.
         config: what is written.
         out: folder of the results.
@@ -69,7 +69,7 @@ def infer_clips(
             on_frame(clip, at, total)
 
         try:
-            done.append((clip, infer_clip(model, digest, clip, config, out, overwrite, show)))
+            done.append((clip, infer_clip(model, identity, clip, config, out, overwrite, show)))
         except DataError as error:
             failed.append(Failure(clip, str(error)))
     return done, failed

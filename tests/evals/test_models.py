@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,17 @@ def test_weights_are_known_by_digest_and_lineage(weights_folder: Path) -> None:
     weights = read_weights(str(weights_folder))
     assert len(weights.digest) == 64
     assert weights.lineage["dataset_ids"] == {"clip": "9be"}
+
+
+def test_equal_weights_with_another_config_are_another_model(weights_folder: Path, tmp_path: Path) -> None:
+    """How flow is mended in use stands in config.json alone; scores and frames of the one are not the other's."""
+    config, _ = read_config(weights_folder)
+    flow = replace(config.flow, reconcile=config.flow.reconcile + 1)
+    save(read_state(weights_folder), replace(config, flow=flow), tmp_path / "other")
+    save(read_state(weights_folder), config, tmp_path / "same")
+    save(read_state(weights_folder), config, tmp_path / "again")
+    other, same, again = (read_weights(tmp_path / name) for name in ("other", "same", "again"))
+    assert other.digest == same.digest and other.identity != same.identity == again.identity
 
 
 def test_absent_weights_are_refused(tmp_path: Path) -> None:

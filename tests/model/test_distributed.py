@@ -93,7 +93,7 @@ def _run_rank(rank: int, configs: dict[str, ModelConfig], folder: str) -> None:
         dist.destroy_process_group()
 
 
-FORMS = ("batch norm, positions", "layer norm, images")
+FORMS = ("batch norm, positions", "layer norm, images", "fewer features than views")
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,8 @@ def joint_configs(tiny_config: ModelConfig) -> dict[str, ModelConfig]:
         loss=replace(form, vc_samples="images", smoothness_order=2),
         expander=replace(tiny_config.expander, norm="layer"),
     )
-    return dict(zip(FORMS, (first, second), strict=True))
+    third = replace(first, expander=replace(tiny_config.expander, widths=(24, 4)))
+    return dict(zip(FORMS, (first, second, third), strict=True))
 
 
 @pytest.fixture(scope="module")
