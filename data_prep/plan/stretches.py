@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from mcjepa.data_prep.corpora import DIVISIBLE
 from mcjepa.data_prep.corpora.census import Census
+from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.plan.listing import read_corpus
 from mcjepa.data_prep.plan.order import KEY_BYTES, encode_input, placed_lines
 from mcjepa.data_prep.plan.plan import PlannedInput, corpus_prefix, digest_line
@@ -103,21 +104,26 @@ def cut_corpus(corpus: CorpusConfig, wanted: int) -> list[KeySpan]:
 
 def _boundaries(store: Store, wanted: int) -> list[str]:
     """Keys at which a listing may be cut, sorted: folders, of as few levels as give enough, else names of files too."""
-    try:
-        keys = store.level()
-        for _ in range(MOST_LEVELS):
-            folders = [key for key in keys if key.endswith("/")]
-            if len(folders) >= wanted:
-                return folders
-            if not folders:
-                break
-            inside = [key for folder in folders[:MOST_LEVELS] for key in store.level(folder)]
-            if not any(key.endswith("/") for key in inside):
-                return folders if len(folders) * 2 > wanted else sorted({*folders, *inside, *keys}, key=os.fsencode)
-            keys = inside
-    except OSError:  # absent, or no folder: listing it says so
-        return []
+    keys = _inside(store, "")
+    for _ in range(MOST_LEVELS):
+        folders = [key for key in keys if key.endswith("/")]
+        if len(folders) >= wanted:
+            return folders
+        if not folders:
+            break
+        inside = [key for folder in folders[:MOST_LEVELS] for key in _inside(store, folder)]
+        if not any(key.endswith("/") for key in inside):
+            return folders if len(folders) * 2 > wanted else sorted({*folders, *inside, *keys}, key=os.fsencode)
+        keys = inside
     return keys
+
+
+def _inside(store: Store, folder: str) -> list[str]:
+    """Keys directly in a folder; none where it is absent or cannot be read: whoever lists it says so."""
+    try:
+        return store.level(folder)
+    except (OSError, DataError):
+        return []
 
 
 def list_stretch(work: PlanWork, stretch: Stretch) -> ListedStretch:
