@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +20,7 @@ import psutil
 import pytest
 
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.layout import PLAN_INPUTS_NAME, PLAN_NAME
+from mcjepa.data_prep.layout import MANIFEST_NAME, PLAN_INPUTS_NAME, PLAN_NAME
 from mcjepa.data_prep.plan import stretches
 from mcjepa.data_prep.plan.files import begin_plan, read_plan, read_plan_inputs
 from mcjepa.data_prep.plan.listing import list_inputs
@@ -150,6 +152,24 @@ def test_processes_plan_and_compare_with_a_plan_that_is_there(
     assert (tmp_path / "several" / PLAN_INPUTS_NAME).stat().st_mtime_ns == written
     assert files_of(tmp_path / "several") == {PLAN_NAME, PLAN_INPUTS_NAME}
     assert [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())] == []
+
+
+@pytest.mark.usefixtures("small_limits")
+@pytest.mark.parametrize("address", ["", "127.0.0.1:1"])
+def test_a_published_dataset_is_planned_without_a_touch(
+    corpora: dict[str, tuple[CorpusConfig, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    """It has no lease: runs side by side would share a folder in it, or find it read-only; no cluster is asked."""
+    config, root, temporary = dataset(corpora["images"]), tmp_path / "published", tmp_path / "temporary"
+    expected, _ = plan_of_one(config, root)
+    (root / MANIFEST_NAME).write_text("{}")
+    shutil.rmtree(root / ".scratch")
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    before = root.stat().st_mtime_ns
+    assert plan_of(config, root, ray_address=address)[0] == expected
+    assert root.stat().st_mtime_ns == before
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.usefixtures("small_limits")
