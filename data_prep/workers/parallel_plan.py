@@ -115,10 +115,10 @@ def _planners(
         with _private_exchange() if published else _exchange(str(store.scratch() / EXCHANGE)) as exchange:
             yield partial(run_in_processes, workers=workers), workers, exchange
         return
-    with running_ray(cluster, 0):
+    # cleared after Ray is left: until then tasks in flight write into it
+    with _exchange(join_location(store.location, EXCHANGE)) as exchange, running_ray(cluster, 0):
         workers = count_workers(config.workers, cluster)
-        with _exchange(join_location(store.location, EXCHANGE)) as exchange:
-            yield partial(run_tasks, workers=workers), workers, exchange
+        yield partial(run_tasks, workers=workers), workers, exchange
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -11,7 +12,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -181,6 +182,30 @@ def test_ray_plans_through_the_dataset_s_store(corpora: dict[str, tuple[CorpusCo
         summary, inputs, _ = plan_of(config, tmp_path / "several")
     assert (summary, inputs) == plan_of_one(config, tmp_path / "one")
     assert files_of(tmp_path / "several") == {PLAN_NAME, PLAN_INPUTS_NAME}
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_what_tasks_in_flight_still_write_is_cleared_too(
+    corpora: dict[str, tuple[CorpusConfig, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "plan"
+
+    @contextlib.contextmanager
+    def running(_address: str, _workers: int) -> Iterator[None]:
+        """Ray, whose tasks write until it is left."""
+        try:
+            yield
+        finally:
+            open_store(str(root / "planning")).write("000000.digest", b"late")
+
+    def run(*_: object, **__: object) -> None:
+        raise DataError("a task failed")
+
+    monkeypatch.setattr(parallel_plan, "running_ray", running)
+    monkeypatch.setattr(parallel_plan, "run_tasks", run)
+    with pytest.raises(DataError, match="a task failed"):
+        plan_of(dataset(corpora["images"]), root, ray_address="cluster:1")
+    assert files_of(root) == set()
 
 
 @pytest.mark.usefixtures("small_limits")
