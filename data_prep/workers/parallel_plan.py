@@ -17,7 +17,7 @@ from functools import partial
 from typing import BinaryIO
 
 from mcjepa.data_prep.corpora.census import Census
-from mcjepa.data_prep.corpora.places import is_local
+from mcjepa.data_prep.corpora.places import is_local, plain_location
 from mcjepa.data_prep.layout import MANIFEST_NAME, PLAN_NAME
 from mcjepa.data_prep.plan.files import begin_plan, new_digest, write_plan, write_plan_inputs
 from mcjepa.data_prep.plan.listing import list_guarded, list_inputs, read_corpus
@@ -141,7 +141,7 @@ def _exchange(location: str) -> Iterator[Store]:
 
 def _clear(store: Store) -> None:
     if is_local(store.location):
-        shutil.rmtree(store.location.removeprefix("file://"), ignore_errors=True)
+        shutil.rmtree(plain_location(store.location), ignore_errors=True)
         return
     for entry in list(store.files()):
         store.remove(entry.key)

@@ -208,6 +208,15 @@ def test_what_tasks_in_flight_still_write_is_cleared_too(
     assert files_of(root) == set()
 
 
+def test_an_exchange_is_cleared_however_its_location_is_written(tmp_path: Path) -> None:
+    folder = tmp_path / "a b%20c" / "planning"
+    for location in (str(folder), folder.as_uri()):
+        with parallel_plan._exchange(location) as exchange:
+            exchange.write("000000.digest", b"1")
+            assert files_of(folder) == {"000000.digest"}
+        assert not folder.exists()
+
+
 @pytest.mark.usefixtures("small_limits")
 def test_a_corpus_in_which_no_worker_finds_anything_is_refused_as_by_one(tmp_path: Path) -> None:
     many, none = scatter(tmp_path / "many", (".jpg",)), scatter(tmp_path / "none", (".txt",))
