@@ -13,6 +13,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import BinaryIO
 
@@ -32,7 +33,7 @@ from mcjepa.data_prep.plan.stretches import (
     ranges_of_places,
 )
 from mcjepa.data_prep.settings import DatasetConfig, PrepConfig
-from mcjepa.data_prep.storage import Store, join_location, open_store
+from mcjepa.data_prep.storage import Store, absolute_location, join_location, open_store
 from mcjepa.data_prep.workers.processes import run_in_processes
 from mcjepa.data_prep.workers.ray_job import count_workers, run_tasks
 from mcjepa.data_prep.workers.ray_session import callers_ray_runs, cluster_address, running_ray
@@ -158,7 +159,7 @@ def _by_several(
 ) -> PlanSummary:
     """List all stretches, then put their lines in order; this process hashes and joins what they hand on."""
     new = not store.exists(PLAN_NAME)
-    work = PlanWork(dataset, exchange.location, new)
+    work = PlanWork(_valid_anywhere(dataset), absolute_location(exchange.location), new)
     found: dict[str, ListedStretch] = {}
 
     def note(stretch: ListedStretch) -> None:
@@ -184,6 +185,12 @@ def _by_several(
 
     write_plan_inputs(store, write)
     return write_plan(store, summary)
+
+
+def _valid_anywhere(dataset: DatasetConfig) -> DatasetConfig:
+    """The settings with corpora at locations that hold in workers, which run in folders of their own."""
+    corpora = (replace(c, path=absolute_location(c.path)) if c.path else c for c in dataset.corpora)
+    return replace(dataset, corpora=tuple(corpora))
 
 
 def _require_inputs(dataset: DatasetConfig, listed: Iterable[ListedStretch]) -> None:

@@ -208,6 +208,22 @@ def test_what_tasks_in_flight_still_write_is_cleared_too(
     assert files_of(root) == set()
 
 
+@pytest.mark.usefixtures("small_limits")
+def test_relative_locations_hold_in_workers_that_run_elsewhere(
+    corpora: dict[str, tuple[CorpusConfig, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(function: Callable, work: object, items: object, *, workers: int, on_result: Callable) -> None:  # type: ignore[type-arg]
+        for item in list(items):  # type: ignore[call-overload]
+            with contextlib.chdir(tmp_path / "tars"):
+                result = function(work, item)
+            on_result(result)
+
+    monkeypatch.setattr(parallel_plan, "run_in_processes", run)
+    monkeypatch.chdir(tmp_path)
+    config = dataset(tuple(replace(corpus, path=Path(corpus.path).name) for corpus in corpora["together"]))
+    assert plan_of(config, Path("several"))[:2] == plan_of_one(dataset(corpora["together"]), tmp_path / "one")
+
+
 def test_an_exchange_is_cleared_however_its_location_is_written(tmp_path: Path) -> None:
     folder = tmp_path / "a b%20c" / "planning"
     for location in (str(folder), folder.as_uri()):
