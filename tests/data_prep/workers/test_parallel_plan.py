@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import shutil
 import signal
@@ -30,7 +29,6 @@ from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig, DuplicateFilt
 from mcjepa.data_prep.storage import Store, open_store
 from mcjepa.data_prep.workers import parallel_plan
 from mcjepa.data_prep.workers.parallel_plan import plan_dataset
-from mcjepa.data_prep.workers.processes import run_in_processes
 from mcjepa.data_prep.workers.ray_session import running_ray
 from tests.processes import wait_until_ended
 
@@ -256,32 +254,6 @@ def test_what_one_process_plans_alone_starts_no_other(
     caplog.set_level("INFO")
     plan_of(dataset(corpora["frame-folders"]), tmp_path / "whole")
     assert "one process plans" in caplog.text and "frame-folders needs the corpus whole" in caplog.text
-
-
-class Item(str):
-    """Work that is its own name."""
-
-    @property
-    def name(self) -> str:
-        return str(self)
-
-
-def end_or_double(_work: object, item: Item) -> str:
-    if item == "end":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if item == "refuse":
-        raise DataError("found this; expected that; do so")
-    return 2 * item
-
-
-def test_an_error_and_the_end_of_a_worker_are_told_once() -> None:
-    seen: list[str] = []
-    run_in_processes(end_or_double, None, map(Item, "abcde"), workers=2, on_result=seen.append)
-    assert sorted(seen) == ["aa", "bb", "cc", "dd", "ee"]
-    with pytest.raises(DataError, match="found this"):
-        run_in_processes(end_or_double, None, [Item("refuse"), Item("b")], workers=2, on_result=seen.append)
-    with pytest.raises(DataError, match="worked at end was ended from outside"):
-        run_in_processes(end_or_double, None, [Item("end"), Item("b")], workers=2, on_result=seen.append)
 
 
 PLANNING = """
