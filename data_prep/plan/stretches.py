@@ -107,7 +107,7 @@ def _boundaries(store: Store, wanted: int) -> list[str]:
     keys = _inside(store, "")
     for _ in range(MOST_LEVELS):
         folders = [key for key in keys if key.endswith("/")]
-        if len(folders) >= wanted:
+        if len(folders) >= min(wanted, MOST_LEVELS):  # the folders of more cannot all be looked into
             return folders
         if not folders:
             break

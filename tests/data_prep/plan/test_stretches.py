@@ -37,3 +37,9 @@ def test_a_folder_that_cannot_be_read_takes_no_other_cuts(
     corpus = CorpusConfig(reader="images", path=str(folders_with_folders(tmp_path, 4)))
     keys = [f"{outer}/{inner}/" for outer in (0, 2, 3) for inner in "xyz"]
     assert [span.first for span in stretches.cut_corpus(corpus, 9)] == ["", *keys[1:]]
+
+
+def test_cuts_are_not_only_in_the_folders_that_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stretches, "MOST_LEVELS", 4)
+    corpus = CorpusConfig(reader="images", path=str(folders_with_folders(tmp_path, 8)))
+    assert [span.first for span in stretches.cut_corpus(corpus, 10)] == ["", *(f"{n}/" for n in range(1, 8))]
