@@ -24,6 +24,7 @@ from mcjepa.data_prep.plan.files import begin_plan, new_digest, write_plan, writ
 from mcjepa.data_prep.plan.listing import list_guarded, list_inputs, read_corpus
 from mcjepa.data_prep.plan.plan import PlannedInput, PlanSummary
 from mcjepa.data_prep.plan.stretches import (
+    STRETCHES_A_WORKER,
     ListedStretch,
     PlanWork,
     Stretch,
@@ -43,7 +44,6 @@ LOG = logging.getLogger(__name__)
 
 SMALL_INPUTS = 20_000
 """Up to which one process plans: a second or two, about what starting others takes."""
-STRETCHES_A_WORKER = 8
 EXCHANGE = "planning"
 BLOCK_BYTES = 4 << 20
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,14 @@ def test_cuts_are_not_only_in_the_folders_that_are_looked_into(tmp_path: Path, m
     monkeypatch.setattr(stretches, "MOST_LEVELS", 4)
     corpus = CorpusConfig(reader="images", path=str(folders_with_folders(tmp_path, 8)))
     assert [span.first for span in stretches.cut_corpus(corpus, 10)] == ["", *(f"{n}/" for n in range(1, 8))]
+
+
+def test_a_flat_folder_has_a_stretch_a_worker(tmp_path: Path) -> None:
+    """Each stretch of it reads all its names."""
+    for number in range(40):
+        (tmp_path / f"{number:02d}.jpg").write_bytes(b"1")
+    corpus, wanted = CorpusConfig(reader="images", path=str(tmp_path)), 4 * stretches.STRETCHES_A_WORKER
+    assert [span.first for span in stretches.cut_corpus(corpus, wanted)] == ["", "10.jpg", "20.jpg", "30.jpg"]
+    assert len(stretches.cut_corpus(replace(corpus, reader="tars"), wanted)) == wanted
+    (tmp_path / "inside").mkdir()
+    assert len(stretches.cut_corpus(corpus, wanted)) > 4
