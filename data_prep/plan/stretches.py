@@ -20,6 +20,8 @@ from typing import BinaryIO
 
 from mcjepa.data_prep.corpora import DIVISIBLE
 from mcjepa.data_prep.corpora.census import Census
+from mcjepa.data_prep.corpora.places import is_local
+from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.plan.listing import read_corpus
 from mcjepa.data_prep.plan.order import KEY_BYTES, encode_input, placed_lines
 from mcjepa.data_prep.plan.plan import PlannedInput, corpus_prefix, digest_line
@@ -27,6 +29,8 @@ from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig
 from mcjepa.data_prep.storage import EVERYTHING, KeySpan, Store, absolute_location, explained_disk_errors, open_store
 from mcjepa.data_prep.storage.json_files import pack_lines
 
+STRETCHES_A_WORKER = 8
+"""So that workers end at about the same time; one of a flat folder, whose names every stretch reads all."""
 CELLS = 1024
 """Cells of equal size that places are sorted into."""
 RANGE_BYTES = 64 << 20
@@ -80,7 +84,7 @@ class PlaceRange:
 
 
 def cut_corpora(config: DatasetConfig, wanted: int) -> list[Stretch]:
-    """Stretches of all corpora, in the order of the listing: about `wanted` of each that can be cut."""
+    """Stretches of all corpora, in the order of the listing: about `wanted` of each that can be cut (`cut_corpus`)."""
     stretches: list[Stretch] = []
     for number, corpus in enumerate(config.corpora):
         spans = cut_corpus(corpus, wanted)
@@ -91,11 +95,16 @@ def cut_corpora(config: DatasetConfig, wanted: int) -> list[Stretch]:
 
 
 def cut_corpus(corpus: CorpusConfig, wanted: int) -> list[KeySpan]:
-    """Spans that follow each other and cover all keys: one where the reader needs the whole corpus or it is flat."""
+    """Spans that follow each other and cover all keys: one where the reader needs the whole corpus.
+
+    A flat folder is cut into fewer, except one of tars, whose headers take longer to read than its names.
+    """
     if corpus.reader not in DIVISIBLE:
         return [EVERYTHING]
     root = DIVISIBLE[corpus.reader](absolute_location(corpus.path) if corpus.path else "", corpus.split)
     keys = _boundaries(open_store(root), wanted)
+    if corpus.reader not in ("tars", "webdataset") and is_local(root) and not any(key.endswith("/") for key in keys):
+        wanted = max(1, wanted // STRETCHES_A_WORKER)
     step = max(1.0, len(keys) / wanted)
     cuts = [keys[int(place * step)] for place in range(1, min(wanted, len(keys)))]
     return [KeySpan(first, end) for first, end in zip(("", *cuts), (*cuts, ""), strict=True)]
@@ -103,21 +112,26 @@ def cut_corpus(corpus: CorpusConfig, wanted: int) -> list[KeySpan]:
 
 def _boundaries(store: Store, wanted: int) -> list[str]:
     """Keys at which a listing may be cut, sorted: folders, of as few levels as give enough, else names of files too."""
-    try:
-        keys = store.level()
-        for _ in range(MOST_LEVELS):
-            folders = [key for key in keys if key.endswith("/")]
-            if len(folders) >= wanted:
-                return folders
-            if not folders:
-                break
-            inside = [key for folder in folders[:MOST_LEVELS] for key in store.level(folder)]
-            if not any(key.endswith("/") for key in inside):
-                return folders if len(folders) * 2 > wanted else sorted({*folders, *inside, *keys}, key=os.fsencode)
-            keys = inside
-    except OSError:  # absent, or no folder: listing it says so
-        return []
+    keys = _inside(store, "")
+    for _ in range(MOST_LEVELS):
+        folders = [key for key in keys if key.endswith("/")]
+        if len(folders) >= min(wanted, MOST_LEVELS):  # the folders of more cannot all be looked into
+            return folders
+        if not folders:
+            break
+        inside = [key for folder in folders[:MOST_LEVELS] for key in _inside(store, folder)]
+        if not any(key.endswith("/") for key in inside):
+            return folders if len(folders) * 2 > wanted else sorted({*folders, *inside, *keys}, key=os.fsencode)
+        keys = inside
     return keys
+
+
+def _inside(store: Store, folder: str) -> list[str]:
+    """Keys directly in a folder; none where it is absent or cannot be read: whoever lists it says so."""
+    try:
+        return store.level(folder)
+    except (OSError, DataError):
+        return []
 
 
 def list_stretch(work: PlanWork, stretch: Stretch) -> ListedStretch:

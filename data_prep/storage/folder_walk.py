@@ -46,7 +46,8 @@ def walk_files(top: str, prefix: str = "", span: KeySpan = EVERYTHING) -> Iterat
                 levels.append(_enter(path, key, levels, span))
                 break
             except OSError:
-                yield FileEntry(os.fsdecode(key[:-1]), UNMEASURED)
+                if span.holds(os.fsdecode(key)):  # other spans meet it too
+                    yield FileEntry(os.fsdecode(key[:-1]), UNMEASURED)
         else:
             levels.pop()
 

@@ -68,6 +68,8 @@ class ObjectReader:
         self._file, self._where = file, where
         self._decoder, self._to_text = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
         self._text, self._at = "", 0
+        self._passed = self._bytes = 0
+        """Characters before `_text`, and bytes of all blocks so far."""
 
     def fields(self) -> Iterator[str]:
         """Names of the fields in the file's order; after each, its `value` or its `items` have to be taken.
@@ -91,8 +93,9 @@ class ObjectReader:
             try:
                 found, end = self._decoder.raw_decode(self._text, self._at)
             except ValueError as error:
+                reason = self._described(error)
                 if not self._read_more():
-                    raise self._no_json(error) from error
+                    raise self._no_json(reason) from error
                 continue
             left = len(self._text) - end
             if left < len("e+1") and self._read_more():
@@ -150,11 +153,21 @@ class ObjectReader:
         """Another block, the longer the more is held already; False at the end of the file."""
         left = self._text[self._at :]
         data = self._file.read(max(BLOCK_BYTES, len(left)))
+        before = self._bytes - len(self._to_text.getstate()[0])
         try:
-            self._text, self._at = left + self._to_text.decode(data, final=not data), 0
+            text = self._to_text.decode(data, final=not data)
         except UnicodeDecodeError as error:
-            raise self._no_json(error) from error
+            raise self._no_json(f"no utf-8 from byte {before + error.start} on: {error.reason}") from error
+        self._passed += self._at
+        self._bytes += len(data)
+        self._text, self._at = left + text, 0
         return bool(data)
+
+    def _described(self, error: ValueError) -> str:
+        """What the decoder says, with its place in the file."""
+        if not isinstance(error, json.JSONDecodeError):
+            return str(error)
+        return f"{error.msg} (char {self._passed + error.pos})"
 
     def _no_json(self, reason: object) -> DataError:
         return malformed_record(self._where, f"no JSON ({reason})")

@@ -2,7 +2,8 @@
 
 The plan's digest, its inputs and their order are those of one process. Workers are tasks of a Ray cluster where one is
 named, else processes of this machine; what they hand on to each other lies beside the dataset in `planning/`, or for
-processes in its scratch folder, and is gone afterwards.
+processes in its scratch folder, and is gone afterwards. A published dataset, which no lease guards and which may be
+read-only, is planned by processes in a temporary folder.
 """
 
 from __future__ import annotations
@@ -10,17 +11,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import BinaryIO
 
 from mcjepa.data_prep.corpora.census import Census
-from mcjepa.data_prep.corpora.places import is_local
-from mcjepa.data_prep.layout import PLAN_NAME
+from mcjepa.data_prep.corpora.places import is_local, plain_location
+from mcjepa.data_prep.layout import MANIFEST_NAME, PLAN_NAME
 from mcjepa.data_prep.plan.files import begin_plan, new_digest, write_plan, write_plan_inputs
 from mcjepa.data_prep.plan.listing import list_guarded, list_inputs, read_corpus
 from mcjepa.data_prep.plan.plan import PlannedInput, PlanSummary
 from mcjepa.data_prep.plan.stretches import (
+    STRETCHES_A_WORKER,
     ListedStretch,
     PlanWork,
     Stretch,
@@ -30,7 +34,7 @@ from mcjepa.data_prep.plan.stretches import (
     ranges_of_places,
 )
 from mcjepa.data_prep.settings import DatasetConfig, PrepConfig
-from mcjepa.data_prep.storage import Store, join_location, open_store
+from mcjepa.data_prep.storage import Store, absolute_location, join_location, open_store
 from mcjepa.data_prep.workers.processes import run_in_processes
 from mcjepa.data_prep.workers.ray_job import count_workers, run_tasks
 from mcjepa.data_prep.workers.ray_session import callers_ray_runs, cluster_address, running_ray
@@ -40,7 +44,6 @@ LOG = logging.getLogger(__name__)
 
 SMALL_INPUTS = 20_000
 """Up to which one process plans: a second or two, about what starting others takes."""
-STRETCHES_A_WORKER = 8
 EXCHANGE = "planning"
 BLOCK_BYTES = 4 << 20
 
@@ -63,14 +66,14 @@ def plan_dataset(config: PrepConfig, dataset: DatasetConfig, store: Store, on_li
     Raises:
         DataError: the inputs cannot be listed or the plan cannot be written.
     """
-    cluster = _cluster(config)
-    workers = 0 if cluster is not None else count_workers(config.workers, "")
-    if workers != 1:
+    published = store.exists(MANIFEST_NAME)
+    cluster = None if published else _cluster(config)
+    if cluster is not None or _count_processes(config) != 1:
         try:
             return _by_one(dataset, store, on_listed, SMALL_INPUTS)
         except _Many:
             LOG.info("%s has more than %d inputs: several workers list them", store.location, SMALL_INPUTS)
-        with _planners(config, cluster, store) as (run, count, exchange):
+        with _planners(config, cluster, store, published) as (run, count, exchange):
             stretches = cut_corpora(dataset, STRETCHES_A_WORKER * count)
             if len(stretches) > 1:
                 return _by_several(dataset, store, stretches, run, exchange, on_listed)
@@ -98,18 +101,32 @@ def _cluster(config: PrepConfig) -> str | None:
     return address if config.workers_by != "processes" and (address or callers_ray_runs()) else None
 
 
+def _count_processes(config: PrepConfig) -> int:
+    """As many as the job's workers; one per core where that is a number of workers of a cluster."""
+    return count_workers(config.workers if _cluster(config) is None else 0, "")
+
+
 @contextlib.contextmanager
-def _planners(config: PrepConfig, cluster: str | None, store: Store) -> Iterator[tuple[RunTasks, int, Store]]:
+def _planners(
+    config: PrepConfig, cluster: str | None, store: Store, published: bool
+) -> Iterator[tuple[RunTasks, int, Store]]:
     """Who runs the tasks, how many at a time, and where they hand things on; all of it is gone afterwards."""
     if cluster is None:
-        workers = count_workers(config.workers, "")
-        with _exchange(str(store.scratch() / EXCHANGE)) as exchange:
+        workers = _count_processes(config)
+        with _private_exchange() if published else _exchange(str(store.scratch() / EXCHANGE)) as exchange:
             yield partial(run_in_processes, workers=workers), workers, exchange
         return
-    with running_ray(cluster, 0):
+    # cleared after Ray is left: until then tasks in flight write into it
+    with _exchange(join_location(store.location, EXCHANGE)) as exchange, running_ray(cluster, 0):
         workers = count_workers(config.workers, cluster)
-        with _exchange(join_location(store.location, EXCHANGE)) as exchange:
-            yield partial(run_tasks, workers=workers), workers, exchange
+        yield partial(run_tasks, workers=workers), workers, exchange
+
+
+@contextlib.contextmanager
+def _private_exchange() -> Iterator[Store]:
+    """A store that no other run uses, and nothing of the dataset's."""
+    with tempfile.TemporaryDirectory(prefix="mcjepa-planning-") as folder:
+        yield open_store(folder)
 
 
 @contextlib.contextmanager
@@ -125,7 +142,7 @@ def _exchange(location: str) -> Iterator[Store]:
 
 def _clear(store: Store) -> None:
     if is_local(store.location):
-        shutil.rmtree(store.location.removeprefix("file://"), ignore_errors=True)
+        shutil.rmtree(plain_location(store.location), ignore_errors=True)
         return
     for entry in list(store.files()):
         store.remove(entry.key)
@@ -142,7 +159,7 @@ def _by_several(
 ) -> PlanSummary:
     """List all stretches, then put their lines in order; this process hashes and joins what they hand on."""
     new = not store.exists(PLAN_NAME)
-    work = PlanWork(dataset, exchange.location, new)
+    work = PlanWork(_valid_anywhere(dataset), absolute_location(exchange.location), new)
     found: dict[str, ListedStretch] = {}
 
     def note(stretch: ListedStretch) -> None:
@@ -168,6 +185,12 @@ def _by_several(
 
     write_plan_inputs(store, write)
     return write_plan(store, summary)
+
+
+def _valid_anywhere(dataset: DatasetConfig) -> DatasetConfig:
+    """The settings with corpora at locations that hold in workers, which run in folders of their own."""
+    corpora = (replace(c, path=absolute_location(c.path)) if c.path else c for c in dataset.corpora)
+    return replace(dataset, corpora=tuple(corpora))
 
 
 def _require_inputs(dataset: DatasetConfig, listed: Iterable[ListedStretch]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import traceback
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -31,13 +32,15 @@ def run_in_processes(
 
     Raises:
         DataError: one that a task raised; or a process was ended from outside.
+        RuntimeError: a task raised another error, whose traceback is the message.
     """
     stream = iter(items)
     busy: dict[Connection, str] = {}
 
     def hand_out(pipe: Connection) -> None:
         if (item := next(stream, None)) is not None:
-            pipe.send((function, work, item))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `_received` says it
+                pipe.send((function, work, item))
             busy[pipe] = item.name
 
     with contextlib.ExitStack() as stack:
@@ -75,8 +78,10 @@ def _serve(pipe: Connection, parent_pid: int) -> None:
             return
         try:
             pipe.send((function(work, item), None))
-        except Exception as error:
-            pipe.send((None, error))
+        except DataError as error:
+            pipe.send((None, DataError(str(error))))
+        except Exception:  # in words: not every error can be sent
+            pipe.send((None, RuntimeError(f"{item.name}: {traceback.format_exc()}")))
 
 
 def _received(pipe: Connection, name: str) -> Any:

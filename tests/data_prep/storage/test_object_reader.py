@@ -61,3 +61,15 @@ def test_cut_anywhere_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for end in random.Random(0).sample(range(len(whole)), 60):
         with pytest.raises(DataError, match="FILE has no JSON"):
             read(whole[:end])
+
+
+@pytest.mark.parametrize("block", [16, 1 << 20])
+def test_the_place_of_damage_is_that_in_the_file(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(json_files, "BLOCK_BYTES", block)
+    numbers = json.dumps({"ü": list(range(1000))}, ensure_ascii=False)
+    cut = numbers.index("500")
+    with pytest.raises(DataError, match=rf"Expecting value \(char {cut}\)"):
+        read((numbers[:cut] + "?" + numbers[cut:]).encode())
+    before = numbers[:cut].encode() + b'"'
+    with pytest.raises(DataError, match=f"no utf-8 from byte {len(before)} on"):
+        read(before + b"\xc3" + b'", 1]}')

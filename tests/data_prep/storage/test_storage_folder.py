@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.storage import open_store
+from mcjepa.data_prep.storage import KeySpan, open_store
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
@@ -36,6 +36,18 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
         "other/clip": 4,
     }
     assert "dangling" not in set(open_store(str(tmp_path / "top")).list(""))
+
+
+def test_a_folder_that_cannot_be_entered_lies_in_one_span(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(".")
+    for name in ("a", "loop-x", "z"):
+        (tmp_path / name).write_bytes(b"1")
+    store = open_store(str(tmp_path))
+    whole = [("a", 1), ("loop-x", 1), ("loop", -1), ("z", 1)]
+    assert list(store.files()) == whole
+    for cut in ("a", "loop", "loop-x", "loop/", "loop/a", "loop/loop/z", "z"):
+        first, second = (list(store.files(span=span)) for span in (KeySpan(end=cut), KeySpan(cut)))
+        assert first + second == whole, cut
 
 
 def test_names_that_are_no_utf8_survive(tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +20,7 @@ import psutil
 import pytest
 
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.layout import PLAN_INPUTS_NAME, PLAN_NAME
+from mcjepa.data_prep.layout import MANIFEST_NAME, PLAN_INPUTS_NAME, PLAN_NAME
 from mcjepa.data_prep.plan import stretches
 from mcjepa.data_prep.plan.files import begin_plan, read_plan, read_plan_inputs
 from mcjepa.data_prep.plan.listing import list_inputs
@@ -27,7 +29,6 @@ from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig, DuplicateFilt
 from mcjepa.data_prep.storage import Store, open_store
 from mcjepa.data_prep.workers import parallel_plan
 from mcjepa.data_prep.workers.parallel_plan import plan_dataset
-from mcjepa.data_prep.workers.processes import run_in_processes
 from mcjepa.data_prep.workers.ray_session import running_ray
 from tests.processes import wait_until_ended
 
@@ -128,7 +129,8 @@ def test_the_plan_is_that_of_one_process_for_every_reader_and_order(
     monkeypatch.setattr(parallel_plan, "run_in_processes", run)
     for name, several in corpora.items():
         cut = stretches.cut_corpora(dataset(several), 16)
-        assert len(cut) == 1 if name == "frame-folders" else len(cut) > 8, name
+        few = {"frame-folders": 1, "flat": 2}
+        assert len(cut) == few[name] if name in few else len(cut) > 8, name
         for order in ("shuffled", "listed"):
             config = dataset(several, order)
             expected = plan_of_one(config, tmp_path / "one" / name / order)
@@ -153,6 +155,24 @@ def test_processes_plan_and_compare_with_a_plan_that_is_there(
 
 
 @pytest.mark.usefixtures("small_limits")
+@pytest.mark.parametrize("address", ["", "127.0.0.1:1"])
+def test_a_published_dataset_is_planned_without_a_touch(
+    corpora: dict[str, tuple[CorpusConfig, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    """It has no lease: runs side by side would share a folder in it, or find it read-only; no cluster is asked."""
+    config, root, temporary = dataset(corpora["images"]), tmp_path / "published", tmp_path / "temporary"
+    expected, _ = plan_of_one(config, root)
+    (root / MANIFEST_NAME).write_text("{}")
+    shutil.rmtree(root / ".scratch")
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    before = root.stat().st_mtime_ns
+    assert plan_of(config, root, ray_address=address)[0] == expected
+    assert root.stat().st_mtime_ns == before
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.usefixtures("small_limits")
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_ray_plans_through_the_dataset_s_store(corpora: dict[str, tuple[CorpusConfig, ...]], tmp_path: Path) -> None:
@@ -161,6 +181,55 @@ def test_ray_plans_through_the_dataset_s_store(corpora: dict[str, tuple[CorpusCo
         summary, inputs, _ = plan_of(config, tmp_path / "several")
     assert (summary, inputs) == plan_of_one(config, tmp_path / "one")
     assert files_of(tmp_path / "several") == {PLAN_NAME, PLAN_INPUTS_NAME}
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_what_tasks_in_flight_still_write_is_cleared_too(
+    corpora: dict[str, tuple[CorpusConfig, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "plan"
+
+    @contextlib.contextmanager
+    def running(_address: str, _workers: int) -> Iterator[None]:
+        """Ray, whose tasks write until it is left."""
+        try:
+            yield
+        finally:
+            open_store(str(root / "planning")).write("000000.digest", b"late")
+
+    def run(*_: object, **__: object) -> None:
+        raise DataError("a task failed")
+
+    monkeypatch.setattr(parallel_plan, "running_ray", running)
+    monkeypatch.setattr(parallel_plan, "run_tasks", run)
+    with pytest.raises(DataError, match="a task failed"):
+        plan_of(dataset(corpora["images"]), root, ray_address="cluster:1")
+    assert files_of(root) == set()
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_relative_locations_hold_in_workers_that_run_elsewhere(
+    corpora: dict[str, tuple[CorpusConfig, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(function: Callable, work: object, items: object, *, workers: int, on_result: Callable) -> None:  # type: ignore[type-arg]
+        for item in list(items):  # type: ignore[call-overload]
+            with contextlib.chdir(tmp_path / "tars"):
+                result = function(work, item)
+            on_result(result)
+
+    monkeypatch.setattr(parallel_plan, "run_in_processes", run)
+    monkeypatch.chdir(tmp_path)
+    config = dataset(tuple(replace(corpus, path=Path(corpus.path).name) for corpus in corpora["together"]))
+    assert plan_of(config, Path("several"))[:2] == plan_of_one(dataset(corpora["together"]), tmp_path / "one")
+
+
+def test_an_exchange_is_cleared_however_its_location_is_written(tmp_path: Path) -> None:
+    folder = tmp_path / "a b%20c" / "planning"
+    for location in (str(folder), folder.as_uri()):
+        with parallel_plan._exchange(location) as exchange:
+            exchange.write("000000.digest", b"1")
+            assert files_of(folder) == {"000000.digest"}
+        assert not folder.exists()
 
 
 @pytest.mark.usefixtures("small_limits")
@@ -186,32 +255,6 @@ def test_what_one_process_plans_alone_starts_no_other(
     caplog.set_level("INFO")
     plan_of(dataset(corpora["frame-folders"]), tmp_path / "whole")
     assert "one process plans" in caplog.text and "frame-folders needs the corpus whole" in caplog.text
-
-
-class Item(str):
-    """Work that is its own name."""
-
-    @property
-    def name(self) -> str:
-        return str(self)
-
-
-def end_or_double(_work: object, item: Item) -> str:
-    if item == "end":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if item == "refuse":
-        raise DataError("found this; expected that; do so")
-    return 2 * item
-
-
-def test_an_error_and_the_end_of_a_worker_are_told_once() -> None:
-    seen: list[str] = []
-    run_in_processes(end_or_double, None, map(Item, "abcde"), workers=2, on_result=seen.append)
-    assert sorted(seen) == ["aa", "bb", "cc", "dd", "ee"]
-    with pytest.raises(DataError, match="found this"):
-        run_in_processes(end_or_double, None, [Item("refuse"), Item("b")], workers=2, on_result=seen.append)
-    with pytest.raises(DataError, match="worked at end was ended from outside"):
-        run_in_processes(end_or_double, None, [Item("end"), Item("b")], workers=2, on_result=seen.append)
 
 
 PLANNING = """
