@@ -21,6 +21,8 @@ from mcjepa.pipeline.engine.state import Piece
 from mcjepa.pipeline.run.folder import CHECKPOINTS, WEIGHTS
 from mcjepa.pipeline.world import World
 
+MOST_TRIES = 10
+
 
 @dataclass
 class Part:
@@ -59,11 +61,19 @@ class Part:
         Raises:
             OSError, SafetensorError: the disk is full or cannot be written.
         """
-        digest, size = write_state(self.path, self.pieces)
+        digest, size = self._write_state()
         self.entry = {"sha256": digest, "bytes": size}
         if self.weights:
             folder = self.run / WEIGHTS / step_name(self.step)
             self.manifest["weights_sha256"] = pretrained.save(self.weights, self.config, folder, self.lineage)
+
+    def _write_state(self) -> tuple[str, int]:
+        """Another rank of the node that has uploaded its file removes the folder if it is empty: it is made again."""
+        for _ in range(MOST_TRIES - 1):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                return write_state(self.path, self.pieces)
+        return write_state(self.path, self.pieces)
 
     def remove(self) -> None:
         """Removes what was written of it, to make room."""

@@ -77,6 +77,16 @@ def test_the_manifest_waits_for_all_ranks_of_this_very_save(
     assert not remote or not (local / KEY).exists()
 
 
+def test_a_rank_whose_folder_another_one_has_cleared_makes_it_again(tmp_path: Path) -> None:
+    """Rank 1 of the node has uploaded and finds the scratch folder empty before rank 0 has begun to write."""
+    part = make(0, tmp_path / "scratch")
+    part.path.parent.rmdir()
+    one = saver(tmp_path / "run", 0, 1, remote=True)
+    one.submit(part)
+    one.close(10)
+    assert keys(tmp_path / "run") == [f"{KEY}/manifest.json", f"{KEY}/state-0"]
+
+
 def test_old_checkpoints_are_removed_only_after_the_commit(tmp_path: Path) -> None:
     seen: list[list[str]] = []
     one = saver(tmp_path, 0, 1, after=lambda step: seen.append(keys(tmp_path)))
