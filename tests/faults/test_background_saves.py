@@ -29,20 +29,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
 
 
 def interrupted(run: TrainingRun, saving: bool) -> bool:
-    """Starts a run and interrupts it in a save; whether it was in one. Nothing that is not whole may stay."""
+    """Starts a run and interrupts it in a save; whether that came in time. Nothing that is not whole may stay."""
     run.start(ranks=1)
     come = run.wait_for(run.being_uploaded if saving else run.being_saved, 0.0005)
     assert run.process
     if come:
         run.process.send_signal(signal.SIGINT)
     code, log = run.wait(), run.log.read_text()
-    assert code == (130 if come else 0) and "Traceback" not in log, log
+    assert code in ((0, 130) if come else (0,)) and "Traceback" not in log, log
     store = open_store(run.location)
     complete = list_checkpoints(store)
     assert complete and all(find_damage(store, checkpoint) == "" for checkpoint in complete)
     folders = {key.split("/")[1] for key in store.list("checkpoints/")}
     assert folders == {f"step-{checkpoint.step:09d}" for checkpoint in complete}
-    return come
+    return code == 130
 
 
 def goes_on(run: TrainingRun, whole: TrainingRun) -> None:
@@ -63,11 +63,14 @@ def test_ctrl_c_during_a_save_into_a_folder_leaves_whole_checkpoints_alone(whole
 def test_ctrl_c_during_a_save_to_a_slow_store_waits_for_it_and_another_machine_goes_on(
     whole: TrainingRun, tmp_path: Path, s3: str, proxy: FaultProxy
 ) -> None:
-    proxy.put_delay_s = 0.3
-    run = TrainingRun(whole.recipe, s3, tmp_path / "files")
-    assert interrupted(run, saving=True)
-    proxy.put_delay_s = 0.0
-    goes_on(run, whole)
+    for number in range(TRIES):
+        proxy.put_delay_s = 0.3
+        run = TrainingRun(whole.recipe, f"{s3}/{number}", tmp_path / f"files-{number}")
+        come = interrupted(run, saving=True)
+        proxy.put_delay_s = 0.0
+        if come:
+            return goes_on(run, whole)
+    raise AssertionError(f"no save was met in {TRIES} runs")
 
 
 def test_a_store_that_has_no_time_left_keeps_the_checkpoint_before(
