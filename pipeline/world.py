@@ -7,11 +7,13 @@ none: a world of one process.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
 import re
 import socket
+import time
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from mcjepa.pipeline.errors import UsageError
 
 FIRST_PORT, PORTS = 20_000, 10_000
 """Ports that Slurm jobs meet at: below those that systems give to clients."""
+_GLOO_THREAD, _GLOO_LOOK_S, _GLOO_REST_S = "pt_gloo_runloop", 0.005, 5.0
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
 Fact = TypeVar("Fact")
 
@@ -210,3 +213,38 @@ def gather_all(fact: Fact, world: World) -> list[Fact]:
     facts: list[Any] = [None] * world.size
     dist.all_gather_object(facts, fact)
     return facts
+
+
+def rest_at_exit() -> None:
+    """Has this process let gloo's threads come to rest when it ends; for each that joins a process group, once or more.
+
+    A thread of gloo that lets go of the tensors of the last collective asks for Python's lock. If the interpreter is
+    being taken down by then, Python ends that thread within a destructor of C++, which aborts the process with
+    "terminate called without an active exception", after all of its work is done. Leaving the group does not join the
+    threads, since DeepSpeed's parameters hold it.
+    """
+    atexit.unregister(_let_gloo_rest)
+    atexit.register(_let_gloo_rest)
+
+
+def _let_gloo_rest() -> None:
+    """Returns once gloo's threads sleep and have slept between two looks, or after some seconds."""
+    end, before = time.monotonic() + _GLOO_REST_S, None
+    while (seen := _gloo_threads()) and time.monotonic() < end:
+        if seen == before and all(state.startswith("S") for state, *_ in seen.values()):
+            return
+        before = seen
+        time.sleep(_GLOO_LOOK_S)  # without Python's lock: whoever waits for it comes on
+
+
+def _gloo_threads() -> dict[str, list[str]]:
+    """State, and switches of its processor so far, of each thread of gloo that runs collectives, by number."""
+    threads = {}
+    for task in Path("/proc/self/task").glob("*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if (task / "comm").read_text().strip() == _GLOO_THREAD:
+                told = dict(line.split(":", 1) for line in (task / "status").read_text().splitlines())
+                threads[task.name] = [
+                    told[name].strip() for name in ("State", "voluntary_ctxt_switches", "nonvoluntary_ctxt_switches")
+                ]
+    return threads

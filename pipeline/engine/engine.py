@@ -26,7 +26,15 @@ from mcjepa.pipeline.engine.state import reset_updates
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.settings.train import EngineConfig, TrainConfig
 from mcjepa.pipeline.stream.seeding import mix64
-from mcjepa.pipeline.world import World, adopt_world, check_gpus, disable_malloc_trim, gpu_index, ranks_here
+from mcjepa.pipeline.world import (
+    World,
+    adopt_world,
+    check_gpus,
+    disable_malloc_trim,
+    gpu_index,
+    ranks_here,
+    rest_at_exit,
+)
 
 __all__ = [
     "World",
@@ -80,6 +88,7 @@ def start_world(config: EngineConfig) -> World:
                 "set MASTER_PORT to another, or leave it unset for a single process"
             ) from error
         raise
+    rest_at_exit()
     if config.compile:
         load_compiler()
     else:

@@ -196,12 +196,13 @@ def _joined_ranks() -> Iterator[int]:
     import torch
     import torch.distributed as dist
 
-    from mcjepa.pipeline.world import gpu_index, ranks_here
+    from mcjepa.pipeline.world import gpu_index, ranks_here, rest_at_exit
 
     gpus, world = torch.cuda.device_count(), int(os.environ["WORLD_SIZE"])
     if gpus:
         torch.cuda.set_device(gpu_index(int(os.environ["LOCAL_RANK"]), ranks_here(world), gpus, os.environ))
     dist.init_process_group("nccl" if gpus else "gloo")
+    rest_at_exit()
     try:
         yield dist.get_rank()
         dist.barrier()

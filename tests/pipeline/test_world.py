@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -115,3 +117,29 @@ def test_a_missing_gpu_is_refused_where_the_site_asks_for_some(monkeypatch: pyte
     check_gpus("8", visible=1)
     check_gpus("", visible=0)
     check_gpus("0", visible=0)
+
+
+ENDING = """
+import ctypes, threading, time, zlib
+from mcjepa.pipeline.world import rest_at_exit
+
+def collective():
+    ctypes.CDLL(None).prctl(15, b"pt_gloo_runloop")
+    started.set()
+    zlib.crc32(bytes(1 << 28))  # without Python's lock
+    print("let go", flush=True)
+    threading.Event().wait()
+
+started = threading.Event()
+rest_at_exit()
+threading.Thread(target=collective, daemon=True).start()
+started.wait()
+"""
+
+
+@pytest.mark.parametrize("rests", [True, False])
+def test_a_process_ends_once_threads_of_gloo_have_let_go_of_their_tensors(rests: bool) -> None:
+    """A thread that asks for Python's lock later is ended within C++, which aborts the process."""
+    program = ENDING if rests else ENDING.replace("\nrest_at_exit()", "")
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True)
+    assert ended.stdout == ("let go\n" if rests else "")
