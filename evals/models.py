@@ -226,6 +226,11 @@ class LoadedModel:
     random_model: EvalModel | None = None
     """A randomly initialised twin, the probe's baseline; None = there is none."""
 
+    @property
+    def kept_as(self) -> str:
+        """What features and networks that are stored of this model are known by; empty: none are."""
+        return self.identity or self.digest
+
 
 def load_for_scoring(weights: Weights | Path | str, device: str, seed: int) -> LoadedModel:
     """Our model of a weights folder with its name, digest, lineage and random twin.

@@ -62,8 +62,8 @@ def record_scores(
             tracker.metrics(values, int(score.card.lineage.get("step", 0)))
         tracker.datasets([_dataset(score.card) for score in scores])
         tracker.artifact(out, "eval")
-        for digest in {score.card.weights_digest for score in scores} - {""}:
-            tracker.tag_models(digest, _first_metrics(score for score in scores if score.card.weights_digest == digest))
+        for weights in sorted({score.card.weights_digest for score in scores} - {""}):
+            tracker.tag_models(weights, _first_metrics(one for one in scores if one.card.weights_digest == weights))
         status = "FINISHED"
     finally:
         tracker.end(status)

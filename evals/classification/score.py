@@ -51,13 +51,13 @@ def score_classify(
     name = f"classify/{config.set}"
     folder = Path(config.cache) if config.cache else out.parent.parent.parent / "pooled-features"
     cache = PooledFeatureCache(
-        folder=folder, model=loaded.digest, device=getattr(loaded.model, "device", torch.device("cpu"))
+        folder=folder, model=loaded.kept_as, device=getattr(loaded.model, "device", torch.device("cpu"))
     )
     result = classify_model(loaded.model, cache, data, config, (seed, name, on_event))
     metrics = accuracies(result, len(data.classes), "")
     rivals: tuple[str, ...] = ()
     if config.random_baseline and loaded.random_model is not None:
-        who = f"random twin {seed} of {loaded.digest}" if loaded.digest else ""
+        who = f"random twin {seed} of {loaded.kept_as}" if loaded.kept_as else ""
         twin = dataclasses.replace(cache, model=who)
         told = (seed, f"{name} (random encoder)", on_event)
         random = classify_model(loaded.random_model, twin, data, config, told)

@@ -7,7 +7,6 @@ brought back to the labels' size, their softmax averaged over scales and mirrors
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,14 @@ from mcjepa.evals.finetune.settings import FinetuneConfig
 from mcjepa.evals.finetune.train import make_optimizer, require_equal_on_ranks, train
 from mcjepa.evals.models import LoadedModel
 from mcjepa.evals.pictures import class_legend, overlay_labels, side_by_side, write_png
-from mcjepa.evals.probe.images import LabelledSet, fitted_size, read_labelled_set, resize_image, window_boxes
+from mcjepa.evals.probe.images import (
+    LabelledSet,
+    fitted_size,
+    images_digest,
+    read_labelled_set,
+    resize_image,
+    window_boxes,
+)
 from mcjepa.evals.probe.metrics import confusion_matrix, iou_per_class, mean_iou, pixel_accuracy
 from mcjepa.evals.probe.results import metric_name
 from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, nothing_scored, silent
@@ -252,10 +258,9 @@ def _identity(
     loaded: LoadedModel, items: Sequence[LabelledImage], classes: Sequence[str], config: FinetuneConfig, seed: int
 ) -> dict[str, object]:
     """What decides the trained network."""
-    names = hashlib.sha256("\n".join(item.name for item in items).encode()).hexdigest()
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in TEST_ONLY}
-    who = {"weights": loaded.digest, "model": loaded.name, "seed": seed}
-    return {**who, "training images": names, "classes": len(classes), **settings}
+    who = {"weights": loaded.kept_as, "model": loaded.name, "seed": seed}
+    return {**who, "training images": images_digest(items), "classes": len(classes), **settings}
 
 
 def test_network(

@@ -35,7 +35,7 @@ PACKAGES = (
     "numpy",
 )
 HEADLINES = {
-    "flow": {"epe": "epe", "epe_zero": "epe_zero", "epe_dis_medium": "epe_dis", "fl": "fl"},
+    "flow": {"epe": "epe", "epe_zero": "epe_zero", "epe_dis_medium": "epe_dis", "fl_all": "fl"},
     "probe": {"miou": "probe_miou", "miou_random": "probe_miou_random"},
     "vos": {"jf": "jf", "jf_copy_first": "jf_copy_first", "jf_random": "jf_random"},
 }
@@ -52,7 +52,7 @@ SUMMARY, REPORT = "summary.json", "report.html"
 
 @dataclass(frozen=True)
 class Chain:
-    """A recipe's chain of stages and what they recorded; empty where a stage is not there."""
+    """The chain of stages behind weights and what they recorded; empty where a stage is not there or not theirs."""
 
     name: str
     """Of the recipe."""
@@ -70,6 +70,8 @@ class Chain:
     """train_report.json."""
     metrics: Sequence[Mapping[str, float]]
     """logs/metrics.jsonl."""
+    weights: str
+    """Where the weights that were scored lie."""
 
 
 def write_results(
@@ -100,17 +102,19 @@ def summarize(chain: Chain, scores: Sequence[Score], weights: Weights, evaluatio
         for name, key in HEADLINES.get(score.name.split("/")[0], {}).items():
             if name in score.metrics:
                 summary.setdefault(key, _finite(score.metrics[name]))
-    ids = {name: record["dataset_id"] for name, record in prep.get("datasets", {}).items()}
+    named = {name: record["dataset_id"] for name, record in prep.get("datasets", {}).items()}
+    seen = weights.lineage.get("dataset_ids", [])
+    ids = named | {found[:8]: found for found in sorted(set(seen) - set(named.values()))}
     stages = {"prep": prep.get("seconds"), "train": training.get("seconds"), "eval": evaluation["seconds"]}
     summary |= {
         "dataset_ids": ids,
-        "dataset_id": combined_id(ids.values()),
+        "dataset_id": combined_id(ids.values()) if ids else None,
         "datasets": prep.get("datasets", {}),
         "quarantined": prep.get("quarantined", []),
-        "run_ids": {"prep": prep.get("run_id"), "train": chain.run.get("run_id"), "eval": evaluation["eval"]},
-        "steps": training.get("steps"),
+        "run_ids": {"prep": prep.get("run_id"), "train": weights.lineage.get("run_id"), "eval": evaluation["eval"]},
+        "steps": weights.lineage.get("step", training.get("steps")),
         "bad_steps": training.get("bad_steps"),
-        "weights": str(weights.folder),
+        "weights": chain.weights,
         "weights_digest": weights.digest,
         "scores": {s.name: {k: _finite(v) for k, v in s.metrics.items()} for s in scores},
         "stage_seconds": stages,
@@ -135,16 +139,13 @@ def _write_report(chain: Chain, scores: Sequence[Score], summary: Mapping[str, A
     from mcjepa.evals.report.page import write_report
 
     runs = summary["run_ids"]
-    lineage = [("dataset id", summary["dataset_id"])]
+    lineage = [("dataset id", summary["dataset_id"])] if summary["dataset_id"] else []
     lineage += [(f"dataset {name}", value) for name, value in summary["dataset_ids"].items()]
     lineage += [(f"MLflow run of {stage}", value) for stage, value in runs.items() if value]
     lineage += [("weights sha256", summary["weights_digest"]), ("weights", summary["weights"])]
     content = ReportContent(
         title=f"mcjepa: {chain.name}",
-        summary=(
-            f"{summary['steps']} steps in {summary['stage_seconds']['train']} s; the whole chain took "
-            f"{summary['seconds']} s on {summary['machine']['cores']} CPU cores."
-        ),
+        summary=_sentence(summary),
         tiles=headline_tiles(scores),
         curves=_curves(chain.metrics),
         scores=tuple(scores),
@@ -165,6 +166,14 @@ def _write_report(chain: Chain, scores: Sequence[Score], summary: Mapping[str, A
     write_report(chain.out / REPORT, content)
 
 
+def _sentence(summary: Mapping[str, Any]) -> str:
+    """What was done, as far as it is recorded."""
+    trained = summary["stage_seconds"]["train"]
+    steps = "" if summary["steps"] is None else f"{summary['steps']} steps" + (f" in {trained} s" if trained else "")
+    whole = f"what is recorded of the chain took {summary['seconds']} s on {summary['machine']['cores']} CPU cores."
+    return f"{steps}; {whole}" if steps else whole.capitalize()
+
+
 def _evaluations(folder: Path) -> tuple[Evaluated, ...]:
     """All evaluations of the recipe's run, in the order of their steps."""
     from mcjepa.evals.cards import SCORES_NAME, read_scores
@@ -182,12 +191,13 @@ def commands_again(chain: Chain, weights: str) -> tuple[tuple[str, str], ...]:
         weights: the folder that was scored.
     """
     recipe, trained = str(chain.recipe), str(chain.run_recipe or chain.recipe)
+    fetched = "://" in weights  # from the recipe's own run
     ranks = str(chain.run.get("world_size", 1))
     return (
         ("from this folder", shlex.join(["cd", os.getcwd()])),
         ("build the datasets", shlex.join(["mcjepa", "prep", "run", recipe])),
         ("train", shlex.join(["mcjepa", "train", trained, "--ranks", ranks])),
-        ("evaluate", shlex.join(["mcjepa", "eval", "all", recipe, "--weights", weights])),
+        ("evaluate", shlex.join(["mcjepa", "eval", "all", recipe, *([] if fetched else ["--weights", weights])])),
         ("open the records", shlex.join(["mcjepa", "ui", recipe])),
     )
 

@@ -24,7 +24,6 @@ def table(arguments: argparse.Namespace) -> int:
     """`mcjepa study table`: what is scored so far."""
     from mcjepa.pipeline.stages.study import study_table
 
-    recipe, _ = load_recipe(arguments.recipe, arguments.overrides)
-    found, text = study_table(recipe)
+    found, text = study_table(*load_recipe(arguments.recipe, arguments.overrides))
     print(json.dumps(found.to_dict()) if arguments.json else text, end="\n" if arguments.json else "")
     return OK

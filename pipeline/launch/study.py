@@ -33,7 +33,7 @@ from mcjepa.pipeline.run.folder import RECIPE, TRAIN_REPORT, WEIGHTS
 from mcjepa.pipeline.tracking import Tracker, quiet_environment
 from mcjepa.pipeline.tracking.lineage import PARENT_VARIABLE
 
-RECORD = "study.json"
+RECORD, SUMMARY = "study.json", "summary.json"
 Start = Callable[[list[str], Path, Mapping[str, str], float], int]
 """Runs a command line, its output added to a file, with more variables and so many seconds to stop; its exit code."""
 
@@ -161,12 +161,14 @@ def _run_once(run: StudyRun, content: dict[str, Any], parent: str, start: Start)
     before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     if before:
         _require_same(run, before, content)
+    if before and before["eval"] != content["eval"]:
+        (run.folder / SUMMARY).unlink(missing_ok=True)  # of another protocol: not to be taken for this one's
     if before != content:
         atomic_write(path, yaml.safe_dump(content, sort_keys=False).encode())
     if not run.trained:
         _checked(program("train", str(path)), run.folder / "train.log", {PARENT_VARIABLE: parent}, grace_s, start)
         done.append("trained")
-    if before is None or before.get("eval") != content["eval"] or not (run.folder / "summary.json").is_file() or done:
+    if before is None or not (run.folder / SUMMARY).is_file() or done:
         _checked(program("eval", "all", str(path)), run.folder / "eval.log", {}, GRACE_S, start)
         done.append("evaluated")
     return " and ".join(done) or "finished before"

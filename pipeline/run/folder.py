@@ -178,9 +178,14 @@ def cut_metrics(run: Path, step: int) -> int:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Records of a run's metrics; none where there is no such file."""
+    return parse_metrics(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def parse_metrics(text: str) -> list[dict[str, float]]:
     """Records of a run's metrics, the last one of every step, in order of the steps; a torn line is left out."""
     records: dict[int, dict[str, float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in text.splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:

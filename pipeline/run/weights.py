@@ -56,12 +56,11 @@ class RunWeights:
         """
         if isinstance(self._store, FolderStore):
             return self._store.path(f"{WEIGHTS}/{name}")
+        self.forget(name)  # files of a killed command may be another run's, whose sizes are the same
         folder = self._cache / name
+        folder.mkdir(parents=True)
         for file in (WEIGHTS_NAME, CONFIG_NAME):
-            key = f"{WEIGHTS}/{name}/{file}"
-            if not (folder / file).is_file() or (folder / file).stat().st_size != self._store.size(key):
-                folder.mkdir(parents=True, exist_ok=True)
-                self._store.download(key, folder / file)
+            self._store.download(f"{WEIGHTS}/{name}/{file}", folder / file)
         return folder
 
     def forget(self, name: str) -> None:

@@ -17,27 +17,18 @@ from typing import Any
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import SCORES_NAME, Score, read_scores, stored_key
-from mcjepa.evals.models import Weights, read_weights
+from mcjepa.evals.models import read_weights
 from mcjepa.evals.progress import OnEvent
 from mcjepa.evals.record import record_scores
-from mcjepa.evals.report.chain import REPORT, SUMMARY, Chain, write_results
+from mcjepa.evals.report.chain import REPORT, SUMMARY, write_results
 from mcjepa.evals.report.comparison import ComparedScore, Evaluated, compare_scores
 from mcjepa.evals.report.content import ReportContent
 from mcjepa.evals.report.page import write_report
 from mcjepa.evals.run import evaluation_key, run_evaluation
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.recipe.files import write_plain
 from mcjepa.pipeline.recipe.recipe import Recipe, required
-from mcjepa.pipeline.run.folder import (
-    METRICS,
-    PREP_REPORT,
-    RECIPE,
-    RESOLVED_RECIPE,
-    TRAIN_REPORT,
-    read_metrics,
-    read_run_record,
-)
 from mcjepa.pipeline.run.weights import RunWeights
+from mcjepa.pipeline.stages.chain_records import recorded_chain
 from mcjepa.pipeline.tracking import attach, run_label
 
 log = logging.getLogger(__name__)
@@ -97,7 +88,7 @@ class RecipeEvaluation:
         last, skipped = None, []
         for name in names:
             try:
-                last = self._score(weights.fetch(name))
+                last = self._score(weights.fetch(name), fetched=True)
             except (DataError, OSError) as error:
                 if not following or name in weights.names():
                     raise
@@ -111,24 +102,26 @@ class RecipeEvaluation:
             )
         return self._end(*last, skipped)
 
-    def _score(self, folder: Path) -> tuple[list[Score], str]:
+    def _score(self, folder: Path, fetched: bool = False) -> tuple[list[Score], str]:
         """Scores, records and renews the report; what is there already is not done again. Scores and MLflow run."""
         started = time.perf_counter()
         recipe, known = self._recipe, read_weights(folder)
-        out = Path(recipe.out) / "eval" / folder.name
-        if self._again or stored_key(out) != evaluation_key(known.identity, self._config):
+        name = folder.resolve().name
+        out = Path(recipe.out) / "eval" / name
+        scores = [] if self._again else _finished(out, evaluation_key(known.identity, self._config))
+        if scores:
+            log.info("%s has been scored already; its data is not looked at again, --again scores it again", name)
+        else:
             with self._show() as on_event:
                 scores = run_evaluation(folder, self._config, out, on_event)
-        else:
-            log.info("%s has been scored already; --again scores it again", folder.name)
-            scores = read_scores(out)
         began = time.time() - (time.perf_counter() - started)
         run_id = record_scores(
-            recipe.tracking, f"{run_label(self._plain)} {folder.name}", self._plain["eval"], scores, out, self._plain,
+            recipe.tracking, f"{run_label(self._plain)} {name}", self._plain["eval"], scores, out, self._plain,
             began,
         )  # fmt: skip
         seconds = round(time.perf_counter() - started, 1)
-        _write_results(recipe, self._plain, scores, known, run_id, seconds)
+        chain = recorded_chain(recipe, self._plain, known, fetched)
+        write_results(chain, scores, known, {"eval": run_id, "seconds": seconds})
         return scores, run_id
 
     def _end(self, scores: list[Score], run_id: str, skipped: list[str]) -> Evaluation:
@@ -138,6 +131,15 @@ class RecipeEvaluation:
             names = ", ".join(skipped)
             log.warning("%d weights folders were removed before they were scored: %s", len(skipped), names)
         return Evaluation(scores, json.loads((out / SUMMARY).read_text(encoding="utf-8")), out / REPORT, skipped)
+
+
+def _finished(out: Path, key: str) -> list[Score]:
+    """Scores of a folder that answer what is asked and lack nothing; none otherwise.
+
+    What was incomplete is scored again: who completes a set, or corrects a file, asks again.
+    """
+    scores = read_scores(out) if stored_key(out) == key else []
+    return scores if all(score.card.complete and not score.undefined for score in scores) else []
 
 
 def follow_weights(weights: RunWeights, steps: int, following: Following) -> Iterator[str]:
@@ -169,28 +171,6 @@ def follow_weights(weights: RunWeights, steps: int, following: Following) -> Ite
             )
         else:
             time.sleep(following.poll_s)
-
-
-def _write_results(
-    recipe: Recipe, plain: dict[str, Any], scores: Sequence[Score], weights: Weights, run_id: str, seconds: float
-) -> None:
-    run = Path(recipe.train.run) if recipe.train else None
-    chain = Chain(
-        name=recipe.name,
-        out=Path(recipe.out),
-        recipe=write_plain(plain, Path(recipe.out) / RESOLVED_RECIPE),
-        run_recipe=run / RECIPE if run and (run / RECIPE).is_file() else None,
-        prep=_read(Path(recipe.prep.root) / PREP_REPORT) if recipe.prep else {},
-        run=read_run_record(run) if run else {},
-        training=_read(run / TRAIN_REPORT) if run else {},
-        metrics=read_metrics(run / METRICS) if run else [],
-    )
-    write_results(chain, scores, weights, {"eval": run_id, "seconds": seconds})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return record
 
 
 def compare_folders(words: Sequence[str], page: Path) -> tuple[list[str], tuple[ComparedScore, ...]]:

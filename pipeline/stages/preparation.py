@@ -37,10 +37,14 @@ def run_preparation(recipe: Recipe, plain: dict[str, Any], on_event: Callable[[P
     record = describe_preparation(run_prep(config, on_event=on_event))
     record["seconds"] = round(time.perf_counter() - started, 1)
     record["run_id"] = _log_run(recipe, plain, record)
-    # Beside local datasets, else in the recipe's folder.
-    folder = Path(recipe.out) if "://" in config.root else Path(config.root)
-    write_json(folder / PREP_REPORT, record)
+    write_json(report_folder(recipe) / PREP_REPORT, record)
     return record
+
+
+def report_folder(recipe: Recipe) -> Path:
+    """Where a recipe's preparation leaves its report: beside local datasets, else in the recipe's folder."""
+    root = required(recipe.prep, "prep", recipe).root
+    return Path(recipe.out) if "://" in root else Path(root)
 
 
 def submit_preparation(address: str, plain: dict[str, Any], on_text: Callable[[str], None]) -> bool:

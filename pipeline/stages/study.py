@@ -3,35 +3,47 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mcjepa.data_prep.storage import atomic_write
+from mcjepa.evals.cards import read_scores, stored_key
+from mcjepa.evals.models import read_weights
+from mcjepa.evals.run import evaluation_key
 from mcjepa.evals.study.table import StudyTable, build_table, markdown
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.launch.study import RECORD, StudyRun, study_runs
+from mcjepa.pipeline.launch.study import RECORD, StudyRun, run_recipe, study_runs
+from mcjepa.pipeline.recipe.files import validate
 from mcjepa.pipeline.recipe.recipe import Recipe, required
 from mcjepa.pipeline.run.folder import METRICS, read_metrics
 from mcjepa.pipeline.tracking import Tracker
 
-SUMMARY = "summary.json"
+log = logging.getLogger(__name__)
 
 
-def study_table(recipe: Recipe) -> tuple[StudyTable, str]:
+def study_table(recipe: Recipe, plain: Mapping[str, Any]) -> tuple[StudyTable, str]:
     """The table of all runs that are scored, and its Markdown; both are written beside the runs and into MLflow.
 
+    Args:
+        recipe: with a `study`.
+        plain: the same as plain data.
+
     Raises:
-        UsageError: no run is scored yet.
+        UsageError: no run is scored yet by the recipe's protocol.
     """
     runs = study_runs(recipe)
     scores: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
     for run in runs:
-        found = _scores(run)
+        found = _scores(run, validate(Recipe, run_recipe(run, recipe, plain), run.name))
         if found is not None:
             scores.setdefault(run.arm, {})[run.seed] = found
     if not scores:
-        raise UsageError(f"no run of {recipe.name} below {recipe.out}/runs is scored; `mcjepa study run` comes before")
+        raise UsageError(
+            f"no run of {recipe.name} below {recipe.out}/runs is scored by its `eval`; run `mcjepa study run`"
+        )
     records: dict[str, dict[int, list[dict[str, float]]]] = {}
     for run in runs:
         if run.trained:
@@ -46,13 +58,22 @@ def study_table(recipe: Recipe) -> tuple[StudyTable, str]:
     return table, text
 
 
-def _scores(run: StudyRun) -> dict[str, dict[str, float]] | None:
-    """Metrics by score of the run's newest evaluation; None before one. A metric that was not finite is left out."""
-    path = run.folder / SUMMARY
-    if not run.trained or not path.is_file():
+def _scores(run: StudyRun, recipe: Recipe) -> dict[str, dict[str, float]] | None:
+    """Metrics by score of the run's newest weights under the study's protocol; None before they are there.
+
+    A metric that was not finite is left out.
+    """
+    if not run.trained or run.weights is None:
         return None
-    document: Mapping[str, Any] = json.loads(path.read_bytes())["scores"]
-    return {name: {k: float(v) for k, v in metrics.items() if v is not None} for name, metrics in document.items()}
+    folder, config = run.folder / "eval" / run.weights.name, required(recipe.eval, "eval", recipe)
+    key = stored_key(folder)
+    if key != evaluation_key(read_weights(run.weights).identity, config):
+        if key:
+            log.warning(
+                "%s is scored by another protocol or weights than the study's; run `mcjepa study run`", run.name
+            )
+        return None
+    return {score.name: {k: v for k, v in score.metrics.items() if math.isfinite(v)} for score in read_scores(folder)}
 
 
 def _record(recipe: Recipe, table: StudyTable, files: list[Path]) -> None:

@@ -66,5 +66,5 @@ def weights_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("weights")
-    save(MCJEPA(config).state_dict(), config, folder, {"dataset_ids": {"clip": "9be"}, "step": 7})
+    save(MCJEPA(config).state_dict(), config, folder, {"dataset_ids": ["9be"], "step": 7})
     return folder

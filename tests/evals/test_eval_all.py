@@ -73,6 +73,13 @@ def _eval_runs(recipe: Path) -> list[str]:
     return [run.info.run_id for run in found]
 
 
+def _points(recipe: Path) -> dict[str, int]:
+    """How often the evaluation's run has been told the flow's error."""
+    client = open_client(yaml.safe_load(recipe.read_text())["tracking"]["uri"])
+    name = "flow/moving-photos/epe"
+    return {name: len(client.get_metric_history(_eval_runs(recipe)[0], name))}
+
+
 def test_weights_are_scored_once_and_recorded_once_however_often_it_is_restarted(
     recipe: Path, weights_folder: Path, tmp_path: Path
 ) -> None:
@@ -80,6 +87,9 @@ def test_weights_are_scored_once_and_recorded_once_however_often_it_is_restarted
     assert main(["eval", "all", str(recipe)]) == 0
     out = tmp_path / "out/eval/step-000000010"
     first = (out / "scores.json").stat().st_mtime_ns
+    points = _points(recipe)
+    assert main(["eval", "all", str(recipe)]) == 0
+    assert _points(recipe) == points == {"flow/moving-photos/epe": 1}
     (out / "mlflow.json").unlink()  # as if killed after MLflow had it and before it was noted
     assert main(["eval", "all", str(recipe)]) == 0
     assert (out / "scores.json").stat().st_mtime_ns == first
@@ -145,9 +155,47 @@ def test_weights_of_a_run_on_s3_are_brought_here_and_forgotten(
     for path in folder.iterdir():
         store.write(f"weights/{folder.name}/{path.name}", path.read_bytes())
     store.write("weights/step-000000020/config.json", b"{}")  # its weights are still on their way
+    store.write("run.json", json.dumps({"run_id": "5", "world_size": 1}).encode())
+    store.write("train_report.json", json.dumps({"finished": True, "steps": 10, "seconds": 61.5}).encode())
+    left = tmp_path / "out/eval/.weights/step-000000010"  # by a killed command, of another run
+    shutil.copytree(folder, left)
+    (left / "model.safetensors").write_bytes(bytes((folder / "model.safetensors").stat().st_size))
     assert main(["eval", "all", str(recipe), f"train.run={s3}"]) == 0
     assert (tmp_path / "out/eval/step-000000010/scores.json").is_file()
-    assert not (tmp_path / "out/eval/.weights/step-000000010").exists()
+    assert not left.exists()
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["weights"] == f"{s3}/weights/step-000000010" and summary["stage_seconds"]["train"] == 61.5
+    assert "eval all" in (page := (tmp_path / "out/report.html").read_text()) and "--weights" not in page
+
+
+def test_the_report_of_another_runs_weights_is_about_those(recipe: Path, weights_folder: Path, tmp_path: Path) -> None:
+    _write_weights(weights_folder, tmp_path / "run", 10)
+    _finish(tmp_path / "run", 20)
+    (tmp_path / "run/run.json").write_text(json.dumps({"run_id": "5", "world_size": 1}))
+    (tmp_path / "run/logs").mkdir()
+    (tmp_path / "run/logs/metrics.jsonl").write_text(json.dumps({"step": 20, "loss": 1.5}) + "\n")
+    assert main(["eval", "all", str(recipe)]) == 0
+    assert "loss/loss" in (tmp_path / "out/report.html").read_text()
+    other = _write_weights(weights_folder, tmp_path / "other", 3)
+    assert main(["eval", "all", str(recipe), "--weights", str(other)]) == 0
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["steps"] == 3 and summary["run_ids"]["train"] is None and summary["stage_seconds"]["train"] is None
+    assert summary["dataset_ids"] == {"9be": "9be"} and summary["weights"] == str(other)
+    assert "loss/loss" not in (tmp_path / "out/report.html").read_text()
+
+
+def test_scores_that_lack_something_are_taken_again_once_the_set_is_complete(
+    recipe: Path, weights_folder: Path, moving_photos: Path, tmp_path: Path
+) -> None:
+    weights, photos = _write_weights(weights_folder, tmp_path / "run", 10), tmp_path / "photos"
+    shutil.copytree(moving_photos, photos)
+    flow = sorted(photos.rglob("*.flo"))[0]
+    whole = flow.read_bytes()
+    flow.write_bytes(whole[:100])
+    words = ["eval", "all", str(recipe), "--weights", str(weights), f"eval.flow.sets.moving-photos={photos}"]
+    assert main(words) == 4
+    flow.write_bytes(whole)
+    assert main(words) == 0
 
 
 def test_one_benchmark_without_a_recipe_has_a_page_and_is_recorded_where_asked(

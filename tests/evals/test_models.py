@@ -69,7 +69,7 @@ def test_our_weights_give_six_levels_and_flow_at_the_frames_size(weights_folder:
 def test_weights_are_known_by_digest_and_lineage(weights_folder: Path) -> None:
     weights = read_weights(str(weights_folder))
     assert len(weights.digest) == 64
-    assert weights.lineage["dataset_ids"] == {"clip": "9be"}
+    assert weights.lineage["dataset_ids"] == ["9be"]
 
 
 def test_equal_weights_with_another_config_are_another_model(weights_folder: Path, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mcjepa.data_prep.corpora import CAMVID_CLASSES, SEGMENTATION_CLASSES, SEGMENTATION_SETS
+from mcjepa.data_prep.corpora.image_files import read_ids, write_id_png
+from mcjepa.data_prep.corpora.places import read_bytes
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.finetune.data import Batch
 from mcjepa.evals.finetune.model import Segmenter, TrainableEncoder, convnext_layer, parameter_groups, trainable_of
@@ -313,6 +315,21 @@ def test_files_of_another_training_are_refused_with_what_differs(
         score_finetune(other, data, dataclasses.replace(CONFIG, lr=0.002), 5, tmp_path)
     with pytest.raises(DataError, match=r"seed 5 \(now 6\)"):
         score_finetune(loaded, data, CONFIG, 6, tmp_path)
+    with pytest.raises(DataError, match=r"weights '9be' \(now 'with another config'\)"):
+        score_finetune(dataclasses.replace(loaded, identity="with another config"), data, CONFIG, 5, tmp_path)
+
+
+def test_labels_that_were_changed_in_place_are_another_training(
+    loaded: LoadedModel, data: LabelledSet, tmp_path: Path
+) -> None:
+    mask = tmp_path / "mask.png"
+    mask.write_bytes(read_bytes(data.train[0].labels))
+    changed = (dataclasses.replace(data.train[0], labels=mask), *data.train[1:])
+    data = dataclasses.replace(data, train=changed)
+    score_finetune(loaded, data, CONFIG, 5, tmp_path / "out")
+    write_id_png(mask, 1 - np.minimum(read_ids(mask), 1))
+    with pytest.raises(DataError, match=r"of another training: training images '\w+' \(now '\w+'\)"):
+        score_finetune(loaded, data, CONFIG, 5, tmp_path / "out")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not whole", b"no such thing", bytes(100)], ids=len)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +15,17 @@ from safetensors.torch import load_file
 from small_recipe import train_small, write_small_recipe
 
 from mcjepa.cluster.local import GRACE_S
+from mcjepa.evals.cards import Card, Score, write_scores
+from mcjepa.evals.models import read_weights
+from mcjepa.evals.run import evaluation_key
 from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
 from mcjepa.model.mcjepa import MCJEPA, TERMS
+from mcjepa.model.pretrained import save
 from mcjepa.pipeline.engine.parameters import stop_gradients
 from mcjepa.pipeline.errors import RunError, UsageError
 from mcjepa.pipeline.launch.study import run_study, study_runs
-from mcjepa.pipeline.recipe.recipe import load_recipe
+from mcjepa.pipeline.recipe.files import validate
+from mcjepa.pipeline.recipe.recipe import Recipe, load_recipe, required
 from mcjepa.pipeline.stages.study import study_table
 from mcjepa.pipeline.tracking.lineage import PARENT_VARIABLE
 
@@ -31,6 +37,14 @@ STUDY = {
     "seeds": [0, 7],
     "measures": {"mIoU": {"of": ["probe/moving-photos/miou"], "better": "higher"}},
 }
+
+
+@functools.cache
+def _small_model() -> MCJEPA:
+    encoder = EncoderConfig(stem_channels=(4, 4), stage_channels=(8, 8, 8, 8), depths=(1, 1, 1, 1))
+    return MCJEPA(
+        ModelConfig(encoder=encoder, flow=FlowConfig(width_factor=0.1), expander=ExpanderConfig(widths=(16, 16)))
+    )
 
 
 class Commands:
@@ -52,12 +66,19 @@ class Commands:
         assert grace_s == (content["train"]["checkpoint"]["grace_s"] if kind == "train" else GRACE_S)
         if kind == "train":
             self.parents.add(variables[PARENT_VARIABLE])
-            (out / "run" / "weights" / "step-000000004").mkdir(parents=True, exist_ok=True)
+            weights = out / "run" / "weights" / "step-000000004"
+            save(_small_model().state_dict(), _small_model().config, weights, {"step": 4})
             (out / "run" / "train_report.json").write_text('{"finished": true, "steps": 4}')
         else:
             assert content["eval"]["seed"] == content["train"]["seed"]
             miou = 20.0 + content["train"]["seed"]
-            (out / "summary.json").write_text(json.dumps({"scores": {"probe/moving-photos": {"miou": miou}}}))
+            config = required((recipe := validate(Recipe, content, "test")).eval, "eval", recipe)
+            weights = read_weights(out / "run" / "weights" / "step-000000004")
+            told = dict.fromkeys(("split", "root", "resolution", "masks", "aggregation"), "")
+            card = Card(data_set="moving-photos", frames=2, unit="images", **told)
+            score = Score(name="probe/moving-photos", metrics={"miou": miou}, card=card)
+            write_scores([score], out / "eval" / "step-000000004", evaluation_key(weights.identity, config))
+            (out / "summary.json").write_text("{}")
         return 0
 
 
@@ -81,7 +102,7 @@ def test_every_arm_and_seed_is_trained_and_scored_below_one_mlflow_run(recipe_fi
     assert frozen["train"]["init_from"].endswith("content-only/seed-7/run/weights/step-000000004")
     assert frozen["train"]["frozen_encoder"] and frozen["study"] is None
     assert frozen["tracking"] == plain["tracking"]  # one MLflow for all
-    table, text = study_table(recipe)
+    table, text = study_table(recipe, plain)
     assert table.missing == () and "| content-only | 23.5 ± 4.9 (2) |" in text
     assert (Path(recipe.out) / "small.table.md").read_text() == text
 
@@ -98,7 +119,7 @@ def test_a_half_finished_study_goes_on_where_it_ended(recipe_file: Path) -> None
     broken.code_of = {"eval frozen 0": 3}
     with pytest.raises(RunError, match=r"eval all .*frozen/seed-0/recipe.yaml ended with 3: the disk is full"):
         run_study(recipe, plain, lambda line: None, broken)
-    table, _ = study_table(recipe)
+    table, _ = study_table(recipe, plain)
     assert table.missing == ("content-only/seed-7", "frozen/seed-0", "frozen/seed-7")
     commands = Commands()
     run_study(recipe, plain, lambda line: None, commands)
@@ -113,6 +134,20 @@ def test_other_protocols_are_scored_again_and_other_trainings_refused(recipe_fil
     assert commands.seen == [name for name in ALL if name.startswith("eval")]
     with pytest.raises(UsageError, match="content-only/seed-0 was begun with another `train`"):
         run_study(*load_recipe(str(recipe_file), ["train.steps=9"]), lambda line: None, Commands())
+
+
+def test_scores_of_another_protocol_are_not_shown_as_the_studys(recipe_file: Path) -> None:
+    recipe, plain = load_recipe(str(recipe_file), [])
+    run_study(recipe, plain, lambda line: None, Commands())
+    broken, other = Commands(), load_recipe(str(recipe_file), ["eval.probe.steps=77"])
+    broken.code_of = {"eval frozen 7": 3}
+    with pytest.raises(RunError):
+        run_study(*other, lambda line: None, broken)
+    assert study_table(*other)[0].missing == ("frozen/seed-7",)
+    assert len(study_table(recipe, plain)[0].missing) == 3
+    commands = Commands()
+    run_study(*other, lambda line: None, commands)
+    assert commands.seen == ["eval frozen 7"] and study_table(*other)[0].missing == ()
 
 
 def test_a_run_that_another_command_works_on_is_left_to_it(recipe_file: Path) -> None:
@@ -141,8 +176,8 @@ def test_wrong_studies_are_refused_before_anything_starts(recipe_file: Path) -> 
     with pytest.raises(UsageError, match=r"unknown key 'train.stpes': did you mean 'train.steps'"):
         run_study(recipe, plain, lambda line: None, commands)
     assert commands.seen == []
-    with pytest.raises(UsageError, match="`mcjepa study run` comes before"):
-        study_table(load_recipe(str(recipe_file), ["out=elsewhere"])[0])
+    with pytest.raises(UsageError, match="is scored by its `eval`; run `mcjepa study run`"):
+        study_table(*load_recipe(str(recipe_file), ["out=elsewhere"]))
     recipe_file.write_text(yaml.safe_dump({"base": "quickstart", "study": {"seeds": [0]}}))
     with pytest.raises(UsageError, match="no arms"):
         study_runs(load_recipe(str(recipe_file), [])[0])

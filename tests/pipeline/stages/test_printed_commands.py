@@ -35,7 +35,7 @@ def test_the_reports_commands_name_all_that_was_done(tmp_path: Path) -> None:
     assert recipe.train is not None
     resolved = write_plain(plain, out / "resolved-recipe.yaml")
     trained = write_plain(plain | {"train": {**plain["train"], "steps": 8}}, Path(recipe.train.run) / "recipe.yaml")
-    chain = Chain(recipe.name, out, resolved, trained, {}, {"world_size": 2}, {}, ())
+    chain = Chain(recipe.name, out, resolved, trained, {}, {"world_size": 2}, {}, (), "")
     commands = dict(commands_again(chain, f"{out}/run/weights/step-000000007"))
     assert shlex.split(commands["from this folder"]) == ["cd", str(Path.cwd())]
     prep, train, scored = (_understood(commands[name]) for name in ("build the datasets", "train", "evaluate"))
