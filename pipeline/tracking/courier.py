@@ -11,6 +11,7 @@ gets a key of its own as a tag, by which it is found again when the answer to it
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -21,9 +22,10 @@ from typing import Any
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.run.folder import RUN_RECORD, SPOOL
+from mcjepa.pipeline.run.folder import METRICS, RUN_RECORD, SPOOL, read_metrics
 from mcjepa.pipeline.tracking import mlflow as mlflow_run
 from mcjepa.pipeline.tracking import models
+from mcjepa.pipeline.tracking.lineage import grouped
 from mcjepa.pipeline.tracking.mlflow import POINT_LIMIT, Point
 from mcjepa.pipeline.tracking.spool import Spool, SpoolBusy
 
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 KEY_TAG = "mcjepa.run_key"
 CONTINUES_TAG, CONTINUED_TAG = "mcjepa.continues", "mcjepa.continued_by"
 """Link the MLflow run of a training that goes on otherwise with that of the attempt before."""
+HISTORY = "history_until"
+"""Key of the spool's address: the last step that a new MLflow run is to be sent out of the run folder; -1: none."""
 BUSY_WAIT_S = 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 CLIENT_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
@@ -83,8 +87,12 @@ class Courier:
                 pending = pending[len(batch) :]
         return done
 
-    def contact(self) -> str:
+    def contact(self, history: bool = True) -> str:
         """Finds or makes the MLflow run; its id.
+
+        Args:
+            history: whether a run that has to be made gets the steps that another one had: one that was deleted, or
+                whose tracking location is no longer the run's.
 
         Raises:
             Exception: the tracking location does not answer.
@@ -97,6 +105,8 @@ class Courier:
         if not run_id or not mlflow_run.run_is_active(client, run_id):
             run_id = mlflow_run.run_with_tag(client, address["experiment"], KEY_TAG, address["key"])
         if not run_id:
+            address[HISTORY] = self._spool.state()["metrics_step"] if history else -1
+            self._spool.set_address({**address, "run_id": ""})  # before the run is there: we may die in between
             run_id = mlflow_run.create_run(
                 client, address["experiment"], address["artifacts"], address["run_name"],
                 {**address["tags"], KEY_TAG: address["key"]}, address.get("begun_ms"),
@@ -106,7 +116,18 @@ class Courier:
             self._spool.set_address({**address, "run_id": run_id})
             self.run_id = run_id
             self._on_contact(run_id)
+        self._send_history()
         return run_id
+
+    def _send_history(self) -> None:
+        """Sends the steps that were delivered to another MLflow run, out of the run folder, where that is due."""
+        address = self._spool.address()
+        until = int(address.get(HISTORY, -1))
+        if until >= 0:
+            log.warning("MLflow run %s is a new one: it gets the metrics up to step %d again", self.run_id, until)
+            kept = [record for record in read_metrics(self._run / METRICS) if record["step"] <= until]
+            self._resend([_as_sent(record, address["begun_ms"]) for record in kept])
+            self._spool.set_address({**address, HISTORY: -1})
 
     def _begin_run(self, record: Mapping[str, Any]) -> None:
         """Turns to another MLflow run and links both; the one before ends with what it has."""
@@ -116,7 +137,7 @@ class Courier:
             self._spool.set_address(address | {"begun_ms": record["time_ms"]})
         else:  # this process, or one before it, died in between
             before = address["tags"].get(CONTINUES_TAG, "")
-        present = self.contact()
+        present = self.contact(history=False)  # all steps that are kept come behind this record
         if before and before != present and mlflow_run.run_is_active(self._client, before):
             mlflow_run.send_tags(self._client, before, {CONTINUED_TAG: present})
             mlflow_run.set_status(self._client, before, "KILLED", int(record["time_ms"]))
@@ -147,6 +168,19 @@ class Courier:
                 self._deliver_entries(record, error)
             number = int(record["number"])
             self._spool.note(delivered=number, in_doubt=int(batch[-1]["number"]), metrics_step=_last_step([record]))
+
+    def _resend(self, batch: Sequence[Mapping[str, Any]]) -> None:
+        """Sends what is not there of metrics that are no records of the spool any more."""
+        try:
+            self._send_metrics(batch, doubted=True)
+        except Exception as error:
+            if not self._is_final(error):
+                raise
+            if len(batch) == 1:
+                self._deliver_entries(batch[0], error)
+            else:
+                for record in batch:
+                    self._resend([record])
 
     def _deliver_entries(self, record: Mapping[str, Any], error: Exception) -> None:
         """Delivers what can be of a record that was refused: one bad name or value costs itself alone."""
@@ -231,6 +265,12 @@ class Courier:
             if mlflow_run.refuses_us(error):
                 raise RecordUnusable(mlflow_run.describe_error(error)) from error
             raise
+
+
+def _as_sent(record: Mapping[str, float], time_ms: int) -> dict[str, Any]:
+    """A line of the run folder's metrics like a record of the spool."""
+    values = {name: value for name, value in record.items() if name != "step" and math.isfinite(value)}
+    return {"kind": "metrics", "step": int(record["step"]), "values": grouped(values), "time_ms": time_ms}
 
 
 def _last_step(batch: Sequence[Mapping[str, Any]]) -> int:

@@ -98,7 +98,11 @@ class Spool:
     def _read_files(self) -> list[dict[str, Any]]:
         records = []
         for path in sorted(self.folder.glob("records-*.jsonl")):
-            for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines = path.read_text(encoding="utf-8").splitlines()
+            except FileNotFoundError:  # delivered, and removed by the courier meanwhile
+                continue
+            for line in lines:
                 try:
                     records.append(json.loads(line))
                 except json.JSONDecodeError:  # cut off, or being written: the next look sees it whole

@@ -16,7 +16,7 @@ import pytest
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.settings.train import TrackingConfig
 from mcjepa.pipeline.tracking.courier import POINT_LIMIT, Courier, next_batch
-from mcjepa.pipeline.tracking.lineage import dataset_records, git_state
+from mcjepa.pipeline.tracking.lineage import dataset_records, git_state, grouped
 from mcjepa.pipeline.tracking.run_tracker import RunTracker
 from mcjepa.pipeline.tracking.spool import Spool, SpoolBusy
 
@@ -114,22 +114,53 @@ def test_a_record_that_is_refused_for_good_is_kept_aside_and_the_others_go_on(tm
 
 
 @pytest.mark.slow
-def test_a_run_that_was_deleted_is_made_again_and_no_record_is_called_bad(tmp_path: Path) -> None:
+def test_a_run_that_was_deleted_or_is_recorded_elsewhere_is_made_again_with_its_history(tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     run, config = tmp_path / "run", TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", close_s=60.0)
     tracker = RunTracker(config, run, run_name="train", tags={})
-    tracker.metrics({"loss": 1.0}, 1)
+    (run / "logs").mkdir()
+    (run / "logs/metrics.jsonl").write_text('{"step": 1, "loss": 1.0, "bad|name": 1.0}\n{"step": 2, "loss": 2.0}\n')
+    tracker.metrics(grouped({"loss": 1.0}), 1)
     tracker.begin_delivery()
     deadline = time.monotonic() + 60
     while Spool(run).pending() and time.monotonic() < deadline:
         time.sleep(0.1)
     client, first = MlflowClient(tracking_uri=config.uri), tracker.run_id
     client.delete_run(first)
-    tracker.metrics({"loss": 2.0}, 2)
+    tracker.metrics(grouped({"loss": 2.0}), 2)
     tracker.end()
-    assert tracker.run_id != first and not (run / "spool" / "rejected.jsonl").exists()
-    assert [m.step for m in client.get_metric_history(tracker.run_id, "loss")] == [2]
+    assert tracker.run_id != first
+    (refused,) = [json.loads(line) for line in (run / "spool/rejected.jsonl").read_text().splitlines()]
+    assert list(refused["values"]) == ["other/bad|name"]
+    assert _steps(client, tracker.run_id) == [1, 2]
+
+    moved = TrackingConfig(uri=f"sqlite:///{tmp_path}/other.db", close_s=60.0)
+    again = RunTracker(moved, run, run_name="train", tags={})
+    again.metrics(grouped({"loss": 3.0}), 3)
+    again.end()
+    assert _steps(MlflowClient(tracking_uri=moved.uri), again.run_id) == [1, 2, 3]
+
+
+def _steps(client: Any, run_id: str) -> list[int]:
+    return [m.step for m in client.get_metric_history(run_id, "loss/loss")]
+
+
+def test_files_that_are_delivered_while_they_are_looked_through_are_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):  # a file each
+        Spool(tmp_path).append("tags", values={"a": "b"})
+    spool, read = Spool(tmp_path), Path.read_text
+
+    def deliver_and_read(path: Path, *words: Any, **named: Any) -> str:
+        if path.name.startswith("records-"):
+            monkeypatch.undo()
+            spool.note(delivered=1)
+        return read(path, *words, **named)
+
+    monkeypatch.setattr(Path, "read_text", deliver_and_read)
+    assert [record["number"] for record in spool.pending()] == [2]
 
 
 def test_a_tracking_file_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
