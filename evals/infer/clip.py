@@ -37,6 +37,9 @@ class Clip:
     bytes: int = 0
     """Size of its files."""
 
+    changed_ns: int = 0
+    """When the newest of them was written, Unix time."""
+
 
 def read_alike(clip: Clip, numbers: Sequence[int]) -> Iterator[Frame]:
     """Frames of one size.

@@ -74,8 +74,10 @@ def _frames_clip(name: str, paths: list[Path], source: list[str]) -> Clip:
             except DecodeFailure as failure:
                 raise DataError(f"{paths[number]} {failure}; expected a readable image; replace it") from failure
 
-    size = sum(path.stat().st_size for path in paths)
-    return Clip(name=name, source=tuple(source), frames=distinct_names(paths), read=read, bytes=size)
+    size, changed = sum(path.stat().st_size for path in paths), max(path.stat().st_mtime_ns for path in paths)
+    return Clip(
+        name=name, source=tuple(source), frames=distinct_names(paths), read=read, bytes=size, changed_ns=changed
+    )
 
 
 def _video_clip(path: Path, alone: bool) -> Clip:
@@ -99,8 +101,15 @@ def _video_clip(path: Path, alone: bool) -> Clip:
             yield frame.rgb
 
     names = tuple(f"{number:06d}" for number in range(video.frame_count))
-    source, size = (str(path.resolve()),), path.stat().st_size
-    return Clip(name=path.stem, source=source, frames=names, read=read, fps_hz=video.table.fps_hz, bytes=size)
+    return Clip(
+        name=path.stem,
+        source=(str(path.resolve()),),
+        frames=names,
+        read=read,
+        fps_hz=video.table.fps_hz,
+        bytes=path.stat().st_size,
+        changed_ns=path.stat().st_mtime_ns,
+    )
 
 
 def _unreadable_clip(path: Path, error: DataError) -> Clip:

@@ -28,7 +28,7 @@ from mcjepa.evals.pictures import flow_picture, flow_scale, write_png
 SUFFIXES = {"flo": "flo", "kitti": "png", "colour": "png", "features": "png"}
 MOVIES = {"video": "flow.mp4", "features": "features.mp4"}
 RECORD_NAME = "infer.json"
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 
 class ClipFolder:
@@ -93,6 +93,7 @@ class ClipFolder:
             "version": RECORD_VERSION,
             "source": list(self._clip.source),
             "bytes": self._clip.bytes,
+            "changed_ns": self._clip.changed_ns,
             "frames": len(self._clip.frames),
             "weights": identity,
             "tile_px": config.tile_px,

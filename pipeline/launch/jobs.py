@@ -25,7 +25,7 @@ from mcjepa.pipeline.exits import OK, PARTIAL
 from mcjepa.pipeline.launch.preflight import launch_findings
 from mcjepa.pipeline.launch.ranks import MODULE
 from mcjepa.pipeline.launch.sites import SITE_RECORD, jobs_folder
-from mcjepa.pipeline.recipe.files import validate
+from mcjepa.pipeline.recipe.files import override, validate
 from mcjepa.pipeline.recipe.recipe import Recipe, required
 from mcjepa.pipeline.recipe.sweep import sweep_runs
 from mcjepa.pipeline.run.folder import RECIPE
@@ -228,9 +228,9 @@ def _train_elements(recipe: Recipe, site: Site, folder: Path, ranks: int) -> tup
     check_world_size(ranks, config.stream.batches, config.stream.order_version)
     common = [f"train.checkpoint.grace_s={site.save_s}"]
     if site.shard_cache:
-        common.append(f"train.stream.store.cache_dir={json.dumps(site.shard_cache)}")
+        common.append(override("train.stream.store.cache_dir", site.shard_cache))
     location = absolute_location(config.run)
-    runs: list[tuple[str, str, tuple[str, ...]]] = [(recipe.name, location, (f"train.run={location}",))]
+    runs: list[tuple[str, str, tuple[str, ...]]] = [(recipe.name, location, (override("train.run", location),))]
     if recipe.sweep:
         runs = [(run.name, run.run, run.overrides) for run in sweep_runs(recipe.sweep, location)]
     return tuple(

@@ -27,7 +27,7 @@ from mcjepa.data_prep.storage import atomic_write
 from mcjepa.pipeline.errors import RunError, UsageError
 from mcjepa.pipeline.exits import OK, PARTIAL
 from mcjepa.pipeline.launch.ranks import program
-from mcjepa.pipeline.recipe.files import apply_overrides, validate
+from mcjepa.pipeline.recipe.files import apply_overrides, override, validate
 from mcjepa.pipeline.recipe.recipe import Recipe, required
 from mcjepa.pipeline.run.folder import RECIPE, TRAIN_REPORT, WEIGHTS
 from mcjepa.pipeline.tracking import Tracker, quiet_environment
@@ -97,7 +97,7 @@ def run_recipe(run: StudyRun, recipe: Recipe, plain: Mapping[str, Any]) -> dict[
         "eval.seed": run.seed,
         "study": None,
     }
-    content = apply_overrides(dict(plain), [f"{key}={json.dumps(value)}" for key, value in words.items()])
+    content = apply_overrides(dict(plain), [override(key, value) for key, value in words.items()])
     validate(Recipe, content, f"study of {recipe.name}, {run.name}")
     return content
 

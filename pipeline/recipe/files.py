@@ -8,6 +8,7 @@ names the nearest valid key.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -109,20 +110,35 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def override(key: str, value: Any) -> str:
+    """A value as an override that gives exactly it, whatever letters it has.
+
+    >>> override("out", "/data/a # b"), override("out", "s3://a/b"), override("name", "12"), override("prep.workers", 2)
+    ('out="/data/a # b"', 'out=s3://a/b', 'name="12"', 'prep.workers=2')
+    """
+    if isinstance(value, str) and re.fullmatch(r"[\w./:@%+,=-]+", value) and yaml.safe_load(value) == value:
+        return f"{key}={value}"
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"  # its escapes above U+FFFF are not YAML's
+
+
 def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Lays `a.b=c` over a recipe; c is YAML, so `3`, `true`, `[1, 2]` and `null` have their types.
+
+    Text that is not quoted is taken whole: a ` #` in it begins no comment.
 
     Raises:
         UsageError: an override has no `=` or its value is not YAML.
     """
-    for override in overrides:
-        dotted, equals, text = override.partition("=")
+    for word in overrides:
+        dotted, equals, text = word.partition("=")
         if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", dotted):
-            raise UsageError(f"override {override!r}: expected key=value, as in train.steps=100")
+            raise UsageError(f"override {word!r}: expected key=value, as in train.steps=100")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise UsageError(f"override {override!r}: the value is not YAML; quote it") from error
+            raise UsageError(f"override {word!r}: the value is not YAML; quote it") from error
+        if isinstance(value, str) and not text.lstrip().startswith(("'", '"', "!", "&", "|", ">")):
+            value = text.strip()
         for key in reversed(dotted.split(".")):
             value = {key: value}
         content = merge(content, value)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.recipe.files import override
 
 MOST_RUNS = 1000
 
@@ -49,6 +49,6 @@ def sweep_runs(sweep: Mapping[str, Sequence[Any]], run: str) -> list[SweepRun]:
         pairs = list(zip(sweep, values, strict=True))
         own = f"{run.rstrip('/')}/sweep-{number:03d}"
         name = ",".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in pairs)
-        overrides = (*(f"{key}={json.dumps(value)}" for key, value in pairs), "sweep=null", f"train.run={own}")
+        overrides = (*(override(key, value) for key, value in pairs), "sweep=null", override("train.run", own))
         runs.append(SweepRun(name, own, overrides))
     return runs

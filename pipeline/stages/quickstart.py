@@ -25,6 +25,7 @@ from mcjepa.evals.report.chain import SUMMARY
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.exits import OK, PARTIAL
 from mcjepa.pipeline.launch.ranks import program
+from mcjepa.pipeline.recipe.files import override
 from mcjepa.pipeline.recipe.recipe import Recipe
 from mcjepa.pipeline.stages.following import WITHIN_CHAIN
 from mcjepa.pipeline.tracking import quiet_environment
@@ -61,15 +62,15 @@ def quickstart_overrides(out: str, videos: str | None, images: str | None, other
         UsageError: there is no such folder of videos or images.
         DataError: it is empty.
     """
-    overrides = [f"out={json.dumps(out)}"]
+    overrides = [override("out", out)]
     if videos is not None:
         corpora = [
             {"reader": "videos", "path": "${out}/corpus/moving-photos/train/videos"},
             {"reader": "videos", "path": _filled_folder("videos", videos)},
         ]
-        overrides.append(f"prep.datasets.clips.corpora={json.dumps(corpora)}")
+        overrides.append(override("prep.datasets.clips.corpora", corpora))
     if images is not None:
-        overrides.append(f"prep.moving_photos.photos={json.dumps([_filled_folder('images', images)])}")
+        overrides.append(override("prep.moving_photos.photos", [_filled_folder("images", images)]))
     return [*overrides, *others]
 
 

@@ -37,7 +37,7 @@ LEAST_PHOTOS, MOST_SEQUENCE_PHOTOS = 4, 255
 ASSUMED_STEP_S = 0.5
 MANY_FILES_A_MINUTE = 100
 GPU_PAIRS, GPU_VIEWS = 16, 32
-COMMENT_COLUMN = 34
+COMMENT_COLUMN, COMMENT = 34, "\0#"  # the template's own comments, told apart from a `#` in a path
 
 RECIPE = Template("""\
 # Written by `mcjepa init` for $material.
@@ -241,11 +241,11 @@ def _values(file: Path, size: Size, machine: Machine, clips: Material, photos: M
         "material": f"{_named(clips, 'video')} and {_named(photos, 'photo')}",
         "machine": machine.words,
         "file": shlex.quote(str(file)),
-        "name": json.dumps(file.stem),
-        "out": json.dumps(f"outputs/{file.stem}"),
+        "name": _quoted(file.stem),
+        "out": _quoted(f"outputs/{file.stem}"),
         "base": size.base,
-        "photos": json.dumps(str(photos.folder)),
-        "videos": json.dumps(str(clips.folder)),
+        "photos": _quoted(str(photos.folder)),
+        "videos": _quoted(str(clips.folder)),
         "max_photos": min(max(photos.count, LEAST_PHOTOS), MOST_SEQUENCE_PHOTOS),
         "heldout_photos": min(max(photos.count // 10, 2), 24),
         "sequences": size.sequences,
@@ -253,7 +253,7 @@ def _values(file: Path, size: Size, machine: Machine, clips: Material, photos: M
         "tiles": size.tiles,
         "short_side": min(288 if gpus else size.short_side, clips.side_px),
         "video_sides": " to ".join(map(str, sides)),
-        "images": json.dumps(str(photos.folder)) if many else tiles,
+        "images": _quoted(str(photos.folder)) if many else tiles,
         "leak": "         # all: those held out too, unlabelled" if many else "",
         "model": GPU_MODEL if gpus else "",
         "augment": GPU_AUGMENT if gpus else "",
@@ -274,7 +274,7 @@ def _named(material: Material, word: str) -> str:
 
 def _fill(values: dict[str, Any], *, steps: int, minutes: float, step_s: float, clips: int = 1) -> str:
     samples = min(max(-(-steps * int(values["pair_batch"]) // clips), 8), 4096)
-    text = RECIPE.substitute(
+    text = Template(RECIPE.template.replace(" # ", f" {COMMENT} ")).substitute(
         values,
         steps=steps,
         minutes=f"{minutes:g}",
@@ -284,9 +284,17 @@ def _fill(values: dict[str, Any], *, steps: int, minutes: float, step_s: float, 
         every=max(steps // 4, 10),
         log_every=max(min(steps // 20, 20), 1),
     )
-    return re.sub(
-        r"^( +\S.*?|[a-z].*?) +# ", lambda line: f"{line[1]:<{COMMENT_COLUMN - 2}}  # ", text, flags=re.MULTILINE
+    lines = re.sub(
+        rf"^( +\S.*?|[a-z].*?) +{COMMENT} ",
+        lambda line: f"{line[1]:<{COMMENT_COLUMN - 2}}  # ",
+        text,
+        flags=re.MULTILINE,
     )
+    return lines.replace(COMMENT, "#")
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)  # its escapes above U+FFFF are not YAML's
 
 
 def _measured(draft: str, file: Path) -> float:

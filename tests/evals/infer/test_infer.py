@@ -146,6 +146,8 @@ def test_results_of_another_input_or_other_weights_are_not_continued(tmp_path: P
     moved = dataclasses.replace(_clip(4), source=("/elsewhere/clip",))
     with pytest.raises(DataError, match=r"source .*somewhere.*elsewhere"):
         _infer(moved, tmp_path)
+    with pytest.raises(DataError, match="changed_ns 0, this command has 5"):  # rendered anew, as many bytes
+        _infer(dataclasses.replace(_clip(4), changed_ns=5), tmp_path)
     with pytest.raises(DataError, match="frames 4, this command has 5"):
         _infer(dataclasses.replace(_clip(5), bytes=4), tmp_path)
     infer_clip(model, "other", _clip(4), dataclasses.replace(EVERYTHING, write=("flo",)), tmp_path, overwrite=True)

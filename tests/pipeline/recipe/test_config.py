@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.recipe.files import apply_overrides, find_recipe, merge, read_recipe, substitute
+from mcjepa.pipeline.recipe.files import apply_overrides, find_recipe, merge, override, read_recipe, substitute
 from mcjepa.pipeline.recipe.recipe import load_recipe
 
 
@@ -45,6 +45,17 @@ def test_bases_that_go_in_a_circle_are_refused(tmp_path: Path) -> None:
 def test_overrides_have_yaml_types() -> None:
     content = apply_overrides({"a": {"b": 1}}, ["a.b=[1, 2]", "a.c=null", "d=1e-3", "e=text"])
     assert content == {"a": {"b": [1, 2], "c": None}, "d": "1e-3", "e": "text"}
+
+
+@pytest.mark.parametrize("text", ["/data/a # b", "/o/📷", "a: b", " x ", "'", "null", "12", "[", "a\tb", "ü # 1"])
+def test_an_override_gives_exactly_the_text_that_it_was_made_of(text: str) -> None:
+    assert apply_overrides({}, [override("out", text)]) == {"out": text}
+    assert apply_overrides({}, [override("out", [text])]) == {"out": [text]}
+
+
+def test_a_blank_and_a_hash_in_a_typed_path_begin_no_comment() -> None:
+    typed = ["a=/data/run # 2", "b='quoted # x'  # y", "c=3 # three"]
+    assert apply_overrides({}, typed) == {"a": "/data/run # 2", "b": "quoted # x", "c": 3}
 
 
 def test_merging_does_not_touch_what_is_below() -> None:

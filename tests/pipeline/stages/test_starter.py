@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -91,10 +92,13 @@ def test_a_site_with_gpus_gets_its_batch_and_its_words(
 def test_the_commands_it_prints_are_understood_with_blanks_in_their_names(
     folders: tuple[Path, Path], tmp_path: Path, steady: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = tmp_path / "a folder"
+    place = tmp_path / "a 📷 # folder"
     place.mkdir()
-    file = str(place / "my own.yaml")
-    assert main(["init", "--videos", str(folders[0]), "--images", str(folders[1]), "--out", file]) == OK
+    file, photos = str(place / "my own.yaml"), place / "photos"
+    shutil.copytree(folders[1], photos)
+    assert main(["init", "--videos", str(folders[0]), "--images", str(photos), "--out", file]) == OK
+    generated = load_recipe(file, [])[0].prep
+    assert generated and generated.moving_photos and generated.moving_photos.photos == (str(photos),)
     printed = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  mcjepa")]
     understood = [parse(shlex.split(line)[1:]) for line in printed]
     assert [arguments.command for arguments in understood] == ["prep", "train", "eval"]
