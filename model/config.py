@@ -91,7 +91,8 @@ class FlowConfig:
     over the displacements and positions of each sample, which keeps small differences of similar costs from drowning
     in the features beside them: small models reach in 200 steps what takes them 500 without [ours]."""
     normalize: bool = True
-    """LayerNorm behind every convolution but the last; without it the paper saw collapse [C]."""
+    """LayerNorm behind every convolution but the last [C] and the 1x1 projections of features [ours]; without it the
+    paper saw collapse [C]."""
     coarsest_stride: Literal[8, 16, 32, 64] = 64
     """Stride of the first level that is decoded [D: PWC-Net]; images of few cells there gain nothing from it."""
     finest_stride: Literal[4, 8] = 4
@@ -136,7 +137,8 @@ class ExpanderConfig:
     widths: tuple[int, ...] = (8192, 8192, 8192)
     """Output widths of its linear layers, the last one without bias [C]."""
     norm: Literal["batch", "layer"] = "batch"
-    """Normalisation between them, over the global batch for `batch` [D: VICReg; VICRegL has `layer`]."""
+    """Normalisation between them, over the global batch for `batch` [D: VICReg; VICRegL has `layer`]. Both views
+    are one batch, where VICReg's code takes statistics of each by itself [ours]."""
 
 
 @dataclass(frozen=True, kw_only=True)

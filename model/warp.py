@@ -121,7 +121,7 @@ def range_map(flow_B2hw: Tensor) -> Tensor:
         (B, 1, h, w), fp32: 1 everywhere for zero flow, 0 where nothing arrives.
     """
     batch, _, height, width = flow_B2hw.shape
-    x, y = _target_positions(flow_B2hw.float())
+    x, y = _target_positions(torch.nan_to_num(flow_B2hw.float(), nan=0.0, posinf=0.0, neginf=0.0))  # NaN is no place
     left, top = x.floor(), y.floor()
     images = torch.arange(batch, device=flow_B2hw.device).view(-1, 1, 1) * (height * width)
     counts = torch.zeros(batch * height * width, device=flow_B2hw.device)

@@ -81,8 +81,15 @@ def exact_sign_p(differences: Sequence[float]) -> float:
     return as_large / 2 ** len(sizes)
 
 
+_SAME = 1e-9
+"""Of the largest difference: a spread that is rounding."""
+
+
 def paired_test(first: Sequence[float], second: Sequence[float]) -> PairedTest:
     """Tests whether two arms differ, value by value of the same seeds.
+
+    Differences that are all the same, as of scores that count few items, have no spread that a t test could use: its
+    p is NaN unless they are 0. The exact test stands.
 
     Raises:
         ValueError: there are not as many values of one as of the other, or none.
@@ -95,9 +102,9 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> PairedTest:
     error = found.deviation / math.sqrt(count)
     if count < 2:
         low = high = p_t = math.nan
-    elif error == 0:
+    elif error <= _SAME * max(map(abs, differences)):
         low = high = found.mean
-        p_t = 1.0 if found.mean == 0 else 0.0
+        p_t = 1.0 if found.mean == 0 else math.nan
     else:
         from scipy import stats
 

@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mcjepa.model.config import LossConfig
-from mcjepa.model.reduction import Summing, masked_mean, over_ranks
+from mcjepa.model.reduction import Summing, alongside, masked_mean, over_ranks
 
+CENSUS_REACH = 3
+"""Pixels that a census window reaches from its middle."""
 LUMA = (0.299, 0.587, 0.114)
 """Grey of red, green and blue (ITU-R BT.601), as UFlow and ARFlow take it."""
 
@@ -39,14 +41,14 @@ def ssim(a_B3HW: Tensor, b_B3HW: Tensor) -> Tensor:
     return (2 * product + c1) * (2 * cov + c2) / ((squared_a + squared_b + c1) * (var_a + var_b + c2))
 
 
-def census_distance(a_B3HW: Tensor, b_B3HW: Tensor, window: int = 7) -> Tensor:
+def census_distance(a_B3HW: Tensor, b_B3HW: Tensor) -> Tensor:
     """Soft Hamming distance of the census transforms of the grey images.
 
     Returns:
-        (B, 1, H, W) in [0, 1); 0 within `window // 2` of the border, where a window would see padding (images smaller
+        (B, 1, H, W) in [0, 1); 0 within `CENSUS_REACH` of the border, where a window would see padding (images smaller
         than a window have nothing else).
     """
-    reach = window // 2
+    reach, window = CENSUS_REACH, 2 * CENSUS_REACH + 1
 
     def transform(image: Tensor) -> Tensor:
         grey = 255 * sum(weight * colour for weight, colour in zip(LUMA, image.split(1, dim=1), strict=True))
@@ -86,6 +88,14 @@ def reconstruction_loss(
     if config.photometric_ssim:
         dissimilarity = ((1 - ssim(image, guess)) / 2).clamp(0, 1)
         distance = distance + config.photometric_ssim * dissimilarity.mean(1, keepdim=True)
-    if config.photometric_census:
-        distance = distance + config.photometric_census * census_distance(image, guess)
-    return masked_mean.begin(distance, mask_B1HW)
+    means = {"distance": masked_mean.begin(distance, mask_B1HW)}
+    if config.photometric_census:  # a mean of its own: the border, where it says nothing, does not count as equal
+        inner, within = torch.zeros_like(mask_B1HW), slice(CENSUS_REACH, -CENSUS_REACH)
+        inner[..., within, within] = mask_B1HW[..., within, within]
+        means["census"] = masked_mean.begin(census_distance(image, guess), inner)
+
+    def add_up(found: dict[str, Tensor]) -> Tensor:
+        census = config.photometric_census * found["census"] if "census" in found else 0.0
+        return found["distance"] + census
+
+    return alongside(means).then(add_up)

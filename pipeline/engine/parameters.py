@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mcjepa.model.encoder import DropPath
 from mcjepa.pipeline.settings.train import OptimizerConfig
 
 BRANCHES = {"flow_estimator": "estimator", "expander": "expander"}
@@ -53,11 +54,14 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
 
 def stop_gradients(module: nn.Module) -> None:
-    """Lets no gradient into a module whose outputs are a list of tensors: they leave it as constants.
+    """Lets no gradient into a module whose outputs are a list of tensors: they leave it as constants, as in use.
 
     Its parameters stay in their groups, so that checkpoints have the same form; `Schedule.idle_groups` holds them
     still.
     """
+    for part in module.modules():
+        if isinstance(part, DropPath):
+            part.rate = 0.0
     module.register_forward_hook(lambda _module, _inputs, outputs: [x.detach() for x in outputs])
 
 

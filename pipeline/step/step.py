@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from mcjepa.model.inputs import all_finite
-from mcjepa.model.mcjepa import JointLoss
+from mcjepa.model.mcjepa import PAIR_TERMS, JointLoss
 from mcjepa.pipeline.engine.engine import any_rank
 from mcjepa.pipeline.engine.state import loss_scale_state, set_loss_scale_state
 from mcjepa.pipeline.step.clock import StepClock
@@ -103,7 +103,7 @@ def run_step(
     Args:
         engine: the DeepSpeed engine around the joint model.
         batch: this rank's share of the step.
-        weights: weight of every loss term in this step.
+        weights: weight of every loss term in this step; where none counts, nothing is updated.
         stop_requested: whether this rank was asked to stop.
         alarm: whether a guard of this rank wants the run to end before this update.
         clock: told where the step is.
@@ -119,6 +119,10 @@ def run_step(
     if engine.device.type == "cpu" and bool(any_rank((~sound).float())):
         _, _, stop, ended = _agree(sound, torch.zeros(()), stop_requested, alarm).bool().tolist()
         return StepResult("batch", stop, ended, _nothing(), {}, {"loss": math.nan}, state)
+    if not _trains(batch, weights):
+        zero = torch.zeros((), device=engine.device)
+        _, _, stop, ended = _agree(sound, zero, stop_requested, alarm).bool().tolist()
+        return StepResult("", stop, ended, JointLoss(zero, {}, {}), {"loss": zero}, {"loss": 0.0}, state)
     clock.enter("forward")
     output, last = _forward(engine, batch, weights, tap)
     flags = _agree(sound, output.loss, stop_requested, alarm)
@@ -147,6 +151,12 @@ def run_step(
     if norm is not None:
         meters["gradient_norm"] = norm
     return StepResult(bad, stop, ended, output, meters, numbers, state)
+
+
+def _trains(batch: StepBatch, weights: Mapping[str, float]) -> bool:
+    """Whether a term that counts looks at this step's streams: where they take turns, one's terms may begin later."""
+    terms = (*(PAIR_TERMS if batch.pairs else ()), *(("content",) if batch.views else ()))
+    return any(weights.get(name, 0.0) for name in terms)
 
 
 def _forward(

@@ -28,8 +28,13 @@ _MOST_HEADERS = 1 << 16
 
 
 def frame_suffixes(members: dict[str, tuple[int, int]]) -> list[str]:
-    """Suffixes of a sample's frames, in their order."""
-    return sorted(name for name in members if name.rpartition(".")[2] in FRAME_SUFFIXES)
+    """Suffixes of a sample's frames, in their order, which from the hundredth on is not that of their letters.
+
+    >>> frame_suffixes({"100.jpg": (0, 1), "11.jpg": (1, 2), "02.jpg": (2, 3), "json": (3, 4)})
+    ['02.jpg', '11.jpg', '100.jpg']
+    """
+    frames = (name for name in members if name.rpartition(".")[2] in FRAME_SUFFIXES)
+    return sorted(frames, key=lambda name: (int(name.split(".")[0]) if name[0].isdecimal() else -1, name))
 
 
 class StoredFrame:

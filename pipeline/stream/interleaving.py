@@ -2,7 +2,8 @@
 
     combined          every step takes samples of every stream (the paper's best)
     alternate-batch   views, pairs, views, pairs, ...
-    alternate-epoch   an epoch of the views, an epoch of the pairs, and again
+    alternate-epoch   an epoch of the views, as many steps of the pairs, and again: both see as much, whatever the
+                      lengths of their datasets
 
 A stream's own step is the number of earlier steps in which it took part, so both positions follow from one integer,
 and all ranks agree on them.
@@ -35,7 +36,7 @@ class StreamInterleaving:
         elif sampling == "alternate-batch":
             self._lengths = [1] * len(self._streams)
         else:
-            self._lengths = [epoch_steps[name] for name in self._streams]
+            self._lengths = [self._first_epoch] * len(self._streams)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -44,7 +45,7 @@ class StreamInterleaving:
         >>> StreamInterleaving("alternate-batch", {"views": 3, "pairs": 2}).steps_per_epoch
         6
         >>> StreamInterleaving("alternate-epoch", {"views": 3, "pairs": 2}).steps_per_epoch
-        5
+        6
         """
         return self._first_epoch * sum(self._lengths) // self._lengths[0] if self._lengths else self._first_epoch
 
@@ -52,8 +53,8 @@ class StreamInterleaving:
         """The streams that take part in a step, each with its own step.
 
         >>> interleaving = StreamInterleaving("alternate-epoch", {"views": 3, "pairs": 2})
-        >>> [interleaving.at(step) for step in range(6)]
-        [{'views': 0}, {'views': 1}, {'views': 2}, {'pairs': 0}, {'pairs': 1}, {'views': 3}]
+        >>> [interleaving.at(step) for step in range(7)]
+        [{'views': 0}, {'views': 1}, {'views': 2}, {'pairs': 0}, {'pairs': 1}, {'pairs': 2}, {'views': 3}]
         """
         if not self._lengths:
             return dict.fromkeys(self._streams, step)

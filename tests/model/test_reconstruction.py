@@ -128,6 +128,17 @@ def test_gradients_agree_with_finite_differences(in_float64: None, part: str) ->
     assert torch.autograd.gradcheck(lambda a, b: reconstruction_loss(a, b, mask, only(part)), (image, guess))
 
 
+def test_census_is_a_mean_of_the_pixels_whose_window_is_whole() -> None:
+    image, guess = torch.rand(2, 1, 3, 12, 10)
+    mask = (torch.rand(1, 1, 12, 10) < 0.7).float()
+    distance = census_distance(image, guess)[..., 3:-3, 3:-3]
+    expected = (distance * mask[..., 3:-3, 3:-3]).sum() / mask[..., 3:-3, 3:-3].sum()
+    found = reconstruction_loss(image, guess, mask, only("photometric_census"))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6) and found.item() > 0.3
+    tiny = torch.rand(2, 1, 3, 5, 20)
+    assert reconstruction_loss(*tiny, torch.ones(1, 1, 5, 20), only("photometric_census")).item() == 0
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_nothing_visible_gives_zero_and_finite_gradients(part: str) -> None:
     guess = torch.rand(1, 3, 8, 8, requires_grad=True)

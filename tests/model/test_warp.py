@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import math
 import pkgutil
 import subprocess
 import sys
@@ -165,6 +166,13 @@ def test_reached_is_what_the_other_frame_lands_on_and_stays_inside() -> None:
     cover = torch.zeros(1, 2, 1, 4)
     cover[0, 0, 0, 3] = -1.0  # the last pixel of b belongs to the third of a, so nothing of b is the last of a
     assert reached(torch.zeros(1, 2, 1, 4), cover, 0.2).flatten().tolist() == [1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_a_flow_that_is_no_number_lands_nowhere_else(wrong: float) -> None:
+    flow = constant_flow(0, 0, (2, 3))
+    flow[0, :, 0, 0] = wrong
+    assert range_map(flow).flatten().tolist() == [1.0] * 6
 
 
 def test_examples_in_the_docstrings_of_the_model_hold() -> None:

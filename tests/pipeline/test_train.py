@@ -58,6 +58,17 @@ def test_a_run_stopped_half_way_continues_bit_for_bit_in_the_same_mlflow_run(rec
     assert (weights[0] / "model.safetensors").read_bytes() == (weights[1] / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_turns_of_a_stream_whose_terms_begin_later_update_nothing(recipe: Path, ranks: int) -> None:
+    motion = ("regression", "reconstruction", "smoothness", "cycle", "vc")
+    late = [f"train.terms.{name}.start_step=3" for name in motion]
+    words = ["train.stream.sampling=alternate-batch", "train.steps=6", "train.checkpoint.every_steps=2", *late]
+    done = run(recipe, f"turns-{ranks}", *words, ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    found = losses(recipe, f"turns-{ranks}")
+    assert found[2] == 0.0 and all(found[step] > 0.0 for step in (1, 3, 4, 5, 6))
+
+
 @pytest.mark.parametrize("stage", [0, 2])
 def test_two_ranks_see_the_same_losses_as_one(recipe: Path, stage: int) -> None:
     one = run(recipe, f"one-{stage}", f"train.engine.zero_stage={stage}")

@@ -62,8 +62,11 @@ def test_the_exact_test_counts_sums_that_only_rounding_tells_apart() -> None:
     assert exact_sign_p([0.1, 0.2, -0.3]) == 1.0
 
 
-def test_equal_differences_are_certain_for_t_and_equal_arms_are_not_different() -> None:
-    assert paired_test([2.0, 3.0], [1.0, 2.0]).p_t == 0.0
+def test_equal_differences_have_no_spread_for_t_and_equal_arms_are_not_different() -> None:
+    counted = paired_test([68.75, 75.0, 81.25], [62.5, 68.75, 75.0])  # one image of 16 more, three times
+    assert math.isnan(counted.p_t) and counted.p_exact == 0.25
+    rounded = paired_test([0.3, 0.7, 1.1], [0.1, 0.5, 0.9])
+    assert math.isnan(rounded.p_t) and holm([rounded.p_t, 0.04])[1] == 0.04
     same = paired_test([1.0, 2.0], [1.0, 2.0])
     assert same.p_t == same.p_exact == 1.0 and (same.low, same.high) == (0.0, 0.0)
 

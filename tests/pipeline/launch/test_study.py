@@ -202,6 +202,17 @@ def test_a_frozen_encoder_keeps_its_weights_to_the_bit_while_the_estimator_learn
     assert all(record["gradient_norm"] > 0.0 and "gradient_cosine" not in record for record in records)
 
 
+def test_a_frozen_encoder_drops_no_branch() -> None:
+    """Its features are those of use."""
+    torch.manual_seed(0)
+    encoder = MCJEPA(ModelConfig(encoder=EncoderConfig(drop_path=0.9), flow=FlowConfig(width_factor=0.1))).encoder
+    encoder.train()
+    image = torch.rand(2, 3, 64, 64)
+    assert not torch.equal(encoder(image)[-1], encoder(image)[-1])
+    stop_gradients(encoder)
+    assert torch.equal(encoder(image)[-1], encoder(image)[-1])
+
+
 def test_no_gradient_leaves_the_estimator_towards_a_frozen_encoder() -> None:
     model = MCJEPA(
         ModelConfig(

@@ -35,10 +35,10 @@ def test_batches_alternate_from_views_on() -> None:
     assert [interleaving.at(step) for step in range(4)] == [{"views": 0}, {"pairs": 0}, {"views": 1}, {"pairs": 1}]
 
 
-def test_epochs_alternate_by_the_streams_own_lengths() -> None:
+def test_pairs_have_as_many_steps_as_an_epoch_of_the_views() -> None:
     interleaving = StreamInterleaving("alternate-epoch", {"pairs": 2, "views": 3})
     names = [next(iter(interleaving.at(step))) for step in range(10)]
-    assert names == ["views"] * 3 + ["pairs"] * 2 + ["views"] * 3 + ["pairs"] * 2
+    assert names == ["views"] * 3 + ["pairs"] * 3 + ["views"] * 3 + ["pairs"]
 
 
 @pytest.mark.parametrize("mode", ["alternate-batch", "alternate-epoch"])
