@@ -18,7 +18,8 @@ from mcjepa.data_prep.corpora.moving_photos.generate import write_mp4
 from mcjepa.data_prep.decode.client import DecodeClient
 from mcjepa.data_prep.decode.cutter import CutSample
 from mcjepa.data_prep.decode.messages import DecodeFailure
-from mcjepa.data_prep.decode.videos import decode_by_decord, decode_by_pyav, decoder_version, open_video
+from mcjepa.data_prep.decode.video.decoders import decode_by_decord, decode_by_pyav
+from mcjepa.data_prep.decode.videos import decoder_version, open_video
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig, DecoderName
 from tests.data_prep.small_corpora import smooth_frames

@@ -22,11 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mcjepa.data_prep.decode.colour import name_wide_colours
-from mcjepa.data_prep.decode.completeness import packet_end_s, require_whole_file, require_whole_play
 from mcjepa.data_prep.decode.kinds import HEAD_BYTES, describe_content
 from mcjepa.data_prep.decode.messages import DecodeFailure, require_megapixels
 from mcjepa.data_prep.decode.orientation import UPRIGHT, Orientation, from_display_matrix
-from mcjepa.data_prep.decode.parameter_sets import ParameterSets
+from mcjepa.data_prep.decode.video.completeness import packet_end_s, require_whole_file, require_whole_play
+from mcjepa.data_prep.decode.video.parameter_sets import ParameterSets
+from mcjepa.data_prep.decode.video.planes import is_planar
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -52,6 +53,8 @@ class FrameFacts:
     """H.273's number of the transfer characteristics; 0 or 2: not said."""
     primaries: int = 0
     """H.273's number of the colour primaries."""
+    planar: bool = False
+    """Whether they are planes that need no RGB to become a JPEG's."""
 
     @property
     def wide_colours(self) -> str:
@@ -239,6 +242,7 @@ def _probe_frames(path: str, index: int) -> FrameFacts:
         interlaced=any(frame.interlaced_frame for frame in frames),
         transfer=int(frames[0].color_trc),
         primaries=int(frames[0].color_primaries),
+        planar=all(map(is_planar, frames)),
     )
 
 
