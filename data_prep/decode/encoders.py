@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from mcjepa.data_prep.decode.video.planes import Planes
+from mcjepa.data_prep.decode.video.planes import Planes, even_sided
 from mcjepa.data_prep.settings import DecoderName, EncodingName
 
 ByteArray = npt.NDArray[np.uint8]
@@ -50,7 +50,9 @@ def encode(picture: ByteArray | Planes, encoding: EncodingName, quality: int) ->
     """
     if isinstance(picture, Planes):
         assert encoding == "jpeg"  # settings allow no other
-        return bytes(simplejpeg.encode_jpeg_yuv_planes(picture.y, picture.cb, picture.cr, quality, fastdct=False))
+        # libjpeg takes luma to the end of each block of chroma: what lies behind an odd width or height must be known.
+        y = even_sided(picture.y)[: picture.y.shape[0], : picture.y.shape[1]]
+        return bytes(simplejpeg.encode_jpeg_yuv_planes(y, picture.cb, picture.cr, quality, fastdct=False))
     if encoding == "jpeg":
         return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(picture), quality, "RGB", "420", fastdct=False))
     bgr = np.ascontiguousarray(picture[:, :, ::-1])

@@ -168,13 +168,19 @@ def _from_rgb(matrix: tuple[float, float]) -> npt.NDArray[np.float64]:
     return np.stack([luma, (np.eye(3)[2] - luma) / (2 * (1 - blue)), (np.eye(3)[0] - luma) / (2 * (1 - red))])
 
 
-def _halved(plane: ByteArray) -> ByteArray:
-    """Means of 2x2 of a plane (H, W), (⌈H/2⌉, ⌈W/2⌉); an odd last row or column counts twice."""
+def even_sided(plane: ByteArray) -> ByteArray:
+    """A plane (H, W) whose odd last row or column comes twice."""
     height, width = plane.shape
-    if height % 2 or width % 2:
-        plane = np.asarray(cv2.copyMakeBorder(plane, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE), np.uint8)
-    size = (width + 1) // 2, (height + 1) // 2
-    return np.asarray(cv2.resize(plane, size, interpolation=cv2.INTER_AREA), np.uint8)
+    if not (height % 2 or width % 2):
+        return plane
+    return np.asarray(cv2.copyMakeBorder(plane, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE), np.uint8)
+
+
+def _halved(plane: ByteArray) -> ByteArray:
+    """Means of 2x2 of a plane (H, W), (⌈H/2⌉, ⌈W/2⌉)."""
+    even = even_sided(plane)
+    size = even.shape[1] // 2, even.shape[0] // 2
+    return np.asarray(cv2.resize(even, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _enlarged(plane: ByteArray, size: tuple[int, int]) -> ByteArray:
