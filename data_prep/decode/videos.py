@@ -12,8 +12,8 @@ what the others cannot:
   AVI and MPEG program streams torchcodec loses the last ones. Without a declared duration (recorders in browsers)
   decord fails.
 
-`pyav-planes` is PyAV too, without RGB (`data_prep.decode.video.planes`). A video that must be turned, stretched,
-deinterlaced or mapped to other colours goes by RGB as `pyav` does it.
+`pyav-planes` is PyAV too, without RGB (`data_prep.decode.video.planes`). A video that must be deinterlaced or mapped to
+other colours, or has no planes, goes by RGB as `pyav` does it.
 """
 
 from __future__ import annotations
@@ -59,21 +59,23 @@ class NumberedFrame:
     pts_s: float | None
     """Presentation time, seconds; None where the material has no clock."""
     pixels: Pixels
-    """RGB (H, W, 3), or a frame of planes."""
+    """RGB (H, W, 3), or a frame of planes, which may have another aspect."""
     whole: tuple[int, int] | None = None
-    """Width and height of a picture of which `pixels` are a fraction; None: those of `pixels`."""
+    """Width and height of a picture of which `pixels` are a fraction, or squeezed; None: those of `pixels`."""
 
     @property
     def rgb(self) -> ByteArray:
         """(H, W, 3)."""
-        return self.pixels.rgb() if isinstance(self.pixels, PlanarFrame) else self.pixels
+        if isinstance(self.pixels, PlanarFrame):
+            return _stretched(self.pixels.rgb(), self.size)
+        return self.pixels
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the whole, px."""
-        if isinstance(self.pixels, PlanarFrame):
-            return self.pixels.size
-        return self.whole or (self.pixels.shape[1], self.pixels.shape[0])
+        if self.whole:
+            return self.whole
+        return self.pixels.size if isinstance(self.pixels, PlanarFrame) else self.pixels.shape[1::-1]
 
     def shrunk(self, short_side_px: int) -> ByteArray | Planes:
         """The frame as it is stored: its short side `short_side_px`, or its own where that is smaller."""
@@ -98,23 +100,17 @@ def explain_failure(table: VideoTable, decoder: DecoderName, error: Exception) -
     return f"{decoder} cannot decode it ({type(error).__name__}: {error}); PyAV may: set decoder=pyav"
 
 
-def fitting_decoder(table: VideoTable, decoder: DecoderName, aspect: Fraction) -> DecoderName:
-    """The decoder that reads this video where `decoder` is wanted: itself, or PyAV where the video is not plain.
-
-    Args:
-        table: What its container says.
-        decoder: The wanted one.
-        aspect: Width over height of the pixels that become square ones.
-    """
-    whole = table.facts.orientation == UPRIGHT and not table.facts.interlaced
+def fitting_decoder(table: VideoTable, decoder: DecoderName) -> DecoderName:
+    """The decoder that reads this video where `decoder` is wanted: itself, or PyAV where the video is not plain."""
     if decoder == "pyav-planes":
-        return decoder if whole and table.facts.planar and aspect == 1 else "pyav"
+        return decoder if table.facts.planar else "pyav"
     decoded_bytes = len(table.times_s) * table.width * table.height * 3
     plain = (
-        whole
-        and table.container.startswith(INDEXED_CONTAINERS)
+        table.container.startswith(INDEXED_CONTAINERS)
         and table.timed
         and table.steady
+        and table.facts.orientation == UPRIGHT
+        and not table.facts.interlaced
         and not table.stretches.any()
     )
     return decoder if plain and (decoder != "decord" or decoded_bytes <= DECORD_BYTES) else "pyav"
@@ -140,7 +136,7 @@ class Video:
         ):
             raise Unwanted(f"{facts.wide_colours}: stored as they are its colours would be wrong; see wide_colours")
         aspect = table.pixel_aspect if config.square_pixels else Fraction(1)
-        self.decoder: DecoderName = "pyav" if convert else fitting_decoder(table, decoder, aspect)
+        self.decoder: DecoderName = "pyav" if convert else fitting_decoder(table, decoder)
         self._decode = DECODERS[self.decoder]
         if facts.interlaced and config.interlaced == "refuse":
             raise Unwanted("interlaced: refused by interlaced=refuse")
@@ -162,9 +158,11 @@ class Video:
         at = 0
         for pixels in self._decoded(numbers):
             number = int(numbers[at])
-            if not isinstance(pixels, PlanarFrame):
-                pixels = square(pixels, self._aspect)
-            yield NumberedFrame(number, float(self.table.times_s[number]), pixels)
+            if isinstance(pixels, PlanarFrame):
+                shown = square_size(*pixels.size, self._aspect)
+                yield NumberedFrame(number, float(self.table.times_s[number]), pixels, shown)
+            else:
+                yield NumberedFrame(number, float(self.table.times_s[number]), square(pixels, self._aspect))
             at += 1
         if at < len(numbers):
             raise DecodeFailure(f"ended before frame {numbers[at]} of {self.frame_count}")
@@ -181,9 +179,12 @@ class Video:
 
 def square(rgb: ByteArray, aspect: Fraction) -> ByteArray:
     """A picture (H, W, 3) whose pixels have this width over their height, with square pixels (bilinear)."""
-    if aspect == 1:
+    return _stretched(rgb, square_size(rgb.shape[1], rgb.shape[0], aspect))
+
+
+def _stretched(rgb: ByteArray, size: tuple[int, int]) -> ByteArray:
+    if size == rgb.shape[1::-1]:
         return rgb
-    size = square_size(rgb.shape[1], rgb.shape[0], aspect)
     return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_LINEAR), np.uint8)
 
 

@@ -115,11 +115,13 @@ def _decode_by_pyav(table: VideoTable, numbers: IntArray, deinterlace: bool, con
 def decode_to_planes(table: VideoTable, numbers: IntArray, deinterlace: bool = False) -> Iterator[Pixels]:
     """Frames `numbers` (increasing) by PyAV as they are decoded, up to the end of the video, as decord does.
 
-    A frame that is unlike the others (turned, another matrix) comes as RGB.
+    A frame that is unlike the first ones (another matrix, interlaced) comes as RGB.
     """
     for frame, orientation in _wanted_frames(table, numbers, deinterlace):
-        planar = orientation == UPRIGHT and is_planar(frame)
-        yield PlanarFrame(frame) if planar else np.ascontiguousarray(orientation.apply(to_rgb(frame)))
+        if is_planar(frame):
+            yield PlanarFrame(frame, orientation)
+        else:
+            yield np.ascontiguousarray(orientation.apply(to_rgb(frame)))
 
 
 def _wanted_frames(

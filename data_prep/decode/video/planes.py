@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mcjepa.data_prep.decode.colour import LUMA
+from mcjepa.data_prep.decode.orientation import UPRIGHT, Orientation
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -62,25 +63,27 @@ class PlanarFrame:
 
     frame: Any
     """PyAV's frame, one that `is_planar`."""
+    orientation: Orientation = UPRIGHT
+    """How it comes upright."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height, px."""
-        return self.frame.width, self.frame.height
+        """Width and height upright, px."""
+        return self._coded((self.frame.width, self.frame.height))
 
     def rgb(self) -> ByteArray:
-        """The whole frame as RGB (H, W, 3)."""
-        return to_rgb(self.frame)
+        """The whole frame as RGB (H, W, 3), upright."""
+        return np.ascontiguousarray(self.orientation.apply(to_rgb(self.frame)))
 
     def resized(self, size: tuple[int, int]) -> Planes:
-        """Its planes at this width and height, px."""
+        """Its planes upright at this width and height, px."""
         matrix = LUMA[_matrix(self.frame)]
-        if size == self.size and self.frame.format.name in HALVED:
+        if size == self.size and self.frame.format.name in HALVED and self.orientation == UPRIGHT:
             y, cb, cr = self._planes(size, "yuv420p")
             if matrix != LUMA[6]:
                 y = _luma_of_601(y, _enlarged(cb, size), _enlarged(cr, size), matrix)
         else:
-            y, cb, cr = self._planes(size, "yuv444p")
+            y, cb, cr = self._planes(self._coded(size), "yuv444p")
             if matrix != LUMA[6]:
                 y = _luma_of_601(y, cb, cr, matrix)
             cb, cr = _halved(cb), _halved(cr)
@@ -88,22 +91,24 @@ class PlanarFrame:
             cb, cr = _chroma_of_601(cb, cr, matrix)
         return Planes(y, cb, cr)
 
-    def _planes(self, size: tuple[int, int], pixels: str) -> list[ByteArray]:
-        """Y', Cb and Cr in full range by its own matrix."""
+    def _coded(self, upright: tuple[int, int]) -> tuple[int, int]:
+        """Width and height as coded of those upright, and the other way round."""
+        return upright[::-1] if self.orientation.transposed else upright
+
+    def _planes(self, coded: tuple[int, int], pixels: str) -> list[ByteArray]:
+        """Y', Cb and Cr in full range by its own matrix, resized to the size `coded`, then upright."""
         from av.video.reformatter import ColorRange, Interpolation
 
         found = _reformatter().reformat(
             self.frame,
-            *size,
+            *coded,
             pixels,
             interpolation=Interpolation.AREA | Interpolation.ACCURATE_RND,
             dst_color_range=ColorRange.JPEG,
             threads=1,
         )
-        return [
-            np.ascontiguousarray(np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[:, : plane.width])
-            for plane in found.planes
-        ]
+        planes = (np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[:, : plane.width] for plane in found.planes)
+        return [np.ascontiguousarray(self.orientation.apply(plane)) for plane in planes]
 
 
 def is_planar(frame: Any) -> bool:
