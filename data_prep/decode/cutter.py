@@ -183,9 +183,10 @@ class _Cutter:
         known = [f.pts_s for f in frames if f.pts_s is not None]
         if any(later <= earlier for earlier, later in pairwise(known)):
             raise DecodeFailure(f"presentation times {known} of frames {numbers} do not increase")
-        sizes = sorted({"{}x{}".format(*f.size) for f in frames})
+        sizes = {f.size for f in frames}
         if len(sizes) > 1:
-            reason = f"frames {numbers} have different sizes: {' and '.join(sizes)} px"
+            named = " and ".join(sorted(f"{width}x{height}" for width, height in sizes))
+            reason = f"frames {numbers} have different sizes: {named} px"
             if facts is None:
                 raise DecodeFailure(reason)
             return DroppedSample(tuple(numbers), "size", reason)

@@ -155,14 +155,14 @@ class Video:
         Raises:
             DecodeFailure: it is damaged, or ends before the last one.
         """
-        at = 0
+        at, shown = 0, None
+        stretched = self._aspect != 1
         for pixels in self._decoded(numbers):
             number = int(numbers[at])
-            if isinstance(pixels, PlanarFrame):
-                shown = square_size(*pixels.size, self._aspect)
-                yield NumberedFrame(number, float(self.table.times_s[number]), pixels, shown)
-            else:
-                yield NumberedFrame(number, float(self.table.times_s[number]), square(pixels, self._aspect))
+            if stretched:
+                shown = square_size(*pixels.size, self._aspect) if isinstance(pixels, PlanarFrame) else None
+                pixels = pixels if isinstance(pixels, PlanarFrame) else square(pixels, self._aspect)
+            yield NumberedFrame(number, float(self.table.times_s[number]), pixels, shown)
             at += 1
         if at < len(numbers):
             raise DecodeFailure(f"ended before frame {numbers[at]} of {self.frame_count}")

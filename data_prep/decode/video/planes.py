@@ -12,7 +12,9 @@ What has no planes of these kinds (RGB, grey, alpha), another matrix or interlac
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import cv2
@@ -97,18 +99,9 @@ class PlanarFrame:
 
     def _planes(self, coded: tuple[int, int], pixels: str) -> list[ByteArray]:
         """Y', Cb and Cr in full range by its own matrix, resized to the size `coded`, then upright."""
-        from av.video.reformatter import ColorRange, Interpolation
-
-        found = _reformatter().reformat(
-            self.frame,
-            *coded,
-            pixels,
-            interpolation=Interpolation.AREA | Interpolation.ACCURATE_RND,
-            dst_color_range=ColorRange.JPEG,
-            threads=1,
-        )
+        found = _area_resize()(self.frame, *coded, pixels)
         planes = (np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[:, : plane.width] for plane in found.planes)
-        return [np.ascontiguousarray(self.orientation.apply(plane)) for plane in planes]
+        return [self.orientation.apply(plane) for plane in planes]
 
 
 def is_planar(frame: Any) -> bool:
@@ -124,11 +117,12 @@ def to_rgb(frame: Any) -> ByteArray:
 
 
 @functools.cache
-def _reformatter() -> Any:
-    """One for all frames: it keeps what it has set up while sizes and formats stay."""
-    from av.video.reformatter import VideoReformatter
+def _area_resize() -> Callable[[Any, int, int, str], Any]:
+    """swscale's to full range, by one context for all frames: it keeps what it has set up while nothing changes."""
+    from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
-    return VideoReformatter()
+    area = Interpolation.AREA | Interpolation.ACCURATE_RND
+    return partial(VideoReformatter().reformat, interpolation=area, dst_color_range=ColorRange.JPEG, threads=1)
 
 
 def _matrix(frame: Any) -> int:
