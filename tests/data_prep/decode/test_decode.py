@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from mcjepa.data_prep.decode.messages import (
     decode_config,
     encode_config,
     input_from_message,
+    message_pieces,
     write_message,
 )
 from mcjepa.data_prep.decode.selection import choose_starts, frames_at_rate, needed_frames
@@ -273,6 +275,28 @@ def test_messages_survive_a_pipe_and_silence_is_noticed() -> None:
     os.close(write_end)
     with pytest.raises(PipeClosed):
         reader.read(1.0)
+    os.close(read_end)
+
+
+def test_messages_of_any_size_and_in_any_pieces_come_whole() -> None:
+    numbers = np.random.default_rng(0)
+    sent = [[numbers.bytes(int(size)) for size in numbers.integers(0, most, 3)] for most in (9, 70_000, 3 << 20, 50)]
+    sent *= 3
+    stream = b"".join(piece for n, parts in enumerate(sent) for piece in message_pieces({"n": n}, parts))
+    read_end, write_end = os.pipe()
+
+    def write() -> None:
+        at = 0
+        while at < len(stream):
+            at += os.write(write_end, stream[at : at + int(numbers.integers(1, 200_000))])
+        os.close(write_end)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(write)
+        reader = MessageReader(read_end)
+        assert [reader.read(5.0) for _ in sent] == [({"n": n}, parts) for n, parts in enumerate(sent)]
+        with pytest.raises(PipeClosed):
+            reader.read(5.0)
     os.close(read_end)
 
 
