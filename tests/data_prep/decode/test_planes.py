@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +19,7 @@ from video_files import FFMPEG, scene, set_matrix, shown_by_ffmpeg, write
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.decode.cutter import CutSample, DroppedSample, cut_input
 from mcjepa.data_prep.decode.encoders import shrink
+from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.video.planes import Planes
 from mcjepa.data_prep.decode.videos import open_video
 from mcjepa.data_prep.plan.files import new_digest
@@ -26,6 +28,7 @@ from mcjepa.data_prep.settings import (
     CutFilter,
     DarkFilter,
     DatasetConfig,
+    DecoderName,
     DuplicateFilter,
     FiltersConfig,
     VideoConfig,
@@ -301,6 +304,40 @@ def test_frames_that_become_interlaced_later_are_deinterlaced(tmp_path: Path) ->
     planes = [frame.rgb for frame in video.read(np.arange(16))]
     by_rgb = [frame.rgb for frame in open_video(str(path), "pyav").read(np.arange(16))]
     assert all(np.array_equal(ours, theirs) for ours, theirs in zip(planes, by_rgb, strict=True))
+
+
+def what_comes_of(path: Path, decoder: DecoderName) -> object:
+    """Frames, times and sizes of all samples, or the words of the refusal."""
+    config = replace(PLANES, kind="clip", frame_step=2, clip_stride=3, rate_hz=12.0, min_size=48, decoder=decoder)
+    try:
+        pieces = list(cut_input(Input("v", str(path), "video"), config))
+    except (DecodeFailure, Unwanted) as error:
+        return str(error)
+    return [
+        (piece.meta, [opened(data).shape for data in piece.members.values()])
+        for piece in pieces
+        if isinstance(piece, CutSample)
+    ]
+
+
+def test_samples_and_refusals_are_those_of_decord(tmp_path: Path, add_bad_videos: Callable[[Path], set[str]]) -> None:
+    write(tmp_path / "a.mp4", scene(40, 64, 96), options={"bf": "3"})
+    write(tmp_path / "small.mp4", scene(40, 32, 96))
+    write(tmp_path / "short.mp4", scene(2, 64, 96))
+    write(tmp_path / "a.ts", scene(40, 64, 96), format="mpegts")
+    add_bad_videos(tmp_path)
+    whole = (tmp_path / "a.mp4").read_bytes()
+    for number, at in enumerate(range(2000, len(whole) - 3000, (len(whole) - 5000) // 5)):
+        (tmp_path / f"hole{number}.mp4").write_bytes(whole[:at] + bytes(700) + whole[at + 700 :])
+        (tmp_path / f"cut{number}.mp4").write_bytes(whole[:at])
+    found = {}
+    for path in sorted(path for path in tmp_path.iterdir() if path.suffix in (".mp4", ".ts")):
+        found[path.name] = what_comes_of(path, "pyav-planes")
+        assert found[path.name] == what_comes_of(path, "decord"), path.name
+    assert len(found["a.mp4"]) == len(found["a.ts"]) > 3  # type: ignore[arg-type]
+    assert str(found["small.mp4"]).startswith("96x32 px") and "a sample spans" in str(found["short.mp4"])
+    assert sum("damaged at frame" in str(each) for each in found.values()) >= 3
+    assert sum("cut off" in str(each) for each in found.values()) >= 5
 
 
 def test_filters_see_the_stored_colours_and_nothing_else_asks_for_rgb(
