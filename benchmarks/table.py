@@ -56,6 +56,7 @@ LIMITS = {
     "prep_scaling": Limit("two workers ÷ one", "≥", 1.7, "two_samples_s", "one_samples_s"),
     "prep_store": Limit("prep into S3 ÷ into a folder", "≥", 0.9, "s3_samples_s", "local_samples_s"),
     "prep_ten_times": Limit("ten times the inputs ÷ ten times one", "≤", 1.05, "ten_s", "one_s"),
+    "prep_video_vs_ffmpeg": Limit("a video's frame: ffmpeg, tar ÷ ours", "≥", 1, "ours_ms", "ffmpeg_ms"),
     "prep_worker": Limit("a worker ÷ a tight loop of its calls", "≥", 0.85),
     "scale_nodes": Limit("512 nodes: readings of the manifest ÷ nodes", "≤", 1),
     "scale_order": Limit("opening a billion samples ÷ allowed", "≤", 1),

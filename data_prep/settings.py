@@ -134,7 +134,7 @@ class FiltersConfig:
 
 
 SampleKind = Literal["clip", "image", "flow"]
-DecoderName = Literal["decord", "pyav", "torchcodec"]
+DecoderName = Literal["decord", "pyav", "pyav-planes", "torchcodec"]
 EncodingName = Literal["jpeg", "webp", "png"]
 
 
@@ -195,7 +195,7 @@ class DatasetConfig:
     inputs_per_shard: int = 8
     """Consecutive inputs whose samples make one shard. Ours."""
     decoder: DecoderName = "decord"
-    """Video decoder; PyAV decodes what it cannot. Ours."""
+    """Video decoder; PyAV decodes what it cannot. `pyav-planes`: PyAV, resized and encoded without RGB. Ours."""
     video: VideoConfig = field(default_factory=VideoConfig)
     """Videos that are not plain."""
     timeout_s: float = 120.0
@@ -212,6 +212,9 @@ class DatasetConfig:
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}", "at least 1")
         require(self.short_side >= 16, f"short_side={self.short_side}", "at least 16 px")
         require(1 <= self.quality <= 100, f"quality={self.quality}", "1 to 100")
+        if self.decoder == "pyav-planes" and self.kind != "flow":
+            found = f"decoder=pyav-planes with encoding={self.encoding}"
+            require(self.encoding == "jpeg", found, "encoding=jpeg, which takes planes, or decoder=pyav")
         cap = self.max_samples_per_input
         require(cap >= 0, f"max_samples_per_input={cap}", "0 or more")
         require(self.timeout_s > 0, f"timeout_s={self.timeout_s}", "a positive number of seconds")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mcjepa.data_prep.corpora.items import Input
-from mcjepa.data_prep.decode.encoders import SUFFIXES, encode, shrink
+from mcjepa.data_prep.decode.encoders import SUFFIXES, encode
 from mcjepa.data_prep.decode.flow_samples import encode_flow_sample, pair_frames, read_pair
 from mcjepa.data_prep.decode.images import read_picture
 from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted
@@ -23,6 +23,7 @@ from mcjepa.data_prep.decode.selection import (
     needed_frames,
     unbroken_runs,
 )
+from mcjepa.data_prep.decode.video.planes import Planes
 from mcjepa.data_prep.decode.videos import ByteArray, NumberedFrame, open_video
 from mcjepa.data_prep.settings import DatasetConfig
 
@@ -108,9 +109,19 @@ class _Stored:
     """A frame as it is stored."""
 
     pts_s: float | None
-    rgb: ByteArray
+    picture: ByteArray | Planes
     encoded: bytes = b""
     """Empty until a sample with it is kept."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, px."""
+        return self.picture.size if isinstance(self.picture, Planes) else self.picture.shape[1::-1]
+
+    @cached_property
+    def rgb(self) -> ByteArray:
+        """What filters look at, (H, W, 3)."""
+        return self.picture.rgb() if isinstance(self.picture, Planes) else self.picture
 
 
 class _Cutter:
@@ -161,9 +172,8 @@ class _Cutter:
             waiting = {n: stored for n, stored in waiting.items() if n >= numbers[0]}
             while numbers[-1] not in waiting:
                 frame = next(frames)
-                size = frame.whole or (frame.rgb.shape[1], frame.rgb.shape[0])
-                self.require_size(*size)
-                waiting[frame.number] = _Stored(frame.pts_s, shrink(frame.rgb, config.short_side, size))
+                self.require_size(*frame.size)
+                waiting[frame.number] = _Stored(frame.pts_s, frame.shrunk(config.short_side))
             yield self._sample(numbers, [waiting[n] for n in numbers], facts)
         next(frames, None)  # there is no other, but the decoder finishes: damage after the last frame counts too
 
@@ -173,9 +183,10 @@ class _Cutter:
         known = [f.pts_s for f in frames if f.pts_s is not None]
         if any(later <= earlier for earlier, later in pairwise(known)):
             raise DecodeFailure(f"presentation times {known} of frames {numbers} do not increase")
-        sizes = sorted({f"{f.rgb.shape[1]}x{f.rgb.shape[0]}" for f in frames})
+        sizes = {f.size for f in frames}
         if len(sizes) > 1:
-            reason = f"frames {numbers} have different sizes: {' and '.join(sizes)} px"
+            named = " and ".join(sorted(f"{width}x{height}" for width, height in sizes))
+            reason = f"frames {numbers} have different sizes: {named} px"
             if facts is None:
                 raise DecodeFailure(reason)
             return DroppedSample(tuple(numbers), "size", reason)
@@ -184,12 +195,13 @@ class _Cutter:
             "pts_s": [None if f.pts_s is None else round(f.pts_s, 6) for f in frames],
             "frame_index": numbers,
         }
-        return self._judged([f.rgb for f in frames], meta, lambda: self._encode(frames))
+        rgb = [f.rgb for f in frames] if self._judge else []
+        return self._judged(rgb, meta, lambda: self._encode(frames))
 
     def _encode(self, frames: list[_Stored]) -> dict[str, bytes]:
         suffix = SUFFIXES[self._config.encoding]
         for frame in frames:
-            frame.encoded = frame.encoded or encode(frame.rgb, self._config.encoding, self._config.quality)
+            frame.encoded = frame.encoded or encode(frame.picture, self._config.encoding, self._config.quality)
         if self._config.kind == "image":
             return {suffix: frames[0].encoded}
         return {f"{k:02d}.{suffix}": frame.encoded for k, frame in enumerate(frames)}

@@ -1,4 +1,4 @@
-"""Resizing and encoding of stored frames: JPEG by simplejpeg; WebP and PNG by OpenCV.
+"""Resizing and encoding of stored frames: JPEG by simplejpeg, of planes too; WebP and PNG by OpenCV.
 
 The same pixels and settings give the same bytes with the same versions: they are in the manifest.
 """
@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from mcjepa.data_prep.settings import EncodingName
+from mcjepa.data_prep.decode.video.planes import Planes, even_sided
+from mcjepa.data_prep.settings import DecoderName, EncodingName
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -21,27 +22,40 @@ SUFFIXES: dict[EncodingName, str] = {"jpeg": "jpg", "webp": "webp", "png": "png"
 PNG_LEVEL = 3  # a tenth larger than level 9, ten times as fast
 
 
-def encoder_version(encoding: EncodingName) -> str:
-    """Name, version and fixed parameters of what resizes and encodes: stored in the manifest, part of the plan."""
+def encoder_version(encoding: EncodingName, decoder: DecoderName = "decord") -> str:
+    """Name, version and fixed parameters of what resizes and encodes: stored in the manifest, part of the plan.
+
+    Args:
+        encoding: Format of the files.
+        decoder: Of videos: one that keeps planes resizes them too.
+    """
     codec = f"opencv {cv2.__version__}"
     if encoding == "jpeg":
         codec = f"simplejpeg {version('simplejpeg')} 4:2:0"
     elif encoding == "png":
         codec = f"{codec} level {PNG_LEVEL}"
-    return f"{encoding} by {codec}; area resize by opencv {cv2.__version__}, of what is large from 1/2, 1/4 or 1/8"
+    resize = f"area resize by opencv {cv2.__version__}, of what is large from 1/2, 1/4 or 1/8"
+    if decoder == "pyav-planes" and encoding == "jpeg":
+        resize = f"{resize}; planes of videos by swscale, to BT.601 in full range"
+    return f"{encoding} by {codec}; {resize}"
 
 
-def encode(rgb: ByteArray, encoding: EncodingName, quality: int) -> bytes:
-    """Encode RGB (H, W, 3).
+def encode(picture: ByteArray | Planes, encoding: EncodingName, quality: int) -> bytes:
+    """Encode a picture.
 
     Args:
-        rgb: The picture.
+        picture: RGB (H, W, 3), or planes, which only JPEG takes.
         encoding: Format of the file.
         quality: Of JPEG (4:2:0 chroma) and WebP, 1 to 100; PNG is lossless.
     """
+    if isinstance(picture, Planes):
+        assert encoding == "jpeg"  # settings allow no other
+        # libjpeg takes luma to the end of each block of chroma: what lies behind an odd width or height must be known.
+        y = even_sided(picture.y)[: picture.y.shape[0], : picture.y.shape[1]]
+        return bytes(simplejpeg.encode_jpeg_yuv_planes(y, picture.cb, picture.cr, quality, fastdct=False))
     if encoding == "jpeg":
-        return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), quality, "RGB", "420", fastdct=False))
-    bgr = np.ascontiguousarray(rgb[:, :, ::-1])
+        return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(picture), quality, "RGB", "420", fastdct=False))
+    bgr = np.ascontiguousarray(picture[:, :, ::-1])
     if encoding == "png":
         return encode_png(bgr)
     return cv2.imencode(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, quality])[1].tobytes()
@@ -61,6 +75,16 @@ def coarse_fraction(short_side: int, wanted: int) -> int:
     return next((n for n in (8, 4, 2) if wanted and short_side >= 2 * n * wanted), 1)
 
 
+def stored_size(width: int, height: int, short_side_px: int) -> tuple[int, int]:
+    """Width and height of a picture of this size as it is stored: never enlarged, px.
+
+    >>> stored_size(1280, 720, 256), stored_size(176, 144, 256)
+    ((455, 256), (176, 144))
+    """
+    scale = short_side_px / min(height, width)
+    return (width, height) if scale >= 1 else (max(1, round(width * scale)), max(1, round(height * scale)))
+
+
 def shrink(rgb: ByteArray, short_side_px: int, size: tuple[int, int] | None = None) -> ByteArray:
     """Scale (H, W, 3) down so that its short side is `short_side_px`; a smaller image stays as it is.
 
@@ -71,11 +95,10 @@ def shrink(rgb: ByteArray, short_side_px: int, size: tuple[int, int] | None = No
         short_side_px: Of the result, px.
         size: Width and height of the whole picture where `rgb` was decoded at a fraction of them.
     """
-    width, height = size or (rgb.shape[1], rgb.shape[0])
-    scale = short_side_px / min(height, width)
-    if scale >= 1:
+    size = size or (rgb.shape[1], rgb.shape[0])
+    if min(size) <= short_side_px:
         return rgb
-    stored = max(1, round(width * scale)), max(1, round(height * scale))
+    stored = stored_size(*size, short_side_px)
     across, down = rgb.shape[1], rgb.shape[0]
     block = coarse_fraction(min(across, down), short_side_px)
     if block > 1 and across % block == down % block == 0:

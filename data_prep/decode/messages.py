@@ -121,7 +121,8 @@ class MessageReader:
     def __init__(self, descriptor: int) -> None:
         """Read from an open file descriptor."""
         self._descriptor = descriptor
-        self._buffer = bytearray()
+        self._buffer = bytearray(READ_BYTES)  # one for all messages: a new one each would be fetched from the system
+        self._start = self._end = 0
 
     def read(self, silence_s: float | None = None) -> tuple[dict[str, Any], list[bytes]]:
         """The next message.
@@ -140,14 +141,22 @@ class MessageReader:
         return header, [self._take(length, silence_s) for length in header.pop("parts")]
 
     def _take(self, count: int, silence_s: float | None) -> bytes:
-        while len(self._buffer) < count:
+        if self._start + count > len(self._buffer):
+            self._buffer[: self._end - self._start] = self._buffer[self._start : self._end]
+            self._start, self._end = 0, self._end - self._start
+            self._buffer.extend(bytes(max(0, count - len(self._buffer))))
+        while self._end - self._start < count:
             self._wait(silence_s)
-            data = os.read(self._descriptor, READ_BYTES)
-            if not data:
+            with memoryview(self._buffer) as whole, whole[self._end :] as free:
+                received = os.readv(self._descriptor, [free])
+            if not received:
                 raise PipeClosed("end of the pipe")
-            self._buffer += data
-        taken = bytes(self._buffer[:count])
-        del self._buffer[:count]
+            self._end += received
+        with memoryview(self._buffer) as whole:
+            taken = bytes(whole[self._start : self._start + count])
+        self._start += count
+        if self._start == self._end:
+            self._start = self._end = 0
         return taken
 
     def _wait(self, silence_s: float | None) -> None:

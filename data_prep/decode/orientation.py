@@ -28,19 +28,19 @@ class Orientation:
     flipped: bool = False
     """Top and bottom are exchanged."""
 
-    def apply(self, rgb: ByteArray) -> ByteArray:
-        """The picture (H, W, 3) upright, (W, H, 3) where it is transposed.
+    def apply(self, pixels: ByteArray) -> ByteArray:
+        """The picture (H, W, 3), or its plane (H, W), upright: (W, H, 3) where it is transposed.
 
         >>> Orientation(transposed=True, mirrored=True).apply(np.uint8([[[1], [2]]])).tolist()
         [[[1]], [[2]]]
         """
         if self == UPRIGHT:
-            return rgb
+            return pixels
         if self.transposed:
-            rgb = rgb.transpose(1, 0, 2)
+            pixels = pixels.swapaxes(0, 1)
         if self.mirrored:
-            rgb = rgb[:, ::-1]
-        return np.ascontiguousarray(rgb[::-1] if self.flipped else rgb)
+            pixels = pixels[:, ::-1]
+        return np.ascontiguousarray(pixels[::-1] if self.flipped else pixels)
 
 
 UPRIGHT = Orientation()

@@ -27,7 +27,7 @@ from mcjepa.data_prep.plan.plan import (
     differing_parameters,
     input_from_line,
 )
-from mcjepa.data_prep.settings import DatasetConfig
+from mcjepa.data_prep.settings import DatasetConfig, EncodingName
 from mcjepa.data_prep.storage import Store, explained_disk_errors
 from mcjepa.data_prep.storage.json_files import encode_json, pack_lines, read_lines
 
@@ -150,7 +150,8 @@ def new_digest(config: DatasetConfig, guarded: Iterable[PlannedInput]) -> PlanDi
     for planned in guarded:
         listing.update(json.dumps([planned.name, planned.bytes, planned.item.members]).encode())
         lines += 1
-    codecs = decoder_version(config.decoder), encoder_version("png" if config.kind == "flow" else config.encoding)
+    encoding: EncodingName = "png" if config.kind == "flow" else config.encoding
+    codecs = decoder_version(config.decoder), encoder_version(encoding, config.decoder)
     return PlanDigest(config, *codecs, guarded=listing.hexdigest() if lines else "")
 
 

@@ -21,6 +21,7 @@ from mcjepa.data_prep.decode.fetch import local_input
 from mcjepa.data_prep.decode.flow_samples import FRAME_ROLES
 from mcjepa.data_prep.decode.images import read_picture
 from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted
+from mcjepa.data_prep.decode.video.planes import Planes
 from mcjepa.data_prep.decode.videos import ByteArray, open_video
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.layout import LEAKAGE_NAME
@@ -145,7 +146,8 @@ def _frames(item: Input, config: DatasetConfig) -> Iterator[tuple[str, ByteArray
     if item.kind == "video":
         video = open_video(item.uri, config.decoder, config.max_megapixels, config.video)
         for frame in video.read(np.arange(video.frame_count, dtype=np.int64)):
-            yield f"{item.name}#{frame.number}", shrink(frame.rgb, config.short_side)
+            stored = frame.shrunk(config.short_side)
+            yield f"{item.name}#{frame.number}", stored.rgb() if isinstance(stored, Planes) else stored
         return
     parts = item.roles or item.members or ("",)
     for part, path in zip(parts, item.files, strict=True):

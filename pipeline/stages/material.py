@@ -75,7 +75,7 @@ def _look_at(
 
 
 def _video_side(path: str) -> int:
-    from mcjepa.data_prep.decode.containers import open_container
+    from mcjepa.data_prep.decode.video.containers import open_container
 
     with open_container(path) as container:
         stream = container.streams.best("video")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from mcjepa.data_prep.decode.messages import (
     decode_config,
     encode_config,
     input_from_message,
+    message_pieces,
     write_message,
 )
 from mcjepa.data_prep.decode.selection import choose_starts, frames_at_rate, needed_frames
@@ -88,7 +90,7 @@ def test_needed_frames_are_listed_once() -> None:
     assert needed_frames(np.array([0, 2]), frames=3, step=1).tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+@pytest.mark.parametrize("decoder", ["decord", "pyav", "pyav-planes"])
 def test_frames_come_at_their_numbers_and_times(videos: Path, decoder: str) -> None:
     config = replace(CLIPS, decoder=decoder, frames=2, frame_step=2, clip_stride=3)
     samples = list(cut_input(video(videos / "b.mp4"), config))
@@ -276,6 +278,28 @@ def test_messages_survive_a_pipe_and_silence_is_noticed() -> None:
     os.close(read_end)
 
 
+def test_messages_of_any_size_and_in_any_pieces_come_whole() -> None:
+    numbers = np.random.default_rng(0)
+    sent = [[numbers.bytes(int(size)) for size in numbers.integers(0, most, 3)] for most in (9, 70_000, 3 << 20, 50)]
+    sent *= 3
+    stream = b"".join(piece for n, parts in enumerate(sent) for piece in message_pieces({"n": n}, parts))
+    read_end, write_end = os.pipe()
+
+    def write() -> None:
+        at = 0
+        while at < len(stream):
+            at += os.write(write_end, stream[at : at + int(numbers.integers(1, 200_000))])
+        os.close(write_end)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(write)
+        reader = MessageReader(read_end)
+        assert [reader.read(5.0) for _ in sent] == [({"n": n}, parts) for n, parts in enumerate(sent)]
+        with pytest.raises(PipeClosed):
+            reader.read(5.0)
+    os.close(read_end)
+
+
 def test_reasons_are_the_same_on_every_run() -> None:
     error = RuntimeError("[18:31:05] /project/src/video/reader.cc:285: [x.mp4] no\n  frames")
     assert describe_error(error) == "RuntimeError: [x.mp4] no frames"
@@ -302,7 +326,7 @@ def test_stored_jpegs_are_close_to_the_frame_and_the_same_every_time() -> None:
     assert np.abs(cv2.imdecode(np.frombuffer(data, np.uint8), 1)[:, :, ::-1].astype(int) - frame).mean() < 4
 
 
-@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+@pytest.mark.parametrize("decoder", ["decord", "pyav", "pyav-planes"])
 def test_a_video_with_a_hole_is_no_partial_success(tmp_path: Path, decoder: DecoderName) -> None:
     """The reason names the first frame whose packet lies in the hole, whatever the decoder's threads meet first."""
     start, end = punch_hole(tmp_path / "a.mp4")
@@ -337,11 +361,12 @@ def test_what_a_decoder_says_of_damage_is_put_into_our_words(
     assert "01:02:03" not in describe_error(caught.value)
 
 
-def test_a_hole_after_the_last_wanted_frame_counts_every_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("decoder", ["decord", "pyav-planes"])
+def test_a_hole_after_the_last_wanted_frame_counts_every_time(tmp_path: Path, decoder: DecoderName) -> None:
     punch_hole(tmp_path / "a.mp4")
-    with DecodeClient(replace(CLIPS, clip_stride=40)) as client:
+    with DecodeClient(replace(CLIPS, clip_stride=40, decoder=decoder)) as client:
         for _ in range(5):
-            with pytest.raises(DecodeFailure):
+            with pytest.raises(DecodeFailure, match=r"^damaged at frame \d+ of 40"):
                 list(client.cut(video(tmp_path / "a.mp4")))
 
 
@@ -372,7 +397,7 @@ def repeat_packets(source: Path, target: Path, times: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+@pytest.mark.parametrize("decoder", ["decord", "pyav", "pyav-planes"])
 def test_a_longer_video_costs_no_more_memory(tmp_path: Path, decoder: DecoderName) -> None:
     """The short one is long enough to have filled the allocator's pools, which takes 10 MiB."""
     write_mp4(tmp_path / "300.mp4", smooth_frames(0, 300, 192, 256), 30, 30)

@@ -17,13 +17,15 @@ from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.corpora.moving_photos.generate import write_mp4
 from mcjepa.data_prep.decode.client import DecodeClient
 from mcjepa.data_prep.decode.cutter import CutSample
+from mcjepa.data_prep.decode.encoders import encode
 from mcjepa.data_prep.decode.messages import DecodeFailure
-from mcjepa.data_prep.decode.videos import decode_by_decord, decode_by_pyav, decoder_version, open_video
+from mcjepa.data_prep.decode.video.decoders import decode_by_decord, decode_by_pyav
+from mcjepa.data_prep.decode.videos import decoder_version, open_video
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig, DecoderName
 from tests.data_prep.small_corpora import smooth_frames
 
-DECODERS: tuple[DecoderName, ...] = ("decord", "pyav", "torchcodec")
+DECODERS: tuple[DecoderName, ...] = ("decord", "pyav", "pyav-planes", "torchcodec")
 EXACT = DatasetConfig(
     kind="image",
     corpora=(CorpusConfig(reader="videos", path="unused"),),
@@ -35,6 +37,7 @@ EXACT = DatasetConfig(
 TIME_TOLERANCE_S = 1e-3
 PIXEL_TOLERANCE = 0.5  # mean of absolute differences, of 255
 PIXEL_TOLERANCE_10_BIT = 3.0
+PLANES_TOLERANCE = 2.2  # of two JPEGs: that of planes, and that of RGB
 MILLISECONDS = Fraction(1, 1000)
 EVERY_40_MS = tuple(range(0, 2400, 40))
 SIZE = (64, 96)
@@ -119,7 +122,8 @@ def hard_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=DECODERS)
 def client(request: pytest.FixtureRequest) -> Iterator[DecodeClient]:
     """A client of each decoder, always in a child: decord and torchcodec crash in one process."""
-    with DecodeClient(replace(EXACT, decoder=request.param)) as client:
+    encoding = "jpeg" if request.param == "pyav-planes" else "png"
+    with DecodeClient(replace(EXACT, decoder=request.param, encoding=encoding)) as client:
         try:
             list(client.cut(Input("x", "/nowhere", "video")))
         except DecodeFailure:
@@ -131,7 +135,11 @@ def client(request: pytest.FixtureRequest) -> Iterator[DecodeClient]:
 def cut_frames(client: DecodeClient, path: Path) -> Frames:
     """Number, time and pixels of the frames that a client cuts from a video."""
     samples = [s for s in client.cut(Input(path.name, str(path), "video")) if isinstance(s, CutSample)]
-    return [(s.meta["frame_index"][0], s.meta["pts_s"][0], decode_rgb(s.members["png"], "png")) for s in samples]
+    return [
+        (s.meta["frame_index"][0], s.meta["pts_s"][0], decode_rgb(data, suffix))
+        for s in samples
+        for suffix, data in s.members.items()
+    ]
 
 
 def require_equal(found: Frames, expected: Frames, tolerance: float, name: str) -> None:
@@ -140,6 +148,14 @@ def require_equal(found: Frames, expected: Frames, tolerance: float, name: str) 
     for (number, _, ours), (_, _, theirs) in zip(found, expected, strict=True):
         assert ours.shape == theirs.shape, name
         assert np.abs(ours.astype(int) - theirs).mean() <= tolerance, (name, number)
+
+
+def require_decoded(client: DecodeClient, path: Path, expected: Frames, tolerance: float) -> None:
+    """What a client cuts from a video is what was expected; planes give JPEGs only, which are compared with JPEGs."""
+    if client._config.decoder == "pyav-planes":
+        expected = [(n, pts_s, decode_rgb(encode(rgb, "jpeg", 95), "jpg")) for n, pts_s, rgb in expected]
+        tolerance = PLANES_TOLERANCE
+    require_equal(cut_frames(client, path), expected, tolerance, path.name)
 
 
 def read_by_pyav(path: Path, most: int = 0) -> Frames:
@@ -178,7 +194,7 @@ def test_every_decoder_gives_the_same_frames_of_hard_videos(client: DecodeClient
     for name, count in HARD.items():
         expected = read_by_pyav(hard_videos / name)
         assert len(expected) == count, name
-        require_equal(cut_frames(client, hard_videos / name), expected, PIXEL_TOLERANCE, name)
+        require_decoded(client, hard_videos / name, expected, PIXEL_TOLERANCE)
 
 
 @pytest.mark.slow
@@ -186,7 +202,7 @@ def test_every_decoder_gives_the_same_frames_of_real_videos(client: DecodeClient
     with DecodeClient(replace(client._config, max_samples_per_input=5)) as few:
         for path in sorted(p for p in (sample_data / "videos").iterdir() if p.is_file()):
             tolerance = PIXEL_TOLERANCE_10_BIT if "10bits" in path.name else PIXEL_TOLERANCE
-            require_equal(cut_frames(few, path), read_by_pyav(path, most=5), tolerance, path.name)
+            require_decoded(few, path, read_by_pyav(path, most=5), tolerance)
 
 
 @pytest.mark.slow
@@ -330,5 +346,5 @@ def test_a_decoder_that_does_not_load_stops_the_job_not_the_input(
 
 def test_versions_name_the_decoder_and_what_reads_containers() -> None:
     assert decoder_version("decord").startswith("decord2 3.") and ", av " in decoder_version("decord")
-    assert decoder_version("pyav").startswith("av ")
+    assert decoder_version("pyav").startswith("av ") and decoder_version("pyav-planes") == decoder_version("pyav")
     assert decoder_version("torchcodec").startswith("torchcodec ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,11 +14,13 @@ import pytest
 from mcjepa.data_prep.corpora.image_files import decode_rgb, read_rgb, write_png
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.corpora.moving_photos.generate import write_mp4
+from mcjepa.data_prep.decode.cutter import DroppedSample, cut_input
 from mcjepa.data_prep.decode.encoders import encode, shrink
 from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.filters.judge import SampleJudge
 from mcjepa.data_prep.filters.leakage import LeakageIndex
 from mcjepa.data_prep.filters.phash import bit_distances, frame_hash
-from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig, LeakageFilter
+from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig, FiltersConfig, LeakageFilter
 from mcjepa.data_prep.workers.leakage_index import fingerprint_input
 
 MAX_BITS = LeakageFilter().max_bits
@@ -125,6 +128,17 @@ def test_every_kind_of_input_is_fingerprinted_by_frame(tmp_path: Path) -> None:
     video = Input("v.mp4", str(tmp_path / "v.mp4"), "video")
     names = [[name for name, _ in fingerprint_input(item, CONFIG)] for item in (image, frames, pair, video)]
     assert names == [["x/a.png"], ["x#a.png", "x#b.png"], ["p#frame0", "p#frame1"], ["v.mp4#0", "v.mp4#1"]]
+
+
+def test_a_video_that_stays_planes_is_known_by_the_frames_of_its_rgb(tmp_path: Path) -> None:
+    write_mp4(tmp_path / "v.mp4", np.stack([textured(2, 288, 384), textured(3, 288, 384)]), 10, 20)
+    video = Input("v.mp4", str(tmp_path / "v.mp4"), "video")
+    planes = replace(CONFIG, decoder="pyav-planes")
+    guarded = LeakageIndex.build(fingerprint_input(video, CONFIG))
+    assert [guarded.match(value, 2) for _, value in fingerprint_input(video, planes)] == ["v.mp4#0", "v.mp4#1"]
+    leakage = FiltersConfig(leakage=LeakageFilter(mode="drop", sets=CONFIG.corpora))
+    (dropped,) = cut_input(video, replace(planes, filters=leakage), SampleJudge(leakage, guarded))
+    assert isinstance(dropped, DroppedSample) and dropped.filter == "leakage"
 
 
 def test_flat_frames_are_left_out(tmp_path: Path) -> None:

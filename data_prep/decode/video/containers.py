@@ -11,6 +11,7 @@ interlacing.
 
 from __future__ import annotations
 
+import contextlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,11 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mcjepa.data_prep.decode.colour import name_wide_colours
-from mcjepa.data_prep.decode.completeness import packet_end_s, require_whole_file, require_whole_play
 from mcjepa.data_prep.decode.kinds import HEAD_BYTES, describe_content
 from mcjepa.data_prep.decode.messages import DecodeFailure, require_megapixels
 from mcjepa.data_prep.decode.orientation import UPRIGHT, Orientation, from_display_matrix
-from mcjepa.data_prep.decode.parameter_sets import ParameterSets
+from mcjepa.data_prep.decode.video.completeness import packet_end_s, require_whole_file, require_whole_play
+from mcjepa.data_prep.decode.video.parameter_sets import ParameterSets
+from mcjepa.data_prep.decode.video.planes import is_planar
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -52,6 +54,8 @@ class FrameFacts:
     """H.273's number of the transfer characteristics; 0 or 2: not said."""
     primaries: int = 0
     """H.273's number of the colour primaries."""
+    planar: bool = False
+    """Whether they are planes that need no RGB to become a JPEG's."""
 
     @property
     def wide_colours(self) -> str:
@@ -141,13 +145,13 @@ def _read_stream(path: str, container: Any, max_megapixels: float) -> VideoTable
     require_megapixels(*square_size(width, height, aspect), max_megapixels)
     index, fps_hz = stream.index, float(stream.average_rate or 0)
     parameters = ParameterSets(stream.codec_context.name, stream.codec_context.extradata)
-    ticks, stretches, end_s = _walk_packets(container, stream, parameters)
+    first_frames = _FirstFrames(stream)
+    ticks, stretches, end_s = _walk_packets(container, stream, parameters, first_frames)
     if not len(ticks):
         raise DecodeFailure("its video stream has no frames")
     timed = bool(container.duration or stream.duration)
     require_whole_play(container, stream, end_s)
     times_s = (ticks * float(stream.time_base)).astype(np.float64)
-    facts = _probe_frames(path, index)
     return VideoTable(
         path=path,
         container=container.format.name,
@@ -158,7 +162,7 @@ def _read_stream(path: str, container: Any, max_megapixels: float) -> VideoTable
         times_s=times_s,
         stretches=stretches,
         pixel_aspect=aspect,
-        facts=facts,
+        facts=first_frames.facts(),
         steady=parameters.steady,
         timed=timed,
     )
@@ -193,7 +197,9 @@ def walk(container: Any, stream: Any) -> Iterator[tuple[Any, bool]]:
         yield packet, begins
 
 
-def _walk_packets(container: Any, stream: Any, parameters: ParameterSets) -> tuple[IntArray, IntArray, float]:
+def _walk_packets(
+    container: Any, stream: Any, parameters: ParameterSets, first_frames: _FirstFrames
+) -> tuple[IntArray, IntArray, float]:
     """Ticks of the stream's frames and their stretches, in order; and when the last one ends, s."""
     times: list[IntArray] = []
     ticks, first_key, end_s = array("q"), None, 0.0
@@ -201,6 +207,7 @@ def _walk_packets(container: Any, stream: Any, parameters: ParameterSets) -> tup
         if begins:
             times.append(_shown(ticks, first_key))
             ticks, first_key = array("q"), None
+        first_frames.look_at(packet)
         at = packet.dts if packet.pts is None else packet.pts
         if not packet.size:
             continue
@@ -225,40 +232,40 @@ def _shown(ticks: array[int], first_key: int | None) -> IntArray:
     return times
 
 
-def _probe_frames(path: str, index: int) -> FrameFacts:
-    """Decode the first frames.
+class _FirstFrames:
+    """Decodes the first packets of a stream while they are walked over."""
 
-    Raises:
-        DecodeFailure: nothing at the file's start can be decoded, or it is turned by an odd angle.
-    """
-    frames = list(_first_frames(path, index))
-    if not frames:
-        raise DecodeFailure(f"none of its first {PROBED_PACKETS} packets gives a picture")
-    return FrameFacts(
-        orientation=frame_orientation(frames[0]) or UPRIGHT,
-        interlaced=any(frame.interlaced_frame for frame in frames),
-        transfer=int(frames[0].color_trc),
-        primaries=int(frames[0].color_primaries),
-    )
-
-
-def _first_frames(path: str, index: int) -> Iterator[Any]:
-    import av
-
-    found = 0
-    with open_container(path) as container:
-        stream = container.streams[index]
+    def __init__(self, stream: Any) -> None:
         stream.codec_context.thread_type = "NONE"
-        for number, packet in enumerate(container.demux(stream)):
-            try:
-                frames = packet.decode()
-            except av.error.FFmpegError:  # the decoder proper says what is wrong with it
-                frames = []
-            for frame in frames:
-                yield frame
-                found += 1
-            if found >= PROBED_FRAMES or number >= PROBED_PACKETS:
-                return
+        self._frames: list[Any] = []
+        self._packets = 0
+
+    def look_at(self, packet: Any) -> None:
+        """Decode a packet, the next one, as long as more frames are needed."""
+        from av.error import FFmpegError
+
+        if len(self._frames) >= PROBED_FRAMES or self._packets > PROBED_PACKETS:
+            return
+        self._packets += 1
+        with contextlib.suppress(FFmpegError):  # the decoder proper says what is wrong with it
+            self._frames += packet.decode()
+
+    def facts(self) -> FrameFacts:
+        """What they tell.
+
+        Raises:
+            DecodeFailure: nothing at the file's start can be decoded, or it is turned by an odd angle.
+        """
+        if not self._frames:
+            raise DecodeFailure(f"none of its first {PROBED_PACKETS} packets gives a picture")
+        first = self._frames[0]
+        return FrameFacts(
+            orientation=frame_orientation(first) or UPRIGHT,
+            interlaced=any(frame.interlaced_frame for frame in self._frames),
+            transfer=int(first.color_trc),
+            primaries=int(first.color_primaries),
+            planar=all(map(is_planar, self._frames)),
+        )
 
 
 def frame_orientation(frame: Any) -> Orientation | None:
