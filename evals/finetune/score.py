@@ -264,7 +264,7 @@ def test_network(
     """Predicts every validation image that can be read.
 
     Raises:
-        DataError: there is none, or none with a class.
+        DataError: there is none, none with a class, or a probability is not finite.
     """
     network.eval()
     items = evenly_spaced(data.val, config.max_val)
@@ -298,7 +298,11 @@ STRIDE_PARTS = (2, 3)
 
 @torch.inference_mode()
 def predict_labels(network: Segmenter, image_HW3: NDArray[np.uint8], config: FinetuneConfig) -> NDArray[np.uint8]:
-    """The most likely class of every pixel of an image of any size, (H, W) uint8; the network in evaluation mode."""
+    """The most likely class of every pixel of an image of any size, (H, W) uint8; the network in evaluation mode.
+
+    Raises:
+        DataError: a probability is not finite.
+    """
     device = next(network.parameters()).device
     size = (image_HW3.shape[0], image_HW3.shape[1])
     total = torch.zeros((), device=device)
@@ -308,6 +312,11 @@ def predict_labels(network: Segmenter, image_HW3: NDArray[np.uint8], config: Fin
         for mirrored in (False, True) if config.test_flip else (False,):
             logits = _logits(network, pixels.flip(-1) if mirrored else pixels, config)
             total = total + resize_to(logits.flip(-1) if mirrored else logits, size).softmax(1)
+    if not total.isfinite().all():
+        raise DataError(
+            "the fine-tuned network gives probabilities that are not finite; expected numbers; lower finetune.lr or "
+            "take finetune.precision=fp32, with another --out"
+        )
     return total[0].argmax(0).to(torch.uint8).cpu().numpy()
 
 

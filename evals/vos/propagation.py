@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcjepa.data_prep.corpora.items import MaskedVideo
+from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.models import EvalModel, device_of, features_by_stride, image_tensor, map_of_stride
 from mcjepa.evals.vos.sequence import Ids
 from mcjepa.evals.vos.settings import Neighbourhood, VosConfig
@@ -220,7 +221,7 @@ def track_masks(
         The frame's number and its object ids (H, W).
 
     Raises:
-        DataError: a frame cannot be read.
+        DataError: a frame cannot be read, or its features are not finite.
     """
     size, device = encoded_size(first_HW.shape, config), device_of(model)
 
@@ -238,12 +239,19 @@ def track_masks(
 
 
 def encode_frame(model: EvalModel, frame: NDArray[np.uint8], size: tuple[int, int], stride: int) -> Tensor:
-    """Features (C, h, w) of one RGB frame at that size (H, W); cells beyond the frame are cut off."""
+    """Features (C, h, w) of one RGB frame at that size (H, W); cells beyond the frame are cut off.
+
+    Raises:
+        DataError: they are not finite: matches of such features would be of any cells.
+    """
     if frame.shape[:2] != size:
         resized = cv2.resize(frame, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
         frame = np.asarray(resized, np.uint8)
     map_Chw = map_of_stride(features_by_stride(model, image_tensor(frame)), stride)[0]
-    return map_Chw[:, : -(-size[0] // stride), : -(-size[1] // stride)]
+    cells_Chw = map_Chw[:, : -(-size[0] // stride), : -(-size[1] // stride)]
+    if not cells_Chw.isfinite().all():
+        raise DataError("the features of a frame are not finite; expected numbers; check the weights")
+    return cells_Chw
 
 
 def encoded_size(size: tuple[int, int], config: VosConfig) -> tuple[int, int]:

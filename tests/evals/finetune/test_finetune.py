@@ -399,6 +399,14 @@ def test_mirrored_and_scaled_predictions_are_averaged_at_the_images_size() -> No
     assert np.mean(mirrored[:, ::-1] == both) > 0.95
 
 
+def test_a_prediction_that_is_not_finite_is_an_error_and_no_class() -> None:
+    network = _network(CONFIG).eval()
+    with torch.no_grad():
+        network.head.classifier[1].bias[1] = float("nan")
+    with pytest.raises(DataError, match=r"probabilities that are not finite; .*lower finetune\.lr"):
+        predict_labels(network, np.zeros((70, 90, 3), np.uint8), CONFIG)
+
+
 def test_the_constant_prediction_is_the_most_frequent_class() -> None:
     confusion = np.array([[1, 2, 0], [0, 4, 3], [1, 0, 0]])
     assert constant_prediction(confusion).tolist() == [[0, 3, 0], [0, 7, 0], [0, 1, 0]]

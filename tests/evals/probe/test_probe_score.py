@@ -106,6 +106,14 @@ def test_the_score_tells_its_protocol_and_writes_its_tables_and_pictures(
     assert [row["image"] for row in score.table] == ["0", "1"]
 
 
+@pytest.mark.parametrize("changes", [{}, {"augment": "mmseg", "norm": "batch", "crop_px": 64}], ids=["cached", "mmseg"])
+def test_a_head_that_diverges_is_an_error_and_no_low_score(
+    tmp_path: Path, loaded: LoadedModel, data: LabelledSet, changes: dict[str, object]
+) -> None:
+    with pytest.raises(DataError, match=r"the head's loss is (nan|inf) at step \d+; .*lower probe\.lr"):
+        score_in(tmp_path, loaded, data, lr=1e36, warmup_steps=0, **changes)
+
+
 def test_several_seeds_give_mean_and_deviation_of_single_scores(
     tmp_path: Path, loaded: LoadedModel, data: LabelledSet
 ) -> None:

@@ -88,6 +88,27 @@ def test_a_random_encoder_is_propagated_beside_the_model_where_there_is_one(
     assert score_vos_set(twin, tmp_path, [video], unasked, tmp_path / "out").rivals == ("copy_first",)
 
 
+def test_features_that_are_not_finite_are_an_error_and_no_low_score(
+    tmp_path: Path, foreign_model: Callable[..., EvalModel]
+) -> None:
+    class Broken(Blind):
+        """NaN in one cell, as weights that overflow give it."""
+
+        def features(self, image_B3HW: Tensor) -> list[Tensor]:
+            maps = super().features(image_B3HW)
+            maps[2][0, 1, 3, 4] = float("nan")
+            return maps
+
+    video = _write_video(tmp_path / "in", "blocks")
+    with pytest.raises(DataError, match=r"blocks: .*features of a frame are not finite; expected numbers"):
+        score_vos_set(LoadedModel(model=Broken(), name="m"), tmp_path, [video], CONFIG, tmp_path / "out")
+    twin = LoadedModel(model=foreign_model(), name="m", random_model=Broken())
+    with pytest.raises(DataError, match="not finite"):
+        score_vos_set(twin, tmp_path, [video], CONFIG, tmp_path / "out")
+    coarser = dataclasses.replace(CONFIG, stride=16)  # whose level is sound
+    assert score_vos_set(LoadedModel(model=Broken(), name="m"), tmp_path, [video], coarser, tmp_path).card.complete
+
+
 def test_copied_mask_has_the_overlap_of_shifted_blocks(tmp_path: Path, foreign_model: Callable[..., EvalModel]) -> None:
     video = _write_video(tmp_path / "in", "blocks", frames=4)
     score = score_vos_set(LoadedModel(model=foreign_model(), name="m"), tmp_path, [video], CONFIG, tmp_path / "out")
