@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,29 @@ def test_a_missing_sintel_frame_spoils_the_pairs_it_belongs_to_in_its_pass_only(
     assert scan.missing == {"alley_1/frame_0001": "training/clean/alley_1/frame_0001.png is not there"}
     assert FLOW_SCANS["sintel-final"](tmp_path, subset=True).missing == {}
     assert [pair.name for pair in FLOW_SETS["sintel-clean"](tmp_path)] == ["alley_1/frame_0002"]
+
+
+@pytest.mark.parametrize("subset", [False, True])
+def test_a_pair_without_the_optional_file_that_others_have_is_missing(tmp_path: Path, subset: bool) -> None:
+    """Means over regions would be of the other pairs alone."""
+    layouts.sintel(tmp_path / "s")
+    (tmp_path / "s/training/occlusions/alley_1/frame_0002.png").unlink()
+    scan = FLOW_SCANS["sintel-final"](tmp_path / "s", subset=subset)
+    assert names(scan) == ["alley_1/frame_0001"]
+    assert scan.missing["alley_1/frame_0002"] == "training/occlusions/alley_1/frame_0002.png is not there"
+    shutil.rmtree(tmp_path / "s/training/occlusions")  # of no pair: the set is scored without
+    scan = FLOW_SCANS["sintel-final"](tmp_path / "s", subset=True)
+    assert len(scan.pairs) == 2 and scan.missing == {} and all(pair.occluded is None for pair in scan.pairs)
+
+
+@pytest.mark.parametrize("part", ["flow_noc", "obj_map"])
+def test_a_pair_of_kitti_without_its_own_part_is_missing(tmp_path: Path, part: str) -> None:
+    layouts.kitti2015(tmp_path)
+    whole = names(FLOW_SCANS["kitti2015"](tmp_path, subset=True))
+    (tmp_path / f"training/{part}/{whole[0]}_10.png").unlink()
+    scan = FLOW_SCANS["kitti2015"](tmp_path, subset=True)
+    assert names(scan) == whole[1:] and whole[1:]
+    assert scan.missing == {whole[0]: f"training/{part}/{whole[0]}_10.png is not there"}
 
 
 def test_a_missing_frame_of_hd1k_is_not_bridged(tmp_path: Path) -> None:
