@@ -73,12 +73,12 @@ def test_both_kinds_of_davis_lists_are_read(tmp_path: Path) -> None:
 
 def test_davis2016_sees_one_object_where_2017_sees_each(tmp_path: Path) -> None:
     layouts.davis(tmp_path)
-    (each,), (one,) = VOS_SETS["davis"](tmp_path), VOS_SETS["davis2016"](tmp_path)
+    (each,), (one,) = VOS_SETS["davis2017"](tmp_path), VOS_SETS["davis2016"](tmp_path)
     assert each.name == one.name == "dog" and len(each.frames) == len(each.masks) == 3
     assert set(np.unique(each.read_mask(1))) == {0, 1, 2} and set(np.unique(one.read_mask(1))) == {0, 1}
     (tmp_path / "Annotations/480p/dog/00001.png").unlink()
     with pytest.raises(DataError, match=r"dog/00001\.png is not there"):
-        VOS_SETS["davis"](tmp_path)
+        VOS_SETS["davis2017"](tmp_path)
 
 
 @pytest.mark.parametrize("name", ["davis2017", "davis2016", "davis2017-test-dev"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mcjepa.evals.cards import ESTIMATES, Card, Picture, Score, write_scores
+from mcjepa.evals.cards import ESTIMATES, Card, Picture, Score, read_scores, write_scores
 from mcjepa.evals.measures import ITEM_NAMES, measure_of
 from mcjepa.evals.models import EvalModel, LoadedModel
 from mcjepa.evals.report.comparison import Evaluated, compare_scores
+from mcjepa.evals.report.paper_table import our_row
 from mcjepa.evals.vos.score import score_vos_estimates, score_vos_set
 from mcjepa.evals.vos.settings import VosConfig
 from mcjepa.pipeline.cli.main import main
@@ -77,6 +79,20 @@ def test_a_steady_gain_is_more_than_chance_and_noise_is_not() -> None:
     assert not same.interval.is_more_than_chance
     assert better.sentence(["a", "b", "c"]).endswith("over 40 pairs: better by more than chance")
     assert same.sentence(["a", "b", "c"]).startswith("c - a: epe") and same.sentence("abc").endswith("within chance")
+
+
+def test_scores_under_the_old_name_of_davis_stand_beside_those_under_its_own(tmp_path: Path) -> None:
+    """Files of before `davis` became a name of `davis2017` alone."""
+    rows = tuple({"sequence": name, "object": 1, "frames": 9, "j_mean": 0.5, "f_mean": 0.4} for name in "abc")
+    facts = {"split": "", "root": "", "frames": 27, "resolution": "", "masks": "", "aggregation": ""}
+    for name in ("davis", "davis2017"):
+        card = Card(data_set=name, config={"set": name, "top_k": 5}, **facts)  # type: ignore[arg-type]
+        write_scores([Score(name=f"vos/{name}", metrics={"jf": 0.45}, card=card, table=rows)], tmp_path / name)
+    scores = [read_scores(tmp_path / name)[0] for name in ("davis", "davis2017")]
+    compared = compare(*scores)
+    assert compared.name == "vos/davis2017" and compared.differences == ()
+    assert all(math.isfinite(value) for value in compared.metrics[0].values)
+    assert [cell.value for cell in our_row(scores[:1]) if math.isfinite(cell.value)] == [45.0]
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]])

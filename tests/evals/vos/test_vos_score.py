@@ -180,7 +180,7 @@ def test_davis_first_mask_copied_has_the_known_score(
     sample_data: Path, tmp_path: Path, foreign_model: Callable[..., EvalModel]
 ) -> None:
     root = sample_data / "davis/DAVIS"
-    video = next(video for video in VOS_SETS["davis"](root) if video.name == "car-shadow")
+    video = next(video for video in VOS_SETS["davis2017"](root) if video.name == "car-shadow")
     loaded = LoadedModel(model=foreign_model(), name="m")
     config = VosConfig(stride=32, pictures=0)
     score = score_vos_set(loaded, root, [video], config, tmp_path)
