@@ -107,12 +107,13 @@ SET_NAMES = {"davis": "davis2017"}
 
 IMMATERIAL = frozenset(
     {"root", "sets", "pictures", "masks", "overlays", "baselines", "random_baseline", "encode_batch", "tile_cells"}
-    | {"workers", "cache", "cache_gib", "keep_features", "checkpoint_steps", "checkpoint_every", "micro_batch"}
+    | {"workers", "cache", "cache_gib", "keep_features", "checkpoint_steps", "checkpoint_every"}
     | {"subset", "max_pairs", "max_sequences", "max_val", "seeds"}
 )
-"""Settings that change no number of the model's on the same items. Which items were scored their rows say; the number
-of seeds is told beside the numbers. All other settings say how a model is run or a head is trained: they must be equal
-between models, and estimates that are files have none."""
+"""Settings that change no number of the model's on the same items (fine-tuning's `micro_batch` does, as batch
+normalisation sees it). Which items were scored their rows say; the number of seeds is told beside the numbers. All
+other settings say how a model is run or a head is trained: they must be equal between models, and estimates that are
+files have none."""
 
 
 def present_name(score_name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from mcjepa.evals.cards import ESTIMATES, Card, Picture, Score, read_scores, write_scores
+from mcjepa.evals.finetune.settings import FinetuneConfig
 from mcjepa.evals.measures import ITEM_NAMES, measure_of
 from mcjepa.evals.models import EvalModel, LoadedModel
 from mcjepa.evals.report.comparison import Evaluated, compare_scores
@@ -62,6 +64,18 @@ def test_wording_is_no_difference_and_the_way_a_model_is_run_is_one_between_mode
     assert compare(model, reworded).differences == compare(model, estimates).differences == ()
     assert compare(model, resized, estimates).differences == ("config.resize: none | 448x1024",)
     assert compare(model, resized).against_first == ()
+
+
+def test_fine_tunings_whose_batch_normalisation_saw_other_batches_are_not_compared() -> None:
+    def fine_tuned(**settings: Any) -> Score:
+        card = Card(
+            data_set="s", split="v", root="/", frames=1, resolution="", masks="", aggregation="",
+            config=dataclasses.asdict(FinetuneConfig(**settings)),
+        )  # fmt: skip
+        return Score(name="finetune/s", metrics={"miou": 40.0}, card=card)
+
+    assert compare(fine_tuned(), fine_tuned(workers=0, micro_batch=16)).differences == ()  # 0 is the whole batch
+    assert compare(fine_tuned(), fine_tuned(micro_batch=4)).differences == ("config.micro_batch: 16 | 4",)
 
 
 def test_other_items_under_the_same_count_are_a_difference() -> None:
