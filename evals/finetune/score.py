@@ -30,7 +30,7 @@ from mcjepa.evals.models import LoadedModel
 from mcjepa.evals.pictures import class_legend, overlay_labels, side_by_side, write_png
 from mcjepa.evals.probe.images import LabelledSet, fitted_size, read_labelled_set, resize_image, window_boxes
 from mcjepa.evals.probe.metrics import confusion_matrix, iou_per_class, mean_iou, pixel_accuracy
-from mcjepa.evals.probe.results import metric_name
+from mcjepa.evals.probe.results import metric_names
 from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, nothing_scored, silent
 
 
@@ -81,9 +81,9 @@ def constant_prediction(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _metrics(confusion: NDArray[np.int64], classes: Sequence[str]) -> dict[str, float]:
     metrics = {"miou": 100.0 * mean_iou(confusion), "pixel_accuracy": 100.0 * pixel_accuracy(confusion)}
-    for label, value in zip(classes, iou_per_class(confusion) if classes else (), strict=True):
+    for name, value in zip(metric_names(classes), iou_per_class(confusion) if classes else (), strict=True):
         if np.isfinite(value):
-            metrics[f"iou_{metric_name(label)}"] = 100.0 * float(value)
+            metrics[f"iou_{name}"] = 100.0 * float(value)
     return metrics
 
 

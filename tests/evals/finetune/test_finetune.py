@@ -269,6 +269,16 @@ def test_score_has_protocol_table_curve_and_pictures_and_leaves_the_weights_alon
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_classes_whose_names_differ_by_signs_only_keep_a_metric_each(
+    loaded: LoadedModel, data: LabelledSet, tmp_path: Path
+) -> None:
+    count = len(data.classes)
+    same = dataclasses.replace(data, classes=tuple(f"{number:04d}/IMG_1" for number in range(count)))
+    plain, clash = (score_finetune(loaded, some, CONFIG, 5, tmp_path / d) for some, d in ((data, "a"), (same, "b")))
+    values = [[v for name, v in score.metrics.items() if name.startswith("iou_")] for score in (plain, clash)]
+    assert values[0] == values[1] and len(values[0]) >= 2 and plain.metrics["miou"] == clash.metrics["miou"]
+
+
 def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(
     loaded: LoadedModel, data: LabelledSet, tmp_path: Path
 ) -> None:

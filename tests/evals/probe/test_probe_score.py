@@ -114,6 +114,26 @@ def test_a_head_that_diverges_is_an_error_and_no_low_score(
         score_in(tmp_path, loaded, data, lr=1e36, warmup_steps=0, **changes)
 
 
+def test_classes_whose_names_differ_by_signs_only_keep_a_metric_each(
+    tmp_path: Path, loaded: LoadedModel, data: LabelledSet
+) -> None:
+    """Every class of classes.csv has its IoU among the metrics, whatever letters its name has."""
+    names = ("a b", "0000/IMG_1.png", "a-b", "0004/IMG_1.png", "seen at random")
+    score = score_in(tmp_path, loaded, dataclasses.replace(data, classes=names))
+    listed = rows_of(tmp_path / "results/probe/bands/classes.csv")
+    for key, rival in (("iou", ""), ("iou_random", "_random")):
+        expected = {row["class"]: float(row[key]) for row in listed if row[key]}
+        found = {
+            name: score.metrics[f"iou_{metric}{rival}"]
+            for name, metric in zip(names, ("a_b_0", "img_1_1", "a_b_2", "img_1_3", "seen_at_random_4"), strict=True)
+            if f"iou_{metric}{rival}" in score.metrics
+        }
+        assert found == pytest.approx(expected) and len(expected) >= 3
+    assert sum(name.startswith("iou_") for name in score.metrics) == sum(
+        bool(row[key]) for row in listed for key in ("iou", "iou_random")
+    )
+
+
 def test_several_seeds_give_mean_and_deviation_of_single_scores(
     tmp_path: Path, loaded: LoadedModel, data: LabelledSet
 ) -> None:
