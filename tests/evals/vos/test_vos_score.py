@@ -210,6 +210,27 @@ def test_masks_and_overlays_are_written_and_score_as_they_did(
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_overlays_of_frames_larger_than_their_masks_are_tinted_where_the_objects_are(
+    tmp_path: Path, foreign_model: Callable[..., EvalModel]
+) -> None:
+    """DAVIS' full-resolution frames with masks of 480 lines: the written masks, enlarged by OpenCV, say where."""
+    video = _write_video(tmp_path / "in", "blocks")
+    for path in video.frames:
+        frame = cv2.imread(str(path))
+        cv2.imwrite(str(path), cv2.resize(np.asarray(frame), (256, 192), interpolation=cv2.INTER_NEAREST))
+    config = dataclasses.replace(CONFIG, masks=True, overlays=True, pictures=0)
+    score_vos_set(LoadedModel(model=foreign_model(), name="m"), tmp_path, [video], config, tmp_path / "out")
+    with av.open(str(tmp_path / "out/overlays/blocks.mp4")) as container:
+        shown = [frame.to_ndarray(format="rgb24").astype(int) for frame in container.decode(video=0)]
+    for index, path in enumerate(sorted((tmp_path / "out/masks/blocks").iterdir())):
+        with Image.open(path) as image:
+            mask = cv2.resize(np.array(image), (256, 192), interpolation=cv2.INTER_NEAREST)
+        changed = np.abs(shown[index] - video.read_frame(index).astype(int)).sum(-1)
+        inside = cv2.erode((mask > 0).astype(np.uint8), np.ones((9, 9))) > 0
+        outside = cv2.dilate((mask > 0).astype(np.uint8), np.ones((9, 9))) == 0
+        assert np.median(changed[inside]) > 40 > 20 > np.median(changed[outside])
+
+
 def test_a_sequence_without_ground_truth_is_tracked_and_not_scored(
     tmp_path: Path, foreign_model: Callable[..., EvalModel]
 ) -> None:
