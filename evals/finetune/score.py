@@ -28,7 +28,14 @@ from mcjepa.evals.finetune.settings import FinetuneConfig
 from mcjepa.evals.finetune.train import make_optimizer, require_equal_on_ranks, train
 from mcjepa.evals.models import LoadedModel
 from mcjepa.evals.pictures import class_legend, overlay_labels, side_by_side, write_png
-from mcjepa.evals.probe.images import LabelledSet, fitted_size, read_labelled_set, resize_image, window_boxes
+from mcjepa.evals.probe.images import (
+    LabelledSet,
+    fitted_size,
+    read_labelled,
+    read_labelled_set,
+    resize_image,
+    window_boxes,
+)
 from mcjepa.evals.probe.metrics import confusion_matrix, iou_per_class, mean_iou, pixel_accuracy
 from mcjepa.evals.probe.results import metric_names
 from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, nothing_scored, silent
@@ -274,7 +281,7 @@ def test_network(
     failed: list[str] = []
     for number, item in enumerate(items, start=1):
         try:
-            image, labels = item.read()
+            image, labels = read_labelled(item, len(data.classes))
         except (DataError, OSError) as error:
             failed.append(f"{item.name}: {error}")
             continue

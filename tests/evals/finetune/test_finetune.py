@@ -38,6 +38,7 @@ from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, Model
 from mcjepa.model.encoder import Encoder
 from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.model.pretrained import load, save
+from tests.own_files import png_of_size
 
 CONFIG = FinetuneConfig(
     set="moving-photos",
@@ -364,6 +365,21 @@ def test_unreadable_images_of_both_parts_make_the_score_incomplete(
     assert not score.card.complete and score.card.frames == 2
     assert any("training" in text and "gone.png" in text for text in score.card.failed)
     assert any("lost.png" in text for text in score.card.failed)
+
+
+@pytest.mark.parametrize("harm", ["large", "class"])
+def test_labels_that_cannot_be_used_are_one_failed_image(
+    loaded: LoadedModel, data: LabelledSet, tmp_path: Path, harm: str
+) -> None:
+    wrong = tmp_path / "wrong.png"
+    size = cv2.imread(str(data.val[0].image)).shape[:2]
+    wrong.write_bytes(png_of_size(40_000, 40_000))
+    if harm == "class":
+        cv2.imwrite(str(wrong), np.full(size, 200, np.uint8))
+    parts = [[dataclasses.replace(part[0], labels=wrong), *part[1:3]] for part in (data.train, data.val)]
+    score = score_finetune(loaded, dataclasses.replace(data, train=parts[0], val=parts[1]), CONFIG, 5, tmp_path / "out")
+    assert score.card.frames == 2 and len(score.card.failed) == 2
+    assert all("wrong.png" in text for text in score.card.failed)
 
 
 def test_any_encoder_with_the_members_of_trainable_is_fine_tuned(data: LabelledSet, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from mcjepa.evals.probe.score import score_probe
 from mcjepa.evals.probe.settings import PROTOCOLS, ProbeConfig, describe_protocol, protocol_settings
 from mcjepa.evals.progress import EvalEvent
 from tests.evals.labelled_sets import write_items
+from tests.own_files import png_of_size
 
 CONFIG = ProbeConfig(
     set="bands", steps=25, warmup_steps=5, lr=0.05, batch=4, crop_px=0, loss_stride_px=4, encode_batch=3, pictures=1
@@ -172,13 +173,24 @@ def harmed(data: LabelledSet, harm: str) -> Sequence[LabelledImage]:
         write_id_png(Path(bad.labels), np.full((70, 90), 77, np.uint8))
     elif harm == "size":
         write_id_png(Path(bad.labels), np.zeros((70, 91), np.uint8))
+    elif harm == "large labels":
+        Path(bad.labels).write_bytes(png_of_size(40_000, 40_000))
+    elif harm == "large image":
+        Path(bad.image).write_bytes(png_of_size(40_000, 40_000))
     else:
         Path(bad.image).write_bytes(Path(bad.image).read_bytes()[:100])
     return data.val
 
 
 @pytest.mark.parametrize(
-    ("harm", "reason"), [("class", r"\[77\]; expected 0..4"), ("size", "one size"), ("torn", "not a readable image")]
+    ("harm", "reason"),
+    [
+        ("class", r"\[77\]; expected 0..4"),
+        ("size", "one size"),
+        ("torn", "not a readable image"),
+        ("large labels", "no readable label map"),
+        ("large image", "not a readable image"),
+    ],
 )
 def test_an_image_that_cannot_be_scored_is_named_and_not_averaged_away(
     tmp_path: Path, loaded: LoadedModel, data: LabelledSet, harm: str, reason: str
