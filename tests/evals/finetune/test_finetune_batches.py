@@ -77,7 +77,9 @@ def test_unreadable_image_is_replaced_by_its_neighbour_and_named(tmp_path: Path)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_no_usable_image_is_an_error_of_one_line_that_says_why(workers: int, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, workers=workers)
-    with pytest.raises(DataError, match=r"^no training image can be used.*label ids \[2, 3\]; expected 0\.\.1") as caught:
+    with pytest.raises(
+        DataError, match=r"^no training image can be used.*label ids \[2, 3\]; expected 0\.\.1"
+    ) as caught:
         next(training_batches(TrainingSamples(_save(tmp_path, 2), 2, config, 0), 0))
     assert "Traceback" not in str(caught.value)
 
