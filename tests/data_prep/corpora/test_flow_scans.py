@@ -82,6 +82,22 @@ def test_a_pair_of_kitti_without_its_own_part_is_missing(tmp_path: Path, part: s
     assert scan.missing == {whole[0]: f"training/{part}/{whole[0]}_10.png is not there"}
 
 
+def test_frames_whose_flow_is_lost_are_a_missing_pair(tmp_path: Path, sample_data: Path) -> None:
+    """Of sets whose frames all have ground truth."""
+    shutil.copytree(sample_data / "flow/FlyingChairs2_crop50", tmp_path / "c")
+    (tmp_path / "c/train/0000000-flow_01.flo").unlink()
+    scan = FLOW_SCANS["chairs2"](tmp_path / "c")
+    assert names(scan) == ["0000000/10"]
+    assert scan.missing == {"0000000/01": "train/0000000-flow_01.flo is not there"}
+    for number in (9998, 9999, 10000, 10001):
+        layouts.picture(tmp_path / f"m/heldout/00000/frame_{number:04d}.png")
+        if number in (9998, 10000):
+            layouts.flow(tmp_path / f"m/heldout/00000/flow_{number:04d}.flo", 1)
+    scan = FLOW_SCANS["moving-photos"](tmp_path / "m")
+    assert names(scan) == ["00000/9998", "00000/10000"]
+    assert scan.missing == {"00000/9999": "heldout/00000/flow_9999.flo is not there"}
+
+
 def test_a_missing_frame_of_hd1k_is_not_bridged(tmp_path: Path) -> None:
     layouts.hd1k(tmp_path)
     (tmp_path / "hd1k_input/image_2/000000_0011.png").unlink()
