@@ -20,6 +20,7 @@ from typing import Any
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write, write_json
+from mcjepa.evals.measures import SET_NAMES, present_name
 from mcjepa.pipeline.tracking.lineage import git_state, made_by
 
 MODEL, ESTIMATES, BASELINES = "model", "estimates", "baselines"
@@ -231,9 +232,11 @@ def read_scores(out: Path) -> list[Score]:
 def _score(plain: Mapping[str, Any], out: Path) -> Score:
     card: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in plain["card"].items()}
     del card["complete"]  # follows from `failed`
+    for facts in (card, card["config"]):
+        facts |= {name: SET_NAMES.get(facts[name], facts[name]) for name in ("data_set", "set") if name in facts}
     card.setdefault("source", MODEL if card.get("weights_digest") else ESTIMATES)  # older files do not say it
     return Score(
-        name=plain["name"],
+        name=present_name(plain["name"]),
         metrics={name: math.nan if value is None else float(value) for name, value in plain["metrics"].items()},
         card=Card(**card),
         rivals=tuple(plain["rivals"]),

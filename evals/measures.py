@@ -1,5 +1,6 @@
 """What metrics and settings mean, as data: which end of a metric is better, its unit, which rows it is a mean of, and
-which settings of an evaluation decide whether two of its numbers may be compared.
+which settings of an evaluation decide whether two of its numbers may be compared, and which names are of one set.
+It imports nothing.
 """
 
 from __future__ import annotations
@@ -101,14 +102,28 @@ ITEM_NAMES = {
 }
 """Kind of a score to the columns of its rows that say what was scored: the same rows, the same task."""
 
+SET_NAMES = {"davis": "davis2017"}
+"""Names that a set also has, or had in older scores, to the one that its scores bear."""
+
 IMMATERIAL = frozenset(
     {"root", "sets", "pictures", "masks", "overlays", "baselines", "random_baseline", "encode_batch", "tile_cells"}
-    | {"workers", "cache", "cache_gib", "keep_features", "checkpoint_steps", "checkpoint_every", "micro_batch"}
+    | {"workers", "cache", "cache_gib", "keep_features", "checkpoint_steps", "checkpoint_every"}
     | {"subset", "max_pairs", "max_sequences", "max_val", "seeds"}
 )
-"""Settings that change no number of the model's on the same items. Which items were scored their rows say; the number
-of seeds is told beside the numbers. All other settings say how a model is run or a head is trained: they must be equal
-between models, and estimates that are files have none."""
+"""Settings that change no number of the model's on the same items (fine-tuning's `micro_batch` does, as batch
+normalisation sees it). Which items were scored their rows say; the number of seeds is told beside the numbers. All
+other settings say how a model is run or a head is trained: they must be equal between models, and estimates that are
+files have none."""
+
+
+def present_name(score_name: str) -> str:
+    """The name that a score bears today.
+
+    >>> present_name("vos/davis"), present_name("vos/davis2016")
+    ('vos/davis2017', 'vos/davis2016')
+    """
+    kind, slash, data_set = score_name.partition("/")
+    return f"{kind}{slash}{SET_NAMES.get(data_set, data_set)}"
 
 
 def kind_of(score_name: str) -> str:

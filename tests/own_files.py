@@ -1,7 +1,9 @@
-"""Videos and photos made on the spot: textures that move, and pictures of them."""
+"""Videos and photos made on the spot: textures that move, and pictures of them; PNGs that promise what they lack."""
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import av
@@ -24,6 +26,18 @@ def write_own_files(root: Path, videos: int = 3, photos: int = 6) -> tuple[Path,
     for n in range(photos):
         cv2.imwrite(str(places[1] / f"{n}.jpg"), _texture(rng, 240, 320))
     return places
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A grey PNG whose header promises that size; it holds ten rows at most, and of a wide one none."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    rows = bytes((width + 1) * min(height, 10)) if width < 1 << 20 else b""
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
 
 
 def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:

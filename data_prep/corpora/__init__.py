@@ -101,7 +101,6 @@ SEGMENTATION_CLASSES: dict[str, Callable[[Location], tuple[str, ...]]] = {
 """Set name to `fn(root)`: the names of its classes; 255 is void."""
 
 VOS_SETS: dict[str, Callable[[Location], list[MaskedVideo]]] = {
-    "davis": davis.davis_videos,
     "davis2016": davis.davis2016_videos,
     "davis2017": davis.davis_videos,
     "davis2017-test-dev": davis.davis2017_test_videos,

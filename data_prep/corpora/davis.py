@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from mcjepa.data_prep.corpora.inputs import in_frame_order, sequence_input
 from mcjepa.data_prep.corpora.items import Input, MaskedVideo
 from mcjepa.data_prep.corpora.places import Location
-from mcjepa.data_prep.corpora.trees import Tree
+from mcjepa.data_prep.corpora.trees import Tree, require_partners
 from mcjepa.data_prep.errors import DataError
 
 FRAMES = "JPEGImages/480p"
@@ -23,6 +23,7 @@ MASKS = "Annotations/480p"
 VALIDATION_2017 = "2017/val"
 VALIDATION_2016 = ("480p/val", "2016/val")
 TEST_DEV_2017 = "2017/test-dev"
+MOST_NAMED = 5
 NAMES_2016 = {
     *("blackswan", "bmx-trees", "breakdance", "camel", "car-roundabout", "car-shadow", "cows", "dance-twirl", "dog"),
     *("drift-chicane", "drift-straight", "goat", "horsejump-high", "kite-surf", "libby", "motocross-jump"),
@@ -44,7 +45,7 @@ def davis_videos(root: Location) -> list[MaskedVideo]:
     """The validation sequences of DAVIS-2017 with the masks of every frame.
 
     Raises:
-        DataError: a listed sequence, or the mask of one of its frames, is absent.
+        DataError: a listed sequence, the mask of one of its frames, or the frame of a mask is absent.
     """
     return _masked_videos(Tree(root), VALIDATION_2017, one_object=False)
 
@@ -55,7 +56,7 @@ def davis2016_videos(root: Location) -> list[MaskedVideo]:
     An archive without a list of 2016 has those sequences of `2017/val` that are in the official one.
 
     Raises:
-        DataError: a listed sequence, or the mask of one of its frames, is absent.
+        DataError: a listed sequence, the mask of one of its frames, or the frame of a mask is absent.
     """
     tree = Tree(root)
     for split in VALIDATION_2016:
@@ -69,7 +70,7 @@ def davis2017_test_videos(root: Location) -> list[MaskedVideo]:
     """The sequences of DAVIS-2017's test-dev list, with the mask of their first frame only.
 
     Raises:
-        DataError: a listed sequence, or the mask of its first frame, is absent.
+        DataError: a listed sequence, the mask of its first frame, or the frame of a mask is absent.
     """
     return _masked_videos(Tree(root), TEST_DEV_2017, one_object=False, masks=1)
 
@@ -77,9 +78,11 @@ def davis2017_test_videos(root: Location) -> list[MaskedVideo]:
 def _masked_videos(tree: Tree, split: str, one_object: bool, masks: int | None = None) -> list[MaskedVideo]:
     """Videos of a list; with the masks of their first `masks` frames, or of all of them."""
     videos = []
-    tree.keep(MASKS)
+    there = _by_sequence(tree, MASKS, ".png")
     for sequence, frames in _sequences(tree, split).items():
-        names = [f"{MASKS}/{frame.removeprefix(f'{FRAMES}/').rpartition('.')[0]}.png" for frame in frames[:masks]]
+        whole = [f"{MASKS}/{frame.removeprefix(f'{FRAMES}/').rpartition('.')[0]}.png" for frame in frames]
+        require_partners(there.get(sequence, ()), set(whole), tree.base, "frame")
+        names = whole[:masks]
         missing = [mask for mask in names if not tree.has(mask)]
         if missing:
             raise DataError(f"{tree.base}{missing[0]} is not there; expected a mask a frame; complete the data set")
@@ -91,27 +94,39 @@ def _sequences(tree: Tree, split: str) -> dict[str, list[str]]:
     """Sequences of a list below ImageSets, in its order, or all of them, each with its frames in order.
 
     Raises:
-        DataError: the list or one of its sequences is absent, or there is none at all.
+        DataError: the list, one of its sequences or one of its frames is absent, or there is none at all.
     """
-    found: dict[str, list[str]] = {}
-    for name in tree.below(FRAMES):
-        if name.endswith(".jpg"):
-            found.setdefault(name.split("/")[-2], []).append(name)
-    wanted = _listed(tree.read_text(f"ImageSets/{split}.txt")) if split else list(found)
-    missing = [sequence for sequence in wanted if sequence not in found]
-    if missing or not wanted:
-        lack = f"lacks {', '.join(missing)}" if wanted else "has no sequence"
+    found = _by_sequence(tree, FRAMES, ".jpg")
+    listed = _listed(tree.read_text(f"ImageSets/{split}.txt")) if split else dict.fromkeys(found, ())
+    missing = [sequence for sequence in listed if sequence not in found]
+    missing = missing or [frame for frames in listed.values() for frame in frames if not tree.has(frame)]
+    if missing or not listed:
+        lack = f"lacks {', '.join(missing[:MOST_NAMED])}" if listed else "has no sequence"
+        more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
         raise DataError(
-            f"{tree.base}{FRAMES} {lack}; expected every sequence of split {split!r}; complete the data set"
+            f"{tree.base}{FRAMES} {lack}{more}; expected every sequence of split {split!r}; complete the data set"
         )
-    return {sequence: in_frame_order(found[sequence], str) for sequence in wanted}
+    return {sequence: in_frame_order(found[sequence], str) for sequence in listed}
 
 
-def _listed(text: str) -> list[str]:
-    """Names of sequences, in order, from a list of sequences or of frames.
+def _by_sequence(tree: Tree, folder: str, suffix: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in tree.below(folder):
+        if name.endswith(suffix):
+            found.setdefault(name.split("/")[-2], []).append(name)
+    return found
+
+
+def _listed(text: str) -> dict[str, tuple[str, ...]]:
+    """Sequences, in order, from a list of sequences or of frames, each with those of its frames that it names.
 
     >>> _listed("/JPEGImages/480p/bear/00000.jpg /Annotations/480p/bear/00000.png\\ndog\\n")
-    ['bear', 'dog']
+    {'bear': ('JPEGImages/480p/bear/00000.jpg',), 'dog': ()}
     """
-    first = (line.split()[0] for line in text.splitlines() if line.strip())
-    return list(dict.fromkeys(name.split("/")[-2] if "/" in name else name for name in first))
+    listed: dict[str, tuple[str, ...]] = {}
+    for line in text.splitlines():
+        if line.strip():
+            name = line.split()[0].removeprefix("/")
+            sequence = name.split("/")[-2] if "/" in name else name
+            listed[sequence] = (*listed.get(sequence, ()), *([name] if "/" in name else []))
+    return listed

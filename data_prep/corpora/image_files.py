@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -19,13 +22,71 @@ BoolArray = npt.NDArray[np.bool_]
 PNG_FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 
 
+PNG = b"\x89PNG\r\n\x1a\n"
+DAMAGE = (
+    *(OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error),
+    Image.DecompressionBombError,
+)
+"""What Pillow raises of a damaged picture, and of one that is larger than it opens."""
+
+
+def open_picture(file: BinaryIO, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """Pillow's picture of a file, its header read; of a PNG with more text than Pillow reads, without that text.
+
+    Raises:
+        DAMAGE: it is no picture, damaged, or too large.
+    """
+    try:
+        return Image.open(file, formats=formats)
+    except ValueError as error:
+        if "MAX_TEXT" not in str(error):
+            raise
+        file.seek(0)
+        return Image.open(io.BytesIO(_without_png_text(file.read())), formats=formats)
+
+
+def _without_png_text(data: bytes) -> bytes:
+    """A PNG without its texts, which no picture needs; another file as it is."""
+    if not data.startswith(PNG):
+        return data
+    kept, at = [data[:8]], 8
+    while at + 12 <= len(data):
+        size = 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] not in (b"zTXt", b"iTXt", b"tEXt"):
+            kept.append(data[at : at + size])
+        at += size
+    return b"".join(kept)
+
+
+def picture_size(path: Location) -> tuple[int, int]:
+    """Width and height of a picture, px, by its header.
+
+    Raises:
+        DataError: the file is absent or no picture.
+    """
+    data = read_bytes(path)
+    try:
+        with open_picture(io.BytesIO(data)) as image:
+            return image.size
+    except DAMAGE as error:
+        raise DataError(f"{path} is no readable picture ({error}); expected an image; replace it") from error
+
+
+def decode_pixels(data: bytes, how: int) -> npt.NDArray[Any] | None:
+    """OpenCV's picture of an image file's bytes (`how`: its IMREAD flags); None where it makes none of them."""
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), how) if data else None
+    except cv2.error:  # of a header that promises more pixels than it takes
+        return None
+
+
 def decode_rgb(data: bytes, name: str) -> ByteArray:
     """Decode an image file's bytes to RGB (H, W, 3) uint8; grey becomes three equal channels.
 
     Raises:
         DataError: the bytes are no image that OpenCV can read.
     """
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    image = decode_pixels(data, cv2.IMREAD_COLOR)
     if image is None:
         raise DataError(
             f"{name} ({len(data)} bytes) is not a readable image; expected JPEG, PNG or the like; remove it"
@@ -48,13 +109,17 @@ def read_ids(path: Location) -> ByteArray:
     Raises:
         DataError: absent, unreadable, or neither palette nor grey 8 bit.
     """
+    data, pixels = read_bytes(path), None
     try:
-        with Image.open(io.BytesIO(read_bytes(path))) as image:
-            if image.mode not in ("P", "L", "1"):
-                raise DataError(f"{path} has pixels of mode {image.mode}; expected palette or 8-bit grey")
-            return np.array(image.convert("L") if image.mode == "1" else image, np.uint8)
-    except (OSError, SyntaxError) as error:
+        with Image.open(io.BytesIO(_without_png_text(data))) as image:  # texts may also follow the pixels
+            mode = image.mode
+            if mode in ("P", "L", "1"):
+                pixels = np.array(image.convert("L") if mode == "1" else image, np.uint8)
+    except DAMAGE as error:
         raise DataError(f"{path} is no readable label map ({error}); expected a PNG; replace it") from error
+    if pixels is None:
+        raise DataError(f"{path} has pixels of mode {mode}; expected palette or 8-bit grey")
+    return pixels
 
 
 def read_mask(path: Location) -> BoolArray:
@@ -63,8 +128,7 @@ def read_mask(path: Location) -> BoolArray:
     Raises:
         DataError: the file is absent or no readable image.
     """
-    data = read_bytes(path)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    image = decode_pixels(read_bytes(path), cv2.IMREAD_UNCHANGED)
     if image is None:
         raise DataError(f"{path} is no readable mask; expected a PNG; replace it")
     return np.asarray(image > 0 if image.ndim == 2 else (image[:, :, :3] > 0).any(axis=2), np.bool_)

@@ -6,7 +6,7 @@ ROOT is a folder or an s3 prefix; SPLIT, where nothing else is said, is a folder
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
@@ -151,12 +151,26 @@ def _without_companions(files: list[FoundFile], census: Census) -> list[FoundFil
     kept = []
     for file in files:
         stem, _, suffix = file.name.rpartition(".")
-        companion = COMPANION.search(stem)
-        if companion and stem[: companion.start()] in stems and not file.refusal:
-            census.leave(f"{companion[0].replace('_', '.')}.{suffix}".lower(), "beside its frame")
+        companion = companion_of(stem, stems)
+        if companion and not file.refusal:
+            census.leave(f"{companion.replace('_', '.')}.{suffix}".lower(), "beside its frame")
         else:
             kept.append(file)
     return kept
+
+
+def companion_of(stem: str, stems: Collection[str]) -> str:
+    """What the name of a mask and the like has more than that of its frame; empty for a frame.
+
+    Args:
+        stem: the name without its suffix.
+        stems: those of all pictures of the folder.
+
+    >>> companion_of("1_mask", {"1", "1_mask"}), companion_of("1_left", {"1_left", "1_right"})
+    ('_mask', '')
+    """
+    found = COMPANION.search(stem)
+    return found[0] if found and stem[: found.start()] in stems else ""
 
 
 def _sequence(tree: Tree, folder: str, files: list[FoundFile]) -> Iterator[Input]:

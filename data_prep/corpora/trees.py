@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -128,6 +128,26 @@ class Tree:
     def place(self, name: str) -> Location:
         """The location of a file: a Path in a folder, a string below an s3 prefix."""
         return Path(self.base + name) if is_local(self.base) else self.base + name
+
+
+def require_partners(there: Iterable[str], known: Collection[str], base: str, partner: str) -> None:
+    """Refuses masks and labels whose frame or image is not there: without it the set would be smaller by one, unsaid.
+
+    Args:
+        there: names of those that are there.
+        known: names of those that belong to a frame or image.
+        base: what stands in front of a name to make a location.
+        partner: what they lack, such as `frame`.
+
+    Raises:
+        DataError: naming the first one.
+    """
+    odd = [name for name in there if name not in known]
+    if odd:
+        more = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
+        raise DataError(
+            f"{base}{odd[0]}{more} is there without its {partner}; expected both or neither; complete the data set"
+        )
 
 
 def existing_folder(root: Location) -> Path:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from mcjepa.data_prep.corpora.image_files import open_picture
 from mcjepa.data_prep.decode.colour import changes_pixels, coded_colours, to_srgb
 from mcjepa.data_prep.decode.encoders import coarse_fraction
 from mcjepa.data_prep.decode.kinds import (
@@ -32,7 +33,6 @@ from mcjepa.data_prep.decode.kinds import (
     explain_unreadable,
     plain_jpeg_size,
     with_end_of_jpeg,
-    without_png_text,
 )
 from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted, require_megapixels
 from mcjepa.data_prep.decode.orientation import EXIF, UPRIGHT, Orientation
@@ -134,7 +134,7 @@ def _open_header(file: BinaryIO) -> Image.Image:
     ):
         raise Unwanted(f"{colours}: stored as they are its colours would be wrong")
     try:
-        return _open_picture(file, formats)
+        return open_picture(file, formats)
     except Image.DecompressionBombError as error:
         raise DecodeFailure(f"too large to be opened: {error}") from error
     except UnidentifiedImageError:
@@ -144,17 +144,6 @@ def _open_header(file: BinaryIO) -> Image.Image:
         raise DecodeFailure(f"holds {found}") from None
     except DAMAGE as error:
         raise DecodeFailure(f"cut off or damaged: {error}") from error
-
-
-def _open_picture(file: BinaryIO, formats: tuple[str, ...]) -> Image.Image:
-    """Pillow's picture; of a PNG with more text than Pillow reads, without that text."""
-    try:
-        return Image.open(file, formats=formats)
-    except ValueError as error:
-        if "MAX_TEXT" not in str(error):
-            raise
-        file.seek(0)
-        return Image.open(io.BytesIO(without_png_text(file.read())), formats=FORMATS)
 
 
 @functools.cache

@@ -116,17 +116,6 @@ def plain_jpeg_size(head: bytes) -> tuple[int, int] | None:
     return None
 
 
-def without_png_text(data: bytes) -> bytes:
-    """A PNG without its compressed and international texts, which no picture needs."""
-    kept, at = [data[:8]], 8
-    while at + 12 <= len(data):
-        size = 12 + int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] not in (b"zTXt", b"iTXt", b"tEXt"):
-            kept.append(data[at : at + size])
-        at += size
-    return b"".join(kept)
-
-
 def _unsupported_jpeg(data: bytes) -> str:
     """By its frame header (ITU-T T.81, B.2.2): what is not Huffman-coded with 8 bits."""
     at = 2

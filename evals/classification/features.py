@@ -106,7 +106,7 @@ class PooledFeatureCache:
         """Features of a split, from the file if it is there.
 
         Raises:
-            DataError: no image can be read, or the disk is full.
+            DataError: no image can be read, a feature is not finite, or the disk is full.
         """
         path = self.folder / f"{self._key(images, config)}.npy"
         record = path.with_suffix(".json")
@@ -180,6 +180,7 @@ def _encode_to_file(
                 good = [(index, picture) for index, picture, _ in batch if picture is not None]
                 if good:
                     features = pool(model, _stack([picture for _, picture in good]), config.levels)
+                    _require_finite(features, [images.names[index] for index, _ in good])
                     if table is None:
                         shape = (len(images), features.shape[1])
                         table = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
@@ -195,6 +196,12 @@ def _encode_to_file(
         finally:
             partial.unlink(missing_ok=True)
     return failed
+
+
+def _require_finite(features_BD: Tensor, names: Sequence[str]) -> None:
+    wrong = (~features_BD.isfinite().all(1)).nonzero().flatten().tolist()
+    if wrong:
+        raise DataError(f"features of {names[wrong[0]]} are not finite; expected numbers; check the weights")
 
 
 def pool(model: EvalModel, images_B3HW: Tensor, levels: Sequence[int]) -> Tensor:

@@ -27,6 +27,8 @@ from mcjepa.evals.classification.settings import ClassifyConfig
 QUERY_BLOCK, TRAIN_BLOCK = 2_048, 8_192
 """Rows compared at once: 64 MiB of similarities."""
 TOP = 5
+LEAST_POWER = -1e30
+"""What a power of e is at least, so that a vote however small is one."""
 NOBODY = -1
 
 
@@ -82,10 +84,13 @@ def vote(similarity_Nk: Tensor, labels_Nk: Tensor, classes: int, temperature: fl
     >>> vote(torch.tensor([[0.9, 0.5, 0.5]]), torch.tensor([[2, 0, 0]]), 3, 1.0).tolist()
     [[0, 2, -1]]
     """
-    votes = similarity_Nk.new_zeros(len(similarity_Nk), classes)
-    votes.scatter_add_(1, labels_Nk, (similarity_Nk / temperature).exp())
-    most, order = votes.topk(min(TOP, classes), dim=1)
-    return torch.where(most > 0, order, NOBODY)
+    # Sums of exp(s / T) by their logarithms: the terms overflow from T = 0.011 on, or all but the nearest vanish.
+    nearest = similarity_Nk.amax(1, keepdim=True)
+    powers = ((similarity_Nk - nearest).double() / temperature).clamp_min(LEAST_POWER).float()
+    largest = powers.new_full((len(powers), classes), -math.inf).scatter_reduce_(1, labels_Nk, powers, "amax")
+    sums = torch.zeros_like(largest).scatter_add_(1, labels_Nk, (powers - largest.gather(1, labels_Nk)).exp())
+    most, order = (largest + sums.log()).topk(min(TOP, classes), dim=1)
+    return torch.where(most > -math.inf, order, NOBODY)
 
 
 MOMENTUM = 0.9
@@ -127,7 +132,7 @@ def train_linear(
         on_step: called with steps done and in all.
 
     Raises:
-        DataError: no rate gives a finite loss.
+        DataError: no rate gives a finite loss, or the chosen one does not on all images.
     """
     mean, std = feature_statistics(train)
     fit_on, judge_on = hold_out(train.labels, config.linear_holdout, seed)
@@ -138,15 +143,25 @@ def train_linear(
     worth = [(0.0, -loss) for loss in losses]
     if len(judge_on):
         worth = [held_out_worth(head, train.part(judge_on), mean, std) for head in heads]
+    usable = _finite(losses, config.linear_lrs)
+    lr = config.linear_lrs[max(usable, key=lambda place: worth[place])]
+    best, (loss,) = _fit(train, classes, (lr,), config, (mean, std, seed), lambda n: on_step(first + n, total))
+    _finite([loss], (lr,))
+    return LinearResult(head=best[0], mean=mean, std=std, lr=lr, chosen_on=len(judge_on))
+
+
+def _finite(losses: Sequence[float], lrs: Sequence[float]) -> list[int]:
+    """Places of the losses that are finite.
+
+    Raises:
+        DataError: there is none.
+    """
     usable = [place for place, loss in enumerate(losses) if math.isfinite(loss)]
     if not usable:
         raise DataError(
-            f"the head's loss is not finite at any of {config.linear_lrs}; expected one that is; "
-            "lower classify.linear_lrs"
+            f"the head's loss is not finite at any of {tuple(lrs)}; expected one that is; lower classify.linear_lrs"
         )
-    lr = config.linear_lrs[max(usable, key=lambda place: worth[place])]
-    best, _ = _fit(train, classes, (lr,), config, (mean, std, seed), lambda n: on_step(first + n, total))
-    return LinearResult(head=best[0], mean=mean, std=std, lr=lr, chosen_on=len(judge_on))
+    return usable
 
 
 def hold_out(labels: NDArray[np.int64], part: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.finetune.settings import FinetuneConfig
-from mcjepa.evals.probe.metrics import VOID
+from mcjepa.evals.probe.images import read_labelled
 from mcjepa.evals.probe.windows import augment_sample
 from mcjepa.evals.progress import explained_worker_loss
 
@@ -92,21 +92,15 @@ class TrainingSamples(Dataset[Sample]):
         for step in range(len(self.items)):
             item = self.items[(start + step) % len(self.items)]
             try:
-                image, labels = item.read()
-                self._check(item, labels)
+                image, labels = read_labelled(item, self.classes)
             except (DataError, OSError) as error:
                 failed.append(f"{item.name}: {error}")
                 continue
             rng = np.random.default_rng((self.seed, LOOK, sample))
             where = (self.config.image_scale, self.config.crop_px)
-            window = augment_sample(image, labels.astype(np.uint8), *where, rng)
+            window = augment_sample(image, labels, *where, rng)
             return (*window, tuple(failed))
         raise DataError(f"no training image can be used ({failed[0]}); expected readable images; check the folder")
-
-    def _check(self, item: LabelledImage, labels: NDArray[np.int64]) -> None:
-        wrong = labels[(labels >= self.classes) & (labels != VOID)]
-        if wrong.size:
-            raise DataError(f"{item.labels} has the class {int(wrong[0])}; expected 0..{self.classes - 1} or void")
 
 
 class _Attempts(Dataset["Attempt"]):

@@ -31,12 +31,13 @@ from mcjepa.evals.probe.images import (
     LabelledSet,
     fitted_size,
     images_digest,
+    read_labelled,
     read_labelled_set,
     resize_image,
     window_boxes,
 )
 from mcjepa.evals.probe.metrics import confusion_matrix, iou_per_class, mean_iou, pixel_accuracy
-from mcjepa.evals.probe.results import metric_name
+from mcjepa.evals.probe.results import metric_names
 from mcjepa.evals.progress import EvalEvent, OnEvent, evenly_spaced, nothing_scored, silent
 
 
@@ -87,9 +88,9 @@ def constant_prediction(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _metrics(confusion: NDArray[np.int64], classes: Sequence[str]) -> dict[str, float]:
     metrics = {"miou": 100.0 * mean_iou(confusion), "pixel_accuracy": 100.0 * pixel_accuracy(confusion)}
-    for label, value in zip(classes, iou_per_class(confusion) if classes else (), strict=True):
+    for name, value in zip(metric_names(classes), iou_per_class(confusion) if classes else (), strict=True):
         if np.isfinite(value):
-            metrics[f"iou_{metric_name(label)}"] = 100.0 * float(value)
+            metrics[f"iou_{name}"] = 100.0 * float(value)
     return metrics
 
 
@@ -269,7 +270,7 @@ def test_network(
     """Predicts every validation image that can be read.
 
     Raises:
-        DataError: there is none, or none with a class.
+        DataError: there is none, none with a class, or a probability is not finite.
     """
     network.eval()
     items = evenly_spaced(data.val, config.max_val)
@@ -279,7 +280,7 @@ def test_network(
     failed: list[str] = []
     for number, item in enumerate(items, start=1):
         try:
-            image, labels = item.read()
+            image, labels = read_labelled(item, len(data.classes))
         except (DataError, OSError) as error:
             failed.append(f"{item.name}: {error}")
             continue
@@ -303,7 +304,11 @@ STRIDE_PARTS = (2, 3)
 
 @torch.inference_mode()
 def predict_labels(network: Segmenter, image_HW3: NDArray[np.uint8], config: FinetuneConfig) -> NDArray[np.uint8]:
-    """The most likely class of every pixel of an image of any size, (H, W) uint8; the network in evaluation mode."""
+    """The most likely class of every pixel of an image of any size, (H, W) uint8; the network in evaluation mode.
+
+    Raises:
+        DataError: a probability is not finite.
+    """
     device = next(network.parameters()).device
     size = (image_HW3.shape[0], image_HW3.shape[1])
     total = torch.zeros((), device=device)
@@ -313,6 +318,11 @@ def predict_labels(network: Segmenter, image_HW3: NDArray[np.uint8], config: Fin
         for mirrored in (False, True) if config.test_flip else (False,):
             logits = _logits(network, pixels.flip(-1) if mirrored else pixels, config)
             total = total + resize_to(logits.flip(-1) if mirrored else logits, size).softmax(1)
+    if not total.isfinite().all():
+        raise DataError(
+            "the fine-tuned network gives probabilities that are not finite; expected numbers; lower finetune.lr or "
+            "take finetune.precision=fp32, with another --out"
+        )
     return total[0].argmax(0).to(torch.uint8).cpu().numpy()
 
 

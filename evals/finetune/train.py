@@ -67,8 +67,10 @@ def train(
         if due or progress.step % max(1, config.steps // CURVE_POINTS) == 0 or progress.step == config.steps:
             progress.curve.append((progress.step, sum(sums) / len(sums)))
             sums.clear()
-        if due and rank == 0 and progress.step < config.steps:
-            keeper.save_checkpoint(network, optimizer, progress)
+        if due and progress.step < config.steps:
+            _gather_failures(progress)  # a resumed run does not meet the images of the steps before again
+            if rank == 0:
+                keeper.save_checkpoint(network, optimizer, progress)
         on_step(progress.step)
     _gather_failures(progress)
     if rank == 0:

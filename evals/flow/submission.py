@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 import zipfile
@@ -16,7 +15,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mcjepa.data_prep.corpora.flow.files import (
     FloatArray,
@@ -27,8 +25,8 @@ from mcjepa.data_prep.corpora.flow.files import (
     encode_kitti_png,
 )
 from mcjepa.data_prep.corpora.flow.scans import TEST_PAIRS
+from mcjepa.data_prep.corpora.image_files import picture_size
 from mcjepa.data_prep.corpora.items import FlowPair
-from mcjepa.data_prep.corpora.places import read_bytes
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import explained_disk_errors
 from mcjepa.evals.flow.methods import MODEL, Flow, FlowMethods, Frames
@@ -163,8 +161,7 @@ def _check_member(place: str, content: bytes, pair: FlowPair) -> None:
         flow, known = decode_flo(content, place), None
     else:
         flow, known = decode_kitti_png(content, place)
-    with Image.open(io.BytesIO(read_bytes(pair.frame0))) as frame:
-        width, height = frame.size
+    width, height = picture_size(pair.frame0)
     if flow.shape[:2] != (height, width):
         raise DataError(
             f"{place} is {flow.shape[1]}x{flow.shape[0]} px; expected the frame's {width}x{height}; write it again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mcjepa.data_prep.corpora.inputs import in_frame_order
+from mcjepa.data_prep.corpora.inputs import companion_of, in_frame_order
 from mcjepa.data_prep.corpora.trees import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from mcjepa.data_prep.decode.images import read_image
 from mcjepa.data_prep.decode.messages import DecodeFailure
@@ -19,6 +20,7 @@ from mcjepa.evals.infer.clip import Clip, Frame, are_distinct, distinct_names
 from mcjepa.pipeline.errors import UsageError
 
 MAX_MEGAPIXELS = 200.0
+log = logging.getLogger(__name__)
 
 
 def open_clips(inputs: Sequence[str], max_frames: int = 0) -> list[Clip]:
@@ -62,8 +64,21 @@ def _folder_clip(folder: Path) -> Clip:
         raise DataError(
             f"{folder} has no image but {found}; expected frames; name videos and folders of frames instead"
         )
-    ordered = in_frame_order(images, lambda path: path.name)
+    ordered = in_frame_order(_without_companions(images, folder), lambda path: path.name)
     return _frames_clip(folder.resolve().name, ordered, [str(folder.resolve())])
+
+
+def _without_companions(images: list[Path], folder: Path) -> list[Path]:
+    """The images that are frames, by data preparation's rule; masks and the like beside them are counted."""
+    stems = {path.stem for path in images}
+    beside = sorted(path.name for path in images if companion_of(path.stem, stems))
+    if beside:
+        log.warning(
+            "%s: %d of %d images belong to a frame by their names (%s) and are left out; name them one by one where "
+            "they are frames",
+            *(folder, len(beside), len(images), beside[0]),
+        )
+    return [path for path in images if not companion_of(path.stem, stems)]
 
 
 def _frames_clip(name: str, paths: list[Path], source: list[str]) -> Clip:

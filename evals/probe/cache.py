@@ -7,7 +7,8 @@
 Features are encoded once for each encoder, list of images and preprocessing; every later head, seed or run maps them
 into memory. A second process that wants the same ones waits for the first. The folder stays below its limit: what was
 unused longest and is not in use makes room; when that is not enough, nothing is written and the error says how much is
-needed. Removing CACHE or a KEY in it loses nothing but time.
+needed. Images that could not be read are tried again before the others' features are used. Removing CACHE or a KEY in
+it loses nothing but time.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write, explained_disk_errors
 from mcjepa.evals.models import EvalModel
 from mcjepa.evals.probe.feature_file import COMPLETE, FeatureFile, FeatureWriter, folder_bytes
-from mcjepa.evals.probe.features import EncodingPlan, encode_images, features_key, model_digest
+from mcjepa.evals.probe.features import EncodingPlan, encode_images, features_key, is_readable, model_digest
 
 RESERVE_BYTES = 256 << 20
 """Left free on the disk for others."""
@@ -95,6 +96,7 @@ class FeatureCache:
         if key not in self._used:
             with explained_disk_errors(str(self.root)):
                 self.root.mkdir(parents=True, exist_ok=True)
+                self._drop_passing_failures(key, items, plan)
                 self._used[key] = (self.root / f"{key}.lock").open("ab")
             self._finish(key, parts, model, items, plan, on_image)
         else:
@@ -102,6 +104,20 @@ class FeatureCache:
         with contextlib.suppress(OSError):
             os.utime(folder / COMPLETE)  # what makes room is what was used longest ago
         return FeatureFile(folder, self._dtype)
+
+    def _drop_passing_failures(self, key: str, items: Sequence[LabelledImage], plan: EncodingPlan) -> None:
+        """Removes finished features that lack an image which can be read now.
+
+        The key has the images' bytes: what failed by these fails again, an error of the disk or the network does not.
+        """
+        folder = self.root / key
+        with contextlib.suppress(FileNotFoundError):  # not finished, or another process made room
+            places = FeatureFile(folder, self._dtype).failed_places
+            mended = next((items[place].name for place in places if is_readable(items[place], plan)), None)
+            if mended is not None and self._remove(key):
+                log.warning("%s can be read again: the images of %s are encoded anew", mended, folder)
+            elif mended is not None:
+                log.warning("%s can be read again, but %s, in use by another process, is without it", mended, folder)
 
     def _finish(
         self,

@@ -32,7 +32,14 @@ MAPS, INDEX, COMPLETE = "maps.bin", "index.jsonl", "complete.json"
 
 
 class FeatureFile(Sequence[EncodedImage]):
-    """Finished features, mapped into memory: reading one image touches its bytes only."""
+    """Finished features, mapped into memory: reading one image touches its bytes only.
+
+    Attributes:
+        folder: where they are.
+        bytes: length of the maps.
+        failed: "name: reason" of images that could not be read.
+        failed_places: their places among all images.
+    """
 
     def __init__(self, folder: Path, dtype: str) -> None:
         """Opens a finished folder.
@@ -51,6 +58,7 @@ class FeatureFile(Sequence[EncodedImage]):
                 f"{sealed['images']} and {sealed['bytes']}; remove that folder: it is made again"
             )
         self.failed = [f"{line['name']}: {line['reason']}" for line in lines if "reason" in line]
+        self.failed_places = [place for place, line in enumerate(lines) if "reason" in line]
         self._lines = [line for line in lines if "reason" not in line]
         self._memory = np.memmap(folder / MAPS, np.uint8, mode="c") if self.bytes else np.zeros(0, np.uint8)
 

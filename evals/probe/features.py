@@ -109,6 +109,15 @@ def encode_images(
         yield from _encode_group(model, together, plan)
 
 
+def is_readable(item: LabelledImage, plan: EncodingPlan) -> bool:
+    """Whether an image can be encoded."""
+    try:
+        _load(item, plan)
+    except (DataError, OSError):
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class _Loaded:
     name: str

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -250,6 +251,9 @@ def train_head(
         device: where the head is trained.
         on_step: called with the number of steps done.
         checkpoint: where the training is saved and goes on from.
+
+    Raises:
+        DataError: the loss is not finite.
     """
     head.to(device).train()
     optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -266,12 +270,21 @@ def train_head(
             statistics = measure_statistics(parts, head.strides)
             head.follow_statistics(statistics)
         optimizer.zero_grad(set_to_none=True)
-        if batch_loss(head, windows, config.loss_stride_px, statistics, backward=True) is not None:
+        loss = batch_loss(head, windows, config.loss_stride_px, statistics, backward=True)
+        if loss is not None:
+            _require_finite(loss, step)
             optimizer.step()
         if checkpoint:
             checkpoint.after(step + 1, config.steps, head, optimizer)
         on_step(step + 1)
     return head.eval()
+
+
+def _require_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise DataError(
+            f"the head's loss is {loss} at step {step}; expected a finite one; lower probe.lr or check the weights"
+        )
 
 
 def batch_loss(

@@ -67,16 +67,30 @@ def metrics_of(result: ProbedEncoder, classes: Sequence[str], suffix: str = "") 
         if len(values) > 1:
             metrics[f"{name}_std{suffix}"] = float(np.std(values, ddof=1))
     by_seed = np.stack([iou_per_class(head.confusion) for head in result.heads])
-    for label, values_of_class in zip(classes, by_seed.T, strict=True):
+    for name, values_of_class in zip(metric_names(classes), by_seed.T, strict=True):
         finite = values_of_class[np.isfinite(values_of_class)]
         if finite.size:
-            metrics[f"iou_{metric_name(label)}{suffix}"] = 100.0 * float(finite.mean())
+            metrics[f"iou_{name}{suffix}"] = 100.0 * float(finite.mean())
     return metrics
 
 
-def metric_name(label: str) -> str:
-    """A class name as part of a metric's name: letters, digits and underscores, file suffix and folders cut off."""
-    return re.sub(r"\W+", "_", PurePath(label).stem).lower()
+BASELINES = ("_random", "_majority")
+"""Ends of the metrics of baselines."""
+
+
+def metric_names(classes: Sequence[str]) -> list[str]:
+    """Class names as parts of metrics' names: letters, digits and underscores, file suffix and folders cut off.
+
+    Where that leaves two the same, or makes one end like a baseline's, the class's number follows.
+
+    >>> metric_names(["sky/a.png", "a b", "a-b", "car"]), metric_names(["a_1", "x", "A", "a"])
+    (['a', 'a_b_1', 'a_b_2', 'car'], ['a_1', 'x', 'a_2', 'a_3'])
+    """
+    plain = [re.sub(r"\W+", "_", PurePath(label).stem).lower() for label in classes]
+    numbered = [f"{name}_{number}" for number, name in enumerate(plain)]
+    odd = [plain.count(name) > 1 or f"_{name}".endswith(BASELINES) for name in plain]
+    names = [longer if wrong else name for name, longer, wrong in zip(plain, numbered, odd, strict=True)]
+    return names if len(set(names)) == len(names) else numbered
 
 
 def image_rows(result: ProbedEncoder, random: ProbedEncoder | None) -> list[dict[str, object]]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mcjepa.evals.measures import present_name
 from mcjepa.evals.study.settings import Measure, StudyConfig
 from mcjepa.evals.study.statistics import PairedTest, Spread, holm, paired_test, spread
 
@@ -86,8 +87,9 @@ def measure_of(measure: Measure, scores: Scores) -> float:
 
 
 def _total(names: Sequence[str], scores: Scores) -> float:
+    present = {present_name(score): metrics for score, metrics in scores.items()}
     parts = (name.rpartition("/") for name in names)
-    return math.fsum(scores.get(score, {}).get(metric, math.nan) for score, _, metric in parts)
+    return math.fsum(present.get(present_name(score), {}).get(metric, math.nan) for score, _, metric in parts)
 
 
 def build_table(

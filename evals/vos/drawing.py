@@ -82,6 +82,7 @@ def _draw_features(video: MaskedVideo, views: SequenceViews, path: Path) -> Pict
 
 
 def _of_size(picture: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.uint8]:
+    """A picture or mask of another size, by its nearest pixels."""
     if picture.shape[:2] == size:
         return picture
     return np.asarray(cv2.resize(picture, (size[1], size[0]), interpolation=cv2.INTER_NEAREST), np.uint8)
@@ -118,9 +119,7 @@ class MaskSink:
             _write_mask(self._folder / f"{Path(str(self._video.frames[index])).stem}.png", mask_HW)
         if self._movie:
             frame = self._video.read_frame(index)
-            if frame.shape[:2] == mask_HW.shape:
-                frame = overlay_labels(frame, mask_HW, clear=0)
-            self._movie.write(frame)
+            self._movie.write(overlay_labels(frame, _of_size(mask_HW, frame.shape[:2]), clear=0))
 
 
 def _write_mask(path: Path, mask_HW: Ids) -> None:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcjepa.data_prep.corpora.items import MaskedVideo
+from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.models import EvalModel, device_of, features_by_stride, image_tensor, map_of_stride
 from mcjepa.evals.vos.sequence import Ids
 from mcjepa.evals.vos.settings import Neighbourhood, VosConfig
@@ -220,7 +221,7 @@ def track_masks(
         The frame's number and its object ids (H, W).
 
     Raises:
-        DataError: a frame cannot be read.
+        DataError: a frame cannot be read, or its features are not finite.
     """
     size, device = encoded_size(first_HW.shape, config), device_of(model)
 
@@ -231,19 +232,26 @@ def track_masks(
                 on_features(index, map_Chw)
             yield map_Chw.to(device)
 
-    grid = (-(-size[0] // config.stride), -(-size[1] // config.stride))
-    first = first_labels(first_HW, int(first_HW.max()), grid, bilinear=config.first_labels == "bilinear")
+    bilinear = config.first_labels == "bilinear"
+    first = first_labels(first_HW, int(first_HW.max()), size, config.stride, bilinear)
     for index, (_, labels) in enumerate(propagate_labels(features(), first.to(device), config), start=1):
         yield index, labels_to_mask(labels.cpu(), config.stride, size, first_HW.shape, config.stretch)
 
 
 def encode_frame(model: EvalModel, frame: NDArray[np.uint8], size: tuple[int, int], stride: int) -> Tensor:
-    """Features (C, h, w) of one RGB frame at that size (H, W); cells beyond the frame are cut off."""
+    """Features (C, h, w) of one RGB frame at that size (H, W); cells beyond the frame are cut off.
+
+    Raises:
+        DataError: they are not finite: matches of such features would be of any cells.
+    """
     if frame.shape[:2] != size:
         resized = cv2.resize(frame, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
         frame = np.asarray(resized, np.uint8)
     map_Chw = map_of_stride(features_by_stride(model, image_tensor(frame)), stride)[0]
-    return map_Chw[:, : -(-size[0] // stride), : -(-size[1] // stride)]
+    cells_Chw = map_Chw[:, : -(-size[0] // stride), : -(-size[1] // stride)]
+    if not cells_Chw.isfinite().all():
+        raise DataError("the features of a frame are not finite; expected numbers; check the weights")
+    return cells_Chw
 
 
 def encoded_size(size: tuple[int, int], config: VosConfig) -> tuple[int, int]:
@@ -259,22 +267,34 @@ def encoded_size(size: tuple[int, int], config: VosConfig) -> tuple[int, int]:
     return (long_side, short) if size[0] > size[1] else (short, long_side)
 
 
-def first_labels(mask_HW: NDArray, objects: int, grid: tuple[int, int], bilinear: bool) -> Tensor:
+def first_labels(mask_HW: NDArray, objects: int, frame: tuple[int, int], cell_px: int, bilinear: bool) -> Tensor:
     """A mask of object ids on the feature grid, (objects + 1, h, w) float, which sum to 1 over the labels.
 
+    A cell covers `cell_px` pixels of the encoded frame, the last row and column some beyond it: there the mask goes
+    on as its edge does, as the frame did for the encoder.
+
     Args:
-        mask_HW: object ids 0..objects.
+        mask_HW: object ids 0..objects, of any size.
         objects: number of objects.
-        grid: (h, w).
+        frame: (H, W) of the frame that is encoded.
+        cell_px: stride of the grid.
         bilinear: soft labels between cell centres [D: CRW]; else the nearest pixel's label [D: DINO, VFS].
     """
     ids = torch.from_numpy(mask_HW.astype("int64"))
-    if not bilinear:
-        ids = F.interpolate(ids[None, None].float(), grid, mode="nearest-exact")[0, 0].long()
-    one_hot = F.one_hot(ids, objects + 1).permute(2, 0, 1).float()
+    values = F.one_hot(ids, objects + 1).permute(2, 0, 1).float() if bilinear else ids[None].float()
+    grid = (-(-frame[0] // cell_px), -(-frame[1] // cell_px))
+    beyond = (0, grid[1] * cell_px - frame[1], 0, grid[0] * cell_px - frame[0])
+    if any(beyond):  # without, one step does both: the published protocols' own
+        values = F.pad(_resampled(values, frame, bilinear), beyond, mode="replicate")
+    cells = _resampled(values, grid, bilinear)
+    return cells if bilinear else F.one_hot(cells[0].long(), objects + 1).permute(2, 0, 1).float()
+
+
+def _resampled(values_Ohw: Tensor, size: tuple[int, int], bilinear: bool) -> Tensor:
+    """Of another size, between the centres of pixels or by the nearest one."""
     if bilinear:
-        one_hot = F.interpolate(one_hot[None], grid, mode="bilinear", align_corners=False)[0]
-    return one_hot
+        return F.interpolate(values_Ohw[None], size, mode="bilinear", align_corners=False)[0]
+    return F.interpolate(values_Ohw[None], size, mode="nearest-exact")[0]
 
 
 def labels_to_mask(

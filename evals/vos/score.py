@@ -32,7 +32,7 @@ from mcjepa.evals.vos.sequence import (
 )
 from mcjepa.evals.vos.settings import VosConfig
 
-OFFICIAL_SEQUENCES = {"davis": 30, "davis2017": 30, "davis2016": 20, "davis2017-test-dev": 30}
+OFFICIAL_SEQUENCES = {"davis2017": 30, "davis2016": 20, "davis2017-test-dev": 30}
 """Sequences of the official lists."""
 
 

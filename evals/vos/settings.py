@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mcjepa.evals.measures import SET_NAMES
 from mcjepa.evals.progress import MAX_LEVEL, require
 
 Neighbourhood = Literal["square", "disc"]
@@ -45,8 +46,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 class VosConfig:
     """Label propagation over a video; the defaults are DINO's DAVIS-2017 protocol [D]."""
 
-    set: str = "davis"
-    """Set name, see `data_prep.corpora.VOS_SETS`."""
+    set: str = "davis2017"
+    """Set name, see `data_prep.corpora.VOS_SETS`; `davis` is `davis2017`."""
 
     root: str = ""
     """Folder that the set's own archive unpacks to."""
@@ -116,6 +117,7 @@ class VosConfig:
     """Write each sequence as overlays/SEQUENCE.mp4, its frames tinted by the predicted masks (ours)."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "set", SET_NAMES.get(self.set, self.set))
         strides = [2**level for level in range(1, MAX_LEVEL + 1)]
         require(self.stride in strides, f"vos.stride is {self.stride}", f"one of {strides}")
         require(self.temperature > 0, f"vos.temperature is {self.temperature}", "above 0")

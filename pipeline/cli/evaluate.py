@@ -122,7 +122,8 @@ def vos(arguments: argparse.Namespace) -> int:
         code = _end(arguments, scores)
     else:
         code = _score_one(arguments, config)
-    for kind, place in output_folders(Path(arguments.out), arguments.set).items():
+    assert config.vos is not None
+    for kind, place in output_folders(Path(arguments.out), config.vos.set).items():
         print(f"{kind} are in {place}", file=sys.stderr)
     return code
 

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from mcjepa.data_prep.corpora.image_files import decode_pixels
 from mcjepa.data_prep.corpora.places import Location, read_bytes
 from mcjepa.data_prep.errors import DataError
 
@@ -105,7 +106,7 @@ def read_kitti_png(path: Location) -> tuple[FloatArray, BoolArray]:
 
 def decode_kitti_png(data: bytes, name: str) -> tuple[FloatArray, BoolArray]:
     """Flow and validity in the content of a KITTI PNG; `name` is for messages. See `read_kitti_png`."""
-    raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    raw = decode_pixels(data, cv2.IMREAD_UNCHANGED)
     if raw is None or raw.dtype != np.uint16 or raw.ndim != 3 or raw.shape[2] != 3:
         found = "an unreadable image" if raw is None else f"{raw.dtype} {raw.shape}"
         raise DataError(f"{name} is {found}; expected a 16-bit RGB flow PNG of KITTI; replace it")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mcjepa.data_prep.corpora.items import FlowPair, Input
 from mcjepa.data_prep.corpora.places import Location
@@ -20,6 +20,8 @@ class PairFiles:
     name: str
     files: dict[str, str]
     """Field of FlowPair to name; optional files that are absent are left out."""
+    absent: dict[str, str] = field(default_factory=dict)
+    """The same of its optional files that are not there."""
     needed: bool = True
     """Whether the set cannot be prepared without it; else it is left out where a file of it is absent."""
 
@@ -56,7 +58,8 @@ def list_pairs_as_inputs(list_pairs: PairLister, default_split: str, root: str, 
 def pair_files(tree: Tree, name: str, frame0: str, frame1: str, flow: str, **optional: str) -> PairFiles:
     """A pair; of its optional files those that are there."""
     there = {role: file for role, file in optional.items() if tree.has(file)}
-    return PairFiles(name, {"frame0": frame0, "frame1": frame1, "flow": flow, **there})
+    absent = {role: file for role, file in optional.items() if role not in there}
+    return PairFiles(name, {"frame0": frame0, "frame1": frame1, "flow": flow, **there}, absent)
 
 
 def refuse_split(name: str, split: str) -> None:

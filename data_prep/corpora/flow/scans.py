@@ -23,7 +23,8 @@ class FlowScan:
     """The pairs of a flow set, by the names of its files."""
 
     pairs: list[FlowPair]
-    """Pairs of which every file is there, in the set's order."""
+    """Pairs of which every file is there, in the set's order; each has the optional files that any pair has, as means
+    over regions would else be of fewer pairs than their card says."""
 
     missing: dict[str, str] = field(default_factory=dict)
     """Name of a pair that should be there to what of it is not, in the set's order."""
@@ -48,11 +49,14 @@ def scan_pairs(set_name: str, list_pairs: PairLister, split: str, root: Location
     tree = Tree(root)
     pairs: list[FlowPair] = []
     missing: dict[str, str] = {}
-    for pair in list_pairs(tree, split):
+    listed = list(list_pairs(tree, split))
+    given = {role for pair in listed for role in pair.files}
+    for pair in listed:
         gone = [pair.files[role] for role in REQUIRED if not tree.has(pair.files[role])]
+        gone += [file for role, file in pair.absent.items() if role in given]
         if not gone:
             pairs.append(FlowPair(pair.name, **{role: tree.place(name) for role, name in pair.files.items()}))
-        elif not (subset and len(gone) == len(REQUIRED)):
+        elif not (subset and not any(tree.has(pair.files[role]) for role in REQUIRED)):
             missing[pair.name] = f"{gone[0]} is not there"
     known = EXPECTED_PAIRS[set_name](tree) if set_name in EXPECTED_PAIRS and not subset else None
     if known:

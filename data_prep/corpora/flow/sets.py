@@ -17,7 +17,7 @@ from mcjepa.data_prep.errors import DataError
 
 CHAIRS_MARKS = {"train": "1", "val": "2"}
 CHAIRS_LIST = "FlyingChairs_train_val.txt"
-CHAIRS2_FLOW = re.compile(r"[^/]+/(?P<number>[^/]+)-flow_01\.flo")
+CHAIRS2_SAMPLE = re.compile(r"[^/]+/(?P<number>[^/]+)-(?:flow_01\.flo|img_0\.png)")
 THINGS3D_FLOW = re.compile(
     r"optical_flow/(?P<scene>.+)/(?P<direction>into_future|into_past)/(?P<camera>[^/]+)/"
     r"OpticalFlowInto(?:Future|Past)_(?P<number>\d+)_[LR]\.pfm"
@@ -25,7 +25,9 @@ THINGS3D_FLOW = re.compile(
 SINTEL_FLOW = re.compile(r"training/flow/(?P<scene>[^/]+)/(?P<stem>frame_(?P<number>\d+))\.flo")
 KITTI_FLOW = re.compile(r"training/flow_occ/(?P<file>(?P<number>\d+)_10\.png)")
 MIDDLEBURY_FLOW = re.compile(r"other-gt-flow/(?P<sequence>[^/]+)/flow10\.flo")
-MOVING_PHOTOS_FLOW = re.compile(r"(?P<place>heldout/(?P<sequence>[^/]+))/flow_(?P<number>\d+)\.flo")
+MOVING_PHOTOS_FILE = re.compile(
+    r"(?P<place>heldout/(?P<sequence>[^/]+))/(?P<kind>flow|frame)_(?P<number>\d+)\.(?:flo|png)"
+)
 
 
 def chairs(tree: Tree, split: str) -> Iterator[PairFiles]:
@@ -55,14 +57,12 @@ def chairs2(tree: Tree, split: str) -> Iterator[PairFiles]:
     point of image 0 cannot be seen in image 1), -occ_10.png: two pairs a sample, NUMBER/01 and NUMBER/10. Dense.
     Occlusion weights, object ids and motion boundaries are not read.
     """
-    for flow, found in _matching(tree, split, CHAIRS2_FLOW):
-        start = flow.removesuffix("flow_01.flo")
+    samples = {name.rpartition("-")[0]: found["number"] for name, found in _matching(tree, split, CHAIRS2_SAMPLE)}
+    for start, number in samples.items():
         for way in ("01", "10"):
-            frame0, frame1 = (f"{start}img_{k}.png" for k in way)
-            occluded = f"{start}occ_{way}.png"
-            yield pair_files(
-                tree, f"{found['number']}/{way}", frame0, frame1, f"{start}flow_{way}.flo", occluded=occluded
-            )
+            frame0, frame1 = (f"{start}-img_{k}.png" for k in way)
+            flow, occluded = f"{start}-flow_{way}.flo", f"{start}-occ_{way}.png"
+            yield pair_files(tree, f"{number}/{way}", frame0, frame1, flow, occluded=occluded)
 
 
 def things3d(rendering: str, tree: Tree, split: str) -> Iterator[PairFiles]:
@@ -161,11 +161,14 @@ def middlebury(folder: str, tree: Tree, split: str) -> Iterator[PairFiles]:
 def moving_photos(tree: Tree, split: str) -> Iterator[PairFiles]:
     """Held-out part of a generated moving-photos folder: every pair of neighbouring frames, exact flow."""
     refuse_split("the held-out part of moving-photos", split)
-    for flow, found in _matching(tree, "heldout", MOVING_PHOTOS_FLOW):
-        place, number = found["place"], int(found["number"])
+    there = [found for _, found in _matching(tree, "heldout", MOVING_PHOTOS_FILE)]
+    frames = {(found["place"], int(found["number"])) for found in there if found["kind"] == "frame"}
+    flows = {(found["place"], int(found["number"])) for found in there if found["kind"] == "flow"}
+    for place, number in sorted(flows | {(place, n) for place, n in frames if (place, n + 1) in frames}):
         frame0, frame1 = (f"{place}/frame_{n:04d}.png" for n in (number, number + 1))
-        name = f"{found['sequence']}/{number:04d}"
-        yield pair_files(tree, name, frame0, frame1, flow, occluded=f"{place}/occluded_{number:04d}.png")
+        flow, occluded = (f"{place}/{kind}_{number:04d}" for kind in ("flow", "occluded"))
+        name = f"{place.removeprefix('heldout/')}/{number:04d}"
+        yield pair_files(tree, name, frame0, frame1, f"{flow}.flo", occluded=f"{occluded}.png")
 
 
 def _kitti(tree: Tree, folders: tuple[str, ...]) -> Iterator[PairFiles]:

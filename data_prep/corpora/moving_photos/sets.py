@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcjepa.data_prep.corpora.items import LabelledImage, MaskedVideo
-from mcjepa.data_prep.corpora.trees import existing_folder
+from mcjepa.data_prep.corpora.trees import existing_folder, require_partners
 from mcjepa.data_prep.errors import DataError
 
 
@@ -40,10 +40,16 @@ def moving_photos_classes(root: Path) -> tuple[str, ...]:
 
 
 def moving_photos_videos(root: Path) -> list[MaskedVideo]:
-    """Held-out sequences that show an object in their first frame, with the masks of every frame."""
+    """Held-out sequences that show an object in their first frame, with the masks of every frame.
+
+    Raises:
+        DataError: there is none, or the frame of a mask is absent.
+    """
     videos = []
     for folder in _sequences(root):
-        frames, masks = sorted(folder.glob("frame_*.png")), sorted(folder.glob("objects_*.png"))
+        frames = sorted(folder.glob("frame_*.png"))
+        masks = [frame.with_name(frame.name.replace("frame", "objects")) for frame in frames]
+        require_partners(map(str, sorted(folder.glob("objects_*.png"))), set(map(str, masks)), "", "frame")
         video = MaskedVideo(folder.name, tuple(frames), tuple(masks))
         if video.read_mask(0).any():
             videos.append(video)

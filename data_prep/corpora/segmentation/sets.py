@@ -1,16 +1,19 @@
 """Readers of segmentation sets, each in the layout of its own archive: `fn(root, split)`.
 
-Classes are 0.., void is 255 (`LabelledImage.read`); `train` and `val` are splits of every set.
+Classes are 0.., void is 255 (`LabelledImage.read`); `train` and `val` are splits of every set. A split is what its list
+names or, in a set without lists, all of its folder: an image without labels is an error, and so are labels without
+their image.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from mcjepa.data_prep.corpora.items import UNKNOWN, VOID, Input, LabelledImage
 from mcjepa.data_prep.corpora.places import Location
 from mcjepa.data_prep.corpora.segmentation.classes import CITYSCAPES_LABELS, COCO_STUFF_UNUSED, VOC_CLASSES
-from mcjepa.data_prep.corpora.trees import Tree
+from mcjepa.data_prep.corpora.trees import Tree, require_partners
 from mcjepa.data_prep.errors import DataError
 
 
@@ -27,6 +30,8 @@ VOC_CLASSES_OF = classes_of({label: label for label in range(len(VOC_CLASSES))})
 CITYSCAPES_CLASSES_OF = classes_of({label: train_id for label, (_, train_id) in CITYSCAPES_LABELS.items()})
 ADE20K_CLASSES_OF = classes_of({0: VOID, **{label: label - 1 for label in range(1, 151)}})
 COCO_STUFF_LABELS = 182
+COCO_LABELS = re.compile(r"\d+\.png")
+"""Label maps of the set; mmsegmentation leaves NUMBER_labelTrainIds.png beside them."""
 LABELS_OF_AUG = "SegmentationClassAug"
 
 
@@ -56,8 +61,9 @@ def cityscapes_images(root: Location, split: str) -> list[LabelledImage]:
     tree = Tree(root)
     images = [n for n in tree.below(f"leftImg8bit/{split}") if n.endswith("_leftImg8bit.png")]
     names = [n.removeprefix(f"leftImg8bit/{split}/").removesuffix("_leftImg8bit.png") for n in images]
-    tree.keep(f"gtFine/{split}")
     labels = [f"gtFine/{split}/{name}_gtFine_labelIds.png" for name in names]
+    there = [n for n in tree.below(f"gtFine/{split}") if n.endswith("_gtFine_labelIds.png")]
+    require_partners(there, set(labels), tree.base, "image")
     return labelled_images(tree, split, zip(names, images, labels, strict=True), classes=CITYSCAPES_CLASSES_OF)
 
 
@@ -71,8 +77,9 @@ def ade20k_images(root: Location, split: str) -> list[LabelledImage]:
     part = {"train": "training", "val": "validation"}.get(split, split)
     images = [n for n in tree.below(f"images/{part}") if n.endswith(".jpg")]
     names = [n.removeprefix(f"images/{part}/").removesuffix(".jpg") for n in images]
-    tree.keep(f"annotations/{part}")
     labels = [f"annotations/{part}/{name}.png" for name in names]
+    there = [n for n in tree.below(f"annotations/{part}") if n.endswith(".png")]
+    require_partners(there, set(labels), tree.base, "image")
     return labelled_images(tree, split, zip(names, images, labels, strict=True), classes=ADE20K_CLASSES_OF)
 
 
@@ -96,7 +103,9 @@ def coco_stuff_images(root: Location, split: str) -> list[LabelledImage]:
         if tree.below(images) and tree.below(labels):
             break
     names = [n.removeprefix(f"{images}/").removesuffix(".jpg") for n in tree.below(images) if n.endswith(".jpg")]
-    files = ((n, f"{images}/{n}.jpg", f"{labels}/{n}.png") for n in names)
+    files = [(n, f"{images}/{n}.jpg", f"{labels}/{n}.png") for n in names]
+    there = [n for n in tree.below(labels) if COCO_LABELS.fullmatch(n.removeprefix(f"{labels}/"))]
+    require_partners(there, {file for *_, file in files}, tree.base, "image")
     return labelled_images(tree, split, files, classes=coco_stuff_classes_of())
 
 

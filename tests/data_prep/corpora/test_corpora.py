@@ -52,7 +52,7 @@ def test_real_camvid_davis_and_image_trees_have_the_known_sizes(sample_data) -> 
     image, labels = SEGMENTATION_SETS["camvid"](camvid, "val")[0].read()
     assert image.shape == (360, 480, 3) and labels.dtype == np.int64
     assert set(np.unique(labels)) <= {*range(len(SEGMENTATION_CLASSES["camvid"](camvid))), 255}
-    davis = VOS_SETS["davis"](sample_data / "davis/DAVIS")
+    davis = VOS_SETS["davis2017"](sample_data / "davis/DAVIS")
     assert (len(davis), sum(len(v.frames) for v in davis)) == (9, 510)
     assert davis[0].name == "car-shadow" and set(np.unique(davis[0].read_mask(0))) == {0, 1}
     assert davis[0].read_frame(0).shape == (480, 854, 3)

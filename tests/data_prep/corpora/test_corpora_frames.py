@@ -73,12 +73,47 @@ def test_both_kinds_of_davis_lists_are_read(tmp_path: Path) -> None:
 
 def test_davis2016_sees_one_object_where_2017_sees_each(tmp_path: Path) -> None:
     layouts.davis(tmp_path)
-    (each,), (one,) = VOS_SETS["davis"](tmp_path), VOS_SETS["davis2016"](tmp_path)
+    (each,), (one,) = VOS_SETS["davis2017"](tmp_path), VOS_SETS["davis2016"](tmp_path)
     assert each.name == one.name == "dog" and len(each.frames) == len(each.masks) == 3
     assert set(np.unique(each.read_mask(1))) == {0, 1, 2} and set(np.unique(one.read_mask(1))) == {0, 1}
     (tmp_path / "Annotations/480p/dog/00001.png").unlink()
     with pytest.raises(DataError, match=r"dog/00001\.png is not there"):
-        VOS_SETS["davis"](tmp_path)
+        VOS_SETS["davis2017"](tmp_path)
+
+
+@pytest.mark.parametrize("name", ["davis2017", "davis2016", "davis2017-test-dev"])
+def test_a_mask_whose_frame_is_lost_is_an_error_and_no_shorter_sequence(tmp_path: Path, name: str) -> None:
+    layouts.davis(tmp_path)
+    (tmp_path / "ImageSets/2017/test-dev.txt").write_text("dog\n")
+    (tmp_path / "ImageSets/480p/val.txt").unlink()
+    (tmp_path / "JPEGImages/480p/bear/00001.jpg").unlink()  # of a sequence in no list of these: nobody's affair
+    assert len(VOS_SETS[name](tmp_path)[0].frames) == 3
+    (tmp_path / "JPEGImages/480p/dog/00001.jpg").unlink()
+    with pytest.raises(DataError, match=r"480p/dog/00001\.png is there without its frame; expected both or neither"):
+        VOS_SETS[name](tmp_path)
+
+
+def test_a_list_of_frames_says_which_there_must_be(tmp_path: Path) -> None:
+    layouts.davis(tmp_path)
+    for kind, suffix in (("JPEGImages", "jpg"), ("Annotations", "png")):
+        (tmp_path / f"{kind}/480p/dog/00002.{suffix}").unlink()
+    assert len(VOS_SETS["davis2017"](tmp_path)[0].frames) == 2  # its list names sequences
+    with pytest.raises(DataError, match=r"lacks JPEGImages/480p/dog/00002\.jpg; expected .* split '480p/val'"):
+        VOS_SETS["davis2016"](tmp_path)
+
+
+def test_masks_of_moving_photos_belong_to_frames_by_their_numbers(tmp_path: Path) -> None:
+    """A frame and another one's mask lost would pair each mask with the frame after its own."""
+    folder = tmp_path / "heldout/00000"
+    for number in range(4):
+        layouts.picture(folder / f"frame_{number:04d}.png")
+        layouts.write_id_png(folder / f"objects_{number:04d}.png", np.ones(layouts.SIZE, np.uint8))
+    (video,) = VOS_SETS["moving-photos"](tmp_path)
+    assert [Path(str(mask)).name for mask in video.masks] == [f"objects_{n:04d}.png" for n in range(4)]
+    (folder / "frame_0001.png").unlink()
+    (folder / "objects_0003.png").unlink()
+    with pytest.raises(DataError, match=r"objects_0001\.png is there without its frame"):
+        VOS_SETS["moving-photos"](tmp_path)
 
 
 def test_davis2016_without_its_list_has_its_sequences_of_2017(tmp_path: Path, sample_data: Path) -> None:

@@ -100,6 +100,37 @@ def test_coco_stuff_is_read_in_its_official_folders(tmp_path: Path) -> None:
             SEGMENTATION_SETS["coco-stuff"](root, "train")
 
 
+@pytest.mark.parametrize(
+    ("name", "image", "labels"),
+    [
+        ("cityscapes", "leftImg8bit/val/a/{}_leftImg8bit.png", "gtFine/val/a/{}_gtFine_labelIds.png"),
+        ("ade20k", "images/validation/{}.jpg", "annotations/validation/{}.png"),
+        ("coco-stuff", "images/val2017/{}.jpg", "annotations/val2017/{}.png"),
+        ("coco-stuff", "val_img/{}.jpg", "val_label/{}.png"),
+    ],
+)
+def test_labels_whose_image_is_lost_are_an_error_and_no_smaller_set(
+    tmp_path: Path, name: str, image: str, labels: str
+) -> None:
+    for number in ("000001", "000002"):
+        layouts.picture(tmp_path / image.format(number))
+        layouts.picture(tmp_path / labels.format(number))
+        layouts.picture(tmp_path / labels.format(number).replace("labelIds.", "color.").replace(".png", "_other.png"))
+    if name == "ade20k":
+        for path in tmp_path.rglob("*_other.png"):
+            path.unlink()
+    assert len(SEGMENTATION_SETS[name](tmp_path, "val")) == 2
+    (tmp_path / image.format("000001")).unlink()
+    with pytest.raises(DataError, match=r"000001.*\.png is there without its image; expected both or neither"):
+        SEGMENTATION_SETS[name](tmp_path, "val")
+
+
+def test_labels_outside_of_vocs_list_are_no_part_of_the_split(tmp_path: Path) -> None:
+    layouts.voc2012(tmp_path)
+    (tmp_path / "JPEGImages/2008_000002.jpg").unlink()
+    assert [item.name for item in SEGMENTATION_SETS["voc2012"](tmp_path, "train")] == ["2007_000001"]
+
+
 def test_the_augmented_list_of_voc_has_labels_of_its_own(tmp_path: Path) -> None:
     layouts.voc2012(tmp_path)
     (plain,) = SEGMENTATION_SETS["voc2012"](tmp_path, "train")

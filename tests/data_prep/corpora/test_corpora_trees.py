@@ -80,7 +80,7 @@ def test_every_set_below_an_s3_prefix_is_listed_as_in_its_local_copy(tmp_path: P
     assert pair.read_frames()[0][0, 0].tolist() == [106] * 3 and pair.read_truth().flow_px[0, 0].tolist() == [6, 1]
     assert FLOW_SETS["kitti2015"](f"{s3}/kitti2015")[0].read_truth().valid.sum() == 40
     assert SEGMENTATION_SETS["voc2012"](f"{s3}/voc2012", "train")[0].read()[1].min() == 255
-    assert VOS_SETS["davis"](f"{s3}/davis")[0].read_mask(0).max() == 2
+    assert VOS_SETS["davis2017"](f"{s3}/davis")[0].read_mask(0).max() == 2
     with pytest.raises(DataError, match="no file ending in"):
         listed("videos", f"{s3}/images")
 

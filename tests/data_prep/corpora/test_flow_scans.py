@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,45 @@ def test_a_missing_sintel_frame_spoils_the_pairs_it_belongs_to_in_its_pass_only(
     assert scan.missing == {"alley_1/frame_0001": "training/clean/alley_1/frame_0001.png is not there"}
     assert FLOW_SCANS["sintel-final"](tmp_path, subset=True).missing == {}
     assert [pair.name for pair in FLOW_SETS["sintel-clean"](tmp_path)] == ["alley_1/frame_0002"]
+
+
+@pytest.mark.parametrize("subset", [False, True])
+def test_a_pair_without_the_optional_file_that_others_have_is_missing(tmp_path: Path, subset: bool) -> None:
+    """Means over regions would be of the other pairs alone."""
+    layouts.sintel(tmp_path / "s")
+    (tmp_path / "s/training/occlusions/alley_1/frame_0002.png").unlink()
+    scan = FLOW_SCANS["sintel-final"](tmp_path / "s", subset=subset)
+    assert names(scan) == ["alley_1/frame_0001"]
+    assert scan.missing["alley_1/frame_0002"] == "training/occlusions/alley_1/frame_0002.png is not there"
+    shutil.rmtree(tmp_path / "s/training/occlusions")  # of no pair: the set is scored without
+    scan = FLOW_SCANS["sintel-final"](tmp_path / "s", subset=True)
+    assert len(scan.pairs) == 2 and scan.missing == {} and all(pair.occluded is None for pair in scan.pairs)
+
+
+@pytest.mark.parametrize("part", ["flow_noc", "obj_map"])
+def test_a_pair_of_kitti_without_its_own_part_is_missing(tmp_path: Path, part: str) -> None:
+    layouts.kitti2015(tmp_path)
+    whole = names(FLOW_SCANS["kitti2015"](tmp_path, subset=True))
+    (tmp_path / f"training/{part}/{whole[0]}_10.png").unlink()
+    scan = FLOW_SCANS["kitti2015"](tmp_path, subset=True)
+    assert names(scan) == whole[1:] and whole[1:]
+    assert scan.missing == {whole[0]: f"training/{part}/{whole[0]}_10.png is not there"}
+
+
+def test_frames_whose_flow_is_lost_are_a_missing_pair(tmp_path: Path, sample_data: Path) -> None:
+    """Of sets whose frames all have ground truth."""
+    shutil.copytree(sample_data / "flow/FlyingChairs2_crop50", tmp_path / "c")
+    (tmp_path / "c/train/0000000-flow_01.flo").unlink()
+    scan = FLOW_SCANS["chairs2"](tmp_path / "c")
+    assert names(scan) == ["0000000/10"]
+    assert scan.missing == {"0000000/01": "train/0000000-flow_01.flo is not there"}
+    for number in (9998, 9999, 10000, 10001):
+        layouts.picture(tmp_path / f"m/heldout/00000/frame_{number:04d}.png")
+        if number in (9998, 10000):
+            layouts.flow(tmp_path / f"m/heldout/00000/flow_{number:04d}.flo", 1)
+    scan = FLOW_SCANS["moving-photos"](tmp_path / "m")
+    assert names(scan) == ["00000/9998", "00000/10000"]
+    assert scan.missing == {"00000/9999": "heldout/00000/flow_9999.flo is not there"}
 
 
 def test_a_missing_frame_of_hd1k_is_not_bridged(tmp_path: Path) -> None:

@@ -69,6 +69,30 @@ def test_smaller_k_is_the_beginning_of_the_larger() -> None:
     assert both[5].shape == (10, 3)
 
 
+def test_small_temperatures_leave_the_vote_to_the_nearest() -> None:
+    """exp(s / T) of single precision overflows below T = 0.011; scikit-learn's one neighbour has no temperature."""
+    train, val = _features(60, 8, 0), _features(40, 8, 1)
+    judge = KNeighborsClassifier(1, metric="cosine", algorithm="brute")
+    expected = judge.fit(train.table, train.labels).predict(val.table)
+    for temperature in (1e-5, 1e-40):
+        found = knn_predictions(train, val, 8, [20], temperature)[20]
+        assert np.array_equal(found[:, 0], expected)
+        assert (found >= 0).sum() == (knn_predictions(train, val, 8, [20], 1.0)[20] >= 0).sum()  # no vote vanishes
+
+
+def test_features_that_are_not_finite_are_an_error_and_no_low_score(tmp_path: Path) -> None:
+    class Broken(_Blind):
+        def features(self, image_B3HW: Tensor) -> list[Tensor]:
+            return [level.masked_fill(level == 1, float("nan")) for level in super().features(image_B3HW)]
+
+    data = read_class_folders(_folders(tmp_path / "set", {"train/a": 2, "train/b": 2, "val/a": 1}))
+    config = dataclasses.replace(CONFIG, linear=False)
+    with pytest.raises(DataError, match=r"features of a/0\.png are not finite; expected numbers"):
+        score_classify(
+            LoadedModel(model=Broken(), name="m"), data, config, 0, tmp_path / "results/classify/imagefolder"
+        )
+
+
 # --- the linear head -----------------------------------------------------------------------------------------------
 
 

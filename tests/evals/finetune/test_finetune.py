@@ -40,6 +40,7 @@ from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, Model
 from mcjepa.model.encoder import Encoder
 from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.model.pretrained import load, save
+from tests.own_files import png_of_size
 
 CONFIG = FinetuneConfig(
     set="moving-photos",
@@ -271,6 +272,16 @@ def test_score_has_protocol_table_curve_and_pictures_and_leaves_the_weights_alon
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_classes_whose_names_differ_by_signs_only_keep_a_metric_each(
+    loaded: LoadedModel, data: LabelledSet, tmp_path: Path
+) -> None:
+    count = len(data.classes)
+    same = dataclasses.replace(data, classes=tuple(f"{number:04d}/IMG_1" for number in range(count)))
+    plain, clash = (score_finetune(loaded, some, CONFIG, 5, tmp_path / d) for some, d in ((data, "a"), (same, "b")))
+    values = [[v for name, v in score.metrics.items() if name.startswith("iou_")] for score in (plain, clash)]
+    assert values[0] == values[1] and len(values[0]) >= 2 and plain.metrics["miou"] == clash.metrics["miou"]
+
+
 def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(
     loaded: LoadedModel, data: LabelledSet, tmp_path: Path
 ) -> None:
@@ -373,6 +384,21 @@ def test_unreadable_images_of_both_parts_make_the_score_incomplete(
     assert any("lost.png" in text for text in score.card.failed)
 
 
+@pytest.mark.parametrize("harm", ["large", "class"])
+def test_labels_that_cannot_be_used_are_one_failed_image(
+    loaded: LoadedModel, data: LabelledSet, tmp_path: Path, harm: str
+) -> None:
+    wrong = tmp_path / "wrong.png"
+    size = cv2.imread(str(data.val[0].image)).shape[:2]
+    wrong.write_bytes(png_of_size(40_000, 40_000))
+    if harm == "class":
+        cv2.imwrite(str(wrong), np.full(size, 200, np.uint8))
+    parts = [[dataclasses.replace(part[0], labels=wrong), *part[1:3]] for part in (data.train, data.val)]
+    score = score_finetune(loaded, dataclasses.replace(data, train=parts[0], val=parts[1]), CONFIG, 5, tmp_path / "out")
+    assert score.card.frames == 2 and len(score.card.failed) == 2
+    assert all("wrong.png" in text for text in score.card.failed)
+
+
 def test_any_encoder_with_the_members_of_trainable_is_fine_tuned(data: LabelledSet, tmp_path: Path) -> None:
     class Plain:
         strides, channels = (8, 16), (5, 6)
@@ -414,6 +440,14 @@ def test_mirrored_and_scaled_predictions_are_averaged_at_the_images_size() -> No
     assert both.shape == (70, 90) and both.dtype == np.uint8 and len(np.unique(both)) > 1
     mirrored = predict_labels(network, np.ascontiguousarray(image[:, ::-1]), config)
     assert np.mean(mirrored[:, ::-1] == both) > 0.95
+
+
+def test_a_prediction_that_is_not_finite_is_an_error_and_no_class() -> None:
+    network = _network(CONFIG).eval()
+    with torch.no_grad():
+        network.head.classifier[1].bias[1] = float("nan")
+    with pytest.raises(DataError, match=r"probabilities that are not finite; .*lower finetune\.lr"):
+        predict_labels(network, np.zeros((70, 90, 3), np.uint8), CONFIG)
 
 
 def test_the_constant_prediction_is_the_most_frequent_class() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -10,13 +12,20 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from numpy.typing import NDArray
 
 from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
-from mcjepa.evals.finetune.data import TrainingSamples, training_batches
+from mcjepa.evals.finetune.checkpoint import CHECKPOINT, Keeper
+from mcjepa.evals.finetune.data import TrainingSamples, epoch_order, training_batches
+from mcjepa.evals.finetune.model import Segmenter, TrainableEncoder, parameter_groups
 from mcjepa.evals.finetune.score import slide
 from mcjepa.evals.finetune.settings import FinetuneConfig
+from mcjepa.evals.finetune.train import make_optimizer, train
+from mcjepa.model.config import EncoderConfig
+from mcjepa.model.encoder import Encoder
 
 CONFIG = FinetuneConfig(
     set="camvid", image_scale=(120, 80), crop_px=(64, 96), steps=4, warmup_steps=0, batch=4, workers=0
@@ -68,7 +77,9 @@ def test_unreadable_image_is_replaced_by_its_neighbour_and_named(tmp_path: Path)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_no_usable_image_is_an_error_of_one_line_that_says_why(workers: int, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, workers=workers)
-    with pytest.raises(DataError, match=r"^no training image can be used.*class [23]; expected 0\.\.1") as caught:
+    with pytest.raises(
+        DataError, match=r"^no training image can be used.*label ids \[2, 3\]; expected 0\.\.1"
+    ) as caught:
         next(training_batches(TrainingSamples(_save(tmp_path, 2), 2, config, 0), 0))
     assert "Traceback" not in str(caught.value)
 
@@ -99,3 +110,34 @@ def test_windows_cover_every_pixel_and_their_mean_is_the_whole() -> None:
             slide(_Pointwise(), image, crop),  # type: ignore[arg-type]
             _Pointwise().label_logits(image),
         )
+
+
+def _two_steps_of_a_rank(rank: int, folder: str) -> None:
+    """Trains until the checkpoint of step 2 has been written."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    config = dataclasses.replace(CONFIG, channels=8, pool_scales=(1, 2), checkpoint_every=2)
+    items = [LabelledImage(str(n), Path(folder) / f"{n}.png", Path(folder) / f"{n}l.png") for n in range(8)]
+    torch.manual_seed(0)
+    encoder = TrainableEncoder(Encoder(EncoderConfig(stem_channels=(4, 4), stage_channels=(8,) * 4, depths=(1,) * 4)))
+    network = Segmenter(encoder, 4, config)
+    optimizer = make_optimizer(parameter_groups(network, encoder, config))
+
+    def stop(step: int) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        train(network, optimizer, TrainingSamples(items, 4, config, 1), Keeper(Path(folder), {}), stop)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_names_the_images_that_any_rank_could_not_read(tmp_path: Path) -> None:
+    """The first epoch is over after two steps of four: the resumed run meets the image again by luck only."""
+    _save(tmp_path, 8)
+    broken = int(epoch_order(1, 0, 8)[1])  # sample 1, the first of rank 1
+    (tmp_path / f"{broken}.png").write_bytes(b"no picture")
+    mp.spawn(_two_steps_of_a_rank, args=(str(tmp_path),), nprocs=2)
+    record = json.loads(torch.load(tmp_path / CHECKPOINT, weights_only=True)["record"])
+    assert record["step"] == 2 and [failure.partition(":")[0] for failure in record["failed"]] == [str(broken)]

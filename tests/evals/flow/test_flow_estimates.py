@@ -135,6 +135,8 @@ def test_folders_are_left_out_only_while_names_differ(tmp_path: Path) -> None:
     for scene in ("clean/bamboo_2", "final/bamboo_2"):
         layouts.picture(root / f"training/{scene}/frame_0001.png")
         layouts.picture(root / f"training/{scene}/frame_0002.png")
+    for mask in ("occlusions", "invalid"):
+        layouts.picture(root / f"training/{mask}/bamboo_2/frame_0001.png")
     layouts.flow(root / "training/flow/bamboo_2/frame_0001.flo", 7)
     pairs = FLOW_SCANS["sintel-clean"](root, subset=True).pairs
     layouts.flow(tmp_path / "mine/frame_0001.flo", 0)

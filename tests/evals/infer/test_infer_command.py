@@ -40,6 +40,34 @@ def _infer(*words: object) -> int:
     return main(["infer", *map(str, words)])
 
 
+def test_masks_beside_their_frames_are_no_frames_and_are_counted(
+    weights_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same folder with and without its masks gives the same flow."""
+    plain = ("1.jpg", "2.jpg", "10.jpg")
+    _images(tmp_path / "a/walk", plain)
+    _images(tmp_path / "b/walk", (*plain, "1_mask.png", "2_mask.png", "10-depth.png"))
+    found = []
+    for name in "ab":
+        words = (
+            weights_folder,
+            tmp_path / name / "walk",
+            "--out",
+            tmp_path / f"out-{name}",
+            "--write",
+            "flo",
+            "--json",
+        )
+        assert _infer(*words) == 0
+        (clip,) = json.loads(capsys.readouterr().out)["clips"]
+        found.append({Path(path).name: read_flo(Path(path)).tobytes() for path in clip["written"]})
+    assert list(found[0]) == ["1.flo", "2.flo"] and found[0] == found[1]
+    assert "b/walk: 3 of 6 images belong to a frame by their names (10-depth.png)" in caplog.text
+    assert "a/walk" not in caplog.text
+    left, right = _images(tmp_path / "pair", ("1_left.png", "1_right.png"))  # two views, of no other frame
+    assert open_clips([str(tmp_path / "pair")])[0].frames == (left.stem, right.stem)
+
+
 def test_pair_folder_and_video_are_clips_of_one_call(
     weights_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -139,6 +139,34 @@ def test_the_key_tells_weights_images_labels_and_preprocessing_apart(
     assert len(keys) == 10
 
 
+def test_an_image_that_could_not_be_read_for_a_moment_is_encoded_by_the_next_run(
+    tmp_path: Path, model: EvalModel, items: list[LabelledImage]
+) -> None:
+    """The images' digest was taken before the error: the key is that of the healthy images."""
+    digest, hurt = images_digest(items), Path(items[4].image)
+    broken = Path(items[6].image)
+    broken.write_bytes(b"no picture")  # for good
+
+    def features() -> tuple[FeatureFile, int]:
+        with cache_in(tmp_path / "cache") as cache:
+            found = cache.features(model, items, digest, PLAN)
+            return found, (found.folder / "index.jsonl").stat().st_mtime_ns
+
+    hurt.rename(tmp_path / "away")
+    found, before = features()
+    assert found.failed_places == [4, 6] and len(found) == 6
+    assert features()[1] == before  # neither can be read: nothing is done again
+    with cache_in(tmp_path / "cache") as reader:  # in use elsewhere, they stay
+        used = reader.features(model, items, digest, PLAN)
+        (tmp_path / "away").rename(hurt)
+        assert features()[1] == before and len(used[5].tiles) == 1
+    again, before = features()
+    assert again.failed_places == [6] and len(again) == 7
+    with cache_in(tmp_path / "fresh") as fresh:
+        assert same(again, features_of(fresh, model, items))
+    assert features()[1] == before
+
+
 @pytest.mark.parametrize("harm", ["torn line", "torn maps", "wrong bytes", "no index", "not sealed"])
 def test_half_features_are_continued_to_the_same_bytes_and_never_read(
     tmp_path: Path, model: EvalModel, items: list[LabelledImage], harm: str

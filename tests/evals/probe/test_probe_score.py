@@ -23,6 +23,7 @@ from mcjepa.evals.probe.score import score_probe
 from mcjepa.evals.probe.settings import PROTOCOLS, ProbeConfig, describe_protocol, protocol_settings
 from mcjepa.evals.progress import EvalEvent
 from tests.evals.labelled_sets import write_items
+from tests.own_files import png_of_size
 
 CONFIG = ProbeConfig(
     set="bands", steps=25, warmup_steps=5, lr=0.05, batch=4, crop_px=0, loss_stride_px=4, encode_batch=3, pictures=1
@@ -106,6 +107,34 @@ def test_the_score_tells_its_protocol_and_writes_its_tables_and_pictures(
     assert [row["image"] for row in score.table] == ["0", "1"]
 
 
+@pytest.mark.parametrize("changes", [{}, {"augment": "mmseg", "norm": "batch", "crop_px": 64}], ids=["cached", "mmseg"])
+def test_a_head_that_diverges_is_an_error_and_no_low_score(
+    tmp_path: Path, loaded: LoadedModel, data: LabelledSet, changes: dict[str, object]
+) -> None:
+    with pytest.raises(DataError, match=r"the head's loss is (nan|inf) at step \d+; .*lower probe\.lr"):
+        score_in(tmp_path, loaded, data, lr=1e36, warmup_steps=0, **changes)
+
+
+def test_classes_whose_names_differ_by_signs_only_keep_a_metric_each(
+    tmp_path: Path, loaded: LoadedModel, data: LabelledSet
+) -> None:
+    """Every class of classes.csv has its IoU among the metrics, whatever letters its name has."""
+    names = ("a b", "0000/IMG_1.png", "a-b", "0004/IMG_1.png", "seen at random")
+    score = score_in(tmp_path, loaded, dataclasses.replace(data, classes=names))
+    listed = rows_of(tmp_path / "results/probe/bands/classes.csv")
+    for key, rival in (("iou", ""), ("iou_random", "_random")):
+        expected = {row["class"]: float(row[key]) for row in listed if row[key]}
+        found = {
+            name: score.metrics[f"iou_{metric}{rival}"]
+            for name, metric in zip(names, ("a_b_0", "img_1_1", "a_b_2", "img_1_3", "seen_at_random_4"), strict=True)
+            if f"iou_{metric}{rival}" in score.metrics
+        }
+        assert found == pytest.approx(expected) and len(expected) >= 3
+    assert sum(name.startswith("iou_") for name in score.metrics) == sum(
+        bool(row[key]) for row in listed for key in ("iou", "iou_random")
+    )
+
+
 def test_several_seeds_give_mean_and_deviation_of_single_scores(
     tmp_path: Path, loaded: LoadedModel, data: LabelledSet
 ) -> None:
@@ -144,13 +173,24 @@ def harmed(data: LabelledSet, harm: str) -> Sequence[LabelledImage]:
         write_id_png(Path(bad.labels), np.full((70, 90), 77, np.uint8))
     elif harm == "size":
         write_id_png(Path(bad.labels), np.zeros((70, 91), np.uint8))
+    elif harm == "large labels":
+        Path(bad.labels).write_bytes(png_of_size(40_000, 40_000))
+    elif harm == "large image":
+        Path(bad.image).write_bytes(png_of_size(40_000, 40_000))
     else:
         Path(bad.image).write_bytes(Path(bad.image).read_bytes()[:100])
     return data.val
 
 
 @pytest.mark.parametrize(
-    ("harm", "reason"), [("class", r"\[77\]; expected 0..4"), ("size", "one size"), ("torn", "not a readable image")]
+    ("harm", "reason"),
+    [
+        ("class", r"\[77\]; expected 0..4"),
+        ("size", "one size"),
+        ("torn", "not a readable image"),
+        ("large labels", "no readable label map"),
+        ("large image", "not a readable image"),
+    ],
 )
 def test_an_image_that_cannot_be_scored_is_named_and_not_averaged_away(
     tmp_path: Path, loaded: LoadedModel, data: LabelledSet, harm: str, reason: str

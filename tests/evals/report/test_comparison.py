@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mcjepa.evals.cards import ESTIMATES, Card, Picture, Score, write_scores
+from mcjepa.evals.cards import ESTIMATES, Card, Picture, Score, read_scores, write_scores
+from mcjepa.evals.finetune.settings import FinetuneConfig
 from mcjepa.evals.measures import ITEM_NAMES, measure_of
 from mcjepa.evals.models import EvalModel, LoadedModel
 from mcjepa.evals.report.comparison import Evaluated, compare_scores
+from mcjepa.evals.report.paper_table import our_row
 from mcjepa.evals.vos.score import score_vos_estimates, score_vos_set
 from mcjepa.evals.vos.settings import VosConfig
 from mcjepa.pipeline.cli.main import main
@@ -62,6 +66,18 @@ def test_wording_is_no_difference_and_the_way_a_model_is_run_is_one_between_mode
     assert compare(model, resized).against_first == ()
 
 
+def test_fine_tunings_whose_batch_normalisation_saw_other_batches_are_not_compared() -> None:
+    def fine_tuned(**settings: Any) -> Score:
+        card = Card(
+            data_set="s", split="v", root="/", frames=1, resolution="", masks="", aggregation="",
+            config=dataclasses.asdict(FinetuneConfig(**settings)),
+        )  # fmt: skip
+        return Score(name="finetune/s", metrics={"miou": 40.0}, card=card)
+
+    assert compare(fine_tuned(), fine_tuned(workers=0, micro_batch=16)).differences == ()  # 0 is the whole batch
+    assert compare(fine_tuned(), fine_tuned(micro_batch=4)).differences == ("config.micro_batch: 16 | 4",)
+
+
 def test_other_items_under_the_same_count_are_a_difference() -> None:
     other = flow_score()
     rows = tuple(row | {"pair": "q0"} if row["pair"] == "p0" else row for row in other.table)
@@ -77,6 +93,20 @@ def test_a_steady_gain_is_more_than_chance_and_noise_is_not() -> None:
     assert not same.interval.is_more_than_chance
     assert better.sentence(["a", "b", "c"]).endswith("over 40 pairs: better by more than chance")
     assert same.sentence(["a", "b", "c"]).startswith("c - a: epe") and same.sentence("abc").endswith("within chance")
+
+
+def test_scores_under_the_old_name_of_davis_stand_beside_those_under_its_own(tmp_path: Path) -> None:
+    """Files of before `davis` became a name of `davis2017` alone."""
+    rows = tuple({"sequence": name, "object": 1, "frames": 9, "j_mean": 0.5, "f_mean": 0.4} for name in "abc")
+    facts = {"split": "", "root": "", "frames": 27, "resolution": "", "masks": "", "aggregation": ""}
+    for name in ("davis", "davis2017"):
+        card = Card(data_set=name, config={"set": name, "top_k": 5}, **facts)  # type: ignore[arg-type]
+        write_scores([Score(name=f"vos/{name}", metrics={"jf": 0.45}, card=card, table=rows)], tmp_path / name)
+    scores = [read_scores(tmp_path / name)[0] for name in ("davis", "davis2017")]
+    compared = compare(*scores)
+    assert compared.name == "vos/davis2017" and compared.differences == ()
+    assert all(math.isfinite(value) for value in compared.metrics[0].values)
+    assert [cell.value for cell in our_row(scores[:1]) if math.isfinite(cell.value)] == [45.0]
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]])

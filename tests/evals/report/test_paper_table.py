@@ -6,6 +6,7 @@ import pytest
 
 from mcjepa.data_prep.corpora import FLOW_SETS, SEGMENTATION_SETS, VOS_SETS
 from mcjepa.evals.report.paper_table import COLUMNS, PAPER
+from mcjepa.pipeline.recipe.recipe import load_recipe
 
 SETS = {"flow": FLOW_SETS, "probe": SEGMENTATION_SETS, "finetune": SEGMENTATION_SETS, "vos": VOS_SETS}
 
@@ -14,6 +15,23 @@ SETS = {"flow": FLOW_SETS, "probe": SEGMENTATION_SETS, "finetune": SEGMENTATION_
 def test_a_column_names_a_kind_and_a_set_that_exist(score: str) -> None:
     kind, _, name = score.partition("/")
     assert name in SETS[kind]
+
+
+def test_the_recipe_of_the_paper_fills_every_column_of_its_kinds() -> None:
+    """Segmentation of other sets than VOC, and fine-tuning, are evaluations of their own."""
+    settings = load_recipe("paper", [])[0].eval
+    assert settings and settings.flow and settings.probe and settings.vos
+    given = {f"flow/{name}" for name in settings.flow.sets}
+    given |= {f"probe/{settings.probe.set}", f"vos/{settings.vos.set}"}
+    apart = ("finetune/", "probe/cityscapes", "probe/ade20k")
+    assert {column.score for column in COLUMNS if not column.score.startswith(apart)} <= given
+
+
+@pytest.mark.parametrize("kind", ["flow", "probe", "vos"])
+def test_no_two_names_of_scores_are_of_one_reader(kind: str) -> None:
+    """Scores of one set under two names never stand beside each other."""
+    readers = [(getattr(r, "func", r), getattr(r, "args", ())) for r in SETS[kind].values()]
+    assert all(readers.count(reader) == 1 for reader in readers)
 
 
 def test_rows_have_a_cell_a_column() -> None:

@@ -43,6 +43,15 @@ def test_a_share_is_the_ratio_of_sums_and_a_missing_metric_is_nan() -> None:
     assert math.isnan(measure_of(EPE, {f"flow/{s}": {"epe": 0.0, "epe_zero": 0.0} for s in "ab"}))
 
 
+def test_scores_under_an_older_name_of_their_set_are_found() -> None:
+    measure = Measure(of=("vos/davis2017/jf",), better="higher")
+    assert (
+        measure_of(measure, {"vos/davis": {"jf": 0.25}}) == measure_of(measure, {"vos/davis2017": {"jf": 0.25}}) == 0.25
+    )
+    older = Measure(of=("vos/davis/jf",), better="higher")
+    assert measure_of(older, {"vos/davis2017": {"jf": 0.25}}) == 0.25
+
+
 def test_means_differences_and_their_direction() -> None:
     table = full_table()
     assert table.cells["joint"]["EPE"].spread.mean == pytest.approx(1.1 / 4)

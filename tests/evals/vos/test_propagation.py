@@ -83,7 +83,7 @@ def test_presets_give_what_dense_code_of_their_origin_gives(rule: str, tile_cell
     frames = [features for features, _ in _random_context(6, 7, 9)]
     mask = np.zeros((7, 9), np.uint8)
     mask[2:5, 1:4], mask[4:6, 5:8] = 1, 2
-    first = first_labels(mask, 2, (7, 9), bilinear=False)
+    first = first_labels(mask, 2, (7, 9), 1, bilinear=False)
     config = VosConfig(**PRESETS[rule] | {"context_frames": 3, "radius_cells": 3, "tile_cells": tile_cells})
     ours = [labels for _, labels in propagate_labels(frames, first, config)]
     torch.testing.assert_close(ours, _dense(frames, first, config, rule))
@@ -101,7 +101,7 @@ def test_presets_differ_in_the_published_numbers() -> None:
 
 def test_features_that_are_not_normalised_vote_by_their_products() -> None:
     frames = [4.0 * features for features, _ in _random_context(2, 4, 4)]
-    first = first_labels(np.eye(4, dtype=np.uint8), 1, (4, 4), bilinear=False)
+    first = first_labels(np.eye(4, dtype=np.uint8), 1, (4, 4), 1, bilinear=False)
     config = dataclasses.replace(CONFIG, normalize=False, radius_cells=0, temperature=3.0)
     ((query, labels),) = propagate_labels(frames, first, config)
     torch.testing.assert_close(query, frames[1])
@@ -129,10 +129,25 @@ def test_largest_values_by_groups_are_those_of_topk(keys: int, count: int) -> No
 def test_soft_labels_of_the_first_mask_are_opencvs_bilinear_ones() -> None:
     mask = np.zeros((48, 64), np.uint8)
     mask[5:30, 11:40], mask[31:44, 20:50] = 1, 2
-    soft = first_labels(mask, 2, (6, 8), bilinear=True)
+    soft = first_labels(mask, 2, (48, 64), 8, bilinear=True)
     for label in range(3):
         expected = cv2.resize((mask == label).astype(np.float32), (8, 6), interpolation=cv2.INTER_LINEAR)
         np.testing.assert_allclose(soft[label].numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("bilinear", [False, True])
+@pytest.mark.parametrize("frame", [(481, 481), (473, 486), (480, 480)])
+@pytest.mark.parametrize("finer", [1, 2])
+def test_first_mask_lies_where_its_frame_was_encoded(bilinear: bool, frame: tuple[int, int], finer: int) -> None:
+    """An object near the far corner comes back at its own centre, whatever the last cells have beyond the frame."""
+    mask = np.zeros((frame[0] * finer, frame[1] * finer), np.uint8)
+    mask[400 * finer : 464 * finer, 424 * finer : 464 * finer] = 1
+    first = first_labels(mask, 1, frame, 8, bilinear)
+    torch.testing.assert_close(first.sum(0), torch.ones(first.shape[1:]))
+    back = labels_to_mask(first, 8, frame, mask.shape)
+    centre = [float(axis.mean()) / finer for axis in np.nonzero(back == 1)]
+    assert centre == pytest.approx([431.5, 443.5], abs=0.5)
+    # The axes of the centre are the ranges' own: (400 + 463) / 2 and (424 + 463) / 2.
 
 
 def test_radius_zero_means_everywhere() -> None:
@@ -150,7 +165,7 @@ def test_more_votes_than_cells_uses_all_cells() -> None:
 
 def test_context_is_the_first_frame_and_the_last_n() -> None:
     frames = [features for features, _ in _random_context(5, 4, 4)]
-    first = first_labels(np.eye(4, dtype=np.uint8), 1, (4, 4), bilinear=False)
+    first = first_labels(np.eye(4, dtype=np.uint8), 1, (4, 4), 1, bilinear=False)
     results = [labels for _, labels in propagate_labels(frames, first, CONFIG)]
     assert len(results) == 4
     normal = [F.normalize(features, dim=0) for features in frames]
@@ -160,7 +175,7 @@ def test_context_is_the_first_frame_and_the_last_n() -> None:
 
 def test_without_recent_frames_only_the_first_one_votes() -> None:
     frames = [features for features, _ in _random_context(3, 4, 4)]
-    first = first_labels(np.eye(4, dtype=np.uint8), 1, (4, 4), bilinear=False)
+    first = first_labels(np.eye(4, dtype=np.uint8), 1, (4, 4), 1, bilinear=False)
     config = dataclasses.replace(CONFIG, context_frames=0)
     *_, (query, labels) = propagate_labels(frames, first, config)
     torch.testing.assert_close(labels, _dino_labels(query, [(F.normalize(frames[0], dim=0), first)], config))
@@ -178,7 +193,7 @@ def test_object_with_distinct_features_is_followed_as_it_moves() -> None:
             torch.where(torch.from_numpy(mask).bool(), thing[:, None, None], background[:, None, None]) + noise
         )
         masks.append(mask)
-    first = first_labels(masks[0], 1, (10, 16), bilinear=False)
+    first = first_labels(masks[0], 1, (10, 16), 1, bilinear=False)
     for (_, labels), mask in zip(propagate_labels(frames, first, CONFIG), masks[1:], strict=True):
         assert np.array_equal(labels.argmax(0).numpy(), mask)
 
@@ -200,7 +215,7 @@ def test_channels_are_stretched_to_the_full_range_before_they_are_compared() -> 
 
 def test_mask_on_the_grid_and_back_keeps_blocks_and_sizes() -> None:
     mask = np.kron(np.array([[0, 1, 2], [2, 0, 1]], np.uint8), np.ones((8, 8), np.uint8))
-    grid = first_labels(mask, 2, (2, 3), bilinear=False)
+    grid = first_labels(mask, 2, (16, 24), 8, bilinear=False)
     assert grid.argmax(0).tolist() == [[0, 1, 2], [2, 0, 1]]
     back = labels_to_mask(grid, 8, (14, 23), (28, 46))
     assert back.shape == (28, 46)

@@ -49,6 +49,8 @@ def test_estimates_are_scored_without_weights(davis: Path, tmp_path: Path, capsy
     assert scores["vos/davis2017"]["jf"] == 1.0 > scores["vos/davis2017"]["jf_copy_first"]
     document = json.loads((tmp_path / "out/scores.json").read_text())["scores"][0]
     assert len(document["table"]) == 2 and document["card"]["weights_digest"] == ""
+    assert _vos(*words, "--set", "davis", "pictures=0") == 0  # another name of the same set
+    assert json.loads(capsys.readouterr().out) == scores
     assert _vos(*words, "--set", "davis2016", "pictures=0") == 0
     table = json.loads((tmp_path / "out/scores.json").read_text())["scores"][0]["table"]
     assert [(row["sequence"], row["object"]) for row in table] == [("dog", 1)]

@@ -88,6 +88,27 @@ def test_a_random_encoder_is_propagated_beside_the_model_where_there_is_one(
     assert score_vos_set(twin, tmp_path, [video], unasked, tmp_path / "out").rivals == ("copy_first",)
 
 
+def test_features_that_are_not_finite_are_an_error_and_no_low_score(
+    tmp_path: Path, foreign_model: Callable[..., EvalModel]
+) -> None:
+    class Broken(Blind):
+        """NaN in one cell, as weights that overflow give it."""
+
+        def features(self, image_B3HW: Tensor) -> list[Tensor]:
+            maps = super().features(image_B3HW)
+            maps[2][0, 1, 3, 4] = float("nan")
+            return maps
+
+    video = _write_video(tmp_path / "in", "blocks")
+    with pytest.raises(DataError, match=r"blocks: .*features of a frame are not finite; expected numbers"):
+        score_vos_set(LoadedModel(model=Broken(), name="m"), tmp_path, [video], CONFIG, tmp_path / "out")
+    twin = LoadedModel(model=foreign_model(), name="m", random_model=Broken())
+    with pytest.raises(DataError, match="not finite"):
+        score_vos_set(twin, tmp_path, [video], CONFIG, tmp_path / "out")
+    coarser = dataclasses.replace(CONFIG, stride=16)  # whose level is sound
+    assert score_vos_set(LoadedModel(model=Broken(), name="m"), tmp_path, [video], coarser, tmp_path).card.complete
+
+
 def test_copied_mask_has_the_overlap_of_shifted_blocks(tmp_path: Path, foreign_model: Callable[..., EvalModel]) -> None:
     video = _write_video(tmp_path / "in", "blocks", frames=4)
     score = score_vos_set(LoadedModel(model=foreign_model(), name="m"), tmp_path, [video], CONFIG, tmp_path / "out")
@@ -159,7 +180,7 @@ def test_davis_first_mask_copied_has_the_known_score(
     sample_data: Path, tmp_path: Path, foreign_model: Callable[..., EvalModel]
 ) -> None:
     root = sample_data / "davis/DAVIS"
-    video = next(video for video in VOS_SETS["davis"](root) if video.name == "car-shadow")
+    video = next(video for video in VOS_SETS["davis2017"](root) if video.name == "car-shadow")
     loaded = LoadedModel(model=foreign_model(), name="m")
     config = VosConfig(stride=32, pictures=0)
     score = score_vos_set(loaded, root, [video], config, tmp_path)
@@ -187,6 +208,27 @@ def test_masks_and_overlays_are_written_and_score_as_they_did(
         assert len(frames) == 6 and (frames[0].width, frames[0].height) == (128, 96)
         assert container.streams.video[0].codec_context.name == "h264"
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_overlays_of_frames_larger_than_their_masks_are_tinted_where_the_objects_are(
+    tmp_path: Path, foreign_model: Callable[..., EvalModel]
+) -> None:
+    """DAVIS' full-resolution frames with masks of 480 lines: the written masks, enlarged by OpenCV, say where."""
+    video = _write_video(tmp_path / "in", "blocks")
+    for path in video.frames:
+        frame = cv2.imread(str(path))
+        cv2.imwrite(str(path), cv2.resize(np.asarray(frame), (256, 192), interpolation=cv2.INTER_NEAREST))
+    config = dataclasses.replace(CONFIG, masks=True, overlays=True, pictures=0)
+    score_vos_set(LoadedModel(model=foreign_model(), name="m"), tmp_path, [video], config, tmp_path / "out")
+    with av.open(str(tmp_path / "out/overlays/blocks.mp4")) as container:
+        shown = [frame.to_ndarray(format="rgb24").astype(int) for frame in container.decode(video=0)]
+    for index, path in enumerate(sorted((tmp_path / "out/masks/blocks").iterdir())):
+        with Image.open(path) as image:
+            mask = cv2.resize(np.array(image), (256, 192), interpolation=cv2.INTER_NEAREST)
+        changed = np.abs(shown[index] - video.read_frame(index).astype(int)).sum(-1)
+        inside = cv2.erode((mask > 0).astype(np.uint8), np.ones((9, 9))) > 0
+        outside = cv2.dilate((mask > 0).astype(np.uint8), np.ones((9, 9))) == 0
+        assert np.median(changed[inside]) > 40 > 20 > np.median(changed[outside])
 
 
 def test_a_sequence_without_ground_truth_is_tracked_and_not_scored(
