@@ -175,13 +175,13 @@ def test_the_report_of_another_runs_weights_is_about_those(recipe: Path, weights
     (tmp_path / "run/logs").mkdir()
     (tmp_path / "run/logs/metrics.jsonl").write_text(json.dumps({"step": 20, "loss": 1.5}) + "\n")
     assert main(["eval", "all", str(recipe)]) == 0
-    assert "loss/loss" in (tmp_path / "out/report.html").read_text()
+    assert "Training curves" in (tmp_path / "out/report.html").read_text()
     other = _write_weights(weights_folder, tmp_path / "other", 3)
     assert main(["eval", "all", str(recipe), "--weights", str(other)]) == 0
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert summary["steps"] == 3 and summary["run_ids"]["train"] is None and summary["stage_seconds"]["train"] is None
     assert summary["dataset_ids"] == {"9be": "9be"} and summary["weights"] == str(other)
-    assert "loss/loss" not in (tmp_path / "out/report.html").read_text()
+    assert "Training curves" not in (tmp_path / "out/report.html").read_text()
 
 
 def test_scores_that_lack_something_are_taken_again_once_the_set_is_complete(

@@ -216,12 +216,17 @@ def _walk_packets(
         if packet.is_keyframe:
             parameters.add(packet)
             first_key = at if first_key is None else first_key
-        if not packet.is_discard:
+        if not (packet.is_discard or _is_hidden(packet)):
             ticks.append(at)
         end_s = max(end_s, packet_end_s(packet))
     times.append(_shown(ticks, first_key))
     numbers = np.repeat(np.arange(len(times)), [len(part) for part in times])
     return np.concatenate(times), numbers.astype(np.int64), end_s
+
+
+def _is_hidden(packet: Any) -> bool:
+    """Whether a packet of VP8 gives no picture, as those of its alternative references (RFC 6386, section 9.1)."""
+    return packet.stream.codec_context.name in ("vp8", "libvpx") and not bytes(packet)[0] & 0b10000
 
 
 def _shown(ticks: array[int], first_key: int | None) -> IntArray:

@@ -146,7 +146,7 @@ def frames_in_order(container: Any, table: VideoTable) -> Iterator[Any]:
     """All frames, stretch by stretch: the decoder starts anew with each.
 
     Raises:
-        DecodeFailure: a packet is damaged, or a stretch that is not the last has another number of frames than its
+        DecodeFailure: a packet is damaged, a decoder has filled up what was missing of a frame, or a stretch that is not the last has another number of frames than its
             packets tell.
     """
     from av.error import FFmpegError
@@ -171,6 +171,8 @@ def frames_in_order(container: Any, table: VideoTable) -> Iterator[Any]:
             number = frame_number(table, stretch, packet, stream)
             raise DecodeFailure(f"damaged at frame {number} of {len(table.times_s)} ({error.strerror})") from error
         for frame in decoded:
+            if frame.is_corrupt:
+                raise DecodeFailure(f"damaged at frame {given} of {len(table.times_s)} (its decoder filled it up)")
             yield frame
             given += 1
 

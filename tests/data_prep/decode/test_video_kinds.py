@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections import deque
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
 from video_files import FFMPEG, run_ffmpeg, scene, set_matrix, shown_by_ffmpeg, write
 
 from mcjepa.data_prep.corpora.items import Input
+from mcjepa.data_prep.corpora.samples import packaged_videos
 from mcjepa.data_prep.decode.colour import to_light
 from mcjepa.data_prep.decode.cutter import CutSample, DroppedSample, cut_input
 from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted
 from mcjepa.data_prep.decode.videos import open_video
-from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig, VideoConfig
+from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig, DecoderName, VideoConfig
 
 DECODERS = ("decord", "pyav", "pyav-planes", "torchcodec")
 needs_ffmpeg = pytest.mark.skipif(FFMPEG is None, reason="no ffmpeg: apt install ffmpeg")
@@ -358,3 +361,41 @@ def test_a_matroska_without_a_duration_is_read_whole(codec: str, decoder: str, t
     video = open_video(str(path), decoder)  # type: ignore[arg-type]
     assert not video.table.timed and video.decoder == ("pyav-planes" if decoder == "pyav-planes" else "pyav")
     assert np.abs(frames_of(path, decoder).astype(int) - frames).mean() < 6
+
+
+@pytest.mark.parametrize("decoder", ["decord", "pyav", "pyav-planes"])
+def test_packets_of_vp8_that_show_nothing_are_no_frames(decoder: DecoderName, tmp_path: Path) -> None:
+    """Alternative references, as two-pass encoders make them: here the header of every seventh frame says so."""
+    whole = write(tmp_path / "whole.webm", scene(40), "libvpx")
+    with av.open(str(whole)) as source, av.open(str(tmp_path / "a.webm"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(source.demux(video=0)):
+            if not packet.size:
+                continue
+            content = bytearray(bytes(packet))
+            content[0] &= 0xFF if number % 7 != 3 else 0b11101111
+            altered = av.Packet(bytes(content))
+            altered.pts, altered.dts, altered.time_base = packet.pts, packet.dts, packet.time_base
+            altered.is_keyframe, altered.stream = packet.is_keyframe, stream
+            target.mux(altered)
+    with av.open(str(tmp_path / "a.webm")) as container:
+        frames = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    assert len(frames) == 34
+    video = open_video(str(tmp_path / "a.webm"), decoder)
+    assert video.table.times_s.tolist() == pytest.approx([at for at, _ in frames])
+    wanted = np.asarray([2, 3, 17, 33])
+    for number, found in zip(wanted, video.read(wanted), strict=True):
+        assert np.abs(found.rgb.astype(int) - frames[number][1]).max() <= 2
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "pyav-planes"])
+def test_frames_that_a_decoder_has_filled_up_are_damage(decoder: DecoderName, tmp_path: Path) -> None:
+    (content,) = (path.read_bytes() for path in packaged_videos() if path.name == "bikes.mp4")
+    for seed in range(6):
+        random, damaged = np.random.default_rng(seed), bytearray(content)
+        at = len(content) // 2 + int(random.integers(-20_000, 20_000))
+        damaged[at : at + 64] = random.bytes(64)
+        (tmp_path / "a.mp4").write_bytes(damaged)
+        video = open_video(str(tmp_path / "a.mp4"), decoder)
+        with pytest.raises(DecodeFailure, match=r"^damaged at frame \d+ of 250"):
+            deque(video.read(np.arange(video.frame_count)), maxlen=0)
