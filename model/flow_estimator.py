@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mcjepa.model.config import FlowConfig
 from mcjepa.model.correlation import correlate
 from mcjepa.model.layer_norm import ChannelLayerNorm
+from mcjepa.model.layers.convolution import Convolution3x3, filters_kept
 from mcjepa.model.warp import upsample_flow, warp
 
 
@@ -84,7 +85,7 @@ class DenseConvolutions(nn.Module):
         self.widths = tuple(widths)
         targets, sources = (*widths, outputs), (inputs, *widths)
         self._convs = [
-            nn.Conv2d(channels, sum(targets[k:]), 3, padding=1, bias=k == 0) for k, channels in enumerate(sources)
+            Convolution3x3(channels, sum(targets[k:]), bias=k == 0) for k, channels in enumerate(sources)
         ]
         self.spread = nn.ModuleList(self._convs)
         self.activations = nn.ModuleList(_activation(width, normalize) for width in widths)
@@ -132,9 +133,9 @@ class ResidualFlow(nn.Module):
         self.dense.zero_outputs(2)
         self.context = nn.Sequential(_activation(context[0], config.normalize))
         for before, width, dilation in zip(context, context[1:], config.context_dilations[1:], strict=False):
-            self.context.append(nn.Conv2d(before, width, 3, padding=dilation, dilation=dilation))
+            self.context.append(Convolution3x3(before, width, dilation))
             self.context.append(_activation(width, config.normalize))
-        last = nn.Conv2d(context[-1], 2, 3, padding=1)
+        last = Convolution3x3(context[-1], 2)
         nn.init.zeros_(last.weight)
         if last.bias is not None:
             nn.init.zeros_(last.bias)
@@ -180,6 +181,13 @@ class FlowEstimator(nn.Module):
             The flow at every decoded level (strides `finest_stride` to `coarsest_stride`), finest first, each
             (B, 2, h, w) fp32, in cells of that level.
         """
+        if torch.compiler.is_compiling():
+            return self._decode(pyramid_a, pyramid_b)
+        with filters_kept():
+            return self._decode(pyramid_a, pyramid_b)
+
+    def _decode(self, pyramid_a: Sequence[Tensor], pyramid_b: Sequence[Tensor]) -> list[Tensor]:
+        """What `forward` gives."""
         flows: list[Tensor] = []
         for level in reversed(range(self.first, self.last + 1)):
             a, b = pyramid_a[level], pyramid_b[level]
