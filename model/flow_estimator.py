@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mcjepa.model.config import FlowConfig
 from mcjepa.model.correlation import correlate
 from mcjepa.model.layer_norm import ChannelLayerNorm
-from mcjepa.model.layers.convolution import Convolution3x3, filters_kept
+from mcjepa.model.layers.convolution import Convolution3x3, weights_kept
 from mcjepa.model.warp import upsample_flow, warp
 
 
@@ -183,7 +183,7 @@ class FlowEstimator(nn.Module):
         """
         if torch.compiler.is_compiling():
             return self._decode(pyramid_a, pyramid_b)
-        with filters_kept():
+        with weights_kept():
             return self._decode(pyramid_a, pyramid_b)
 
     def _decode(self, pyramid_a: Sequence[Tensor], pyramid_b: Sequence[Tensor]) -> list[Tensor]:

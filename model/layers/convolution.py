@@ -7,7 +7,7 @@ is small and the weight large; and it needs four times Winograd's multiplication
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 import torch
@@ -21,12 +21,12 @@ _OUTWEIGHED = 8
 _WINOGRAD_CHANNELS, _WINOGRAD_TILES = 64, 24
 """Channels in and out, and tiles, from which Winograd's form is quicker."""
 
-_KEPT: ContextVar[dict[int, Tensor] | None] = ContextVar("filters of weights, by the weight's id", default=None)
+_KEPT: ContextVar[dict[tuple[object, ...], Tensor] | None] = ContextVar("forms of weights", default=None)
 
 
 @contextlib.contextmanager
-def filters_kept() -> Iterator[None]:
-    """Within it a weight is brought into Winograd's form once for all calls; it must not change meanwhile."""
+def weights_kept() -> Iterator[None]:
+    """Within it a weight is brought into another form once for all calls; it must not change meanwhile."""
     token = _KEPT.set({})
     try:
         yield
@@ -34,14 +34,14 @@ def filters_kept() -> Iterator[None]:
         _KEPT.reset(token)
 
 
-def _filters(weight: Tensor) -> Tensor:
-    """Winograd's form of a weight, kept where `filters_kept`."""
+def _form(key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
+    """A form of a weight, kept where `weights_kept`."""
     kept = _KEPT.get()
     if kept is None:
-        return winograd_filters(weight)
-    if id(weight) not in kept:
-        kept[id(weight)] = winograd_filters(weight)
-    return kept[id(weight)]
+        return make()
+    if key not in kept:
+        kept[key] = make()
+    return kept[key]
 
 
 def _interleaved(x: Tensor, step: int) -> Tensor:
@@ -70,12 +70,22 @@ def _suits_winograd(x: Tensor, weight: Tensor, dilation: int) -> bool:
     return tiles >= _WINOGRAD_TILES and 16 * tiles <= 1.4 * len(x) * height * width
 
 
-def _as_product(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+def _by_winograd(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    """Winograd's form; with dilation of each of the maps that lie between each other."""
+    filters = _form(("filters", id(weight)), lambda: winograd_filters(weight))
+    if dilation == 1:
+        return convolve_winograd(x, filters, bias)
+    return _joined(convolve_winograd(_interleaved(x, dilation), filters, bias), dilation)
+
+
+def _as_product(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, taps: tuple[slice, slice]) -> Tensor:
     """The windows of all positions times the weight, which is used as it lies in memory."""
-    reach = [dilation * (side // 2) for side in weight.shape[2:]]
-    windows = F.unfold(x, weight.shape[2:], padding=reach, dilation=dilation).transpose(1, 2)
-    out = F.linear(windows, weight.flatten(1), bias)
-    return out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+    rows = _form(("rows", id(weight), dtype, *(side.start for side in taps)), lambda: weight[..., *taps].flatten(1).to(dtype))
+    size = [side.stop - side.start for side in taps]
+    reach = [dilation * (side // 2) for side in size]
+    windows = F.unfold(x, size, padding=reach, dilation=dilation).transpose(1, 2)
+    return F.linear(windows, rows, bias).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
 def convolve_3x3(x_BChw: Tensor, weight_OC33: Tensor, bias_O: Tensor | None, dilation: int = 1) -> Tensor:
@@ -93,18 +103,15 @@ def convolve_3x3(x_BChw: Tensor, weight_OC33: Tensor, bias_O: Tensor | None, dil
         (B, O, h, w).
     """
     up, left = (int(side > dilation) for side in x_BChw.shape[-2:])
-    weight = weight_OC33[..., 1 - up : 2 + up, 1 - left : 2 + left] if not (up and left) else weight_OC33
-    direct = x_BChw.device.type != "cpu" or torch.compiler.is_compiling() or not len(x_BChw)
-    cells = len(x_BChw) * x_BChw.shape[2] * x_BChw.shape[3]
-    if not direct and weight.numel() > _OUTWEIGHED * cells * sum(weight.shape[:2]):
-        return _as_product(x_BChw, weight, bias_O, dilation)
-    if not direct and up and left and _suits_winograd(x_BChw, weight, dilation):
-        filters = _filters(weight)
-        if dilation == 1:
-            return convolve_winograd(x_BChw, filters, bias_O)
-        return _joined(convolve_winograd(_interleaved(x_BChw, dilation), filters, bias_O), dilation)
-    reach = (dilation * up, dilation * left)
-    return F.conv2d(x_BChw, weight, bias_O, padding=reach, dilation=dilation)
+    taps = slice(1 - up, 2 + up), slice(1 - left, 2 + left)
+    if x_BChw.device.type == "cpu" and type(x_BChw) is Tensor and len(x_BChw) and not torch.compiler.is_compiling():
+        cells, weights = x_BChw[:, 0].numel(), weight_OC33[..., *taps].numel()
+        if weights > _OUTWEIGHED * cells * sum(weight_OC33.shape[:2]):
+            return _as_product(x_BChw, weight_OC33, bias_O, dilation, taps)
+        if up and left and _suits_winograd(x_BChw, weight_OC33, dilation):
+            return _by_winograd(x_BChw, weight_OC33, bias_O, dilation)
+    weight = weight_OC33 if up and left else weight_OC33[..., *taps]
+    return F.conv2d(x_BChw, weight, bias_O, padding=(dilation * up, dilation * left), dilation=dilation)
 
 
 class Convolution3x3(nn.Conv2d):

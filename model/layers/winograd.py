@@ -26,13 +26,13 @@ _G = ((6, 0, 0), (-4, -4, -4), (-4, 4, -4), (1, 2, 4), (1, -2, 4), (0, 0, 24))  
 _A = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 _ONES = 7
 """Of the 36 products the one that is added to each of a tile's 16 outputs: where a bias belongs."""
-BLOCK_TILES = 256
+BLOCK_TILES, BLOCK_FILTERS = 256, 8192
 
 
 @functools.cache
 def _matrices() -> tuple[Tensor, Tensor, Tensor]:
     """For flattened tiles: B^T (36, 36), G (36, 9) and A^T (16, 36)."""
-    b, g, a = (torch.tensor(rows, dtype=torch.float64) for rows in (_B, _G, _A))
+    b, g, a = (torch.tensor(rows, dtype=torch.float64, device="cpu") for rows in (_B, _G, _A))
     return torch.kron(b, b).float(), torch.kron(g / 24, g / 24).float(), torch.kron(a, a).float()
 
 
@@ -103,9 +103,13 @@ class _Filters(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> Tensor:
         outputs, channels = weight.shape[:2]
-        taps = weight.permute(2, 3, 1, 0).reshape(9, -1)
+        filters, block = weight.new_empty(36, channels * outputs), max(BLOCK_FILTERS // outputs, 1)
         with torch.autocast("cpu", enabled=False):
-            return (_matrices()[1] @ taps).view(36, channels, outputs)
+            for start in range(0, channels, block):
+                taps = weight[:, start : start + block].permute(2, 3, 1, 0).reshape(9, -1)
+                at = slice(start * outputs, start * outputs + taps.shape[1])
+                torch.mm(_matrices()[1], taps, out=filters[:, at])
+        return filters.view(36, channels, outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
