@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from mcjepa.model.config import FlowConfig
 from mcjepa.model.correlation import correlate
-from mcjepa.model.layer_norm import ChannelLayerNorm
 from mcjepa.model.layers.convolution import Convolution3x3, weights_kept
+from mcjepa.model.layers.layer_norm import ChannelLayerNorm
 from mcjepa.model.warp import upsample_flow, warp
 
 
@@ -38,14 +38,18 @@ class _ChannelsLastGradient(torch.autograd.Function):
         return grads[0].contiguous(memory_format=torch.channels_last)
 
 
+def _standardized(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Zero mean and unit variance over some axes; in half the time of `torch.var_mean` on CPUs."""
+    centred = x - x.mean(axes, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + 1e-6)
+
+
 def _matchable(a: Tensor, b: Tensor, match: str) -> tuple[Tensor, Tensor]:
     """Brings both maps (B, C, h, w) of a level into the form in which they are correlated (`FlowConfig.match`)."""
-    if match == "raw" or not len(a):  # torch warns of a variance of nothing
+    if match == "raw" or not len(a):
         return a, b
     both = torch.stack((a, b), dim=1).float()  # (B, 2, C, h, w)
-    axes = (1, 2, 3, 4) if match == "standardized" else (1, 3, 4)
-    variance, mean = torch.var_mean(both, dim=axes, keepdim=True, correction=0)
-    both = (both - mean) * torch.rsqrt(variance + 1e-6)
+    both = _standardized(both, (1, 2, 3, 4) if match == "standardized" else (1, 3, 4))
     if match == "cosine":
         both = both * torch.rsqrt(both.square().mean(2, keepdim=True) + 1e-6)
     left, right = both.unbind(1)
@@ -61,8 +65,7 @@ def _standardize(cost_BKhw: Tensor) -> Tensor:
     if not len(cost_BKhw):
         return cost_BKhw
     cost = cost_BKhw.to(torch.promote_types(cost_BKhw.dtype, torch.float32))
-    variance, mean = torch.var_mean(cost, dim=(1, 2, 3), keepdim=True, correction=0)
-    return ((cost - mean) * torch.rsqrt(variance + 1e-6)).to(cost_BKhw.dtype)
+    return _standardized(cost, (1, 2, 3)).to(cost_BKhw.dtype)
 
 
 class DenseConvolutions(nn.Module):
@@ -84,9 +87,7 @@ class DenseConvolutions(nn.Module):
         super().__init__()
         self.widths = tuple(widths)
         targets, sources = (*widths, outputs), (inputs, *widths)
-        self._convs = [
-            Convolution3x3(channels, sum(targets[k:]), bias=k == 0) for k, channels in enumerate(sources)
-        ]
+        self._convs = [Convolution3x3(channels, sum(targets[k:]), bias=k == 0) for k, channels in enumerate(sources)]
         self.spread = nn.ModuleList(self._convs)
         self.activations = nn.ModuleList(_activation(width, normalize) for width in widths)
         for k, conv in enumerate(self._convs):  # torch's default for a convolution over all parts of a target

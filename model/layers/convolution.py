@@ -1,7 +1,8 @@
 """3x3 convolutions in the quickest form for their size: direct, as one matrix product, or Winograd's.
 
 On CPUs oneDNN's direct form lays the weight out anew in every call, which takes longer than its products where the map
-is small and the weight large; and it needs four times Winograd's multiplications where both are large.
+is small and the weight large; and it needs four times Winograd's multiplications where both are large. In bf16 it stays
+direct: twice as fast there, and Winograd's form would have to be computed in fp32.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def _joined(parts: Tensor, step: int) -> Tensor:
 def _suits_winograd(x: Tensor, weight: Tensor, dilation: int) -> bool:
     """Whether Winograd's form is quicker: many channels, many tiles, few cells of them beyond the map."""
     height, width = x.shape[-2:]
-    if weight.dtype != torch.float32 or x.dtype not in (torch.float32, torch.bfloat16):
+    if weight.dtype != torch.float32 or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
     if min(weight.shape[:2]) < _WINOGRAD_CHANNELS or height % dilation or width % dilation:
         return False
@@ -81,9 +82,10 @@ def _by_winograd(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) 
 def _as_product(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, taps: tuple[slice, slice]) -> Tensor:
     """The windows of all positions times the weight, which is used as it lies in memory."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
-    rows = _form(("rows", id(weight), dtype, *(side.start for side in taps)), lambda: weight[..., *taps].flatten(1).to(dtype))
-    size = [side.stop - side.start for side in taps]
-    reach = [dilation * (side // 2) for side in size]
+    key = ("rows", id(weight), dtype, *(side.start for side in taps))
+    rows = _form(key, lambda: weight[..., *taps].flatten(1).to(dtype))
+    size = (taps[0].stop - taps[0].start, taps[1].stop - taps[1].start)
+    reach = (dilation * (size[0] // 2), dilation * (size[1] // 2))
     windows = F.unfold(x, size, padding=reach, dilation=dilation).transpose(1, 2)
     return F.linear(windows, rows, bias).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
