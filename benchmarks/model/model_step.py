@@ -34,8 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mcjepa.model.flow_estimator
-import mcjepa.model.layers.convolution
-from benchmarks.model_bf16 import WEIGHTS, Batches
+from benchmarks.model_bf16 import WEIGHTS, Batches, torch_convolutions
 from benchmarks.model_covariance import by_features
 from mcjepa.model.config import ExpanderConfig, ModelConfig
 from mcjepa.model.correlation import correlate_loop
@@ -55,16 +54,8 @@ PAIR_TERMS = ("regression", "reconstruction", "smoothness", "cycle", "vc")
 @contextlib.contextmanager
 def straightforward_parts() -> Iterator[None]:
     """The loop correlation and torch's convolutions in the model's place."""
-    with (
-        mock.patch.object(mcjepa.model.flow_estimator, "correlate", correlate_loop),
-        mock.patch.object(mcjepa.model.layers.convolution, "convolve_3x3", convolve_by_torch),
-    ):
+    with mock.patch.object(mcjepa.model.flow_estimator, "correlate", correlate_loop), torch_convolutions():
         yield
-
-
-def convolve_by_torch(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:
-    """A 3x3 convolution as torch has it."""
-    return F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
 
 
 def autocast_to(dtype: torch.dtype, device: torch.device) -> torch.autocast:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mcjepa.model.layers.winograd import convolve_winograd, winograd_filters
 
-_OUTWEIGHED = 8
+_OUTWEIGHED = 6
 """How many times as many numbers the weight has as input and output together, from where one product is quicker."""
 _WINOGRAD_CHANNELS, _WINOGRAD_TILES = 64, 24
 """Channels in and out, and tiles, from which Winograd's form is quicker."""
