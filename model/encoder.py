@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mcjepa.model.config import EncoderConfig
-from mcjepa.model.depthwise import convolve_depthwise_on_cpu
-from mcjepa.model.layer_norm import ChannelLayerNorm, LastLayerNorm
+from mcjepa.model.layers.depthwise import convolve_depthwise_on_cpu
+from mcjepa.model.layers.layer_norm import ChannelLayerNorm, LastLayerNorm
 
 STRIDES = (2, 4, 8, 16, 32, 64)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

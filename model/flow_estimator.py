@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from mcjepa.model.config import FlowConfig
 from mcjepa.model.correlation import correlate
-from mcjepa.model.layer_norm import ChannelLayerNorm
+from mcjepa.model.layers.convolution import Convolution3x3, weights_kept
+from mcjepa.model.layers.layer_norm import ChannelLayerNorm
 from mcjepa.model.warp import upsample_flow, warp
 
 
@@ -37,14 +38,18 @@ class _ChannelsLastGradient(torch.autograd.Function):
         return grads[0].contiguous(memory_format=torch.channels_last)
 
 
+def _standardized(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Zero mean and unit variance over some axes; in half the time of `torch.var_mean` on CPUs."""
+    centred = x - x.mean(axes, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + 1e-6)
+
+
 def _matchable(a: Tensor, b: Tensor, match: str) -> tuple[Tensor, Tensor]:
     """Brings both maps (B, C, h, w) of a level into the form in which they are correlated (`FlowConfig.match`)."""
-    if match == "raw" or not len(a):  # torch warns of a variance of nothing
+    if match == "raw" or not len(a):
         return a, b
     both = torch.stack((a, b), dim=1).float()  # (B, 2, C, h, w)
-    axes = (1, 2, 3, 4) if match == "standardized" else (1, 3, 4)
-    variance, mean = torch.var_mean(both, dim=axes, keepdim=True, correction=0)
-    both = (both - mean) * torch.rsqrt(variance + 1e-6)
+    both = _standardized(both, (1, 2, 3, 4) if match == "standardized" else (1, 3, 4))
     if match == "cosine":
         both = both * torch.rsqrt(both.square().mean(2, keepdim=True) + 1e-6)
     left, right = both.unbind(1)
@@ -60,8 +65,7 @@ def _standardize(cost_BKhw: Tensor) -> Tensor:
     if not len(cost_BKhw):
         return cost_BKhw
     cost = cost_BKhw.to(torch.promote_types(cost_BKhw.dtype, torch.float32))
-    variance, mean = torch.var_mean(cost, dim=(1, 2, 3), keepdim=True, correction=0)
-    return ((cost - mean) * torch.rsqrt(variance + 1e-6)).to(cost_BKhw.dtype)
+    return _standardized(cost, (1, 2, 3)).to(cost_BKhw.dtype)
 
 
 class DenseConvolutions(nn.Module):
@@ -83,9 +87,7 @@ class DenseConvolutions(nn.Module):
         super().__init__()
         self.widths = tuple(widths)
         targets, sources = (*widths, outputs), (inputs, *widths)
-        self._convs = [
-            nn.Conv2d(channels, sum(targets[k:]), 3, padding=1, bias=k == 0) for k, channels in enumerate(sources)
-        ]
+        self._convs = [Convolution3x3(channels, sum(targets[k:]), bias=k == 0) for k, channels in enumerate(sources)]
         self.spread = nn.ModuleList(self._convs)
         self.activations = nn.ModuleList(_activation(width, normalize) for width in widths)
         for k, conv in enumerate(self._convs):  # torch's default for a convolution over all parts of a target
@@ -132,9 +134,9 @@ class ResidualFlow(nn.Module):
         self.dense.zero_outputs(2)
         self.context = nn.Sequential(_activation(context[0], config.normalize))
         for before, width, dilation in zip(context, context[1:], config.context_dilations[1:], strict=False):
-            self.context.append(nn.Conv2d(before, width, 3, padding=dilation, dilation=dilation))
+            self.context.append(Convolution3x3(before, width, dilation))
             self.context.append(_activation(width, config.normalize))
-        last = nn.Conv2d(context[-1], 2, 3, padding=1)
+        last = Convolution3x3(context[-1], 2)
         nn.init.zeros_(last.weight)
         if last.bias is not None:
             nn.init.zeros_(last.bias)
@@ -180,6 +182,13 @@ class FlowEstimator(nn.Module):
             The flow at every decoded level (strides `finest_stride` to `coarsest_stride`), finest first, each
             (B, 2, h, w) fp32, in cells of that level.
         """
+        if torch.compiler.is_compiling():
+            return self._decode(pyramid_a, pyramid_b)
+        with weights_kept():
+            return self._decode(pyramid_a, pyramid_b)
+
+    def _decode(self, pyramid_a: Sequence[Tensor], pyramid_b: Sequence[Tensor]) -> list[Tensor]:
+        """What `forward` gives."""
         flows: list[Tensor] = []
         for level in reversed(range(self.first, self.last + 1)):
             a, b = pyramid_a[level], pyramid_b[level]

@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.acceptance import Place, require
 from mcjepa.model.correlation import correlate, correlate_loop
 from mcjepa.model.encoder import DepthwiseConvolution
-from mcjepa.model.layer_norm import layer_norm
+from mcjepa.model.layers.layer_norm import layer_norm
 from mcjepa.model.losses.reconstruction import census_distance, ssim
 from mcjepa.model.losses.variance_covariance import variance_covariance_loss
 from mcjepa.model.losses.vicreg import vicreg_terms

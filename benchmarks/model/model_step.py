@@ -4,8 +4,8 @@
 
 Ours: one batched pass for both frames and both directions, banded correlation, covariance by the N x N identity.
 Straightforward: each frame and view encoded and each direction estimated by itself, the loop over 81 displacements,
-the D x D covariance. It keeps our layers (dense convolutions by source, LayerNorm, depthwise gradients, fp32 losses on
-both frames at once), so that what is compared is how a step is put together. Forward, backward and fused AdamW of
+the D x D covariance, torch's own 3x3 convolutions. It keeps our other layers (dense convolutions by source, LayerNorm,
+depthwise gradients) and fp32 losses on both frames at once. Forward, backward and fused AdamW of
 the paper's `tiny` model with all six terms; the expander is half as wide. Before anything is timed, both must give the
 same loss and, in fp32, the same gradient. The four sides, each form in bf16 autocast and in fp32, alternate in one
 process; figures are medians, on CPUs of one thread's processor time.
@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mcjepa.model.flow_estimator
-from benchmarks.model_bf16 import WEIGHTS, Batches
+from benchmarks.model_bf16 import WEIGHTS, Batches, torch_convolutions
 from benchmarks.model_covariance import by_features
 from mcjepa.model.config import ExpanderConfig, ModelConfig
 from mcjepa.model.correlation import correlate_loop
@@ -53,8 +53,8 @@ PAIR_TERMS = ("regression", "reconstruction", "smoothness", "cycle", "vc")
 
 @contextlib.contextmanager
 def straightforward_parts() -> Iterator[None]:
-    """The loop correlation in the model's place."""
-    with mock.patch.object(mcjepa.model.flow_estimator, "correlate", correlate_loop):
+    """The loop correlation and torch's convolutions in the model's place."""
+    with mock.patch.object(mcjepa.model.flow_estimator, "correlate", correlate_loop), torch_convolutions():
         yield
 
 

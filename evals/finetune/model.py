@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mcjepa.evals.finetune.settings import FinetuneConfig
 from mcjepa.evals.models import McJepaEvalModel
 from mcjepa.model.encoder import Block, Encoder
-from mcjepa.model.layer_norm import ChannelLayerNorm
+from mcjepa.model.layers.layer_norm import ChannelLayerNorm
 from mcjepa.model.reduction import global_moments, world_size
 
 STAGE_LAYERS, LAYER_LAYERS = 7, 13

@@ -33,12 +33,11 @@ def _mean_3x3(x: Tensor) -> Tensor:
 def ssim(a_B3HW: Tensor, b_B3HW: Tensor) -> Tensor:
     """Structural similarity over 3x3 windows for images in [0, 1], (B, 3, H, W); 1 where equal."""
     c1, c2 = 0.01**2, 0.03**2
-    mean_a, mean_b = _mean_3x3(a_B3HW), _mean_3x3(b_B3HW)
-    squared_a, squared_b, product = mean_a.square(), mean_b.square(), mean_a * mean_b
-    var_a = _mean_3x3(a_B3HW.square()) - squared_a
-    var_b = _mean_3x3(b_B3HW.square()) - squared_b
-    cov = _mean_3x3(a_B3HW * b_B3HW) - product
-    return (2 * product + c1) * (2 * cov + c2) / ((squared_a + squared_b + c1) * (var_a + var_b + c2))
+    maps = (a_B3HW, b_B3HW, a_B3HW.square() + b_B3HW.square(), a_B3HW * b_B3HW)
+    mean_a, mean_b, mean_squares, mean_product = _mean_3x3(torch.cat(maps, dim=1)).chunk(4, dim=1)
+    squares, product = mean_a.square() + mean_b.square(), mean_a * mean_b
+    variances, covariance = mean_squares - squares, mean_product - product
+    return (2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))
 
 
 def census_distance(a_B3HW: Tensor, b_B3HW: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mcjepa.model.depthwise import convolve_depthwise_on_cpu, depthwise_weight_gradient
+from mcjepa.model.layers.depthwise import convolve_depthwise_on_cpu, depthwise_weight_gradient
 
 
 @pytest.mark.parametrize(

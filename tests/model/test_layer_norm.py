@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mcjepa.model.layer_norm import ChannelLayerNorm, layer_norm
+from mcjepa.model.layers.layer_norm import ChannelLayerNorm, layer_norm
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

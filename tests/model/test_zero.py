@@ -71,10 +71,12 @@ def _run_rank(rank: int, port: int, config: ModelConfig, folder: str) -> None:
 @pytest.fixture(scope="module")
 def config(tiny_config: ModelConfig) -> ModelConfig:
     """With activation checkpointing, which computes blocks again while their weights are sharded, and a student of
-    half the size, for which encoder and estimator run again; it sees the whole pair, so that nothing is drawn."""
+    half the size, for which encoder and estimator run again; it sees the whole pair, so that nothing is drawn. The
+    estimator is wide enough for forms of weights that all levels share (`model.layers.convolution`)."""
     encoder = replace(tiny_config.encoder, activation_checkpointing=True)
     loss = replace(tiny_config.loss, student_window=(1.0, 1.0), student_size=0.5, student_exponent=2.0)
-    return replace(tiny_config, encoder=encoder, loss=loss, flow=replace(tiny_config.flow, coarsest_stride=32))
+    flow = replace(tiny_config.flow, coarsest_stride=32, widths=(64, 64), context_widths=(64, 64))
+    return replace(tiny_config, encoder=encoder, loss=loss, flow=flow)
 
 
 @pytest.fixture(scope="module")
