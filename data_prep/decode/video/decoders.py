@@ -146,8 +146,8 @@ def frames_in_order(container: Any, table: VideoTable) -> Iterator[Any]:
     """All frames, stretch by stretch: the decoder starts anew with each.
 
     Raises:
-        DecodeFailure: a packet is damaged, a decoder has filled up what was missing of a frame, or a stretch that is not the last has another number of frames than its
-            packets tell.
+        DecodeFailure: a packet is damaged, a decoder has filled up what was missing of a frame, or a stretch that is
+            not the last has another number of frames than its packets tell.
     """
     from av.error import FFmpegError
 
