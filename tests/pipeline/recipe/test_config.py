@@ -47,7 +47,7 @@ def test_overrides_have_yaml_types() -> None:
     assert content == {"a": {"b": [1, 2], "c": None}, "d": "1e-3", "e": "text"}
 
 
-@pytest.mark.parametrize("text", ["/data/a # b", "/o/📷", "a: b", " x ", "'", "null", "12", "[", "a\tb", "ü # 1"])
+@pytest.mark.parametrize("text", ["/data/a # b", "/o/📷", "a: b", " x ", "'", "null", "12", "20:00", "[", "a\tb", "ü # 1"])
 def test_an_override_gives_exactly_the_text_that_it_was_made_of(text: str) -> None:
     assert apply_overrides({}, [override("out", text)]) == {"out": text}
     assert apply_overrides({}, [override("out", [text])]) == {"out": [text]}
@@ -84,7 +84,17 @@ def test_a_wrong_override_is_named(override: str, mark: str) -> None:
     assert mark in str(caught.value)
 
 
+def test_times_of_the_clock_are_text_and_no_numbers_of_base_60(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", "begin: 20:00\nmore: [1:30:00, 1:20:30.5]\nplain: [20, -1.5, 1_000, 0x1f]\n")
+    assert read_recipe(path) == {"begin": "20:00", "more": ["1:30:00", "1:20:30.5"], "plain": [20, -1.5, 1000, 31]}
+    assert apply_overrides({}, ["begin=20:00", "n=20", "m={at: 1:30, of: 2}"]) == {
+        "begin": "20:00", "n": 20, "m": {"at": "1:30", "of": 2},
+    }  # fmt: skip
+
+
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"override 'train=.*given twice"):
+        apply_overrides({}, ["train={steps: 1, steps: 2}"])
     path = write(tmp_path / "r.yaml", "train:\n  steps: 1\n  steps: 2\n")
     with pytest.raises(UsageError, match="given twice"):
         read_recipe(path)
