@@ -82,8 +82,11 @@ def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_world_started(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher has started this process as a rank."""
-    return "RANK" in environment or bool(slurm_variables(environment))
+    """Whether a launcher has started this process as a rank; the only task of a Slurm step may start ranks itself.
+
+    Such a task is also the shell of `salloc` or `srun --pty`.
+    """
+    return "RANK" in environment or slurm_variables(environment).get("WORLD_SIZE", "1") != "1"
 
 
 def adopt_world(environment: MutableMapping[str, str]) -> None:
