@@ -246,6 +246,8 @@ def _of_orders(first: Artifact, second: Artifact, where: str) -> Iterator[Differ
 
 def _of_weights(first: Artifact, second: Artifact) -> Iterator[Difference]:
     where = _both("weights", first, second)
+    if first.identity != second.identity:
+        yield Difference(category="model", where=where, key="sha256", first=first.identity, second=second.identity)
     steps = [link.record.get("step", "unknown") for link in (first, second)]
     if steps[0] != steps[1]:
         yield Difference(category="optimisation", where=where, key="step", first=steps[0], second=steps[1])

@@ -68,7 +68,7 @@ def test_a_wrong_site_file_is_one_clear_error(tmp_path: Path, content: dict[str,
 def test_a_time_of_the_clock_is_refused_where_minutes_are_expected_and_reaches_sbatch_as_text(tmp_path: Path) -> None:
     path = tmp_path / "site.yaml"
     path.write_text("kind: slurm\ndefault: {time_min: 1:30:00}\n")
-    with pytest.raises(UsageError, match="default.time_min is '1:30:00', expected minutes as one number"):
+    with pytest.raises(UsageError, match=r"default.time_min is '1:30:00', expected minutes as one number"):
         load_site(str(path))
     path.write_text("kind: slurm\ndefault: {time_min: 90, options: {begin: 20:00}}\n")
     assert "#SBATCH --begin=20:00" in job_script(job_on(load_site(str(path))))

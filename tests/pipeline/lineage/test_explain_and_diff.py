@@ -130,6 +130,26 @@ def test_a_run_resumed_with_another_rate_and_more_steps_differs_in_these_alone(
     assert "is a run" in capsys.readouterr().err
 
 
+def test_runs_of_one_name_are_told_apart_by_their_ids_or_the_digest_of_their_checkpoint(
+    root: Path, tmp_path: Path
+) -> None:
+    for name in ("whole", "resumed"):
+        shutil.copytree(root / name, tmp_path / name / "run", ignore=shutil.ignore_patterns("spool"))
+        shutil.copytree(root / name / "weights/step-000000004", tmp_path / f"of-{name}")
+        config = json.loads((tmp_path / f"of-{name}/config.json").read_text())
+        config["lineage"]["run"] = "run"
+        (tmp_path / f"of-{name}/config.json").write_text(json.dumps(config))
+    first, second = str(tmp_path / "of-whole"), str(tmp_path / "of-resumed")
+    beside = [str(tmp_path / "whole/run"), str(tmp_path / "resumed/run")]
+    assert [explain(second, places)[-2].location for places in (beside, beside[::-1])] == 2 * [beside[1]]
+    found = [key for key, _, _ in what_matters(compare(first, second, beside))]
+    assert found == ["sha256", "train.optimizer.encoder_lr", "train.steps"]
+    assert explain(second, beside[:1])[-1].missing and len(explain(second, beside[:1])) == 1
+    config["lineage"]["run_id"] = "0" * 32  # the run was written to MLflow anew since
+    (tmp_path / "of-resumed/config.json").write_text(json.dumps(config))
+    assert explain(second, beside)[-2].location == beside[1]
+
+
 def test_recipes_of_several_starts_are_told_with_their_steps() -> None:
     """A start that went back overrules what began at its first step or behind it."""
 
