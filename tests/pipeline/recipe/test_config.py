@@ -113,6 +113,23 @@ def test_recipes_may_name_the_place_of_their_datasets(tmp_path: Path) -> None:
     assert recipe.train is not None and recipe.train.stream.views[0].location == "s3://b/r/i"
 
 
+def test_texts_may_name_one_another_in_any_order(tmp_path: Path) -> None:
+    text = "out: ${datasets}/out\ndatasets: ${data}/ds\ndata: raw\ntrain: {run: '${out}/run', steps: 1}\n"
+    recipe, _ = load_recipe(str(write(tmp_path / "r.yaml", text)), [])
+    data = Path("raw").absolute()
+    assert (recipe.data, recipe.datasets, recipe.out) == (f"{data}", f"{data}/ds", f"{data}/ds/out")
+    assert recipe.train is not None and recipe.train.run == f"{data}/ds/out/run"
+    recipe, _ = load_recipe(str(tmp_path / "r.yaml"), ["datasets=s3://b/${name}", "out='file://${data}'"])
+    assert (recipe.datasets, recipe.out) == ("s3://b/r", f"file://{data}")
+
+
+@pytest.mark.parametrize("wrong", [["out=${data}", "data=${out}/x"], ["out=${out}/x"]])
+def test_texts_that_name_one_another_in_a_circle_are_refused(tmp_path: Path, wrong: list[str]) -> None:
+    path = write(tmp_path / "r.yaml", "train: {run: r, steps: 1}\n")
+    with pytest.raises(UsageError, match=r"out: \$\{.*go round in a circle"):
+        load_recipe(str(path), wrong)
+
+
 def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
     path = write(tmp_path / "r.yaml", "name: !!python/object/apply:os.getcwd []\n")
     with pytest.raises(UsageError, match="not valid YAML"):
