@@ -45,8 +45,10 @@ def submit(job: Job) -> Record:
     Raises:
         LaunchError: there is no Slurm here, or it does not take the job.
     """
-    before = read_record(job.folder).jobs if (job.folder / RECORD).is_file() else []
-    record = Record(job.stage, job.name, job.comment, job.need.nodes, list(job.elements), before)
+    before = read_record(job.folder) if (job.folder / RECORD).is_file() else None
+    record = Record(job.stage, job.name, job.comment, job.need.nodes, list(job.elements), [])
+    if before:  # what follows it stays known where it is not taken
+        record.jobs, record.followers = before.jobs, before.followers
     write_json(job.folder / "site.json", dataclasses.asdict(job.site))
     write_record(job.folder, record)
     submission: dict[str, Any] = {"kind": job.site.kind, "submitted": time.time(), "after": str(job.after or "")}

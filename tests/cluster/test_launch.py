@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
 import threading
@@ -17,6 +18,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from mcjepa.cluster.batch import end as end_batch
+from mcjepa.cluster.errors import LaunchError
 from mcjepa.cluster.job import After, Element, Job, Record, read_record, write_json, write_record
 from mcjepa.cluster.restarts import JobState
 from mcjepa.cluster.site import Resources, Site, needed
@@ -25,7 +27,7 @@ from mcjepa.cluster.submit import submit
 from mcjepa.data_prep.storage import atomic_write, open_store
 from mcjepa.pipeline.cli.main import main
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.launch.jobs import build_job
+from mcjepa.pipeline.launch.jobs import build_job, resubmit
 from mcjepa.pipeline.launch.sites import load_site
 from mcjepa.pipeline.recipe.recipe import load_recipe
 from mcjepa.pipeline.recipe.sweep import sweep_runs
@@ -209,6 +211,34 @@ def test_a_job_in_the_background_is_cancelled_and_resumed_by_the_command_line(tm
     launch("resume", str(job.folder))
     assert wait_ended(job.folder) == "COMPLETED"
     assert "_0_log.out <==" in launch("logs", str(job.folder))
+
+
+def test_a_resume_that_is_refused_forgets_nothing_that_follows(tmp_path: Path) -> None:
+    folders = []
+    for name in ("first", "then"):
+        job = background_job(tmp_path / name)
+        (element,) = job.elements
+        finish = dataclasses.replace(element, argv=(*element.argv[:2], "finish"))
+        job = dataclasses.replace(job, elements=(finish,), site=dataclasses.replace(job.site, kind="debug"))
+        assert submit(job).last["code"] == 0
+        folders.append(job.folder)
+    record = read_record(folders[0])
+    record.followers, record.nodes = [str(folders[1])], 2
+    write_record(folders[0], record)
+    with pytest.raises(LaunchError, match="2 nodes asked of a debug site"):
+        resubmit(folders[0])
+    record = read_record(folders[0])
+    record.nodes = 1
+    write_record(folders[0], record)
+    again, code = resubmit(folders[0])
+    assert [job.folder for job, _ in again] == folders and code == 0
+
+
+def test_a_launch_that_was_refused_at_first_has_nothing_to_cancel(tmp_path: Path) -> None:
+    job = background_job(tmp_path)
+    with pytest.raises(LaunchError, match="3 nodes asked"):
+        submit(dataclasses.replace(job, need=dataclasses.replace(job.need, nodes=3)))
+    assert cancel(job.folder) == []
 
 
 @pytest.mark.slow
