@@ -6,6 +6,9 @@ import base64
 import dataclasses
 import json
 import os
+import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +27,7 @@ from mcjepa.cluster.restarts import JobState
 from mcjepa.cluster.site import Resources, Site, needed
 from mcjepa.cluster.status import cancel, read_status
 from mcjepa.cluster.submit import submit
+from mcjepa.cluster.task import SlurmTask
 from mcjepa.data_prep.storage import atomic_write, open_store
 from mcjepa.pipeline.cli.main import main
 from mcjepa.pipeline.errors import UsageError
@@ -239,6 +243,26 @@ def test_a_launch_that_was_refused_at_first_has_nothing_to_cancel(tmp_path: Path
     with pytest.raises(LaunchError, match="3 nodes asked"):
         submit(dataclasses.replace(job, need=dataclasses.replace(job.need, nodes=3)))
     assert cancel(job.folder) == []
+
+
+def test_a_scratch_folder_is_made_and_one_that_cannot_be_is_named_with_the_node(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = background_job(tmp_path)
+    (element,) = job.elements
+    written = "import os, tempfile; assert tempfile.gettempdir() == os.environ['TMPDIR']"
+    for scratch, code in ((tmp_path / "new" / "tmp", 0), (tmp_path / "program.py" / "tmp", 2)):
+        tells = dataclasses.replace(element, argv=("-c", written), environment={"TMPDIR": str(scratch)})
+        site = dataclasses.replace(job.site, kind="debug", scratch=str(scratch))
+        assert submit(dataclasses.replace(job, elements=(tells,), site=site)).last["code"] == code
+        task = SlurmTask("eval", tells, job.folder, 5.0, scratch=str(scratch))
+        run = "import base64, pickle, sys; pickle.loads(base64.b64decode(sys.argv[1]))()"
+        words = [sys.executable, "-c", run, base64.b64encode(pickle.dumps(task)).decode()]
+        assert subprocess.run(words, env={**os.environ, "SLURM_JOB_ID": "7"}, check=False).returncode == code
+    name = os.uname().nodename
+    assert capfd.readouterr().err.count(f"program.py/tmp cannot be written on {name} (Not a directory)") == 1
+    (outcome,) = JobState(job.folder, "7").outcomes()  # the job's script says it
+    assert (outcome.code, f"on {name}" in outcome.reason) == (2, True)
 
 
 @pytest.mark.slow
