@@ -114,6 +114,25 @@ def test_what_was_changed_since_is_named_and_ends_with_4(root: Path, tmp_path: P
     assert main(["explain", str(weights)]) == 4
 
 
+def test_a_run_that_went_to_another_machine_has_not_changed(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "whole", tmp_path / "whole", ignore=shutil.ignore_patterns("spool"))
+    present = tmp_path / "whole/recipe.yaml"
+    recipe = yaml.safe_load(present.read_text())
+    recipe["train"]["checkpoint"] |= {"scratch": "/local/2", "grace_s": 110}
+    recipe["train"]["stream"]["store"]["cache_dir"] = "/local/2/shards"
+    present.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    assert explain(str(tmp_path / "whole"))[-1].changed == []
+    shutil.copy(present, tmp_path / "whole/recipes/000001-from-step-000000000.yaml")
+    found = compare(str(root / "whole"), str(tmp_path / "whole"))
+    assert {each.key for each in found.differences} == {
+        "train.checkpoint.scratch", "train.checkpoint.grace_s", "train.stream.store.cache_dir",
+    }  # fmt: skip
+    assert what_matters(found) == []
+    recipe["train"]["optimizer"]["encoder_lr"] = 0.5
+    present.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    assert explain(str(tmp_path / "whole"))[-1].changed == ["recipe.yaml is not the recipe that its last start kept"]
+
+
 def test_a_run_resumed_with_another_rate_and_more_steps_differs_in_these_alone(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
