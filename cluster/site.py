@@ -199,12 +199,11 @@ class Site:
                     f"environment: {name} looks like a secret, expected none in a site file; name a profile in "
                     "s3_profile, or read it from a file of yours in `setup`"
                 )
-        for key, place in (("scratch", self.scratch), ("shard_cache", self.shard_cache)):
+        for key, place in (("scratch", self.scratch), ("shard_cache", self.shard_cache), ("jobs", self.jobs)):
             if "$" in place or (key == "scratch" and place and not place.startswith("/")):
                 raise ValueError(
-                    f"{key} is {place!r}, expected the whole path of a folder on the nodes, in which no variable is "
-                    "filled in; write it out"
-                    + (", or make it and export TMPDIR in `setup`" if key == "scratch" else "")
+                    f"{key} is {place!r}, expected the whole path of a folder, in which no variable is filled in; "
+                    "write it out" + (", or make it and export TMPDIR in `setup`" if key == "scratch" else "")
                 )
         if self.grace_s <= STOPPING_S:
             raise ValueError(f"grace_s is {self.grace_s}, expected more than {STOPPING_S} s")

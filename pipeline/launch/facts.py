@@ -141,9 +141,9 @@ def probe_destination(name: str, location: str, needed_bytes: int = 0) -> Destin
 
 
 def checkpoints_there(run: str) -> int:
-    """Checkpoints that a run's folder holds already; the room that they take is no longer free."""
-    folder = Path(absolute_location(run).removeprefix("file://")) / CHECKPOINTS
-    return sum(path.is_dir() for path in folder.glob("step-*"))
+    """Checkpoints that the folder of a run, or of a sweep's runs, holds already; their room is no longer free."""
+    folder = Path(absolute_location(run).removeprefix("file://"))
+    return sum(path.is_dir() for below in ("", "*/") for path in folder.glob(f"{below}{CHECKPOINTS}/step-*"))
 
 
 def file_system(location: str, mounts: str = "/proc/self/mounts") -> str:

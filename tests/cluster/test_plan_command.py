@@ -84,6 +84,15 @@ def test_checkpoints_kept_for_good_need_room_but_not_those_that_are_there(
     assert plan(capsys, str(recipe), for_good, "train.steps=1000000000000")[0] == 3
 
 
+def test_all_runs_of_a_sweep_need_room(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (f"train.run={tmp_path}/run", "train.steps=8", "train.checkpoint.best_metric=''")
+    found = [
+        plan(capsys, str(recipe), *words, *more)[1]["run"]
+        for more in (("train.checkpoint.keep_last=3",), ("train.checkpoint.keep_last=1", "sweep={train.seed: [1, 2]}"))
+    ]
+    assert found[0][0]["found"].split(", ")[-1] == found[1][0]["found"].split(", ")[-1]
+
+
 def test_wrong_words_are_usage_errors(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(recipe), "train.stepz=3"]) == 2
     assert "did you mean 'train.steps'" in capsys.readouterr().err

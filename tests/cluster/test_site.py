@@ -57,6 +57,7 @@ def test_shipped_sites_are_valid_and_are_no_recipes() -> None:
         ({"grace_s": 5}, "grace_s is 5, expected more than 10"),
         ({"scratch": "/local/$USER"}, r"scratch is '/local/\$USER'.*no variable.*export TMPDIR in `setup`"),
         ({"scratch": "~/tmp"}, "scratch is '~/tmp', expected the whole path"),
+        ({"jobs": "/shared/$USER"}, "jobs is .*no variable is filled in; write it out"),
         ({"shard_cache": "/local/${SLURM_JOB_ID}"}, "shard_cache is .*no variable is filled in; write it out"),
         ({"environment": {"AWS_SECRET_ACCESS_KEY": "x"}}, "looks like a secret.*s3_profile"),
         ({"inherit": ["MLFLOW_TRACKING_PASSWORD"]}, "looks like a secret"),
