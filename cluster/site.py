@@ -179,7 +179,7 @@ class Site:
     interface: str = ""
     """Network interface of NCCL, gloo and Ray (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME); empty: they choose."""
     scratch: str = ""
-    """Folder on the nodes' own disks for temporary files (TMPDIR); empty: the nodes'."""
+    """Folder on the nodes' own disks for temporary files (TMPDIR), made where it is absent; empty: the nodes'."""
     shard_cache: str = ""
     """Folder on the nodes' own disks for shards read from s3 (train.stream.store.cache_dir); empty: the recipe's."""
     s3_endpoint: str = ""
@@ -198,6 +198,12 @@ class Site:
                 raise ValueError(
                     f"environment: {name} looks like a secret, expected none in a site file; name a profile in "
                     "s3_profile, or read it from a file of yours in `setup`"
+                )
+        for key, place in (("scratch", self.scratch), ("shard_cache", self.shard_cache), ("jobs", self.jobs)):
+            if "$" in place or (key == "scratch" and place and not place.startswith("/")):
+                raise ValueError(
+                    f"{key} is {place!r}, expected the whole path of a folder, in which no variable is filled in; "
+                    "write it out" + (", or make it and export TMPDIR in `setup`" if key == "scratch" else "")
                 )
         if self.grace_s <= STOPPING_S:
             raise ValueError(f"grace_s is {self.grace_s}, expected more than {STOPPING_S} s")

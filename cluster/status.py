@@ -77,7 +77,7 @@ def cancel(folder: Path) -> list[str]:
             raise LaunchError(f"job {job} still runs {CANCEL_S:g} s after SIGTERM, expected it to end; kill it")
     record.cancelled = True
     write_record(folder, record)
-    if record.last["kind"] == "slurm" and active:
+    if active and record.last["kind"] == "slurm":
         _wait_ended(folder)
     return [*ended, *active]
 

@@ -45,8 +45,10 @@ def submit(job: Job) -> Record:
     Raises:
         LaunchError: there is no Slurm here, or it does not take the job.
     """
-    before = read_record(job.folder).jobs if (job.folder / RECORD).is_file() else []
-    record = Record(job.stage, job.name, job.comment, job.need.nodes, list(job.elements), before)
+    before = read_record(job.folder) if (job.folder / RECORD).is_file() else None
+    record = Record(job.stage, job.name, job.comment, job.need.nodes, list(job.elements), [])
+    if before:  # what follows it stays known where it is not taken
+        record.jobs, record.followers = before.jobs, before.followers
     write_json(job.folder / "site.json", dataclasses.asdict(job.site))
     write_record(job.folder, record)
     submission: dict[str, Any] = {"kind": job.site.kind, "submitted": time.time(), "after": str(job.after or "")}
@@ -87,8 +89,8 @@ def _submit_slurm(job: Job) -> dict[str, Any]:
 def _slurm_task(job: Job, number: int) -> SlurmTask:
     element, site = job.elements[number], job.site
     if job.on_ray:
-        return RayTask(job.stage, element, job.folder, site.save_s, site.ray, site.interface)
-    return SlurmTask(job.stage, element, job.folder, site.save_s, site.interface)
+        return RayTask(job.stage, element, job.folder, site.save_s, site.ray, site.interface, site.scratch)
+    return SlurmTask(job.stage, element, job.folder, site.save_s, site.interface, site.scratch)
 
 
 def _submit_here(job: Job) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def _submit_here(job: Job) -> dict[str, Any]:
             f"{job.need.nodes} nodes asked of a {site.kind} site, which has one; leave --nodes out or name a slurm site"
         )
     ranks = needed(site, "train").tasks_per_node
-    setting = LocalSetting(site.save_s, ranks, site.restarts.without_progress, debug, job.after)
+    setting = LocalSetting(site.save_s, ranks, site.restarts.without_progress, debug, job.after, site.scratch)
     gpus = wanted_gpus(job.stage, job.need)
     elements = [dataclasses.replace(e, environment={**e.environment, **gpus}) for e in job.elements]
     tasks = [LocalTask(job.stage, element, job.folder, setting) for element in elements]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,11 +39,14 @@ class SlurmTask:
         folder: of the job.
         save_s: seconds that the command has to save after a stop signal.
         interface: network interfaces that this node must have, separated by commas; empty: any.
+        scratch: folder for temporary files that the site names; empty: none.
     """
 
-    def __init__(self, stage: Stage, element: Element, folder: Path, save_s: float, interface: str = "") -> None:
+    def __init__(
+        self, stage: Stage, element: Element, folder: Path, save_s: float, interface: str = "", scratch: str = ""
+    ) -> None:
         self.stage, self.element, self.folder, self.save_s = stage, element, folder, save_s
-        self.interface = interface
+        self.interface, self.scratch = interface, scratch
 
     def checkpoint(self) -> Any:
         """Called by submitit for a signal that comes before our own handlers are in place: nothing is to be saved."""
@@ -57,7 +61,7 @@ class SlurmTask:
             signal.signal(number, self._note)
         state = JobState(self.folder, job_id(os.environ))
         rank = int(os.environ.get("SLURM_PROCID", "0"))
-        reason = self._missing_interface()
+        reason = self._missing_interface() or missing_scratch(self.scratch)
         try:
             code = USAGE if reason else self.run(os.environ)
         except Interrupted:
@@ -92,9 +96,16 @@ class RayTask(SlurmTask):
     """One node of a Ray cluster; that of rank 0 runs the command line on it."""
 
     def __init__(
-        self, stage: Stage, element: Element, folder: Path, save_s: float, ray: RayConfig, interface: str
+        self,
+        stage: Stage,
+        element: Element,
+        folder: Path,
+        save_s: float,
+        ray: RayConfig,
+        interface: str,
+        scratch: str = "",
     ) -> None:
-        super().__init__(stage, element, folder, save_s, interface)
+        super().__init__(stage, element, folder, save_s, interface, scratch)
         self.ray = ray
 
     def run(self, environment: Mapping[str, str]) -> int:
@@ -149,6 +160,8 @@ class LocalSetting:
     """Whether output stays in the terminal and nothing is started again; else each rank has a file."""
     after: After | None = None
     """A job in the background of this machine that must have ended before."""
+    scratch: str = ""
+    """Folder for temporary files that the site names; empty: none."""
 
 
 class LocalTask:
@@ -197,6 +210,9 @@ class LocalTask:
     def _start(self, job: str) -> tuple[int, list[Outcome]]:
         argv, variables, save_s = [sys.executable, *self.element.argv], self.element.environment, self.setting.save_s
         logs = None if self.setting.in_terminal else lambda rank: self.folder / f"{job}_{rank}_log.out"
+        if reason := missing_scratch(self.setting.scratch):
+            print(f"mcjepa: {reason}", file=sys.stderr)
+            return USAGE, [Outcome(0, USAGE, reason=reason)]
         try:
             if self.stage == "train":
                 code = run_ranks(argv, self.setting.ranks, environment=variables, grace_s=save_s, logs=logs)
@@ -205,6 +221,24 @@ class LocalTask:
         except Interrupted:
             return INTERRUPTED, [Outcome(0, INTERRUPTED, stopped=True)]
         return code, [Outcome(0, code)] if code else []
+
+
+def missing_scratch(folder: str) -> str:
+    """Makes the site's folder for temporary files; what is wrong where this node cannot write to it, else empty.
+
+    Python would take /tmp in its place without a word.
+    """
+    if not folder:
+        return ""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        return (
+            f"{folder} cannot be written on {os.uname().nodename} ({error.strerror}), expected a folder for temporary "
+            "files; have it made there, or correct `scratch` in the site file"
+        )
+    return ""
 
 
 def _wait_for(after: After) -> bool:

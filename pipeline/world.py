@@ -82,8 +82,11 @@ def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_world_started(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher has started this process as a rank."""
-    return "RANK" in environment or bool(slurm_variables(environment))
+    """Whether a launcher has started this process as a rank; the only task of a Slurm step may start ranks itself.
+
+    Such a task is also the shell of `salloc` or `srun --pty`.
+    """
+    return "RANK" in environment or slurm_variables(environment).get("WORLD_SIZE", "1") != "1"
 
 
 def adopt_world(environment: MutableMapping[str, str]) -> None:
@@ -115,6 +118,20 @@ def ranks_here(world_size: int) -> int:
         if os.environ.get(name, "").isdigit():
             return max(int(os.environ[name]), 1)
     return world_size
+
+
+def own_cores(world_size: int) -> int:
+    """Processors of this rank: its share of those that this process may use, or those that Slurm has given its task.
+
+    Where Slurm binds tasks (task/affinity, cgroups), a process sees those of its own task, and not the node's.
+    """
+    usable = len(os.sched_getaffinity(0))
+    share = usable // ranks_here(world_size)
+    told, step = os.environ.get("SLURM_CPUS_PER_TASK", ""), os.environ.get("SLURM_STEP_ID", "")
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS")
+    if told.isdigit() and step.isdigit() and tasks == str(world_size):  # else several ranks may share a task
+        share = max(share, min(int(told), usable))
+    return max(share, 1)
 
 
 def gpu_index(local_rank: int, ranks: int, visible: int, environment: Mapping[str, str]) -> int:

@@ -32,6 +32,7 @@ from mcjepa.pipeline.world import (
     check_gpus,
     disable_malloc_trim,
     gpu_index,
+    own_cores,
     ranks_here,
     rest_at_exit,
 )
@@ -76,7 +77,7 @@ def start_world(config: EngineConfig) -> World:
     else:
         disable_malloc_trim()
     set_numerics(tf32=config.tf32, cudnn_benchmark=config.cudnn_benchmark, deterministic=config.deterministic)
-    torch.set_num_threads(config.threads or max(len(os.sched_getaffinity(0)) // ranks_here(world_size), 1))
+    torch.set_num_threads(config.threads or own_cores(world_size))
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls
     deepspeed = import_deepspeed()
     try:

@@ -25,6 +25,7 @@ from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.layout import manifest_key, shard_key
 from mcjepa.data_prep.storage import FolderStore, absolute_location, open_store
 from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.run.folder import CHECKPOINTS
 from mcjepa.pipeline.settings.stream import SourceConfig, StreamConfig
 from mcjepa.pipeline.settings.train import BUCKET_ELEMENTS
 
@@ -137,6 +138,12 @@ def probe_destination(name: str, location: str, needed_bytes: int = 0) -> Destin
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return Destination(name, location, None, f"cannot be written: {reason}", needed_bytes)
     return Destination(name, location, None, "" if same else "gave back other bytes than were written", needed_bytes)
+
+
+def checkpoints_there(run: str) -> int:
+    """Checkpoints that the folder of a run, or of a sweep's runs, holds already; their room is no longer free."""
+    folder = Path(absolute_location(run).removeprefix("file://"))
+    return sum(path.is_dir() for below in ("", "*/") for path in folder.glob(f"{below}{CHECKPOINTS}/step-*"))
 
 
 def file_system(location: str, mounts: str = "/proc/self/mounts") -> str:

@@ -122,6 +122,7 @@ def submit_launch(launch: Launch) -> tuple[list[tuple[Job, Record]], int]:
         if submitted:
             _link(submitted[-1], [str(job.folder)])
         submitted.append((job, record))
+        _link(submitted[-1], [])  # not those of an earlier launch
         code = int(record.last.get("code", 0)) or code
     return submitted, code
 

@@ -216,7 +216,7 @@ def _preflight(recipe: Recipe, config: TrainConfig, setting: Setting, elements: 
     findings += [found for stream in streams for found in stream_findings(stream, setting.cluster)]
     if streams:
         findings += _reading(config, setting, streams)
-    return findings + _run(recipe, config, setting, streams)
+    return findings + _run(recipe, config, setting, streams, elements)
 
 
 def _reading(config: TrainConfig, setting: Setting, streams: list[StreamFacts]) -> list[Finding]:
@@ -279,7 +279,7 @@ def _host(config: TrainConfig, setting: Setting, streams: list[StreamFacts], ele
     )
 
 
-def _run(recipe: Recipe, config: TrainConfig, setting: Setting, streams: list[StreamFacts]) -> list[Finding]:
+def _run(recipe: Recipe, config: TrainConfig, setting: Setting, streams: list[StreamFacts], runs: int) -> list[Finding]:
     """Memory, places, time, checkpoints."""
     from mcjepa.pipeline.launch.step_memory import model_size
 
@@ -289,21 +289,21 @@ def _run(recipe: Recipe, config: TrainConfig, setting: Setting, streams: list[St
         findings.append(_memory(recipe, config, dataclasses.replace(setting, cluster=fitting)))
     if setting.cluster.gpus_per_node:
         findings.append(_host(config, setting, streams, size.elements))
-    findings += _places(config, setting, checkpoint_bytes(size.elements))
-    findings.append(plan_facts.tracking_finding(recipe.tracking.uri))
     epoch = {stream.name: stream.steps_per_epoch for stream in streams}
-    steps_per_epoch = epoch.get("views") or epoch.get("pairs")
-    if not config.steps and not steps_per_epoch:
-        return findings  # the length is in epochs of a dataset that is not there
-    keep = config.checkpoint
-    schedule = build_schedule(config, steps_per_epoch or 1)
-    steps = schedule.steps
+    steps_per_epoch, keep = epoch.get("views") or epoch.get("pairs"), config.checkpoint
+    known = config.steps or steps_per_epoch  # else the length is in epochs of a dataset that is not there
+    schedule = build_schedule(config, steps_per_epoch or 1) if known else None
+    for_good = schedule.steps // keep.keep_every_steps if schedule and keep.keep_every_steps else 0
+    kept = keep.keep_last + for_good + bool(keep.best_metric)
+    findings += _places(config, setting, checkpoint_bytes(size.elements), runs * (kept + 1))
+    findings.append(plan_facts.tracking_finding(recipe.tracking.uri))
+    if schedule is None:
+        return findings
     findings.append(terms_finding(late_terms(schedule, config)))
-    for_good = steps // keep.keep_every_steps if keep.keep_every_steps else 0
     run = RunFacts(
-        steps=steps,
+        steps=schedule.steps,
         every_steps=keep.every_steps,
-        kept=keep.keep_last + for_good + bool(keep.best_metric),
+        kept=kept,
         grace_s=setting.site.save_s if setting.site and setting.site.kind == "slurm" else keep.grace_s,
         elements=size.elements,
         ranks=setting.cluster.ranks,
@@ -344,10 +344,11 @@ def _memory(recipe: Recipe, config: TrainConfig, setting: Setting) -> Finding:
     return memory_finding(estimate, facts, what, setting.device_bytes, alone, watched, copies)
 
 
-def _places(config: TrainConfig, setting: Setting, checkpoint: int) -> list[Finding]:
-    """The places that the run writes to."""
+def _places(config: TrainConfig, setting: Setting, checkpoint: int, at_most: int) -> list[Finding]:
+    """The places that the run writes to, which need room for the checkpoints that lie there at most."""
     keep, remote = config.checkpoint, "://" in config.run and not config.run.startswith("file://")
-    most = (keep.keep_last + 1 + bool(keep.best_metric)) * checkpoint
+    there = 0 if remote else plan_facts.checkpoints_there(config.run)
+    most = max(at_most - there, 1) * checkpoint
     looks = [plan_facts.probe_destination("run", config.run, 0 if remote else most)]
     if remote:
         scratch = keep.scratch or tempfile.gettempdir()

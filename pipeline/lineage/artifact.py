@@ -22,7 +22,7 @@ from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import Store, absolute_location, digest_of, open_store
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.run.folder import CHECKPOINTS, MANIFEST, RECIPE, RUN_RECORD, TRAIN_REPORT
-from mcjepa.pipeline.run.recipes import KEPT_RECIPE, RECIPES
+from mcjepa.pipeline.run.recipes import KEPT_RECIPE, RECIPES, changes_of
 
 Kind = Literal["dataset", "run", "weights", "score"]
 SCORES, SUMMARY, WRITTEN = "scores.json", "summary.json", "written.json"
@@ -199,7 +199,7 @@ def read_run(location: str) -> Artifact:
         found.missing.append(f"{RECIPE}: with which settings")
     elif not found.starts:  # of a run that kept no others
         found.starts.append(Start(after_step=0, recipe=present))
-    elif present != found.starts[-1].recipe:
+    elif changes_of(found.starts[-1].recipe, present):  # a start on another machine keeps no recipe of its own
         found.changed.append(f"{RECIPE} is not the recipe that its last start kept")
     record = found.record
     found.identity = str(record.get("run_id") or "")

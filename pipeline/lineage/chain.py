@@ -26,7 +26,7 @@ from mcjepa.pipeline.lineage.artifact import (
 )
 from mcjepa.pipeline.lineage.recipes import changes
 from mcjepa.pipeline.lineage.tracked import SCHEME, bring
-from mcjepa.pipeline.run.folder import RECIPE, RUN_RECORD
+from mcjepa.pipeline.run.folder import RECIPE, RUN_RECORD, WEIGHTS
 
 MOST_INPUTS = 10_000
 """Inputs that are looked at, evenly spaced over the list."""
@@ -102,24 +102,39 @@ def _weights_of(score: Artifact, places: Sequence[str]) -> list[Artifact]:
 def _run_of(weights: Artifact, places: Sequence[str]) -> list[Artifact]:
     """The run that wrote weights: the folder they lie in, or one of the places."""
     lineage = weights.record
-    for place in (parent(weights.location, 2), *places):
-        if not (_holds(place, RUN_RECORD) or _holds(place, RECIPE)):
-            continue
-        run = read_run(place)
-        if run.identity == str(lineage.get("run_id", "")) or run.name == lineage.get("run"):
-            step = lineage.get("step")
-            expected = saved_digest(place, step) if isinstance(step, int) else ""
-            if expected and expected != weights.identity:
-                weights.changed.append(
-                    f"sha256 is {weights.identity}; the run's checkpoint of that step says {expected}"
-                )
-            return [run]
+    there = (
+        place for place in (parent(weights.location, 2), *places) if _holds(place, RUN_RECORD) or _holds(place, RECIPE)
+    )
+    runs = [read_run(place) for place in dict.fromkeys(there)]
+    known = str(lineage.get("run_id") or "")
+    run = next((run for run in runs if known and run.identity == known), None)
+    run = run or next((run for run in runs if _is_named(run, weights)), None)
+    if run is not None:
+        expected = _saved(run, weights)
+        if expected and expected != weights.identity:
+            weights.changed.append(f"sha256 is {weights.identity}; the run's checkpoint of that step says {expected}")
+        return [run]
     ids = ", ".join(map(str, lineage.get("dataset_ids", []))) or "unknown"
     weights.missing.append(
         f"the run {lineage.get('run', '')} (MLflow {lineage.get('run_id') or 'unknown'}) that wrote them, of datasets "
         f"{ids}; name its folder with --beside"
     )
     return []
+
+
+def _is_named(run: Artifact, weights: Artifact) -> bool:
+    """Whether weights name a run, and nothing says that they mean another of that name: many runs are called `run`."""
+    if run.name != weights.record.get("run"):
+        return False
+    one_id_is_missing = not (run.identity and weights.record.get("run_id"))
+    inside = weights.location == f"{run.location}/{WEIGHTS}/{weights.name}"
+    return one_id_is_missing or inside or _saved(run, weights) == weights.identity
+
+
+def _saved(run: Artifact, weights: Artifact) -> str:
+    """The sha256 that a run's checkpoint says weights of their step have; empty where it does not."""
+    step = weights.record.get("step")
+    return saved_digest(run.location, step) if isinstance(step, int) else ""
 
 
 def _datasets_of(run: Artifact) -> list[Artifact]:

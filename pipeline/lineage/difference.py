@@ -49,6 +49,9 @@ PREFIXES = (
     ("train.profile", "conduct"),
     ("train.engine", "environment"),
     ("train.stream.cache", "place"),
+    ("train.stream.store.cache_dir", "place"),
+    ("train.stream.store", "conduct"),
+    ("train.stream.prefetch", "conduct"),
     ("train.stream.workers", "conduct"),
     ("train.stream", "stream"),
     ("train.", "optimisation"),
@@ -246,6 +249,8 @@ def _of_orders(first: Artifact, second: Artifact, where: str) -> Iterator[Differ
 
 def _of_weights(first: Artifact, second: Artifact) -> Iterator[Difference]:
     where = _both("weights", first, second)
+    if first.identity != second.identity:
+        yield Difference(category="model", where=where, key="sha256", first=first.identity, second=second.identity)
     steps = [link.record.get("step", "unknown") for link in (first, second)]
     if steps[0] != steps[1]:
         yield Difference(category="optimisation", where=where, key="step", first=steps[0], second=steps[1])

@@ -27,8 +27,26 @@ UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
 PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice, which YAML parsers otherwise drop in silence."""
+UNITS = {"_min": "minutes", "_s": "seconds"}
+"""Ends of keys that are times, and what they count."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without two traps: a key given twice is refused, which parsers otherwise drop in silence, and `20:00`
+    is text, which YAML 1.1 takes for a number of base 60."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (as PyYAML has it)
+        first: [
+            (
+                tag,
+                re.compile(rf"(?!.*:)(?:{regexp.pattern})", regexp.flags)
+                if tag.endswith((":int", ":float"))
+                else regexp,
+            )
+            for tag, regexp in resolvers
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         named = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -78,7 +96,7 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise UsageError(f"recipe {path}: its bases go round in a circle; remove one `base:`")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise UsageError(
@@ -116,9 +134,13 @@ def override(key: str, value: Any) -> str:
     >>> override("out", "/data/a # b"), override("out", "s3://a/b"), override("name", "12"), override("prep.workers", 2)
     ('out="/data/a # b"', 'out=s3://a/b', 'name="12"', 'prep.workers=2')
     """
-    if isinstance(value, str) and re.fullmatch(r"[\w./:@%+,=-]+", value) and yaml.safe_load(value) == value:
+    if isinstance(value, str) and re.fullmatch(r"[\w./:@%+,=-]+", value) and _value(value) == value:
         return f"{key}={value}"
     return f"{key}={json.dumps(value, ensure_ascii=False)}"  # its escapes above U+FFFF are not YAML's
+
+
+def _value(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
 
 
 def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -134,9 +156,11 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[s
         if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", dotted):
             raise UsageError(f"override {word!r}: expected key=value, as in train.steps=100")
         try:
-            value = yaml.safe_load(text)
+            value = _value(text)
         except yaml.YAMLError as error:
             raise UsageError(f"override {word!r}: the value is not YAML; quote it") from error
+        except UsageError as error:
+            raise UsageError(f"override {word!r}, {error}") from error
         if isinstance(value, str) and not text.lstrip().startswith(("'", '"', "!", "&", "|", ">")):
             value = text.strip()
         for key in reversed(dotted.split(".")):
@@ -199,6 +223,9 @@ def _explain(finding: dict[str, Any], config_type: type) -> str:
     message = str(finding["msg"]).removeprefix("Value error, ")
     if finding["type"] == "value_error":
         return f"{dotted}: {message}" if dotted else message
+    unit = next((word for end, word in UNITS.items() if place and place[-1].endswith(end)), "")
+    if unit and ":" in str(finding["input"]):
+        return f"{dotted} is {finding['input']!r}, expected {unit} as one number"
     return f"{dotted} is {finding['input']!r}: {message[0].lower()}{message[1:]}"
 
 

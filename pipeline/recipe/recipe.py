@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from mcjepa.data_prep.settings import PrepConfig
+from mcjepa.data_prep.storage import absolute_location
 from mcjepa.evals.settings import EvalConfig
 from mcjepa.evals.study.settings import StudyConfig
 from mcjepa.model.config import ModelConfig
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.recipe.files import (
+    PLACEHOLDER,
     apply_overrides,
     find_recipe,
     read_recipe,
@@ -70,18 +71,34 @@ def load_recipe(name: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str, 
     content = apply_overrides(read_recipe(path), overrides)
     content.setdefault("name", path.stem)
     content.setdefault("out", f"outputs/{content['name']}")
-    texts: dict[str, str] = {key: str(content[key]) for key in TEXTS if content.get(key)}
-    for key in TEXTS[1:]:
-        if key in texts:
-            texts[key] = substitute(texts[key], {k: v for k, v in texts.items() if k != key})
-            texts[key] = texts[key] if "://" in texts[key] else str(Path(texts[key]).expanduser().absolute())
-            content[key] = texts[key]
-    content = substitute(content, texts)
+    texts = _texts(content, f"recipe {path}")
+    content = substitute(content | texts, texts)
     tracking = content.get("tracking")
     if isinstance(tracking, dict) and isinstance(tracking.get("uri"), str):
         content["tracking"] = {**tracking, "uri": without_credentials(tracking["uri"])}
     recipe = validate(Recipe, content, f"recipe {path}")
     return recipe, to_plain(recipe)
+
+
+def _texts(content: dict[str, Any], origin: str) -> dict[str, str]:
+    """The texts that strings may name, whichever of them name others, and places among them whole.
+
+    Raises:
+        UsageError: they name one another in a circle, or a text that is none of them.
+    """
+    texts = {key: str(content[key]) for key in TEXTS if content.get(key)}
+    for _ in TEXTS:  # no chain of them is longer
+        texts = {key: substitute(text, texts) for key, text in texts.items()}
+    if circle := [key for key, text in texts.items() if PLACEHOLDER.search(text)]:
+        said = ", ".join(f"{key}: {content[key]}" for key in circle)
+        raise UsageError(f"{origin}: {said} go round in a circle, expected a text that names none; write one out")
+    return {key: text if key == "name" else _absolute(text) for key, text in texts.items()}
+
+
+def _absolute(location: str) -> str:
+    if location.startswith("file://"):
+        return f"file://{absolute_location(location.removeprefix('file://'))}"
+    return absolute_location(location)
 
 
 def without_credentials(uri: str) -> str:

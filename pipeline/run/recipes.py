@@ -34,8 +34,8 @@ OF_TRAINING_ONLY = (
 )  # fmt: skip
 """Keys of the model that do not change what its weights mean: the objective, how they began, what training costs,
 how the flow is mended in use."""
-OF_A_MACHINE = ("train.checkpoint.scratch", "train.stream.store.cache_dir")
-"""Local folders: a run that moves to another machine is the same run."""
+OF_A_MACHINE = ("train.checkpoint.scratch", "train.checkpoint.grace_s", "train.stream.store.cache_dir")
+"""Local folders and the time that a site leaves for saving: a run that moves to another machine is the same run."""
 MOST_SHOWN = 20
 
 
@@ -73,7 +73,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def changes_of(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Change, ...]:
-    """The keys that differ between two whole recipes, in order; where a machine has its folders is no difference."""
+    """The keys that differ between two whole recipes, in order; what goes by the machine is no difference."""
     old, new = flatten(before), flatten(now)
     keys = sorted(key for key in {*old, *new} - {*OF_A_MACHINE} if old.get(key, ABSENT) != new.get(key, ABSENT))
     return tuple(Change(key, old.get(key, ABSENT), new.get(key, ABSENT)) for key in keys)

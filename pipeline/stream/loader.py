@@ -16,7 +16,6 @@ from __future__ import annotations
 import itertools
 import logging
 import multiprocessing
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +42,7 @@ from mcjepa.pipeline.stream.workers import (
     forking,
     start_worker,
 )
-from mcjepa.pipeline.world import ranks_here
+from mcjepa.pipeline.world import own_cores
 
 _CLOSE_GRACE_S = 1.0
 """How long workers may finish the sample in hand before they are ended."""
@@ -126,9 +125,9 @@ class StepLoader:
         """See `build_loader`."""
         self._streams, self._config, self._device = streams, config, device
         self._share = {"draw": seed + start_step, "rank": rank, "world_size": world_size}
-        workers, cores = config.workers, len(os.sched_getaffinity(0))
+        workers = config.workers
         if workers is None:
-            workers = default_workers(cores, ranks_here(world_size), on_gpu=device.type == "cuda")
+            workers = default_workers(own_cores(world_size), 1, on_gpu=device.type == "cuda")
         self.workers = workers
         """Loading processes of this rank."""
         self._stop = multiprocessing.Event()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
+import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,15 +21,17 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from mcjepa.cluster.batch import end as end_batch
+from mcjepa.cluster.errors import LaunchError
 from mcjepa.cluster.job import After, Element, Job, Record, read_record, write_json, write_record
 from mcjepa.cluster.restarts import JobState
 from mcjepa.cluster.site import Resources, Site, needed
 from mcjepa.cluster.status import cancel, read_status
 from mcjepa.cluster.submit import submit
+from mcjepa.cluster.task import SlurmTask
 from mcjepa.data_prep.storage import atomic_write, open_store
 from mcjepa.pipeline.cli.main import main
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.launch.jobs import build_job
+from mcjepa.pipeline.launch.jobs import build_job, resubmit
 from mcjepa.pipeline.launch.sites import load_site
 from mcjepa.pipeline.recipe.recipe import load_recipe
 from mcjepa.pipeline.recipe.sweep import sweep_runs
@@ -209,6 +215,54 @@ def test_a_job_in_the_background_is_cancelled_and_resumed_by_the_command_line(tm
     launch("resume", str(job.folder))
     assert wait_ended(job.folder) == "COMPLETED"
     assert "_0_log.out <==" in launch("logs", str(job.folder))
+
+
+def test_a_resume_that_is_refused_forgets_nothing_that_follows(tmp_path: Path) -> None:
+    folders = []
+    for name in ("first", "then"):
+        job = background_job(tmp_path / name)
+        (element,) = job.elements
+        finish = dataclasses.replace(element, argv=(*element.argv[:2], "finish"))
+        job = dataclasses.replace(job, elements=(finish,), site=dataclasses.replace(job.site, kind="debug"))
+        assert submit(job).last["code"] == 0
+        folders.append(job.folder)
+    record = read_record(folders[0])
+    record.followers, record.nodes = [str(folders[1])], 2
+    write_record(folders[0], record)
+    with pytest.raises(LaunchError, match="2 nodes asked of a debug site"):
+        resubmit(folders[0])
+    record = read_record(folders[0])
+    record.nodes = 1
+    write_record(folders[0], record)
+    again, code = resubmit(folders[0])
+    assert [job.folder for job, _ in again] == folders and code == 0
+
+
+def test_a_launch_that_was_refused_at_first_has_nothing_to_cancel(tmp_path: Path) -> None:
+    job = background_job(tmp_path)
+    with pytest.raises(LaunchError, match="3 nodes asked"):
+        submit(dataclasses.replace(job, need=dataclasses.replace(job.need, nodes=3)))
+    assert cancel(job.folder) == []
+
+
+def test_a_scratch_folder_is_made_and_one_that_cannot_be_is_named_with_the_node(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = background_job(tmp_path)
+    (element,) = job.elements
+    written = "import os, tempfile; assert tempfile.gettempdir() == os.environ['TMPDIR']"
+    for scratch, code in ((tmp_path / "new" / "tmp", 0), (tmp_path / "program.py" / "tmp", 2)):
+        tells = dataclasses.replace(element, argv=("-c", written), environment={"TMPDIR": str(scratch)})
+        site = dataclasses.replace(job.site, kind="debug", scratch=str(scratch))
+        assert submit(dataclasses.replace(job, elements=(tells,), site=site)).last["code"] == code
+        task = SlurmTask("eval", tells, job.folder, 5.0, scratch=str(scratch))
+        run = "import base64, pickle, sys; pickle.loads(base64.b64decode(sys.argv[1]))()"
+        words = [sys.executable, "-c", run, base64.b64encode(pickle.dumps(task)).decode()]
+        assert subprocess.run(words, env={**os.environ, "SLURM_JOB_ID": "7"}, check=False).returncode == code
+    name = os.uname().nodename
+    assert capfd.readouterr().err.count(f"program.py/tmp cannot be written on {name} (Not a directory)") == 1
+    (outcome,) = JobState(job.folder, "7").outcomes()  # the job's script says it
+    assert (outcome.code, f"on {name}" in outcome.reason) == (2, True)
 
 
 @pytest.mark.slow

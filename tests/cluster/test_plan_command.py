@@ -67,6 +67,32 @@ def test_every_thing_that_cannot_work_is_refused_at_once(
     assert main(["plan", str(recipe), "train.stream.pair_batch=6", "train.stream.view_batch=6", "--ranks", "4"]) == 3
 
 
+def test_checkpoints_kept_for_good_need_room_but_not_those_that_are_there(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def needed(*words: str) -> str:
+        code, findings = plan(capsys, str(recipe), f"train.run={tmp_path}/run", "train.checkpoint.keep_last=2", *words)
+        (found,) = findings["run"]
+        assert (code == 0) == (found["severity"] == "ok")
+        return str(found["found"]).rpartition(", ")[2]
+
+    most, for_good = needed("train.steps=8"), "train.checkpoint.keep_every_steps=2"
+    assert needed("train.steps=8", for_good) != most
+    for step in (2, 4, 6, 8):
+        (tmp_path / "run/checkpoints" / f"step-{step:09d}").mkdir(parents=True)
+    assert needed("train.steps=8", for_good) == most
+    assert plan(capsys, str(recipe), for_good, "train.steps=1000000000000")[0] == 3
+
+
+def test_all_runs_of_a_sweep_need_room(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (f"train.run={tmp_path}/run", "train.steps=8", "train.checkpoint.best_metric=''")
+    found = [
+        plan(capsys, str(recipe), *words, *more)[1]["run"]
+        for more in (("train.checkpoint.keep_last=3",), ("train.checkpoint.keep_last=1", "sweep={train.seed: [1, 2]}"))
+    ]
+    assert found[0][0]["found"].split(", ")[-1] == found[1][0]["found"].split(", ")[-1]
+
+
 def test_wrong_words_are_usage_errors(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(recipe), "train.stepz=3"]) == 2
     assert "did you mean 'train.steps'" in capsys.readouterr().err

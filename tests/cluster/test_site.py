@@ -55,6 +55,10 @@ def test_shipped_sites_are_valid_and_are_no_recipes() -> None:
         ({"default": {"nodes": 0}}, "nodes is 0, expected at least 1"),
         ({"kind": "slrum"}, "'local', 'debug' or 'slurm'"),
         ({"grace_s": 5}, "grace_s is 5, expected more than 10"),
+        ({"scratch": "/local/$USER"}, r"scratch is '/local/\$USER'.*no variable.*export TMPDIR in `setup`"),
+        ({"scratch": "~/tmp"}, "scratch is '~/tmp', expected the whole path"),
+        ({"jobs": "/shared/$USER"}, "jobs is .*no variable is filled in; write it out"),
+        ({"shard_cache": "/local/${SLURM_JOB_ID}"}, "shard_cache is .*no variable is filled in; write it out"),
         ({"environment": {"AWS_SECRET_ACCESS_KEY": "x"}}, "looks like a secret.*s3_profile"),
         ({"inherit": ["MLFLOW_TRACKING_PASSWORD"]}, "looks like a secret"),
         ({"environment": {"A B": "x"}}, "no name of a variable"),
@@ -63,6 +67,15 @@ def test_shipped_sites_are_valid_and_are_no_recipes() -> None:
 def test_a_wrong_site_file_is_one_clear_error(tmp_path: Path, content: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_site(write(tmp_path / "site.yaml", **content))
+
+
+def test_a_time_of_the_clock_is_refused_where_minutes_are_expected_and_reaches_sbatch_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text("kind: slurm\ndefault: {time_min: 1:30:00}\n")
+    with pytest.raises(UsageError, match=r"default.time_min is '1:30:00', expected minutes as one number"):
+        load_site(str(path))
+    path.write_text("kind: slurm\ndefault: {time_min: 90, options: {begin: 20:00}}\n")
+    assert "#SBATCH --begin=20:00" in job_script(job_on(load_site(str(path))))
 
 
 def test_an_unknown_site_names_those_that_ship() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import torch
 from mcjepa.pipeline.engine.engine import start_world
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.settings.train import EngineConfig
-from mcjepa.pipeline.world import adopt_world, check_gpus, first_host, gpu_index, slurm_variables
+from mcjepa.pipeline.world import adopt_world, check_gpus, first_host, gpu_index, own_cores, slurm_variables
 
 SRUN = {
     "SLURM_JOB_ID": "4711",
@@ -79,6 +80,28 @@ def test_without_any_variable_it_is_a_world_of_one_with_a_free_port() -> None:
     environment: dict[str, str] = {}
     adopt_world(environment)
     assert (environment["RANK"], environment["WORLD_SIZE"]) == ("0", "1") and int(environment["MASTER_PORT"])
+
+
+USABLE = len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("environment", "world_size", "cores"),
+    [
+        ({"SLURM_CPUS_PER_TASK": str(USABLE)}, 8, USABLE),  # bound: what is seen is the task's own
+        ({"SLURM_CPUS_PER_TASK": "1", "SLURM_NTASKS": str(USABLE)}, USABLE, 1),  # not bound: all of the node's are seen
+        ({"SLURM_CPUS_PER_TASK": "1", "SLURM_NTASKS": "1"}, 1, USABLE),
+        ({"SLURM_CPUS_PER_TASK": str(USABLE), "SLURM_STEP_NUM_TASKS": "1"}, USABLE, 1),  # ranks of one task share it
+        ({"SLURM_CPUS_PER_TASK": str(USABLE), "SLURM_STEP_ID": ""}, USABLE, 1),  # started in the batch script itself
+        ({"SLURM_STEP_ID": ""}, 2 * USABLE, 1),
+    ],
+)
+def test_a_rank_has_the_cores_of_its_task_or_its_share_of_the_nodes(
+    environment: dict[str, str], world_size: int, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (SRUN | environment).items():
+        monkeypatch.setenv(name, value)
+    assert own_cores(world_size) == cores
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,25 @@ def test_what_was_changed_since_is_named_and_ends_with_4(root: Path, tmp_path: P
     assert main(["explain", str(weights)]) == 4
 
 
+def test_a_run_that_went_to_another_machine_has_not_changed(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "whole", tmp_path / "whole", ignore=shutil.ignore_patterns("spool"))
+    present = tmp_path / "whole/recipe.yaml"
+    recipe = yaml.safe_load(present.read_text())
+    recipe["train"]["checkpoint"] |= {"scratch": "/local/2", "grace_s": 110}
+    recipe["train"]["stream"]["store"]["cache_dir"] = "/local/2/shards"
+    present.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    assert explain(str(tmp_path / "whole"))[-1].changed == []
+    shutil.copy(present, tmp_path / "whole/recipes/000001-from-step-000000000.yaml")
+    found = compare(str(root / "whole"), str(tmp_path / "whole"))
+    assert {each.key for each in found.differences} == {
+        "train.checkpoint.scratch", "train.checkpoint.grace_s", "train.stream.store.cache_dir",
+    }  # fmt: skip
+    assert what_matters(found) == []
+    recipe["train"]["optimizer"]["encoder_lr"] = 0.5
+    present.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    assert explain(str(tmp_path / "whole"))[-1].changed == ["recipe.yaml is not the recipe that its last start kept"]
+
+
 def test_a_run_resumed_with_another_rate_and_more_steps_differs_in_these_alone(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +147,26 @@ def test_a_run_resumed_with_another_rate_and_more_steps_differs_in_these_alone(
     assert printed.index("optimisation (how it was trained):") < printed.index("place (where it lies")
     assert main(["diff", str(root / "whole"), str(root / "datasets/clips")]) == 2
     assert "is a run" in capsys.readouterr().err
+
+
+def test_runs_of_one_name_are_told_apart_by_their_ids_or_the_digest_of_their_checkpoint(
+    root: Path, tmp_path: Path
+) -> None:
+    for name in ("whole", "resumed"):
+        shutil.copytree(root / name, tmp_path / name / "run", ignore=shutil.ignore_patterns("spool"))
+        shutil.copytree(root / name / "weights/step-000000004", tmp_path / f"of-{name}")
+        config = json.loads((tmp_path / f"of-{name}/config.json").read_text())
+        config["lineage"]["run"] = "run"
+        (tmp_path / f"of-{name}/config.json").write_text(json.dumps(config))
+    first, second = str(tmp_path / "of-whole"), str(tmp_path / "of-resumed")
+    beside = [str(tmp_path / "whole/run"), str(tmp_path / "resumed/run")]
+    assert [explain(second, places)[-2].location for places in (beside, beside[::-1])] == 2 * [beside[1]]
+    found = [key for key, _, _ in what_matters(compare(first, second, beside))]
+    assert found == ["sha256", "train.optimizer.encoder_lr", "train.steps"]
+    assert explain(second, beside[:1])[-1].missing and len(explain(second, beside[:1])) == 1
+    config["lineage"]["run_id"] = "0" * 32  # the run was written to MLflow anew since
+    (tmp_path / "of-resumed/config.json").write_text(json.dumps(config))
+    assert explain(second, beside)[-2].location == beside[1]
 
 
 def test_recipes_of_several_starts_are_told_with_their_steps() -> None:

@@ -47,7 +47,7 @@ def test_overrides_have_yaml_types() -> None:
     assert content == {"a": {"b": [1, 2], "c": None}, "d": "1e-3", "e": "text"}
 
 
-@pytest.mark.parametrize("text", ["/data/a # b", "/o/📷", "a: b", " x ", "'", "null", "12", "[", "a\tb", "ü # 1"])
+@pytest.mark.parametrize("text", ["/data/a # b", "/o/📷", "a: b", " x ", "'", "null", "1:30", "[", "a\tb", "ü # 1"])
 def test_an_override_gives_exactly_the_text_that_it_was_made_of(text: str) -> None:
     assert apply_overrides({}, [override("out", text)]) == {"out": text}
     assert apply_overrides({}, [override("out", [text])]) == {"out": [text]}
@@ -84,7 +84,17 @@ def test_a_wrong_override_is_named(override: str, mark: str) -> None:
     assert mark in str(caught.value)
 
 
+def test_times_of_the_clock_are_text_and_no_numbers_of_base_60(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", "begin: 20:00\nmore: [1:30:00, 1:20:30.5]\nplain: [20, -1.5, 1_000, 0x1f]\n")
+    assert read_recipe(path) == {"begin": "20:00", "more": ["1:30:00", "1:20:30.5"], "plain": [20, -1.5, 1000, 31]}
+    assert apply_overrides({}, ["begin=20:00", "n=20", "m={at: 1:30, of: 2}"]) == {
+        "begin": "20:00", "n": 20, "m": {"at": "1:30", "of": 2},
+    }  # fmt: skip
+
+
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"override 'train=.*given twice"):
+        apply_overrides({}, ["train={steps: 1, steps: 2}"])
     path = write(tmp_path / "r.yaml", "train:\n  steps: 1\n  steps: 2\n")
     with pytest.raises(UsageError, match="given twice"):
         read_recipe(path)
@@ -101,6 +111,23 @@ def test_recipes_may_name_the_place_of_their_datasets(tmp_path: Path) -> None:
     )
     recipe, _ = load_recipe(str(write(tmp_path / "r.yaml", text)), [])
     assert recipe.train is not None and recipe.train.stream.views[0].location == "s3://b/r/i"
+
+
+def test_texts_may_name_one_another_in_any_order(tmp_path: Path) -> None:
+    text = "out: ${datasets}/out\ndatasets: ${data}/ds\ndata: raw\ntrain: {run: '${out}/run', steps: 1}\n"
+    recipe, _ = load_recipe(str(write(tmp_path / "r.yaml", text)), [])
+    data = Path("raw").absolute()
+    assert (recipe.data, recipe.datasets, recipe.out) == (f"{data}", f"{data}/ds", f"{data}/ds/out")
+    assert recipe.train is not None and recipe.train.run == f"{data}/ds/out/run"
+    recipe, _ = load_recipe(str(tmp_path / "r.yaml"), ["datasets=s3://b/${name}", "out='file://${data}'"])
+    assert (recipe.datasets, recipe.out) == ("s3://b/r", f"file://{data}")
+
+
+@pytest.mark.parametrize("wrong", [["out=${data}", "data=${out}/x"], ["out=${out}/x"]])
+def test_texts_that_name_one_another_in_a_circle_are_refused(tmp_path: Path, wrong: list[str]) -> None:
+    path = write(tmp_path / "r.yaml", "train: {run: r, steps: 1}\n")
+    with pytest.raises(UsageError, match=r"out: \$\{.*go round in a circle"):
+        load_recipe(str(path), wrong)
 
 
 def test_yaml_cannot_make_objects(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ def test_changes_are_said_by_key_with_both_values(tmp_path: Path, caplog: pytest
 def test_a_run_that_moves_to_another_machine_has_the_same_recipe(tmp_path: Path) -> None:
     recipes, here = RunRecipes(tmp_path), recipe_with("train.checkpoint.scratch=/local/1")
     recipes.keep(here, 0)
-    there = recipe_with("train.checkpoint.scratch=/local/2", "train.stream.store.cache_dir=/local/2/shards")
+    folders = ("train.checkpoint.scratch=/local/2", "train.stream.store.cache_dir=/local/2/shards")
+    there = recipe_with(*folders, "train.checkpoint.grace_s=110")
     found = recipes.continuation(there, 4)
     assert found.changes == () and not found.other_recipe
     recipes.keep(there, 4)

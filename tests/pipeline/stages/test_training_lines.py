@@ -11,7 +11,23 @@ import pytest
 from mcjepa.cluster.local import last_line, run_ranks
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.recipe.recipe import load_recipe
-from mcjepa.pipeline.stages.training import explain_loss
+from mcjepa.pipeline.stages.training import explain_loss, ranks_to_start
+
+
+@pytest.mark.parametrize(
+    ("tasks", "environment", "ranks"),
+    [("1", {}, 3), ("4", {}, 1), ("1", {"RANK": "0", "WORLD_SIZE": "1"}, 1)],
+    ids=["the shell of srun --pty", "a task of several", "a rank of torchrun"],
+)
+def test_only_a_process_that_nobody_started_as_a_rank_starts_ranks(
+    tasks: str, environment: dict[str, str], ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    slurm |= {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": tasks, "SLURM_NODELIST": "n1"}
+    for name, value in (slurm | environment).items():
+        monkeypatch.setenv(name, value)
+    config = load_recipe("quickstart", [])[0].train
+    assert config is not None and ranks_to_start(config, 3) == ranks
 
 
 def test_a_killed_loading_process_is_named_with_what_it_used() -> None:

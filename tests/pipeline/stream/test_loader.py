@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from mcjepa.pipeline.stream import samples as sample_stream
 from mcjepa.pipeline.stream.catalogue import open_catalogue
 from mcjepa.pipeline.stream.frames import FrameCache
 from mcjepa.pipeline.stream.shard_reader import ShardReader
+from mcjepa.pipeline.stream.workers import default_workers
 
 
 def test_steps_have_the_stated_shapes_types_and_ranges(small_stream: StreamConfig) -> None:
@@ -56,6 +58,17 @@ def test_of_more_ranks_than_pairs_the_first_have_one_and_the_others_an_empty_bat
     assert all(share.pairs and share.views and len(share.views.keys) == 2 for share in shares)
     assert [share.pairs.frame0.shape for share in shares if share.pairs] == 2 * [(1, 3, 24, 32)] + 2 * [(0, 3, 24, 32)]
     assert whole.pairs and [key for share in shares if share.pairs for key in share.pairs.keys] == [*whole.pairs.keys]
+
+
+def test_cores_that_slurm_has_bound_to_a_task_are_not_shared_again(
+    small_stream: StreamConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usable = len(os.sched_getaffinity(0))
+    told = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_CPUS_PER_TASK": str(usable)}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    loader = open_loader(replace(small_stream, workers=None), rank=1, world_size=4)
+    assert loader.workers == default_workers(usable, 1, on_gpu=False)
 
 
 @pytest.mark.parametrize("swap", [0.0, 1.0])
