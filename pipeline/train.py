@@ -40,6 +40,7 @@ from mcjepa.pipeline.run.claim import RunClaim, claimed
 from mcjepa.pipeline.run.folder import RunFolder
 from mcjepa.pipeline.run.pictures import RunPictures
 from mcjepa.pipeline.run.recipes import Continuation, RunRecipes, check_model_changes, say_changes
+from mcjepa.pipeline.run.start import begin_start
 from mcjepa.pipeline.run.weights import load_initial_weights
 from mcjepa.pipeline.settings.train import TrackingConfig, TrainConfig
 from mcjepa.pipeline.step.clock import CLOSING
@@ -137,8 +138,7 @@ def _open_run(
     check_micro_batches(config.stream, world.size, config.engine.accumulation_steps)
     folder = RunFolder(config.run, config.checkpoint.scratch)
     claim = stack.enter_context(claimed(folder.store, world))
-    if world.rank == 0:
-        folder.fetch()
+    begin_start(folder, world)
     start = find_start(folder.store, world)
     continuation = _compare_recipes(folder, recipe, config, world, start.step if start else 0)
     config = in_order_of(start, config)
@@ -169,6 +169,8 @@ def _open_run(
         keeper.restore(start, engine)
         if world.rank == 0:
             set_aside_after(folder.store, start.step)
+        if world.local_rank == 0:
+            folder.forget_weights_after(start.step)
         log.info("continuing %s from step %d", config.run, start.step)
     instruments = Instruments(config, world, engine, folder.path)
     stack.callback(instruments.close)
