@@ -98,7 +98,7 @@ def train(
         How it ended, on every rank.
 
     Raises:
-        UsageError: settings that do not fit, or not to the run that is continued.
+        UsageError: settings that do not fit, or not to the run that is continued; a spike that the recipe stops at.
         DataError: unusable datasets, a run without a whole checkpoint, one that another process trains, or one in a
             folder that the nodes do not share.
         RunError: too many bad steps or failed saves in a row, or the last checkpoint was not saved.

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from mcjepa.pipeline.errors import RunError
+from mcjepa.pipeline.errors import RunError, UsageError
 from mcjepa.pipeline.monitor.flight_record import finite_samples, numbers, samples_of, write_record
 from mcjepa.pipeline.run.lines import PatientFiles
 from mcjepa.pipeline.settings.monitor import GuardConfig, SpikeConfig
@@ -98,11 +98,13 @@ class StepGuard:
         """Looks at a step that was taken or skipped.
 
         Raises:
-            RunError: it is one bad step too many in a row, or a guard of some rank ends the run.
+            RunError: it is one bad step too many in a row.
+            UsageError: some rank saw a spike, and the recipe ends the run at one. A launched job must not be started
+                again by itself then: with an empty window it would train through the spike.
         """
         self._files.settle()
         if result.alarm:
-            raise RunError(
+            raise UsageError(
                 f"step {batch.step} was not taken: {self.alarm or 'another rank saw a spike'}; the last checkpoint is "
                 "from before it. Lower the learning rates or set train.guards.spikes.action=warn, and rerun"
             )

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from small_recipe import train_small, write_small_recipe
 
+from mcjepa.cluster.restarts import Outcome, judge
 from mcjepa.pipeline.checkpoint import complete_checkpoints, newest_weights
 from mcjepa.pipeline.run.folder import read_metrics
 
@@ -182,3 +183,10 @@ def test_a_port_in_use_is_one_line(recipe: Path) -> None:
         done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert "is in use" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_run_that_ends_at_a_spike_is_not_started_again_by_itself(recipe: Path) -> None:
+    guard = [f"train.guards.spikes.{each}" for each in ("window=3", "least=3", "z=0.01", "action=stop")]
+    spiked = run(recipe, "spiked", "train.steps=20", *guard)  # any rise of a term is one
+    assert "was not taken" in spiked.stderr and "had a spike" in spiked.stderr, spiked.stderr
+    assert spiked.returncode == 2 and judge("train", 1, [Outcome(0, spiked.returncode)]) == "failed"

@@ -121,5 +121,5 @@ def test_a_spike_leaves_a_record_and_ends_the_run_where_asked(tmp_path: Path) ->
     guard.check(made_up_batch(6), outcome("", 90.0), SETTING)
     assert "step 6 had a spike" in guard.alarm
     assert json.loads((tmp_path / "step-000000006-rank-00000.json").read_text())["reason"] == "spike"
-    with pytest.raises(RunError, match="step 7 was not taken"):
+    with pytest.raises(UsageError, match="step 7 was not taken"):
         guard.check(made_up_batch(7), outcome("", 1.0, alarm=True), SETTING)
