@@ -25,11 +25,11 @@ import torch
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.model.config import ModelConfig
-from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.model.mcjepa import MCJEPA, TERMS
 from mcjepa.pipeline.agreement import require_same_start
 from mcjepa.pipeline.checkpoint import CheckpointKeeper, newest_weights
 from mcjepa.pipeline.checkpoint.resume import find_start, in_order_of
-from mcjepa.pipeline.checkpoint.rotation import set_aside_after
+from mcjepa.pipeline.checkpoint.rotation import find_metric, set_aside_after
 from mcjepa.pipeline.engine.engine import build_engine, seed_step, set_learning_rates, start_world, stop_world
 from mcjepa.pipeline.engine.parameters import stop_gradients
 from mcjepa.pipeline.errors import UsageError
@@ -247,6 +247,7 @@ class _Run:
     continuation: Continuation
     schedule: Schedule
     stopped_at: float | None = None
+    best_metric_seen: bool = False
 
     def loop(
         self, step: int, stop: StopRequest, records: RunRecords, on_progress: Callable[[TrainProgress], None]
@@ -305,6 +306,20 @@ class _Run:
             lineage=records.lineage(), metrics=values, final=final, problem=records.unwritten(),
         )  # fmt: skip
         self.record_checkpoints(records)
+        self._check_best_metric(step, final=final)
+
+    def _check_best_metric(self, step: int, *, final: bool) -> None:
+        """Ends all ranks, behind a save that counts, when the meter of the best checkpoint is none that is recorded."""
+        config = self.config
+        unseen = config.checkpoint.best_metric and not self.best_metric_seen
+        if not unseen or step < max(config.meters.every, config.log_every):
+            return
+        problem = find_metric(self.folder.path, config.checkpoint, TERMS) if self.world.rank == 0 else ""
+        if final and problem:
+            log.warning("%s", problem)
+        elif problem := broadcast_from_rank0("" if final else problem, self.world):
+            raise UsageError(problem)
+        self.best_metric_seen = not problem
 
     def record_checkpoints(self, records: RunRecords) -> None:
         """Writes down which checkpoints have become complete."""

@@ -190,3 +190,13 @@ def test_a_run_that_ends_at_a_spike_is_not_started_again_by_itself(recipe: Path)
     spiked = run(recipe, "spiked", "train.steps=20", *guard)  # any rise of a term is one
     assert "was not taken" in spiked.stderr and "had a spike" in spiked.stderr, spiked.stderr
     assert spiked.returncode == 2 and judge("train", 1, [Outcome(0, spiked.returncode)]) == "failed"
+
+
+def test_a_best_metric_that_no_record_has_ends_the_run_behind_its_first_save(recipe: Path) -> None:
+    settings = ["train.steps=6", "train.checkpoint.every_steps=2", "train.meters.every=2"]
+    wrong = run(recipe, "mistyped", *settings, "train.checkpoint.best_metric=los")
+    assert wrong.returncode == 2 and "best_metric is 'los'" in wrong.stderr, wrong.stderr
+    assert "did you mean 'loss'?" in wrong.stderr
+    assert [each.step for each in complete_checkpoints(recipe.parent / "mistyped")] == [2]
+    mended = run(recipe, "mistyped", *settings, "train.checkpoint.best_metric=loss")
+    assert mended.returncode == 0, mended.stderr
