@@ -57,10 +57,10 @@ class Instruments:
         self.clock.enter("data", step)
 
     def begin(self, batch: StepBatch, weights: Mapping[str, float]) -> PeriodicMeters | FlopCounter | None:
-        """What looks into this step: the periodic meters every so often, the counter of operations in new kinds of steps.
+        """What looks into this step: the periodic meters every so often, or a counter of operations.
 
-        The meters have collectives, and ranks without pairs see other kinds of steps: only the very first is
-        everywhere the counter's, whatever is due.
+        That one is for kinds of steps that were not counted yet. The meters have collectives, and ranks without pairs
+        see other kinds of steps: only the very first is everywhere the counter's, whatever is due.
         """
         every = self._config.meters.every
         self._tap = None
