@@ -13,8 +13,9 @@ import pytest
 from small_recipe import train_small, write_small_recipe
 
 from mcjepa.cluster.restarts import Outcome, judge
+from mcjepa.data_prep.storage import open_store
 from mcjepa.pipeline.checkpoint import complete_checkpoints, newest_weights
-from mcjepa.pipeline.run.folder import read_metrics
+from mcjepa.pipeline.run.folder import parse_metrics, read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -200,3 +201,16 @@ def test_a_best_metric_that_no_record_has_ends_the_run_behind_its_first_save(rec
     assert [each.step for each in complete_checkpoints(recipe.parent / "mistyped")] == [2]
     mended = run(recipe, "mistyped", *settings, "train.checkpoint.best_metric=loss")
     assert mended.returncode == 0, mended.stderr
+
+
+def test_a_run_on_s3_that_comes_back_to_a_machine_keeps_what_others_did_meanwhile(recipe: Path, s3: str) -> None:
+    store, records = open_store(s3), {}
+    for steps, machine in ((2, "a"), (4, "b"), (6, "a")):
+        scratch = recipe.parent / f"machine-{machine}"
+        words = (f"train.run={s3}", f"train.steps={steps}", f"train.checkpoint.scratch={scratch}")
+        done = train_small(recipe, scratch, *words)
+        assert done.returncode == 0, done.stderr
+        records[steps] = store.read("logs/metrics.jsonl").decode()
+        assert records[steps] == (scratch / "logs" / "metrics.jsonl").read_text()
+    assert records[4].startswith(records[2]) and records[6].startswith(records[4])
+    assert [int(record["step"]) for record in parse_metrics(records[6])] == [1, 2, 3, 4, 5, 6]
