@@ -11,7 +11,7 @@ PIPE_CLOSED = 141
 
 MEANINGS = {
     OK: "done",
-    USAGE: "a command line, recipe or site file that cannot be run as it is; nothing was started",
+    USAGE: "a command line, recipe or site file that cannot be run as it is; nothing was started, or a spike ended it",
     REJECTED: "data was rejected, a check failed, or a run ended before its end",
     PARTIAL: "done but for some inputs, scores or records, which are named",
     INTERRUPTED: "stopped by a signal; the same command continues",

@@ -1,9 +1,10 @@
 """Runs one step of a run again to see what went wrong in it: `mcjepa train RECIPE train.replay=RUN/bad_steps/FILE`.
 
 The step's batch is read again by its number, its random state and term weights come from the flight record. The model's
-weights are those of the newest complete checkpoint at or before the step; with `train.replay_exact` the steps between
-are trained again first (nothing is saved), which gives the very weights of the step where the run is deterministic.
-Nothing is updated and nothing goes to MLflow. What is found is printed and written beside the record:
+weights are those of the newest complete checkpoint at or before the step, or those that the run began with; with
+`train.replay_exact` the steps between are trained again first (nothing is saved), which gives the very weights of the
+step where the run is deterministic. Nothing is updated and nothing goes to MLflow. What is found is printed and written
+beside the record:
 
     RUN/bad_steps/replay-000000123-rank-00004.json
 """
@@ -26,7 +27,7 @@ from mcjepa.model.config import ModelConfig
 from mcjepa.model.mcjepa import MCJEPA, JointLoss
 from mcjepa.pipeline.checkpoint.resume import check_continuation, find_start, in_order_of, restore
 from mcjepa.pipeline.engine.engine import build_engine, seed_step, set_learning_rates, start_world, stop_world
-from mcjepa.pipeline.engine.parameters import branch_gradient_norms
+from mcjepa.pipeline.engine.parameters import branch_gradient_norms, stop_gradients
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.monitor.flight_record import (
     finite_samples,
@@ -36,7 +37,9 @@ from mcjepa.pipeline.monitor.flight_record import (
     state_of,
 )
 from mcjepa.pipeline.run.folder import RunFolder
+from mcjepa.pipeline.run.weights import load_initial_weights
 from mcjepa.pipeline.settings.train import TrainConfig
+from mcjepa.pipeline.step.micro_batches import mean_output, split_batch
 from mcjepa.pipeline.step.schedule import build_schedule
 from mcjepa.pipeline.step.step import restore_random_state, run_step
 from mcjepa.pipeline.stream.batches import StepBatch
@@ -66,12 +69,13 @@ def replay(config: TrainConfig, model_config: ModelConfig) -> dict[str, Any]:
                 f"train.replay: {world.size} ranks, expected {record['world_size']} as in {config.replay}; "
                 f"start as many: a rank's samples depend on it (--ranks {record['world_size']})"
             )
-        store = RunFolder(config.run, config.checkpoint.scratch).store
-        torch.manual_seed(config.seed)
-        watchable = replace(config, engine=replace(config.engine, compile=False))  # layer by layer
-        engine = build_engine(MCJEPA(model_config), watchable, world)
+        folder = RunFolder(config.run, config.checkpoint.scratch)
+        store = folder.store
         found = find_start(store, world, up_to=record["step"])
         config = in_order_of(found, config)
+        model = _first_model(config, model_config, folder.path, continued=found is not None)
+        watchable = replace(config, engine=replace(config.engine, compile=False))  # layer by layer
+        engine = build_engine(model, watchable, world)
         exact = config.replay_exact or (found.step if found else 0) == record["step"]
         first = (found.step if found else 0) if config.replay_exact else record["step"]
         loader = build_loader(
@@ -92,6 +96,16 @@ def replay(config: TrainConfig, model_config: ModelConfig) -> dict[str, Any]:
         return report
 
 
+def _first_model(config: TrainConfig, model_config: ModelConfig, run: Path, *, continued: bool) -> MCJEPA:
+    """The model as a training builds it."""
+    torch.manual_seed(config.seed)
+    model = MCJEPA(model_config)
+    load_initial_weights(model, config.init_from, run, continued=continued)
+    if config.frozen_encoder:
+        stop_gradients(model.encoder)
+    return model
+
+
 def _train_up_to(step: int, engine: Any, loader: StepLoader, config: TrainConfig, world: World) -> StepBatch:
     """Takes the steps before `step` that the loader starts with; returns the batch of `step`."""
     schedule = build_schedule(config, loader.steps_per_epoch)
@@ -106,11 +120,8 @@ def _train_up_to(step: int, engine: Any, loader: StepLoader, config: TrainConfig
 
 def _run_again(engine: Any, batch: StepBatch, record: Mapping[str, Any], world: World) -> dict[str, Any]:
     restore_random_state(state_of(record), world.device)
-    pairs = (batch.pairs.frame0, batch.pairs.frame1) if batch.pairs else None
-    views = (batch.views.view0, batch.views.view1) if batch.views else None
     with _modules_watched(engine.module) as watched:
-        output: JointLoss = engine(pairs, views, record["weights"])
-    engine.backward(output.loss)
+        output = _computed(engine, batch, record["weights"])
     norms = branch_gradient_norms(engine)
     samples = samples_of(batch)
     return {
@@ -125,6 +136,20 @@ def _run_again(engine: Any, batch: StepBatch, record: Mapping[str, Any], world: 
         "gradient_norms": numbers(norms) if norms is not None else None,
         "first_non_finite_module": watched.first,
     }
+
+
+def _computed(engine: Any, batch: StepBatch, weights: Mapping[str, float]) -> JointLoss:
+    """The step's output and gradients, by its micro-batches as it was trained; nothing is updated."""
+    parts = split_batch(batch, engine.gradient_accumulation_steps())
+    outputs: list[JointLoss] = []
+    for part in parts:
+        pairs = (part.pairs.frame0, part.pairs.frame1) if part.pairs else None
+        views = (part.views.view0, part.views.view1) if part.views else None
+        outputs.append(engine(pairs, views, weights))
+        engine.backward(outputs[-1].loss)
+        if len(outputs) < len(parts):
+            engine.step()  # no update yet: it counts the micro-batch
+    return mean_output(outputs)
 
 
 @dataclass

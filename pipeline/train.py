@@ -25,11 +25,11 @@ import torch
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.model.config import ModelConfig
-from mcjepa.model.mcjepa import MCJEPA
+from mcjepa.model.mcjepa import MCJEPA, TERMS
 from mcjepa.pipeline.agreement import require_same_start
 from mcjepa.pipeline.checkpoint import CheckpointKeeper, newest_weights
 from mcjepa.pipeline.checkpoint.resume import find_start, in_order_of
-from mcjepa.pipeline.checkpoint.rotation import set_aside_after
+from mcjepa.pipeline.checkpoint.rotation import find_metric, set_aside_after
 from mcjepa.pipeline.engine.engine import build_engine, seed_step, set_learning_rates, start_world, stop_world
 from mcjepa.pipeline.engine.parameters import stop_gradients
 from mcjepa.pipeline.errors import UsageError
@@ -40,6 +40,7 @@ from mcjepa.pipeline.run.claim import RunClaim, claimed
 from mcjepa.pipeline.run.folder import RunFolder
 from mcjepa.pipeline.run.pictures import RunPictures
 from mcjepa.pipeline.run.recipes import Continuation, RunRecipes, check_model_changes, say_changes
+from mcjepa.pipeline.run.start import begin_start
 from mcjepa.pipeline.run.weights import load_initial_weights
 from mcjepa.pipeline.settings.train import TrackingConfig, TrainConfig
 from mcjepa.pipeline.step.clock import CLOSING
@@ -97,7 +98,7 @@ def train(
         How it ended, on every rank.
 
     Raises:
-        UsageError: settings that do not fit, or not to the run that is continued.
+        UsageError: settings that do not fit, or not to the run that is continued; a spike that the recipe stops at.
         DataError: unusable datasets, a run without a whole checkpoint, one that another process trains, or one in a
             folder that the nodes do not share.
         RunError: too many bad steps or failed saves in a row, or the last checkpoint was not saved.
@@ -137,8 +138,7 @@ def _open_run(
     check_micro_batches(config.stream, world.size, config.engine.accumulation_steps)
     folder = RunFolder(config.run, config.checkpoint.scratch)
     claim = stack.enter_context(claimed(folder.store, world))
-    if world.rank == 0:
-        folder.fetch()
+    begin_start(folder, world)
     start = find_start(folder.store, world)
     continuation = _compare_recipes(folder, recipe, config, world, start.step if start else 0)
     config = in_order_of(start, config)
@@ -169,6 +169,8 @@ def _open_run(
         keeper.restore(start, engine)
         if world.rank == 0:
             set_aside_after(folder.store, start.step)
+        if world.local_rank == 0:
+            folder.forget_weights_after(start.step)
         log.info("continuing %s from step %d", config.run, start.step)
     instruments = Instruments(config, world, engine, folder.path)
     stack.callback(instruments.close)
@@ -245,6 +247,7 @@ class _Run:
     continuation: Continuation
     schedule: Schedule
     stopped_at: float | None = None
+    best_metric_seen: bool = False
 
     def loop(
         self, step: int, stop: StopRequest, records: RunRecords, on_progress: Callable[[TrainProgress], None]
@@ -303,6 +306,20 @@ class _Run:
             lineage=records.lineage(), metrics=values, final=final, problem=records.unwritten(),
         )  # fmt: skip
         self.record_checkpoints(records)
+        self._check_best_metric(step, final=final)
+
+    def _check_best_metric(self, step: int, *, final: bool) -> None:
+        """Ends all ranks, behind a save that counts, when the meter of the best checkpoint is none that is recorded."""
+        config = self.config
+        unseen = config.checkpoint.best_metric and not self.best_metric_seen
+        if not unseen or step < max(config.meters.every, config.log_every):
+            return
+        problem = find_metric(self.folder.path, config.checkpoint, TERMS) if self.world.rank == 0 else ""
+        if final and problem:
+            log.warning("%s", problem)
+        elif problem := broadcast_from_rank0("" if final else problem, self.world):
+            raise UsageError(problem)
+        self.best_metric_seen = not problem
 
     def record_checkpoints(self, records: RunRecords) -> None:
         """Writes down which checkpoints have become complete."""

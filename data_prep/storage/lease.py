@@ -4,7 +4,8 @@
 
 A lease is taken by a conditional put of the next number, so of two writers one loses, on a folder (whether it has
 `flock` or not) as on S3. A writer on this machine is dead when its process is; one elsewhere when it gave no sign for
-`STALE_S`. A writer that finds a higher number than its own has been given up for dead and stops.
+`STALE_S`, whether its clock agrees with ours or not: the age of its last sign counts only where it says that it lives.
+A writer that finds a higher number than its own, or its own file gone, has been given up for dead and stops.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ LEASES = "writers"
 """Folder of the leases, below what is written."""
 BEAT_S = 5.0
 STALE_S = 90.0
+LEAST_BEATS = 2.2
+"""Signs of life that a writer of another machine has time for, whatever the age of its last one, and a little more."""
 _OURS: set[str] = set()
 """Tokens of leases that this process holds."""
 
@@ -90,15 +93,19 @@ class Lease:
 def newest_lease(store: Store) -> Lease | None:
     """The lease of who writes, or wrote when it was killed; None when no file is there."""
     keys = [entry.key for entry in store.files(f"{LEASES}/")]
-    if not keys:
-        return None
     try:
-        content: dict[str, Any] = json.loads(store.read(keys[-1]))
-        return Lease(**{**content, "progress": WriterProgress(**content["progress"])})
+        return _read(store, keys[-1]) if keys else None
     except AbsentKey:
         return None
+
+
+def _read(store: Store, key: str) -> Lease:
+    content = store.read(key)
+    try:
+        fields: dict[str, Any] = json.loads(content)
+        return Lease(**{**fields, "progress": WriterProgress(**fields["progress"])})
     except (ValueError, TypeError, KeyError) as error:
-        where = f"{store.location}/{keys[-1]}"
+        where = f"{store.location}/{key}"
         raise DataError(f"{where} is no writer's lease ({error}); expected one; remove that file") from error
 
 
@@ -110,6 +117,7 @@ class Writer:
         self._store, self._lease = store, lease
         self.progress = lease.progress
         self._over = threading.Event()
+        self._last_sign = time.time()
         self.lost = ""
         """Who has taken over, in words; empty while the lease is held."""
         self.taken_over = threading.Event()
@@ -128,8 +136,18 @@ class Writer:
         Raises:
             DataError: it has.
         """
-        if self.lost:
-            raise DataError(f"{self._store.location}: {self.lost}; expected one writer; leave the work to that one")
+        if lost := self.successor():
+            raise DataError(f"{self._store.location}: {lost}; expected one writer; leave the work to that one")
+
+    def successor(self) -> str:
+        """Who has taken over, in words; empty while the lease is held.
+
+        Looked up now where the last sign of life is so old that this process may have been frozen.
+        """
+        if not self.lost and not 0 <= time.time() - self._last_sign < STALE_S / 2:
+            with contextlib.suppress(DataError, OSError):  # nobody knows; the thread goes on trying
+                self._look()
+        return self.lost
 
     def end(self) -> None:
         """Give the lease back."""
@@ -137,25 +155,41 @@ class Writer:
         self._thread.join()
         _OURS.discard(self._lease.token)
         with contextlib.suppress(DataError, OSError):  # the lease ends with this process in any case
-            self._store.remove(_key(self._lease.number))
+            if not self._look():  # else a file of that name is not ours
+                self._store.remove(_key(self._lease.number))
+
+    def _look(self) -> str:
+        if not self.lost:
+            self.lost = _successor(self._store, self._lease)
+        if self.lost:
+            self.taken_over.set()
+        return self.lost
 
     def _beat(self) -> None:
         silent = False
         while not self._over.wait(BEAT_S):
             try:
-                newest = newest_lease(self._store)
-                if newest and newest.number > self._lease.number:
-                    self.lost = (
-                        f"{describe_writer(newest)} took over after {STALE_S:.0f} s without a sign of life from here"
-                    )
-                    self.taken_over.set()
+                if self._look():
                     return
                 _write(self._store, dataclasses.replace(self._lease, beat=time.time(), progress=self.progress))
-                silent = False
+                self._last_sign, silent = time.time(), False
             except (DataError, OSError) as error:
                 if not silent:
                     LOG.warning("no sign of life could be given: %s", error)
                 silent = True
+
+
+def _successor(store: Store, lease: Lease) -> str:
+    """Who has taken a lease from its holder, who may have been frozen so long that the successor has ended."""
+    newest = newest_lease(store)
+    if newest is None or newest.number < lease.number:  # look at the very file: a listing may be late
+        try:
+            newest = _read(store, _key(lease.number))
+        except AbsentKey:
+            return f"another writer took over after {STALE_S:.0f} s without a sign of life from here, and has ended"
+    if newest.token == lease.token:
+        return ""
+    return f"{describe_writer(newest)} took over after {STALE_S:.0f} s without a sign of life from here"
 
 
 @contextlib.contextmanager
@@ -165,13 +199,14 @@ def sole_writer(store: Store, *, patient: bool = False) -> Iterator[Writer]:
     Args:
         store: What is written.
         patient: Wait for up to `STALE_S` whether a writer on another machine that may be dead gives a sign of life:
-            a job that is moved from a lost node comes sooner than that.
+            a job that is moved from a lost node comes sooner than that. One that has been silent for longer is waited
+            for briefly in any case: by a clock that goes wrong a living one seems so.
 
     Raises:
         Occupied: another writer is at work there.
     """
     before = newest_lease(store)
-    if before and before.alive and patient and before.machine != _machine():
+    if before and before.machine != _machine() and (patient or not before.alive):
         before = _watch(store, before)
     elif before and before.alive:
         raise _occupied(store, before)
@@ -193,17 +228,18 @@ def sole_writer(store: Store, *, patient: bool = False) -> Iterator[Writer]:
 
 
 def _watch(store: Store, lease: Lease) -> Lease | None:
-    """Waits until a lease is stale; returns what is there then.
+    """Waits until a lease of another machine is stale, two signs of life at least; returns what is there then.
 
     Raises:
         Occupied: its writer gave a sign of life, or another writer came.
     """
+    began, least_s = time.monotonic(), LEAST_BEATS * BEAT_S
+    most_s = STALE_S if lease.alive else least_s
     LOG.warning(
         "%s was last written by %s, %.0f s ago; waiting up to %.0f s for a sign of life before taking over",
-        store.location, describe_writer(lease), max(0.0, time.time() - lease.beat), STALE_S,
+        store.location, describe_writer(lease), max(0.0, time.time() - lease.beat), most_s,
     )  # fmt: skip
-    deadline = time.monotonic() + STALE_S
-    while lease.alive and time.monotonic() < deadline:
+    while (spent_s := time.monotonic() - began) < most_s and (lease.alive or spent_s < least_s):
         time.sleep(min(1.0, BEAT_S))
         newest = newest_lease(store)
         if newest is None:

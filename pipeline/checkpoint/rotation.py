@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 
-from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.errors import DataError, nearest_name
 from mcjepa.data_prep.storage import FolderStore, Store
 from mcjepa.pipeline.checkpoint.manifest import Checkpoint, find_damage, read_checkpoints, step_folders, step_name
-from mcjepa.pipeline.run.folder import CHECKPOINTS, MANIFEST, WEIGHTS
+from mcjepa.pipeline.run.folder import CHECKPOINTS, MANIFEST, METRICS, WEIGHTS, read_metrics
 from mcjepa.pipeline.settings.train import CheckpointConfig
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,23 @@ def best_checkpoint(checkpoints: Sequence[Checkpoint], config: CheckpointConfig)
     measured = [c for c in checkpoints if config.best_metric and config.best_metric in c.record["metrics"]]
     sign = 1.0 if config.best_is == "highest" else -1.0
     return max(measured, key=lambda c: (sign * c.record["metrics"][config.best_metric], c.step), default=None)
+
+
+def find_metric(run: Path, config: CheckpointConfig, expected: Collection[str]) -> str:
+    """What is wrong with `best_metric`, in words; empty where it is in a run's records so far, or expected there.
+
+    Args:
+        run: the run's local folder.
+        config: the recipe's rules.
+        expected: names that may come later: terms start when the recipe says.
+    """
+    known = {name for record in read_metrics(run / METRICS) for name in record} - {"step"}
+    if not known or config.best_metric in known or config.best_metric in expected:
+        return ""
+    return (
+        f"train.checkpoint.best_metric is {config.best_metric!r}, which no record in {run / METRICS} has, so that no "
+        f"best checkpoint is kept; {nearest_name(config.best_metric, sorted(known))}; change it and rerun"
+    )
 
 
 def superfluous(checkpoints: Sequence[Checkpoint], config: CheckpointConfig) -> list[Checkpoint]:

@@ -39,7 +39,8 @@ def quickstart(arguments: argparse.Namespace) -> int:
     check_place(out)
     _say(f"mcjepa quickstart: real videos and photos -> shards -> training -> scores, all in {out}")
     resolved = write_plain(plain, out / RESOLVED_RECIPE)
-    code, failed = run_stages(brief_path(resolved), lambda number, words: _say(f"\n[{number}/3] {words}"))
+    grace_s = recipe.train.checkpoint.grace_s if recipe.train else 0.0
+    code, failed = run_stages(brief_path(resolved), grace_s, lambda number, words: _say(f"\n[{number}/3] {words}"))
     if failed:
         _say(f"mcjepa: stage {failed} ended with exit code {code}; running it again continues from there")
         return code

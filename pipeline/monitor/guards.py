@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from mcjepa.pipeline.errors import RunError
+from mcjepa.pipeline.errors import RunError, UsageError
 from mcjepa.pipeline.monitor.flight_record import finite_samples, numbers, samples_of, write_record
 from mcjepa.pipeline.run.lines import PatientFiles
 from mcjepa.pipeline.settings.monitor import GuardConfig, SpikeConfig
@@ -97,11 +98,13 @@ class StepGuard:
         """Looks at a step that was taken or skipped.
 
         Raises:
-            RunError: it is one bad step too many in a row, or a guard of some rank ends the run.
+            RunError: it is one bad step too many in a row.
+            UsageError: some rank saw a spike, and the recipe ends the run at one. A launched job must not be started
+                again by itself then: with an empty window it would train through the spike.
         """
         self._files.settle()
         if result.alarm:
-            raise RunError(
+            raise UsageError(
                 f"step {batch.step} was not taken: {self.alarm or 'another rank saw a spike'}; the last checkpoint is "
                 "from before it. Lower the learning rates or set train.guards.spikes.action=warn, and rerun"
             )
@@ -177,38 +180,33 @@ class Spike:
 
 
 class SpikeDetector:
-    """Compares each step's terms with those of the steps before it."""
+    """Compares each step's terms with those of the steps before it that had the same ones."""
 
     def __init__(self, config: SpikeConfig) -> None:
         self._config = config
-        self._names: tuple[str, ...] = ()
-        self._window = np.empty((0, 0))
-        self._seen = 0
+        self._windows: dict[tuple[str, ...], deque[np.ndarray]] = {}
 
     def look(self, terms: Mapping[str, float]) -> list[Spike]:
         """The spikes among a good step's terms; adds them to the window.
 
-        The window starts anew when a term comes or goes: its old steps say nothing then.
+        Each set of terms has a window of its own: where a term comes or goes, the loss is another sum. Steps of pairs
+        and of views may alternate.
         """
         if not self._config.z:
             return []
         names = tuple(sorted(terms))
         values = np.array([terms[name] for name in names])
-        if names != self._names:
-            self._names, self._seen = names, 0
-            self._window = np.empty((self._config.window, len(names)))
-        filled = self._window[: min(self._seen, self._config.window)]
-        found = self._compare(values, filled) if self._seen >= self._config.least else []
-        self._window[self._seen % self._config.window] = values
-        self._seen += 1
+        window = self._windows.setdefault(names, deque(maxlen=self._config.window))
+        found = self._compare(names, values, np.array(window)) if len(window) >= self._config.least else []
+        window.append(values)
         return found
 
-    def _compare(self, values: np.ndarray, window: np.ndarray) -> list[Spike]:
+    def _compare(self, names: tuple[str, ...], values: np.ndarray, window: np.ndarray) -> list[Spike]:
         median = np.median(window, axis=0)
         spread = NORMAL_MAD * np.median(np.abs(window - median), axis=0) + LEAST_RELATIVE * np.abs(median) + 1e-12
         z = (values - median) / spread
         return [
             Spike(name, float(values[i]), float(median[i]), float(z[i]))
-            for i, name in enumerate(self._names)
+            for i, name in enumerate(names)
             if z[i] > self._config.z
         ]

@@ -9,7 +9,7 @@ values = instruments.record(setting)             every `log_every` steps, on all
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,8 @@ class Instruments:
         folder.mkdir(parents=True, exist_ok=True)
         self._machine = MachineMeters(world, folder)
         self._profile = ProfileWindow(config.profile, folder, world.rank, world.device)
-        self._flops: FlopCounter | None = FlopCounter()
-        self._step_flops = 0
+        self._flops: dict[Hashable, int] = {}
+        self._window_flops: list[int | None] = []
         self._corrupt = 0
         self._peak_tflops = peak_tflops(device_name(world.device), config.engine.precision, config.meters.peak_tflops)
         self._tap: PeriodicMeters | FlopCounter | None = None
@@ -57,13 +57,17 @@ class Instruments:
         self.clock.enter("data", step)
 
     def begin(self, batch: StepBatch, weights: Mapping[str, float]) -> PeriodicMeters | FlopCounter | None:
-        """What looks into this step: the counter of operations in the first, the periodic meters every so often."""
+        """What looks into this step: the periodic meters every so often, or a counter of operations.
+
+        That one is for kinds of steps that were not counted yet. The meters have collectives, and ranks without pairs
+        see other kinds of steps: only the very first is everywhere the counter's, whatever is due.
+        """
         every = self._config.meters.every
         self._tap = None
-        if self._flops is not None:
-            self._tap = self._flops
-        elif every and (batch.step + 1) % every == 0:
+        if self._flops and every and (batch.step + 1) % every == 0:
             self._tap = PeriodicMeters(self._engine, batch, weights, self._config.meters)
+        elif _kind(batch, weights) not in self._flops:
+            self._tap = FlopCounter()
         return self._tap
 
     def end(self, batch: StepBatch, result: StepResult, setting: StepSetting, waited_s: float) -> None:
@@ -78,9 +82,10 @@ class Instruments:
             self._meters.add(result.meters)
             if isinstance(self._tap, PeriodicMeters):
                 self._meters.add(self._tap.values)
-            elif self._flops is not None and self._flops.total:
+            elif isinstance(self._tap, FlopCounter):
                 parts = self._engine.gradient_accumulation_steps()  # the counter saw one of them
-                self._step_flops, self._flops = parts * self._flops.total, None
+                self._flops[_kind(batch, setting.weights)] = parts * self._tap.total
+        self._window_flops.append(self._flops.get(_kind(batch, setting.weights)))
         self._corrupt += len(batch.corrupt)
         stream = self._config.stream
         counts = {"pairs": (batch.pairs, stream.pair_batch), "images": (batch.views, stream.view_batch)}
@@ -91,11 +96,12 @@ class Instruments:
         self.clock.enter("record")
         values = self._meters.record(self.clock.window())
         values.update(self._machine.gather(values["data_wait_share"], self._corrupt))
+        flops, self._window_flops = self._window_flops, []
         if self._world.rank != 0:
             return {}
         values.update({f"lr_{name}": rate for name, rate in setting.rates.items()})
         values.update({f"weight_{name}": weight for name, weight in setting.weights.items()})
-        values.update(self._speed(values["seconds_per_step"]))
+        values.update(self._speed(flops, values["seconds_per_step"]))
         values["bad_steps"], values["spikes"] = float(self.guard.total), float(self.guard.spikes)
         if self.guard.scale_skips:
             values["scale_skips"] = float(self.guard.scale_skips)
@@ -104,10 +110,12 @@ class Instruments:
         values["alerts"] = float(len(self._alerts.standing))
         return values
 
-    def _speed(self, seconds_per_step: float) -> dict[str, float]:
-        if not self._step_flops:
+    def _speed(self, flops: Sequence[int | None], seconds_per_step: float) -> dict[str, float]:
+        """By the operations of a window's steps; nothing where those of some step are not known."""
+        known = [each for each in flops if each]
+        if not known or len(known) < len(flops):
             return {}
-        reached = self._step_flops / seconds_per_step / 1e9
+        reached = sum(known) / len(known) / seconds_per_step / 1e9
         values = {"gflops_per_s": reached}
         if self._peak_tflops:
             values["mfu"] = reached / 1e3 / self._peak_tflops
@@ -117,3 +125,8 @@ class Instruments:
         """Ends an open profile, and writes the records that wait for room."""
         self._profile.end()
         self.guard.close()
+
+
+def _kind(batch: StepBatch, weights: Mapping[str, float]) -> Hashable:
+    """What the operations of a step hang on: its streams and the terms that are computed."""
+    return batch.pairs is not None, batch.views is not None, frozenset(name for name, each in weights.items() if each)

@@ -1,9 +1,10 @@
 """How fast a step is: its floating-point operations, their share of the device's peak, and profiles of some steps.
 
-The operations are counted once, in a real step: products and convolutions, forward and backward; two operations a
-multiply-add. Formulas are torch's own (`torch.utils.flop_counter`) but for the backward pass of convolutions, where
-torch leaves out the groups: it counts a depthwise layer as many times too high as it has channels. MFU (Chowdhery et
-al., PaLM, 2022, appendix B) is that number over the step's seconds and the device's peak at the run's precision.
+The operations are counted in a real step, the first of each set of terms: products and convolutions, forward and
+backward; two operations a multiply-add. Formulas are torch's own (`torch.utils.flop_counter`) but for the backward pass
+of convolutions, where torch leaves out the groups: it counts a depthwise layer as many times too high as it has
+channels. MFU (Chowdhery et al., PaLM, 2022, appendix B) is that number over the step's seconds and the device's peak at
+the run's precision.
 
 Steps that the recipe's `train.profile` names are profiled by torch:
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,17 +36,21 @@ PEAK_TFLOPS = (
     ("A10", 125.0), ("A30", 165.0), ("V100", 125.0), ("T4", 65.0), ("RTX 4090", 165.0), ("RTX 3090", 71.0),
     ("MI300X", 1307.0), ("MI250", 383.0),
 )  # fmt: skip
-"""Part of a device's name -> dense peak in 16 bits, TFLOP/s, from the makers' data sheets; the first match counts."""
+"""Words of a device's name -> dense peak in 16 bits, TFLOP/s, from the makers' data sheets; the first match counts."""
 
 
 def peak_tflops(device_name: str, precision: str, configured: float) -> float:
     """Peak of one device, TFLOP/s: the recipe's where it names one; 0 where it is not known.
 
+    >>> peak_tflops("NVIDIA A100-SXM4-80GB", "bf16", 0.0), peak_tflops("NVIDIA RTX A1000", "bf16", 0.0)
+    (312.0, 0.0)
+
     The table is for 16 bits; of fp32 it says nothing, because that depends on whether TF32 is allowed.
     """
     if configured or precision == "fp32":
         return configured
-    return next((peak for name, peak in PEAK_TFLOPS if name in device_name), 0.0)
+    words = f" {re.sub(r'[^A-Za-z0-9]+', ' ', device_name)} "  # `A100-SXM4-80GB` has three; `RTX A1000` has no `A100`
+    return next((peak for name, peak in PEAK_TFLOPS if f" {name} " in words), 0.0)
 
 
 def convolution_backward_flops(

@@ -63,6 +63,8 @@ class Watchdog:
         if self._config.watchdog_s:
             for suffix in ("json", "txt"):  # of an earlier start
                 self._path(suffix).unlink(missing_ok=True)
+            if self._rank == 0:
+                self._forget_larger_world()
             self._arm()
             self._thread.start()
         return self
@@ -120,6 +122,11 @@ class Watchdog:
         if self._world_size > 1 and not self._end.wait(min(SETTLE_SHARE * self._config.watchdog_s, 10.0)):
             log.error("%s", who_is_waited_for(self._others(), self._world_size))
 
+    def _forget_larger_world(self) -> None:
+        for path in self._folder.glob("rank-*.*"):
+            if int(path.stem.removeprefix("rank-")) >= self._world_size:
+                path.unlink(missing_ok=True)
+
     def _others(self) -> list[dict[str, Any]]:
         records = []
         for path in sorted(self._folder.glob("rank-*.json")):
@@ -127,7 +134,7 @@ class Watchdog:
                 records.append(json.loads(path.read_text(encoding="utf-8")))
             except FileNotFoundError:  # that rank went on meanwhile
                 continue
-        return records
+        return [record for record in records if record["rank"] < self._world_size]  # else of an earlier, larger world
 
     def _leave(self, now: Activity, spent_s: float) -> None:
         log.critical(

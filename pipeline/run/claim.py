@@ -38,7 +38,7 @@ class RunClaim:
         Raises:
             RunError: it has.
         """
-        lost = broadcast_from_rank0(self._writer.lost if self._writer else "", self._world)
+        lost = broadcast_from_rank0(self._writer.successor() if self._writer else "", self._world)
         if lost:
             raise RunError(f"{self._store.location}: {lost}; expected one writer; leave the run to that one")
 

@@ -5,6 +5,9 @@
 
 Copied are all files but checkpoints (`pipeline.checkpoint.background` does these), leases and hidden ones: recipe.yaml,
 run.json, logs, weights, records of bad steps, the tracker's spool. A file that disappears here disappears there.
+
+Each start of a run writes a random name to `.start` of the prefix and of its scratch folders. By it a scratch folder is
+known that some start has left behind on this machine while others went on elsewhere: what is in it does not count.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from mcjepa.data_prep.errors import AbsentKey, DataError
 from mcjepa.data_prep.storage import Store, atomic_write, explained_disk_errors, open_store
 from mcjepa.data_prep.storage.lease import LEASES
 
@@ -44,6 +48,8 @@ RESOLVED_RECIPE = "resolved-recipe.yaml"
 """In the folder of a recipe's results: the whole resolved recipe of the last quickstart or evaluation there."""
 PREP_REPORT = "prep_report.json"
 """Beside the datasets that a prep stage has built."""
+START = ".start"
+"""The newest start of a run on s3: its random name; in a scratch folder also the rank that looks after that folder."""
 
 
 class RunFolder:
@@ -65,41 +71,107 @@ class RunFolder:
         with explained_disk_errors(str(self.path)):
             self.path.mkdir(parents=True, exist_ok=True)
         self._copied: dict[str, tuple[int, int]] = {}
+        self._left_here: dict[str, tuple[int, int]] = {}
+        self._start = ""
 
     @property
     def name(self) -> str:
         """Last part of the location."""
         return self.store.location.rsplit("/", 1)[-1]
 
-    def fetch(self) -> None:
-        """Brings a run's small files from s3 before it is continued.
+    def fetch(self) -> str:
+        """Brings a run's small files from s3 before it is continued; returns the start that wrote there last.
 
-        Files here are those of an earlier run on this machine: one that is longer than its copy has lines that were
-        written after the last copy, and stays.
+        What that start left in this very folder is newer than its copies and stays; of others' it removes everything.
         """
         if not self.remote:
-            return
+            return ""
+        newest, (here, _) = self._newest_start(), self._start_here()
+        if here != newest:
+            self._put_away(here)
         there = {entry.key: entry.bytes for entry in self.store.files() if self._is_small(entry.key)}
         for key, size in there.items():
             path = self.path / key
-            if not path.is_file() or path.stat().st_size < size:
+            if here != newest or not path.is_file() or (size and not path.stat().st_size):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self.store.download(key, path)
+                self._left_here.pop(key, None)
             self._copied[key] = (0, 0)  # known to be there; its content is compared at the next copy
+        return newest
+
+    def begin(self, start: str) -> None:
+        """On rank 0, after `fetch`: what is copied from now on is of this start.
+
+        Args:
+            start: its random name.
+        """
+        self.store.write(START, start.encode())
+        self._note_start(start, 0)
+
+    def join(self, before: str, start: str, rank: int) -> None:
+        """On another node: leaves nothing in its scratch folder but what this node wrote itself in the last start.
+
+        Args:
+            before: the last start, which rank 0 goes on from.
+            start: the one that rank 0 has begun.
+            rank: the one that looks after this scratch folder.
+        """
+        here, of_rank = self._start_here()
+        if here == start:  # rank 0 has the same folder, and copies what is in it
+            self._left_here, self._start = self._marks(), start
+            return
+        if here != before or of_rank == "0" or not here:
+            self._put_away(here)
+        self._note_start(start, rank)
+
+    def _put_away(self, start: str) -> None:
+        """Removes what another start has left here; files of nobody knows whom stay, and are not copied."""
+        if not start:
+            self._left_here = self._marks()
+            return
+        for path in self.path.iterdir():
+            if path.is_dir() and not path.name.startswith("."):
+                shutil.rmtree(path)
+            elif not path.name.startswith("."):
+                path.unlink()
+
+    def _newest_start(self) -> str:
+        try:
+            return self.store.read(START).decode()
+        except AbsentKey:
+            return ""
+
+    def _start_here(self) -> tuple[str, str]:
+        path = self.path / START
+        words = path.read_text(encoding="utf-8").split() if path.is_file() else []
+        return (words[0], words[1]) if len(words) == 2 else ("", "")
+
+    def _note_start(self, start: str, rank: int) -> None:
+        atomic_write(self.path / START, f"{start} {rank}".encode())
+        self._start = start
+
+    def _marks(self) -> dict[str, tuple[int, int]]:
+        return {key: _mark(path) for key, path in self._files()}
 
     def copy(self) -> None:
         """Copies what has changed since the last call to s3.
 
         Raises:
-            DataError: the store cannot be written.
+            DataError: the store cannot be written, or a later start of the run writes to it.
         """
         if not self.remote:
             return
+        if self._start and self._newest_start() != self._start:
+            raise DataError(
+                f"{self.store.location} belongs to a later start of the run, expected one writer; nothing is copied "
+                f"there from {self.path} any more; leave the run to that one"
+            )
         present = set()
         for key, path in self._files():
             try:
-                status = path.stat()
-                mark = (status.st_size, status.st_mtime_ns)
+                mark = _mark(path)
+                if self._left_here.get(key) == mark:
+                    continue
                 present.add(key)
                 if self._copied.get(key) != mark:
                     self._copy_file(key, path)
@@ -115,6 +187,12 @@ class RunFolder:
         """Removes all but the newest weights folders from the scratch folder, which s3 has too."""
         for folder in sorted((self.path / WEIGHTS).glob("step-*"))[:-keep]:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def forget_weights_after(self, step: int) -> None:
+        """Removes the weights of later steps from the scratch folder: the run is continued from `step` without them."""
+        for folder in (self.path / WEIGHTS).glob("step-*") if self.remote else ():
+            if int(folder.name.removeprefix("step-")) > step:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _copy_file(self, key: str, path: Path) -> None:
         if path.stat().st_size < 1 << 20:
@@ -135,6 +213,12 @@ class RunFolder:
     @staticmethod
     def _is_small(key: str) -> bool:
         return not key.startswith((f"{CHECKPOINTS}/", f"{WEIGHTS}/")) and LEASES not in key.split("/")
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    """Length and time of a file, by which its changes are seen."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def read_run_record(run: Path) -> dict[str, Any]:

@@ -173,7 +173,8 @@ class CheckpointConfig:
     keep_every_steps: int = 0
     """Checkpoints of multiples of this are kept for good; 0 keeps none for good [ours]."""
     best_metric: str = ""
-    """Meter by which the best checkpoint is kept too, by its value in the last record before; empty: none [ours]."""
+    """Meter by which the best checkpoint is kept too, by its value in the last record before; one that no record has
+    ends the run behind a save. Empty: none [ours]."""
     best_is: Literal["lowest", "highest"] = "lowest"
     """Which value of `best_metric` is best [ours]."""
     max_failed_saves: int = 3

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mcjepa.cluster.local import run_command
+from mcjepa.cluster.local import GRACE_S, run_command
 from mcjepa.data_prep.corpora.samples import packaged_photos, packaged_videos
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import write_json
@@ -34,11 +34,12 @@ NEEDED_BYTES = 300 << 20
 STAGES = (("prep", "run"), ("train", "--ranks", "0"), ("eval", "all"))
 
 
-def run_stages(recipe: str, on_stage: Callable[[int, str], None]) -> tuple[int, str]:
+def run_stages(recipe: str, train_grace_s: float, on_stage: Callable[[int, str], None]) -> tuple[int, str]:
     """Runs the stages in turn until one fails.
 
     Args:
         recipe: its name or file.
+        train_grace_s: seconds that the training has for its last save after a stop signal (`checkpoint.grace_s`).
         on_stage: told the number of a stage, from 1 on, and its command line, before it starts.
 
     Returns:
@@ -48,7 +49,9 @@ def run_stages(recipe: str, on_stage: Callable[[int, str], None]) -> tuple[int, 
     for number, stage in enumerate(STAGES, 1):
         words = (*stage, recipe)
         on_stage(number, shlex.join(["mcjepa", *words]))
-        code = run_command(program(*words), environment={**quiet_environment(), WITHIN_CHAIN: "1"})
+        grace_s = GRACE_S + train_grace_s if stage[0] == "train" else GRACE_S
+        environment = {**quiet_environment(), WITHIN_CHAIN: "1"}
+        code = run_command(program(*words), environment=environment, grace_s=grace_s)
         partial = partial or code == PARTIAL
         if code not in (OK, PARTIAL):
             return code, stage[0]

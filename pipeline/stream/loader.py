@@ -37,8 +37,10 @@ from mcjepa.pipeline.stream.samples import Cancelled, SampleStream, pair_stream,
 from mcjepa.pipeline.stream.shard_check import find_shard_damage
 from mcjepa.pipeline.stream.workers import (
     DeviceFeed,
+    close_at_exit,
     default_workers,
     end_workers,
+    forget_workers,
     forking,
     start_worker,
 )
@@ -211,6 +213,8 @@ class StepLoader:
             self._feed.close()
         steps, self._steps, self._feed = self._steps, None, iter(())
         if steps is not None and self.workers:
+            self._leave_open_at_exit()
+            forget_workers(steps)
             ending = threading.Timer(_CLOSE_GRACE_S, end_workers, args=(steps,))
             ending.start()
             steps._shutdown_workers()  # joins each worker for five seconds at most, hence the timer
@@ -243,6 +247,8 @@ class StepLoader:
         )
         with forking():
             self._steps = iter(loader)
+        if self.workers:
+            self._leave_open_at_exit = close_at_exit(self)
         if self._device.type == "cuda":
             self._feed = DeviceFeed(self._steps, self._device)
         else:

@@ -7,27 +7,31 @@ stream of their own, and the training stream waits for their end on the device o
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
-import os
 import queue
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import cv2
 import torch
+from torch.utils.data._utils.signal_handling import _remove_worker_pids
 
 from mcjepa.pipeline.stream.batches import StepBatch
 from mcjepa.pipeline.world import disable_malloc_trim
 
 _PR_SET_PDEATHSIG = 1
 """Linux prctl(2): the signal a process gets when the thread that made it ends."""
-_FOR_THE_PARENT = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-"""Ctrl-C and Slurm reach whole process groups: workers leave these to the parent."""
+_FOR_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Ctrl-C, Slurm, systemd and containers' managers reach whole process groups: workers leave these to the parent, which
+may need them for its last step and save."""
 
 
 MOST_FOR_GPU, MOST_FOR_CPU = 8, 2
@@ -82,11 +86,34 @@ def start_worker(_number: int, *, in_main_thread: bool) -> None:
     disable_malloc_trim()
 
 
+def forget_workers(steps: Any) -> None:
+    """Has torch take the end of these workers for no failure from now on."""
+    if steps._worker_pids_set:
+        steps._worker_pids_set = False
+        _remove_worker_pids(id(steps))
+
+
 def end_workers(steps: Any) -> None:
-    """SIGTERM, which torch's workers answer by leaving with success."""
+    """SIGKILL: they leave all others to the parent, and have nothing to tidy up."""
     for worker in steps._workers:
         if worker.is_alive():
-            os.kill(worker.pid, signal.SIGTERM)
+            worker.kill()
+
+
+def close_at_exit(loader: Any) -> Callable[[], None]:
+    """Closes a loader that is open when Python ends: torch would wait for workers that ignore its SIGTERM.
+
+    Returns:
+        What undoes it.
+    """
+    close = partial(_close, weakref.ref(loader))
+    atexit.register(close)
+    return partial(atexit.unregister, close)
+
+
+def _close(loader: weakref.ref[Any]) -> None:
+    if (still_there := loader()) is not None:
+        still_there.close()
 
 
 _LOOK_S = 0.2

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from small_recipe import train_small, write_small_recipe
 
+from mcjepa.cluster.restarts import Outcome, judge
+from mcjepa.data_prep.storage import open_store
 from mcjepa.pipeline.checkpoint import complete_checkpoints, newest_weights
-from mcjepa.pipeline.run.folder import read_metrics
+from mcjepa.pipeline.run.folder import parse_metrics, read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -193,3 +195,33 @@ def test_a_port_in_use_is_one_line(recipe: Path) -> None:
         done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert "is in use" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_run_that_ends_at_a_spike_is_not_started_again_by_itself(recipe: Path) -> None:
+    guard = [f"train.guards.spikes.{each}" for each in ("window=3", "least=3", "z=0.01", "action=stop")]
+    spiked = run(recipe, "spiked", "train.steps=20", *guard)  # any rise of a term is one
+    assert "was not taken" in spiked.stderr and "had a spike" in spiked.stderr, spiked.stderr
+    assert spiked.returncode == 2 and judge("train", 1, [Outcome(0, spiked.returncode)]) == "failed"
+
+
+def test_a_best_metric_that_no_record_has_ends_the_run_behind_its_first_save(recipe: Path) -> None:
+    settings = ["train.steps=6", "train.checkpoint.every_steps=2", "train.meters.every=2"]
+    wrong = run(recipe, "mistyped", *settings, "train.checkpoint.best_metric=los")
+    assert wrong.returncode == 2 and "best_metric is 'los'" in wrong.stderr, wrong.stderr
+    assert "did you mean 'loss'?" in wrong.stderr
+    assert [each.step for each in complete_checkpoints(recipe.parent / "mistyped")] == [2]
+    mended = run(recipe, "mistyped", *settings, "train.checkpoint.best_metric=loss")
+    assert mended.returncode == 0, mended.stderr
+
+
+def test_a_run_on_s3_that_comes_back_to_a_machine_keeps_what_others_did_meanwhile(recipe: Path, s3: str) -> None:
+    store, records = open_store(s3), {}
+    for steps, machine in ((2, "a"), (4, "b"), (6, "a")):
+        scratch = recipe.parent / f"machine-{machine}"
+        words = (f"train.run={s3}", f"train.steps={steps}", f"train.checkpoint.scratch={scratch}")
+        done = train_small(recipe, scratch, *words)
+        assert done.returncode == 0, done.stderr
+        records[steps] = store.read("logs/metrics.jsonl").decode()
+        assert records[steps] == (scratch / "logs" / "metrics.jsonl").read_text()
+    assert records[4].startswith(records[2]) and records[6].startswith(records[4])
+    assert [int(record["step"]) for record in parse_metrics(records[6])] == [1, 2, 3, 4, 5, 6]

@@ -71,7 +71,10 @@ def test_a_process_that_was_killed_is_succeeded_at_once(tmp_path: Path) -> None:
     assert newest_lease(open_store(location)) is None
 
 
-def test_a_silent_writer_of_another_machine_is_succeeded_a_talking_one_is_not(store: Store) -> None:
+def test_a_silent_writer_of_another_machine_is_succeeded_a_talking_one_is_not(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "BEAT_S", 0.2)
     put_lease(store, beat=time.time() - STALE_S / 2)
     with pytest.raises(DataError, match=r"process 4 on node7 .last sign of life 4[0-9] s ago"):
         sole_writer(store).__enter__()
@@ -116,6 +119,48 @@ def test_a_writer_given_up_for_dead_stops_and_a_living_one_tells_its_progress(
         time.sleep(0.3)
         with pytest.raises(DataError, match="process 4 on node7 took over"):
             writer.check()
+
+
+@pytest.mark.parametrize("came_again", [False, True], ids=["ended", "followed"])
+def test_a_writer_notices_a_successor_that_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, came_again: bool
+) -> None:
+    monkeypatch.setattr(lease_module, "BEAT_S", 0.05)
+    store = open_store(str(tmp_path))
+    with sole_writer(store) as writer:
+        store.remove("writers/000001.json")  # as one that took over did, which has given its own back since
+        if came_again:
+            put_lease(store)
+        assert writer.taken_over.wait(5.0)
+        with pytest.raises(DataError, match="took over after 90 s without a sign of life"):
+            writer.check()
+    left = newest_lease(store)
+    assert (left.token if left else "") == ("t" if came_again else "")
+
+
+def test_a_writer_that_was_frozen_looks_before_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path))
+    with sole_writer(store) as writer:  # its thread gives the next sign of life in five seconds
+        store.remove("writers/000001.json")
+        writer.check()
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + STALE_S)
+        with pytest.raises(DataError, match=r"another writer took over .* and has ended"):
+            writer.check()
+
+
+@pytest.mark.parametrize("patient", [False, True])
+def test_a_living_writer_whose_clock_is_minutes_behind_is_not_succeeded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patient: bool
+) -> None:
+    monkeypatch.setattr(lease_module, "BEAT_S", 0.5)
+    store = open_store(str(tmp_path))
+    put_lease(store, beat=time.time() - 300)
+    beat = threading.Timer(0.4, lambda: put_lease(store, beat=time.time() - 299.5))
+    beat.start()
+    with pytest.raises(DataError, match="written by process 4 on node7"):
+        sole_writer(store, patient=patient).__enter__()
+    beat.join()
 
 
 def test_a_damaged_lease_is_named(tmp_path: Path) -> None:

@@ -103,6 +103,15 @@ def test_the_window_starts_anew_when_a_term_begins() -> None:
     assert detector.look({"loss": 50.0, "cycle": 1.0}) == []
 
 
+def test_steps_of_pairs_and_of_views_that_alternate_have_windows_of_their_own() -> None:
+    detector = SpikeDetector(SpikeConfig(window=10, least=5, z=8.0))
+    pairs, views = {"loss": 1.0, "cycle": 1.0}, {"loss": 30.0, "vc": 30.0}
+    for _ in range(6):
+        assert detector.look(pairs) == detector.look(views) == []
+    assert [spike.name for spike in detector.look({**views, "vc": 60.0})] == ["vc"]
+    assert [spike.name for spike in detector.look({"loss": 30.0, "cycle": 1.0})] == ["loss"]
+
+
 def test_a_spike_leaves_a_record_and_ends_the_run_where_asked(tmp_path: Path) -> None:
     spikes = SpikeConfig(window=10, least=5, z=8.0, action="stop")
     guard = StepGuard(tmp_path, 0, 3, GuardConfig(spikes=spikes))
@@ -112,5 +121,5 @@ def test_a_spike_leaves_a_record_and_ends_the_run_where_asked(tmp_path: Path) ->
     guard.check(made_up_batch(6), outcome("", 90.0), SETTING)
     assert "step 6 had a spike" in guard.alarm
     assert json.loads((tmp_path / "step-000000006-rank-00000.json").read_text())["reason"] == "spike"
-    with pytest.raises(RunError, match="step 7 was not taken"):
+    with pytest.raises(UsageError, match="step 7 was not taken"):
         guard.check(made_up_batch(7), outcome("", 1.0, alarm=True), SETTING)

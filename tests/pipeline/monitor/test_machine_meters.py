@@ -59,6 +59,10 @@ def test_a_recipes_peak_wins_and_fp32_has_none() -> None:
     assert peak_tflops("NVIDIA H100 80GB HBM3", "bf16", 500.0) == 500.0
     assert peak_tflops("NVIDIA H100 80GB HBM3", "fp32", 0.0) == 0.0
     assert peak_tflops("cpu", "bf16", 0.0) == 0.0
+    named = {"NVIDIA A100-SXM4-80GB": 312.0, "NVIDIA GeForce RTX 4090": 165.0, "NVIDIA L40S": 362.0, "Tesla T4": 65.0}
+    named |= {"NVIDIA H100 PCIe": 756.0, "AMD Instinct MI300X": 1307.0, "AMD Instinct MI250X / MI250": 383.0}
+    alike = ("NVIDIA RTX A1000", "NVIDIA RTX A3000 Laptop GPU", "NVIDIA RTX A4000", "NVIDIA T400 4GB")
+    assert {name: peak_tflops(name, "bf16", 0.0) for name in (*named, *alike)} == named | dict.fromkeys(alike, 0.0)
 
 
 def test_the_profiler_writes_the_steps_of_its_window_only(tmp_path: Path) -> None:

@@ -78,3 +78,19 @@ def test_a_nan_image_is_skipped_recorded_and_the_run_goes_on(
     )
     assert exact.returncode == 0, exact.stderr
     assert "views: 4 samples, all finite" in exact.stdout  # the stored sample is good: the fault came after reading
+
+
+def test_a_step_before_the_first_checkpoint_is_run_again_as_it_was_trained(recipe: Path, tmp_path: Path) -> None:
+    first = train_small(recipe, tmp_path / "first", "train.steps=1")
+    assert first.returncode == 0, first.stderr
+    started = [f"train.init_from={tmp_path}/first/weights/step-000000001", "train.frozen_encoder=true", "train.steps=2"]
+    ways = [*started, "train.engine.accumulation_steps=2", "train.engine.split_statistics=true"]
+    run, bad = tmp_path / "run", "train.terms.smoothness.weight=1.0e+40"
+    done = train_small(recipe, run, *ways, "train.max_bad_steps=1", bad)
+    assert done.returncode == 3 and not list((run / "checkpoints").glob("*/manifest.json")), done.stderr
+    (record,) = (run / "bad_steps").glob("step-*.json")
+    again = train_small(recipe, run, f"train.replay={record}", *ways)
+    assert again.returncode == 0 and "the step's own weights" in again.stdout, again.stderr
+    report = json.loads((run / "bad_steps" / "replay-000000000-rank-00000.json").read_text())
+    assert report["terms"] == json.loads(record.read_text())["terms"]
+    assert float(report["gradient_norms"]["encoder"]) == 0.0 and report["gradient_norms"]["estimator"] != "0.0"

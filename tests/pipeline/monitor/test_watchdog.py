@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from small_steps import finish_ranks, start_ranks
 
-from mcjepa.pipeline.monitor.watchdog import waiting_for, who_is_waited_for
+from mcjepa.pipeline.monitor.watchdog import Watchdog, waiting_for, who_is_waited_for
 from mcjepa.pipeline.settings.monitor import GuardConfig
+from mcjepa.pipeline.step.clock import StepClock
 
 PROGRAM = Path(__file__).with_name("hung_ranks.py")
 
@@ -64,6 +66,21 @@ def test_the_rank_at_the_earliest_step_is_blamed_where_all_wait_in_collectives()
     line = who_is_waited_for([record(0, 5), record(1, 4), record(2, 5)], 4)
     assert line.startswith("2 rank(s) wait in a collective; they wait for rank 1 (")
     assert "rank(s) 3: not stuck by their own account" in line
+
+
+def test_ranks_of_an_earlier_larger_world_are_not_blamed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hung = tmp_path / "logs" / "hung"
+    hung.mkdir(parents=True)
+    old = {"rank": 5, "step": 1, "part": "data", "waits_for": "data", "host": "gone", "pid": 9}
+    clock = StepClock()
+    clock.enter("data", 7)
+    with Watchdog(GuardConfig(watchdog_s=0.4, watchdog_exit_s=0.0), clock, tmp_path, 1, 2):
+        (hung / "rank-00005.json").write_text(json.dumps(old))  # rank 0, which tidies up, is slower to begin
+        time.sleep(1.5)
+    assert "they wait for rank 1 (waits for data in step 7" in caplog.text
+    assert "rank 5" not in caplog.text
+    with Watchdog(GuardConfig(watchdog_s=0.4), StepClock(), tmp_path, 0, 2):
+        assert not (hung / "rank-00005.json").exists()
 
 
 def test_a_thread_outside_collectives_waits_for_its_part() -> None:

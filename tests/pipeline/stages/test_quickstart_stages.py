@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mcjepa.cluster.local import GRACE_S
 from mcjepa.data_prep.corpora import samples
 from mcjepa.data_prep.errors import DataError
 from mcjepa.pipeline.cli.main import main
@@ -79,10 +80,14 @@ def test_stages_run_until_one_fails(
     told: list[str] = []
     remaining = iter(codes)
 
-    def run(argv: Sequence[str], **_: object) -> int:
+    graces: list[float] = []
+
+    def run(argv: Sequence[str], *, environment: object, grace_s: float = GRACE_S) -> int:
         assert argv[1:3] == ["-m", "mcjepa"] and argv[-1] == "my recipe.yaml"
+        graces.append(grace_s)
         return next(remaining)
 
     monkeypatch.setattr(quickstart, "run_command", run)
-    assert quickstart.run_stages("my recipe.yaml", lambda number, words: told.append(words)) == expected
+    assert quickstart.run_stages("my recipe.yaml", 60.0, lambda number, words: told.append(words)) == expected
+    assert graces == [7.0, 67.0, 7.0][:started]  # the training may need its own for the last save
     assert len(told) == started and told[0] == "mcjepa prep run 'my recipe.yaml'"

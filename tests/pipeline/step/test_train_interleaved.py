@@ -31,6 +31,8 @@ def test_steps_train_one_branch_after_the_other_and_a_resumed_run_keeps_the_turn
     recipe, run = write_small_recipe(tmp_path), tmp_path / "run"
     whole = train(recipe, run)
     assert branches(whole) == [(True, False), (False, True)] * 3
+    done = [round(whole[step]["gflops_per_s"] * whole[step]["seconds_per_step"], 6) for step in range(1, 7)]
+    assert done == [done[0], done[1]] * 3 and done[0] != done[1]  # operations of a step, of views and of pairs
     assert [found.step for found in complete_checkpoints(run)] == [6, 3]
     shutil.rmtree(run / "checkpoints" / "step-000000006")
     (run / "logs" / "metrics.jsonl").rename(tmp_path / "before.jsonl")

@@ -71,11 +71,11 @@ def test_a_worker_that_hangs_in_a_read_is_ended_all_the_same(small_stream: Strea
     assert all(gone(pid) for pid in pids)
 
 
-def test_workers_leave_ctrl_c_and_slurms_signals_to_the_parent(small_stream: StreamConfig) -> None:
+def test_workers_leave_stop_signals_to_the_parent(small_stream: StreamConfig) -> None:
     loader = open_loader(replace(small_stream, workers=2))
     next(loader)
     for pid in worker_processes(loader):
-        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             os.kill(pid, number)
     assert [batch.step for batch in take(loader, 8)] == list(range(1, 9))
 
@@ -107,6 +107,22 @@ def test_workers_die_with_a_killed_parent(small_stream: StreamConfig, tmp_path: 
     parent.wait()
     assert len(pids) == 2
     assert wait_until(lambda: all(gone(pid) for pid in pids), 2)
+
+
+OPEN_AT_EXIT = """
+import sys
+from mcjepa.pipeline.stream.loader import build_loader
+from mcjepa.pipeline.settings.stream import *
+config = StreamConfig(views=(SourceConfig(location=sys.argv[1]),), pair_batch=0, view_batch=8, workers=2)
+loader = iter(build_loader(config, rank=0, world_size=1, start_step=0, seed=0))
+next(loader)
+"""
+
+
+def test_a_program_that_never_closes_its_loader_ends(small_stream: StreamConfig) -> None:
+    root = Path(__file__).resolve().parents[3]
+    command = [sys.executable, "-c", OPEN_AT_EXIT, small_stream.views[0].location]
+    subprocess.run(command, check=True, timeout=60, env={**os.environ, "PYTHONPATH": str(root)})
 
 
 RANK_SCRIPT = """
