@@ -12,6 +12,7 @@ import dataclasses
 import os
 import resource
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 REASON_CHARACTERS = 500
+HELD_BYTES, HELD_S = 1 << 18, 0.2
+"""Most of an input's samples that wait for the next ones, and how long."""
 
 JudgeMaker = Callable[[], "SampleJudge | None"]
 
@@ -110,9 +113,11 @@ def _judge_maker(config: DatasetConfig, leakage_index: str) -> JudgeMaker:
 def _serve(item: Input, config: DatasetConfig, judge: SampleJudge | None, out: int) -> None:
     """Answer one input: its samples, then one closing message with the outcome.
 
-    A picture has one sample, which goes out with the closing message: its parent is woken once.
+    What is small and comes quickly goes out together, for each writing wakes the parent; a picture's one sample goes
+    with the closing message.
     """
     outcome, reason, held = "ok", "", list[bytes]()
+    since_s = time.monotonic()
     try:
         for piece in cut_input(item, config, judge):
             if isinstance(piece, CutSample):
@@ -125,9 +130,10 @@ def _serve(item: Input, config: DatasetConfig, judge: SampleJudge | None, out: i
                 held += message_pieces(header, list(piece.members.values()))
             else:
                 held += message_pieces({"type": "dropped", **dataclasses.asdict(piece)})
-            if item.kind != "image":
+            if sum(map(len, held)) > HELD_BYTES or time.monotonic() - since_s > HELD_S:
                 write_pieces(out, held)
                 held.clear()
+                since_s = time.monotonic()
     except Unwanted as refusal:
         outcome, reason = "filtered", str(refusal)
     except MemoryError:
