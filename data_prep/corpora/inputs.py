@@ -15,7 +15,15 @@ from mcjepa.data_prep.corpora.flow.pairs import list_pairs_as_inputs
 from mcjepa.data_prep.corpora.flow.sets import moving_photos
 from mcjepa.data_prep.corpora.items import Input, InputKind
 from mcjepa.data_prep.corpora.samples import packaged_photos, packaged_videos
-from mcjepa.data_prep.corpora.trees import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FoundFile, Tree, part_of
+from mcjepa.data_prep.corpora.trees import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    FoundFile,
+    Tree,
+    part_of,
+    refusal_of,
+    suffix_of,
+)
 from mcjepa.data_prep.errors import DataError
 
 T = TypeVar("T")
@@ -117,8 +125,16 @@ def in_frame_order(items: Iterable[T], name: Callable[[T], str]) -> list[T]:
 
 
 def sequence_input(name: str, uri: str, frames: dict[str, int]) -> Input:
-    """A sequence of frames, given as names below `uri` with their lengths in bytes."""
+    """A sequence of frames, given as names below `uri` with their lengths in bytes, -1 where one cannot be read.
+
+    Such a sequence is refused whole: without that frame, those beside it would be taken for neighbours.
+    """
     members = tuple(in_frame_order(frames, str))
+    unread = [member for member in members if frames[member] < 0]
+    if unread:
+        reason = refusal_of(f"{uri}/{unread[0]}") or "could not be examined when it was listed"
+        refusal = f"{len(unread)} of its {len(members)} files cannot be read; {unread[0]}: {reason}"
+        return Input(name, uri, "frames", members, refusal=refusal)
     return Input(name, uri, "frames", members, bytes=sum(frames.values()))
 
 
@@ -152,7 +168,7 @@ def _without_companions(files: list[FoundFile], census: Census) -> list[FoundFil
     for file in files:
         stem, _, suffix = file.name.rpartition(".")
         companion = companion_of(stem, stems)
-        if companion and not file.refusal:
+        if companion:
             census.leave(f"{companion.replace('_', '.')}.{suffix}".lower(), "beside its frame")
         else:
             kept.append(file)
@@ -174,10 +190,10 @@ def companion_of(stem: str, stems: Collection[str]) -> str:
 
 
 def _sequence(tree: Tree, folder: str, files: list[FoundFile]) -> Iterator[Input]:
-    """The sequence of a folder; what is refused in it is an input of its own."""
-    frames = {file.name.rpartition("/")[2]: file.bytes for file in files if not file.refusal}
+    """The sequence of a folder; a folder in it that cannot be entered is an input of its own."""
+    frames = {f.name.rpartition("/")[2]: f.bytes for f in files if suffix_of(f.name) in IMAGE_SUFFIXES}
     if frames:
         yield sequence_input(folder or ".", tree.base + folder if folder else tree.root, frames)
     for file in files:
-        if file.refusal:
+        if suffix_of(file.name) not in IMAGE_SUFFIXES:
             yield Input(file.name, tree.base + file.name, "image", refusal=file.refusal)

@@ -78,7 +78,7 @@ class Tree:
                 reading.census.leave(suffix, "not among members")
                 continue
             found = True
-            yield FoundFile(name, size, "" if size >= 0 else _refusal(self.base + name))
+            yield FoundFile(name, size, "" if size >= 0 else refusal_of(self.base + name))
         if not found and reading.span == EVERYTHING:
             kinds = ", ".join(sorted(suffixes))
             there = describe_others(reading.census.record())
@@ -92,15 +92,18 @@ class Tree:
         for folder in folders:
             if folder not in self._listed:
                 entries = self._store.files(f"{folder}/" if folder else "")
-                self._listed[folder] = {entry.key: entry.bytes for entry in entries if entry.bytes >= 0}
+                self._listed[folder] = {entry.key: entry.bytes for entry in entries}
 
     def below(self, folder: str) -> list[str]:
-        """Names of all files below a folder, sorted by their bytes; the folder is listed once and kept."""
+        """Names of all files below a folder, sorted by their bytes, with those that cannot be read.
+
+        The folder is listed once and kept.
+        """
         self.keep(folder)
         return list(self._listed[folder])
 
     def bytes_of(self, name: str) -> int:
-        """Length of a file; -1 when it is not there."""
+        """Length of a file; -1 when it is not there or cannot be read."""
         parent = name
         while parent:
             parent = parent.rpartition("/")[0]
@@ -109,7 +112,7 @@ class Tree:
         return self._store.size(name) if self._store.exists(name) else -1
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Whether there is such a file that can be read."""
         return self.bytes_of(name) >= 0
 
     def read_text(self, name: str) -> str:
@@ -194,7 +197,7 @@ def _hides_files(path: str) -> bool:
     return os.path.isdir(path) or (not suffix_of(path) and os.path.islink(path) and not os.path.exists(path))
 
 
-def _refusal(path: str) -> str:
+def refusal_of(path: str) -> str:
     """Why a file that could not be measured cannot be read; empty when it has become a plain file meanwhile."""
     try:
         mode = os.stat(path).st_mode

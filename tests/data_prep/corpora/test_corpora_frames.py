@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mcjepa.data_prep.corpora import INPUT_READERS, VOS_SETS
+from mcjepa.data_prep.corpora.image_files import write_png
+from mcjepa.data_prep.dataset.inputs import read_inputs
 from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig
+from mcjepa.data_prep.storage import open_store
 from tests.data_prep import layouts
+from tests.data_prep.small_corpora import smooth_frames
 
 
 def sequences(reader: str, root: Path, split: str = "") -> dict[str, tuple[str, ...]]:
@@ -39,6 +45,47 @@ def test_kitti_multiview_frames_are_grouped_by_number(tmp_path: Path) -> None:
         sequences("kitti2012-multiview", tmp_path)
     (tmp_path / "training/image_2").rename(tmp_path / "training/image_0")
     assert list(sequences("kitti2012-multiview", tmp_path)) == ["training/000000", "training/000004"]
+
+
+@pytest.mark.parametrize(
+    ("reader", "layout", "lost", "name"),
+    [
+        ("frame-folders", layouts.sintel, "training/clean/alley_1/frame_0002.png", "training/clean/alley_1"),
+        ("sintel", layouts.sintel, "training/clean/alley_1/frame_0002.png", "alley_1"),
+        ("flyingthings3d", layouts.things3d, "frames_cleanpass/TRAIN/A/0000/left/0007.png", "A/0000/left"),
+        ("kitti2015-multiview", layouts.kitti2015, "training/image_2/000004_10.png", "training/000004"),
+        ("hd1k-sequences", layouts.hd1k, "hd1k_input/image_2/000000_0011.png", "000000"),
+        ("davis", layouts.davis, "JPEGImages/480p/bear/00001.jpg", "bear"),
+    ],
+)
+def test_a_sequence_never_closes_over_a_frame_that_cannot_be_read(
+    reader: str, layout: Callable[[Path], Path], lost: str, name: str, tmp_path: Path
+) -> None:
+    """As git-annex leaves files that have not been fetched: links to nothing."""
+    layout(tmp_path)
+    whole = sequences(reader, tmp_path)
+    (tmp_path / lost).unlink()
+    (tmp_path / lost).symlink_to("not fetched")
+    found = {item.name: item for item in INPUT_READERS[reader](str(tmp_path), "")}
+    assert {n: item.members for n, item in found.items()} == whole
+    assert [item.name for item in found.values() if item.refusal] == [name]
+    (_, _, file) = lost.rpartition("/")
+    count = len(whole[name])
+    assert found[name].refusal.startswith(f"1 of its {count} files cannot be read; {file}: cannot be examined (No such")
+    assert found[name].bytes == -1
+
+
+def test_a_frame_folder_with_an_unreadable_frame_is_quarantined_whole(build, tmp_path: Path) -> None:
+    for folder in ("good", "bad"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        for number, frame in enumerate(smooth_frames(0, 4, 48, 64), 1):
+            write_png(tmp_path / f"in/{folder}/{number}.png", frame)
+    (tmp_path / "in/bad/3.png").unlink()
+    (tmp_path / "in/bad/3.png").symlink_to("not fetched")
+    corpora = (CorpusConfig(reader="frame-folders", path=str(tmp_path / "in")),)
+    build(tmp_path / "d", DatasetConfig(kind="clip", corpora=corpora, clip_stride=1))
+    found = {Path(r.uri).name: (r.outcome, r.samples) for r in read_inputs(open_store(str(tmp_path / "d")))}
+    assert found == {"good": ("ok", 3), "bad": ("quarantined", 0)}
 
 
 def test_real_kitti2012_pairs_are_short_sequences(sample_data: Path) -> None:
