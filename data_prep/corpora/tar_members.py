@@ -38,6 +38,8 @@ class TarMember(NamedTuple):
     bytes: int
     refusal: str
     """Why its content cannot be read; empty where it can."""
+    archive: int = 0
+    """Of tars that were written one behind the other: in which of them it lies, by the byte that one begins at."""
 
 
 class OpenTar:
@@ -65,7 +67,7 @@ class OpenTar:
                         tar.members = []  # else it keeps all of them
                         name = clean_name(member.name)
                         if not member.isdir() and not any(part.startswith(".") for part in name.split("/")):
-                            yield TarMember(name, member.offset_data, member.size, self._refusal(member))
+                            yield TarMember(name, member.offset_data, member.size, self._refusal(member), start)
                     end = tar.offset
             except DataError:  # the store's, not the tar's
                 raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from mcjepa.data_prep.corpora.census import Reading
 from mcjepa.data_prep.corpora.items import Input, InputKind
@@ -36,6 +37,20 @@ ROLE = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9]+)+")
 LabelledMember = tuple[TarMember, str]
 
 
+@dataclass
+class _Sample:
+    """Media of one sample of a tar, and its label."""
+
+    media: list[TarMember] = field(default_factory=list)
+    extensions: set[str] = field(default_factory=set)
+    """Of its media and its label, in small letters."""
+    label: str = ""
+
+
+Samples = dict[tuple[int, str], list[_Sample]]
+"""By archive and key: one sample, or several where the key comes again."""
+
+
 def list_tars(root: str, split: str = "", reading: Reading | None = None) -> Iterator[Input]:
     """Every image in every .tar below ROOT/SPLIT, by tar and then by its place in it.
 
@@ -49,7 +64,8 @@ def list_webdataset(root: str, split: str = "", reading: Reading | None = None) 
     """WebDataset shards (github.com/webdataset/webdataset): the image or video of every sample in every .tar.
 
     Members of a sample share the part of their name before the first dot of the last part (KEY.jpg, KEY.json, KEY.cls),
-    wherever they stand in the tar. One is taken: that with a plain extension (KEY.jpg, not KEY.seg.png), videos before
+    wherever they stand in the tar; where a name comes again, and in each of several tars in one file, another sample
+    begins. One is taken: that with a plain extension (KEY.jpg, not KEY.seg.png), videos before
     pictures, or the only one; `members` takes those with just these extensions instead. The label is the text of
     KEY.cls, when it is short; captions and json are not read.
     """
@@ -117,17 +133,19 @@ def _chosen_images(tar: OpenTar, reading: Reading) -> Iterator[LabelledMember]:
 
 def _chosen_of_samples(tar: OpenTar, reading: Reading) -> Iterator[LabelledMember]:
     """The chosen members of a tar's samples with their labels, in order of their places; the tar's names are held."""
-    samples: dict[str, list[TarMember]] = {}
-    labels: dict[str, str] = {}
-    damage = [member for member in _collect(tar, reading, samples, labels) if not member.name]
-    chosen = [(member, labels.get(key, "")) for key, members in samples.items() for member in _choose(members, reading)]
+    samples: Samples = {}
+    damage = [member for member in _collect(tar, reading, samples) if not member.name]
+    chosen: list[LabelledMember] = []
+    for namesakes in samples.values():
+        doubtful = len({s.label for s in namesakes if s.label}) > 1 and not all(s.media and s.label for s in namesakes)
+        for sample in namesakes:
+            members = _choose(sample.media, reading, alone=len(namesakes) == 1)
+            chosen += [(member, "" if doubtful else sample.label) for member in members]
     yield from sorted(chosen, key=lambda pair: pair[0].offset)
     yield from ((member, "") for member in damage)
 
 
-def _collect(
-    tar: OpenTar, reading: Reading, samples: dict[str, list[TarMember]], labels: dict[str, str]
-) -> Iterator[TarMember]:
+def _collect(tar: OpenTar, reading: Reading, samples: Samples) -> Iterator[TarMember]:
     """Sort a tar's media and labels by samples; the others are counted, and what tells of damage is given out."""
     for member in tar.members():
         if not member.name:
@@ -135,18 +153,38 @@ def _collect(
             continue
         reading.census.entries += 1
         key, extension = _split_name(member.name)
-        suffix = suffix_of(member.name)
-        if suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES | TAR_SUFFIXES:
-            samples.setdefault(key, []).append(member)
-        elif extension.lower() == LABEL_SUFFIX and not member.refusal and member.bytes <= MAX_LABEL_BYTES:
-            labels.setdefault(key, tar.read(member).decode(errors="replace").strip())
+        suffix, is_label = suffix_of(member.name), extension.lower() == LABEL_SUFFIX
+        is_medium = suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES | TAR_SUFFIXES
+        if not is_medium and not is_label:
+            reading.census.leave(suffix)
+            continue
+        sample = _sample_of(samples, (member.archive, key), extension.lower())
+        if is_medium:
+            sample.media.append(member)
+        elif not member.refusal and member.bytes <= MAX_LABEL_BYTES:
+            sample.label = tar.read(member).decode(errors="replace").strip()
             reading.census.leave(suffix, "label")
         else:
-            reading.census.leave(suffix, "too long for a label" if extension.lower() == LABEL_SUFFIX else "")
+            reading.census.leave(suffix, "too long for a label")
 
 
-def _choose(members: list[TarMember], reading: Reading) -> list[TarMember]:
-    """Those members of a sample that are inputs; the others are counted."""
+def _sample_of(samples: Samples, key: tuple[int, str], extension: str) -> _Sample:
+    """The sample that a member belongs to: the newest of its key, or another one where that has such a member."""
+    namesakes = samples.setdefault(key, [])
+    if not namesakes or extension in namesakes[-1].extensions:
+        namesakes.append(_Sample())
+    namesakes[-1].extensions.add(extension)
+    return namesakes[-1]
+
+
+def _choose(members: list[TarMember], reading: Reading, alone: bool) -> list[TarMember]:
+    """Those members of a sample that are inputs; the others are counted.
+
+    Args:
+        members: The sample's media.
+        reading: Which are wanted, and who counts.
+        alone: No other sample has its key: a single member is then taken, whatever its extension.
+    """
     extensions = [_split_name(member.name)[1].lower() for member in members]
     wanted = [m.removeprefix(".").lower() for m in reading.members]
     if wanted:
@@ -155,8 +193,7 @@ def _choose(members: list[TarMember], reading: Reading) -> list[TarMember]:
         plain = [number for number, extension in enumerate(extensions) if "." not in extension]
         rank = {extension: place for place, extension in enumerate(PREFERRED)}
         best = sorted(plain, key=lambda n: (rank.get(extensions[n], len(rank)), extensions[n]))
-        again = [n for n in best[1:] if extensions[n] == extensions[best[0]]]  # the same name twice in a tar
-        chosen = [*best[:1], *again] or ([0] if len(members) == 1 else [])
+        chosen = best[:1] or ([0] if len(members) == 1 and alone else [])
     for number, extension in enumerate(extensions):
         if number not in chosen:
             ending = f".{extension}" if ROLE.fullmatch(extension) else suffix_of(members[number].name)

@@ -70,11 +70,15 @@ def _counted(inputs: Iterator[Input], census: Census) -> Iterator[Input]:
 
 
 def _labelled(inputs: Iterator[Input], reader: str, census: Census) -> Iterator[Input]:
-    """The inputs with their classes: as the reader knows them, else their first folder or tar.
+    """The inputs with their classes: as the reader knows them, else their first folder; of `tars` the tar's own name.
 
     A WebDataset sample without a label has none: its tar is no class.
     """
     for item in inputs:
-        label = item.label or ("" if reader == "webdataset" else first_folder(item.name).removesuffix(".tar"))
+        if reader == "tars":
+            label = item.uri.rpartition("/")[2]
+            label = label[: -len(".tar")] if label.lower().endswith(".tar") else label
+        else:
+            label = item.label or ("" if reader == "webdataset" else first_folder(item.name))
         census.unlabelled += not label
         yield replace(item, label=label)

@@ -218,6 +218,32 @@ def test_the_class_of_a_sample_is_its_label_wherever_it_stands(tmp_path: Path) -
     assert [content(i) for i in items] == [PICTURE] * 4
 
 
+def labels_of(tmp_path: Path, *archives: str) -> list[str]:
+    """Labels of the pictures of a file of tars, each given as its members: `x` a picture, `m` a mask, 0..9 a class."""
+    parts = []
+    for number, members in enumerate(archives):
+
+        def fill(tar: tarfile.TarFile, members: str = members) -> None:
+            for member in members:
+                name = {"x": "0.jpg", "m": "0.seg.png"}.get(member, "0.cls")
+                add(tar, name, PICTURE if member in "xm" else member.encode())
+
+        parts.append(write_tar(tmp_path / f"parts/{number}.tar", fill).read_bytes())
+    (tmp_path / "whole").mkdir(exist_ok=True)
+    (tmp_path / "whole/t.tar").write_bytes(b"".join(parts))
+    found = listed("webdataset", tmp_path / "whole")
+    assert len(found) == "".join(archives).count("x") and all(i.name.startswith("t.tar/0.jpg") for i in found)
+    return [item.label for item in found]
+
+
+def test_a_key_that_comes_again_is_another_sample_with_its_own_label(tmp_path: Path) -> None:
+    assert labels_of(tmp_path, "x3", "x7") == labels_of(tmp_path, "3x", "7x") == ["3", "7"]
+    assert labels_of(tmp_path, "x", "x7") == ["", "7"] and labels_of(tmp_path, "x3", "x") == ["3", ""]
+    assert labels_of(tmp_path, "x3x7") == labels_of(tmp_path, "x37x") == labels_of(tmp_path, "xm3mx7") == ["3", "7"]
+    assert labels_of(tmp_path, "xx37") == labels_of(tmp_path, "37xx") == ["", ""], "whose label is whose?"
+    assert labels_of(tmp_path, "mx3m") == ["3"]
+
+
 @pytest.mark.parametrize("name", ["odd.tar/t.tar", "t.TAR"])
 def test_a_quarantined_member_is_named_with_its_tar(name: str, build, tmp_path: Path) -> None:
     """In what `prep run` prints: the tar alone would leave its reader with a thousand members to try."""

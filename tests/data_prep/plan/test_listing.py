@@ -54,6 +54,10 @@ def test_labels_are_first_folders_where_they_are_asked_for(tmp_path: Path) -> No
         tar.add(tmp_path / "none.png", "n01440764_1.JPEG")
     tars = CorpusConfig(reader="tars", path=str(tmp_path), labels=True)
     assert [p.item.label for p in listed(tars)] == ["n01440764"]
+    (tmp_path / "train").mkdir()
+    (tmp_path / "n01440764.tar").rename(tmp_path / "train/n01440764.tar")
+    (tmp_path / "train/n01443537.TAR").write_bytes((tmp_path / "train/n01440764.tar").read_bytes())
+    assert [p.item.label for p in listed(tars)] == ["n01440764", "n01443537"]
 
 
 def test_inputs_that_listing_refuses_are_planned_with_their_reason(tmp_path: Path) -> None:
