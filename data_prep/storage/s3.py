@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
-from urllib.parse import urlsplit
 
 from mcjepa.data_prep.errors import AbsentKey, DataError
 from mcjepa.data_prep.storage.disk import explained_disk_errors
@@ -33,13 +32,13 @@ class S3Store:
     """A store under a prefix of an S3 bucket; may be shared between threads and sent to other processes."""
 
     def __init__(self, location: str) -> None:
-        """Split `s3://bucket/prefix`; nothing is contacted yet."""
-        parts = urlsplit(location)
+        """Split `s3://bucket/prefix`, in which `#` and `?` are letters as any other; nothing is contacted yet."""
+        bucket, _, prefix = location.partition("://")[2].partition("/")
         self._location = location.rstrip("/")
-        self._prefix = parts.path.strip("/")
-        if not parts.netloc:
+        self._prefix = prefix.strip("/")
+        if not bucket:
             raise DataError(f"location {location!r} names no bucket; expected s3://bucket/prefix; add it")
-        self._client = S3Client(self._location, parts.netloc)
+        self._client = S3Client(self._location, bucket)
 
     def __reduce__(self) -> tuple[type[S3Store], tuple[str]]:
         """Sent to another process as its location only: a client cannot be."""

@@ -31,6 +31,14 @@ def logged(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], str]]:
         )
 
 
+def test_a_prefix_is_taken_as_it_is_written(s3: str) -> None:
+    """Not as a URL, in which `#` and `?` end the path."""
+    for number, name in enumerate(("take#1", "what?", "a?b#c/d")):
+        open_store(f"{s3}/{name}/").write("k", b"%d" % number)
+        assert open_store(f"{s3}/{name}").read("k") == b"%d" % number
+    assert sorted(open_store(s3).list("")) == ["a?b#c/d/k", "take#1/k", "what?/k"]
+
+
 def failures(store: Store) -> Iterator[str]:
     """Messages of every kind of request to a store that cannot be used."""
     requests: list[Callable[[], object]] = [
