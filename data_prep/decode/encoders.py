@@ -5,7 +5,9 @@ The same pixels and settings give the same bytes with the same versions: they ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import version
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +21,7 @@ ByteArray = npt.NDArray[np.uint8]
 
 SUFFIXES: dict[EncodingName, str] = {"jpeg": "jpg", "webp": "webp", "png": "png"}
 """Encoding to the suffix of its files in a shard."""
+PNG_END = b"IEND\xaeB`\x82"
 PNG_LEVEL = 3  # a tenth larger than level 9, ten times as fast
 
 
@@ -47,23 +50,58 @@ def encode(picture: ByteArray | Planes, encoding: EncodingName, quality: int) ->
         picture: RGB (H, W, 3), or planes, which only JPEG takes.
         encoding: Format of the file.
         quality: Of JPEG (4:2:0 chroma) and WebP, 1 to 100; PNG is lossless.
+
+    Raises:
+        MemoryError: the encoder gave up.
     """
     if isinstance(picture, Planes):
         assert encoding == "jpeg"  # settings allow no other
         # libjpeg takes luma to the end of each block of chroma: what lies behind an odd width or height must be known.
         y = even_sided(picture.y)[: picture.y.shape[0], : picture.y.shape[1]]
-        return bytes(simplejpeg.encode_jpeg_yuv_planes(y, picture.cb, picture.cr, quality, fastdct=False))
+        return _jpeg(lambda: simplejpeg.encode_jpeg_yuv_planes(y, picture.cb, picture.cr, quality, fastdct=False))
     if encoding == "jpeg":
-        return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(picture), quality, "RGB", "420", fastdct=False))
+        rgb = np.ascontiguousarray(picture)
+        return _jpeg(lambda: simplejpeg.encode_jpeg(rgb, quality, "RGB", "420", fastdct=False))
     bgr = np.ascontiguousarray(picture[:, :, ::-1])
     if encoding == "png":
         return encode_png(bgr)
-    return cv2.imencode(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, quality])[1].tobytes()
+    return _by_opencv(".webp", bgr, cv2.IMWRITE_WEBP_QUALITY, quality)
+
+
+def _jpeg(encoded: Callable[[], Any]) -> bytes:
+    try:
+        return bytes(encoded())
+    except ValueError as error:
+        if "memory" in str(error):
+            raise MemoryError(str(error)) from error
+        raise
 
 
 def encode_png(pixels: ByteArray) -> bytes:
-    """Encode grey (H, W) or BGR (H, W, 3), lossless."""
-    return cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL])[1].tobytes()
+    """Encode grey (H, W) or BGR (H, W, 3), lossless.
+
+    Raises:
+        MemoryError: the encoder gave up.
+    """
+    data = _by_opencv(".png", pixels, cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL)
+    if not data.endswith(PNG_END):
+        raise MemoryError("OpenCV's PNG ends too early")
+    return data
+
+
+def _by_opencv(suffix: str, pixels: ByteArray, flag: int, value: int) -> bytes:
+    """OpenCV says of an encoder without memory that nothing was encoded, raises an error of its own, or says nothing.
+
+    Raises:
+        MemoryError: for each of them: pixels and settings are always good ones here.
+    """
+    try:
+        encoded, data = cv2.imencode(suffix, pixels, [flag, value])
+    except cv2.error as error:
+        raise MemoryError(f"OpenCV cannot encode {suffix}: {error}") from error
+    if not encoded:
+        raise MemoryError(f"OpenCV encoded no {suffix}")
+    return data.tobytes()
 
 
 def coarse_fraction(short_side: int, wanted: int) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -160,3 +163,35 @@ def test_encodings_are_what_they_say_and_the_same_every_time() -> None:
         assert encoder_version(encoding).startswith(f"{encoding} by ")  # type: ignore[arg-type]
     assert len(encode(RGB, "jpeg", 50)) < len(encode(RGB, "jpeg", 95))
     assert len(encode(RGB, "webp", 50)) < len(encode(RGB, "webp", 95))
+
+
+WITH_LITTLE_MEMORY = """
+import resource, sys
+import cv2
+import numpy as np
+from mcjepa.data_prep.decode.encoders import encode
+
+cv2.setNumThreads(1)
+rgb = np.random.default_rng(0).integers(0, 255, (600, 600, 3), np.uint8)
+whole = encode(rgb, sys.argv[1], 90)
+for spare in range(0, 8 << 20, 1 << 18):
+    present = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (present + spare, resource.RLIM_INFINITY))
+    try:
+        outcome = "whole" if encode(rgb, sys.argv[1], 90) == whole else "cut"
+    except MemoryError:
+        outcome = "refused"
+    except Exception as error:
+        outcome = repr(error)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    print(outcome)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its memory is limited as Linux does")
+@pytest.mark.parametrize("encoding", ["jpeg", "webp", "png"])
+def test_an_encoder_without_memory_gives_no_part_of_a_picture(encoding: str) -> None:
+    command = [sys.executable, "-c", WITH_LITTLE_MEMORY, encoding]
+    quiet = {**os.environ, "OPENCV_LOG_LEVEL": "SILENT"}
+    said = subprocess.run(command, env=quiet, capture_output=True, text=True, check=True).stdout
+    assert set(said.splitlines()) == {"whole", "refused"}
