@@ -2,8 +2,9 @@
 
 Rules: 16 bits become 8 by their high byte; grey, palette and 1-bit pictures become three channels; an alpha channel
 is left out; colours with a profile become sRGB; CMYK without one is turned into RGB as Pillow does; a picture that its
-EXIF orientation turns comes upright. A picture that is cut off or damaged is refused, never filled up, and so is one
-with several frames or pages. One rule for tails: a JPEG of one scan may lack its end mark when all its data are there.
+EXIF orientation turns comes upright. A picture that is cut off or damaged is refused as far as its decoder notices,
+never filled up, and so is one with several frames or pages. One rule for tails: a JPEG of one scan may lack its end
+mark when all its data are there.
 
 A JPEG that is to be shrunk is decoded at a half, a quarter or an eighth of its size, in its DCT, while twice the wanted
 size remains; all of its data are read all the same.
@@ -32,6 +33,7 @@ from mcjepa.data_prep.decode.kinds import (
     describe_content,
     explain_unreadable,
     plain_jpeg_size,
+    tells_of_damage,
     with_end_of_jpeg,
 )
 from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted, require_megapixels
@@ -94,8 +96,9 @@ def _read_judged(file: BinaryIO, max_megapixels: float, short_side_px: int) -> P
         try:
             _require_one_frame(image)
             profile = image.info.get("icc_profile")
-            if image.format in ("JPEG", "MPO") and not (image.mode == "L" and profile):
-                pixels = _decode_jpeg(file, image.mode, image.size, profile, short_side_px)
+            if image.format in ("JPEG", "MPO"):
+                mode = "L with a profile" if image.mode == "L" and profile else image.mode
+                pixels = _decode_jpeg(file, mode, image.size, profile, short_side_px)
             else:
                 image.load()
                 pixels = _to_rgb(image, profile)
@@ -176,6 +179,7 @@ def _decode_jpeg(
     file.seek(0)
     data = with_end_of_jpeg(file.read())
     if mode not in ("RGB", "L"):
+        _require_undamaged(data)
         return _by_pillow(data, profile)
     fraction = coarse_fraction(min(size), short_side_px)
     width, height = (-(-side // fraction) for side in size)
@@ -183,12 +187,25 @@ def _decode_jpeg(
         found = simplejpeg.decode_jpeg(data, "RGB", False, False, height, width, fraction)
         pixels = np.asarray(found, np.uint8)
     except ValueError as error:
-        if "premature end" in str(error).lower():  # Pillow leaves grey where data is missing in the middle
+        if tells_of_damage(str(error), data):  # Pillow hears no warning, and leaves grey where data are missing
             raise
         return _by_pillow(data, profile)
     if not changes_pixels(profile, mode):
         return pixels
     return np.asarray(to_srgb(Image.fromarray(pixels), profile), np.uint8)
+
+
+def _require_undamaged(data: bytes) -> None:
+    """Decode a JPEG of four channels for what libjpeg warns of.
+
+    Raises:
+        ValueError: its data are damaged.
+    """
+    try:
+        simplejpeg.decode_jpeg(data, "CMYK")
+    except ValueError as error:
+        if tells_of_damage(str(error), data):
+            raise
 
 
 def _by_pillow(data: bytes, profile: bytes | None) -> ByteArray:

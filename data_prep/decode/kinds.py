@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import struct
 
 HEAD_BYTES = 264
 
 END_OF_JPEG, START_OF_SCAN = b"\xff\xd9", b"\xff\xda"
-SEQUENTIAL = (b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x0b\x08", b"\xff\xc1\0\x11\x08")
-"""Frame headers of JPEGs with 8 bits and three channels or one, not progressive."""
+SEQUENTIAL = (b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x0b\x08", b"\xff\xc1\0\x11\x08", b"\xff\xc0\0\x14\x08")
+"""Frame headers of JPEGs with 8 bits and three, one or four channels, not progressive."""
 _FRAMES = (b"\xc0\0\x11\x08", b"\xc1\0\x11\x08", b"\xc2\0\x11\x08")
 """Of such with three channels, progressive ones too."""
 
@@ -88,6 +89,30 @@ def with_end_of_jpeg(data: bytes) -> bytes:
     if not lacks_end or data.count(START_OF_SCAN) != 1 or not any(mark in data for mark in SEQUENTIAL):
         return data
     return data + END_OF_JPEG[data.endswith(b"\xff") :]
+
+
+HARMLESS = ("bad icc marker", "jfif revision", "adobe color transform", "invalid sos parameters")
+"""Warnings of libjpeg about what stands before a picture's data or is passed over."""
+DAMAGE_OF_JPEG = ("corrupt jpeg data", "premature end", "inconsistent progression")
+EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+
+
+def tells_of_damage(warning: str, data: bytes) -> bool:
+    """Whether what libjpeg says of a JPEG means that picture data are missing or wrong.
+
+    Bytes that are left before the end mark mean it too: decoding that has gone wrong ends too early. They do not where
+    they are all alike: some writers fill up the last block.
+
+    Args:
+        warning: Its last warning or error.
+        data: The whole file.
+    """
+    words = warning.lower()
+    if any(known in words for known in HARMLESS) or not any(known in words for known in DAMAGE_OF_JPEG):
+        return False
+    left = EXTRANEOUS.search(words)
+    padding = data[: data.rfind(END_OF_JPEG)][-int(left[1]) :] if left and int(left[1]) else b""
+    return not (padding and padding.count(padding[:1]) == len(padding))
 
 
 def plain_jpeg_size(head: bytes) -> tuple[int, int] | None:
