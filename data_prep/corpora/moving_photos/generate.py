@@ -14,13 +14,18 @@ Everything follows from the settings and the photos: same seed, same bytes, what
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import fcntl
+import glob
 import hashlib
 import io
 import json
 import multiprocessing
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -63,7 +68,7 @@ def generate(
     """Make the folder `config.out`, or keep it when it is already complete with these settings.
 
     The folder is filled under another name and renamed at the end: an interrupted run leaves nothing
-    that a rerun trips over.
+    that a rerun trips over. Each process fills a folder of its own; of several with one `out` the first one's is kept.
 
     Args:
         config: Settings; `config.photos` empty means the photos that ship in packages.
@@ -79,21 +84,65 @@ def generate(
     out = Path(config.out)
     if out.exists() and any(out.iterdir()):
         return _check_existing(out, index)
-    partial = out.parent / f".{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    with _partial_folder(out) as partial:
+        _fill(config, partial, dict(photos), index, workers, on_progress)
+        try:
+            partial.rename(out)  # replaces an empty folder
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            return _check_existing(out, index)  # another process was quicker
+    return index
+
+
+@contextlib.contextmanager
+def _partial_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that no other process writes to; what killed ones have left there is removed."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*partial"):
+        with contextlib.suppress(OSError), _locked(left):  # OSError: its process is at work
+            shutil.rmtree(left, ignore_errors=True)
+    partial = out.parent / f".{out.name}.{uuid.uuid4().hex}.partial"
+    partial.mkdir(parents=True)
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, partial, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a file system without locks: nobody gets one to remove it
+            stack.enter_context(_locked(partial))
+        yield partial
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which ends with the process.
+
+    Raises:
+        OSError: another holds it, or it has none.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _fill(
+    config: MovingPhotosConfig,
+    partial: Path,
+    photos: dict[str, Path],
+    index: MovingPhotosIndex,
+    workers: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> None:
+    """Write all of a moving-photos folder, its index last."""
     for folder in ("train/videos", "train/images", "heldout"):
         (partial / folder).mkdir(parents=True)
-    paths = {name: str(path) for name, path in photos}
-    maker = _Maker(config, str(partial), tuple(paths[n] for n in train), tuple(paths[n] for n in heldout))
+    train, heldout = (tuple(str(photos[n]) for n in part) for part in (index.train_photos, index.heldout_photos))
+    maker = _Maker(config, str(partial), train, heldout)
     tasks = list(_tasks(config))
     for done, _ in enumerate(_run(maker, tasks, workers or usable_cores()), 1):
         if on_progress:
             on_progress(done, len(tasks))
     (partial / INDEX_NAME).write_text(json.dumps(dataclasses.asdict(index), indent=1, sort_keys=True) + "\n")
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
-    return index
 
 
 def split_photos(names: list[str], config: MovingPhotosConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -77,6 +77,28 @@ def test_an_interrupted_run_leaves_no_folder_and_the_next_completes(root: Path, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos"]
 
 
+def test_two_generators_of_one_folder_do_not_write_to_each_others(root: Path, tmp_path: Path) -> None:
+    out, quicker = tmp_path / "photos", []
+
+    def run_another(done: int, total: int) -> None:
+        if done == 4:
+            quicker.append(generate(small(out), workers=1))
+
+    assert [generate(small(out), workers=1, on_progress=run_another)] == quicker
+    assert tree_digest(out) == tree_digest(root)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos"]
+    other = tmp_path / "other"
+    with pytest.raises(DataError, match="other settings"):
+        generate(small(other, seed=1), workers=1, on_progress=lambda d, _: d == 4 and generate(small(other), workers=1))
+    assert tree_digest(other) == tree_digest(root)
+
+
+def test_what_a_killed_generator_left_is_removed_by_the_next(root: Path, tmp_path: Path) -> None:
+    (tmp_path / ".photos.0123.partial/train").mkdir(parents=True)
+    generate(small(tmp_path / "photos"), workers=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos"]
+
+
 @pytest.mark.usefixtures("photos_of_packages")
 def test_a_folder_with_other_files_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
