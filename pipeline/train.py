@@ -39,7 +39,7 @@ from mcjepa.pipeline.monitor.watchdog import Watchdog
 from mcjepa.pipeline.run.claim import RunClaim, claimed
 from mcjepa.pipeline.run.folder import RunFolder
 from mcjepa.pipeline.run.pictures import RunPictures
-from mcjepa.pipeline.run.recipes import Continuation, RunRecipes, check_model_changes, say_changes
+from mcjepa.pipeline.run.recipes import Continuation, RunRecipes, check_model_changes, check_steps_left, say_changes
 from mcjepa.pipeline.run.start import begin_start
 from mcjepa.pipeline.run.weights import load_initial_weights
 from mcjepa.pipeline.settings.train import TrackingConfig, TrainConfig
@@ -161,7 +161,7 @@ def _open_run(
     _check_shards(loader, world)
     for name, summary in loader.describe().items():
         log.info("%s: %s", name, summary.in_words())
-    schedule = _checked_schedule(config, loader, continuation.step)
+    schedule = _checked_schedule(config, loader, continuation)
     facts = run_facts(config, loader)
     keeper = CheckpointKeeper(config.checkpoint, world, folder, facts)
     stack.callback(keeper.abandon)
@@ -203,14 +203,15 @@ def _check_shards(loader: StepLoader, world: World) -> None:
         raise DataError(problems[0])
 
 
-def _checked_schedule(config: TrainConfig, loader: StepLoader, step: int) -> Schedule:
+def _checked_schedule(config: TrainConfig, loader: StepLoader, continuation: Continuation) -> Schedule:
     """The run's schedule; a run that is longer already is refused, terms that never begin are named."""
-    schedule = build_schedule(config, loader.steps_per_epoch)
+    schedule, step = build_schedule(config, loader.steps_per_epoch), continuation.step
     if step > schedule.steps:
         raise UsageError(
             f"resume refused: {config.run} is at step {step}, and the recipe ends it after {schedule.steps}; expected "
             f"train.steps of at least {step}; raise it, or choose another folder with train.run=DIR"
         )
+    check_steps_left(continuation, schedule.steps, config.allow_model_changes)
     if late := late_terms(schedule, config):
         log.warning("%s; start them earlier (train.terms), train longer, or set their weights to 0", late)
     return schedule

@@ -34,6 +34,13 @@ OF_TRAINING_ONLY = (
 )  # fmt: skip
 """Keys of the model that do not change what its weights mean: the objective, how they began, what training costs,
 how the flow is mended in use."""
+OF_USE = ("model.flow.finest_passes", "model.flow.reconcile", "model.encoder.activation_checkpointing")
+"""Those of them that say nothing about how the weights were trained."""
+OF_THE_RESULT = (
+    "model.", "train.terms.", "train.optimizer.", "train.stream.augment.", "train.init_from", "train.frozen_encoder",
+    "train.engine.precision", "train.engine.accumulation_steps",
+)  # fmt: skip
+"""Keys that weights are the result of, beside what checkpoints compare."""
 OF_A_MACHINE = ("train.checkpoint.scratch", "train.checkpoint.grace_s", "train.stream.store.cache_dir")
 """Local folders and the time that a site leaves for saving: a run that moves to another machine is the same run."""
 MOST_SHOWN = 20
@@ -177,4 +184,31 @@ def check_model_changes(continuation: Continuation, allowed: Sequence[str]) -> N
             f"resume refused: {'; '.join(map(str, refused))}: the weights of step {continuation.step} mean something "
             f"else then; restore the recipe's model part, choose another folder with train.run=DIR, or ask for it with "
             f"train.allow_model_changes=[{names}]"
+        )
+
+
+def check_steps_left(continuation: Continuation, steps: int, allowed: Sequence[str]) -> None:
+    """Refuses to make a finished run the result of a recipe that has trained none of its steps.
+
+    Args:
+        continuation: what has changed.
+        steps: of the run, by its present recipe.
+        allowed: `train.allow_model_changes`.
+
+    Raises:
+        UsageError: no step is left, and a key is changed that the weights are the result of.
+    """
+    asked = {f"model.{key.removeprefix('model.')}" for key in allowed} | {*OF_USE}
+    refused = [
+        change
+        for change in continuation.changes
+        if change.key.startswith(OF_THE_RESULT)
+        and ABSENT not in (change.before, change.now)
+        and change.key not in asked
+    ]
+    if refused and continuation.step >= steps:
+        raise UsageError(
+            f"all {steps} steps of the run were trained with another recipe, expected steps left for the present one "
+            f"({'; '.join(map(str, refused[:MOST_SHOWN]))}); restore these, raise train.steps, or choose another "
+            "folder with train.run=DIR"
         )

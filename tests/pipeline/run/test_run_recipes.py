@@ -11,7 +11,7 @@ import yaml
 
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.recipe.recipe import load_recipe
-from mcjepa.pipeline.run.recipes import RunRecipes, check_model_changes, say_changes
+from mcjepa.pipeline.run.recipes import RunRecipes, check_model_changes, check_steps_left, say_changes
 
 
 def recipe_with(*overrides: str) -> dict[str, Any]:
@@ -92,3 +92,14 @@ def test_another_meaning_of_the_weights_is_refused_unless_asked_for_by_name(tmp_
     objective = recipes.continuation(recipe_with("model.flow.match=raw", *costs), 4)
     assert len(objective.changes) == 2
     check_model_changes(objective, [])
+
+
+def test_a_finished_run_is_not_made_the_result_of_another_recipe(tmp_path: Path) -> None:
+    recipes = RunRecipes(tmp_path)
+    recipes.keep(recipe_with("train.terms.cycle.weight=0.1"), 0)
+    other = recipes.continuation(recipe_with("train.terms.cycle.weight=0.3"), 4)
+    check_steps_left(other, 5, ())
+    with pytest.raises(UsageError, match=r"all 4 steps .*\(train.terms.cycle.weight: 0.1 -> 0.3\)"):
+        check_steps_left(other, 4, ())
+    use = ("train.terms.cycle.weight=0.1", "train.log_every=7", "model.flow.finest_passes=3", "train.run=elsewhere")
+    check_steps_left(recipes.continuation(recipe_with(*use), 4), 4, ())
