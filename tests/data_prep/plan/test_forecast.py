@@ -8,7 +8,7 @@ import pytest
 
 from mcjepa.data_prep.plan.forecast import InputSampler, plan_prep
 from mcjepa.data_prep.plan.listing import list_inputs
-from mcjepa.data_prep.settings import PrepConfig
+from mcjepa.data_prep.settings import CorpusConfig, FiltersConfig, LeakageFilter, PrepConfig
 
 
 def test_a_probe_of_all_inputs_knows_the_samples_and_writes_nothing(videos: Path, clips_of, tmp_path: Path) -> None:
@@ -32,6 +32,13 @@ def test_finished_shards_of_a_begun_dataset_are_counted_as_reused(
     (tmp_path / "d" / "clips" / "shards" / "clip-000001.json").unlink()
     plan = plan_prep(config)[0]
     assert (plan.state, plan.reused_shards, plan.estimate) == ("begun", 2, None)
+
+
+def test_a_guarded_dataset_can_be_probed_before_its_index_is_made(videos: Path, clips_of, tmp_path: Path) -> None:
+    guarded = LeakageFilter(mode="drop", sets=(CorpusConfig(reader="videos", path=str(videos)),))
+    settings = clips_of(videos, filters=FiltersConfig(leakage=guarded))
+    (plan,) = plan_prep(PrepConfig(root=str(tmp_path / "d"), datasets={"clips": settings}), probe=True)
+    assert plan.estimate is not None and plan.estimate.samples == 5 + 8 + 11
 
 
 @pytest.mark.parametrize("wanted", [1, 2, 8])
