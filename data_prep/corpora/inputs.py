@@ -6,6 +6,7 @@ ROOT is a folder or an s3 prefix; SPLIT, where nothing else is said, is a folder
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import TypeVar
@@ -64,7 +65,8 @@ def list_frame_folders(root: str, split: str = "", reading: Reading | None = Non
     """Every folder below ROOT/SPLIT that holds images is one sequence of frames, numbers in names in their order.
 
     A folder comes after the folders in it; the root itself is called `.`. A picture whose name is another one's and a
-    word more (`1_mask.jpg` beside `1.jpg`) belongs to that frame and is none, unless `members` choose it.
+    word more (`1_mask.jpg` beside `1.jpg`), or another one's with another ending, belongs to that frame and is none,
+    unless `members` choose it.
     """
     reading = reading or Reading()
     tree = Tree(part_of(root, split))
@@ -162,14 +164,21 @@ def _by_folder(files: Iterable[FoundFile]) -> Iterator[tuple[str, list[FoundFile
 
 
 def _without_companions(files: list[FoundFile], census: Census) -> list[FoundFile]:
-    """The files without masks and the like of a frame, which are counted."""
-    stems = {file.name.rpartition(".")[0] for file in files}
+    """The files without masks and the like of a frame, which are counted.
+
+    Of pictures that differ in their endings alone, those with the folder's most frequent one are the frames.
+    """
+    endings = Counter(suffix_of(file.name) for file in files)
+    frames: dict[str, FoundFile] = {}
+    for file in sorted(files, key=lambda f: (-endings[suffix_of(f.name)], f.name)):
+        frames.setdefault(_stem(file), file)
     kept = []
     for file in files:
-        stem, _, suffix = file.name.rpartition(".")
-        companion = companion_of(stem, stems)
+        companion = companion_of(_stem(file), frames)
         if companion:
-            census.leave(f"{companion.replace('_', '.')}.{suffix}".lower(), "beside its frame")
+            census.leave(f"{companion.replace('_', '.')}{suffix_of(file.name)}".lower(), "beside its frame")
+        elif frames[_stem(file)] is not file:
+            census.leave(suffix_of(file.name), "beside its frame")
         else:
             kept.append(file)
     return kept
@@ -187,6 +196,11 @@ def companion_of(stem: str, stems: Collection[str]) -> str:
     """
     found = COMPANION.search(stem)
     return found[0] if found and stem[: found.start()] in stems else ""
+
+
+def _stem(file: FoundFile) -> str:
+    """The name without its ending; of a folder the whole."""
+    return file.name[: len(file.name) - len(suffix_of(file.name))]
 
 
 def _sequence(tree: Tree, folder: str, files: list[FoundFile]) -> Iterator[Input]:

@@ -129,6 +129,21 @@ def test_the_masks_of_a_frame_folder_are_no_frames(tmp_path: Path) -> None:
     assert names[0] == ["clip"] and names[1].others == {".jpg (not among members)": 4, ".png (not among members)": 1}
 
 
+def test_of_a_frame_in_two_formats_one_is_the_frame(tmp_path: Path) -> None:
+    for folder, names in (
+        ("clip", ("1.jpg", "1.png", "2.JPG", "2.png", "3.jpg", "4.jpg", "4_mask.png")),
+        ("mixed", ("1.jpg", "2.png", "3.jpg")),
+    ):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).write_bytes(PICTURE)
+    corpus = CorpusConfig(reader="frame-folders", path=str(tmp_path))
+    census = Census()
+    found = {p.item.name: p.item.members for p in list_inputs(DatasetConfig(kind="clip", corpora=(corpus,)), census)}
+    assert found == {"clip": ("1.jpg", "2.JPG", "3.jpg", "4.jpg"), "mixed": ("1.jpg", "2.png", "3.jpg")}
+    assert census.others == {".png (beside its frame)": 2, ".mask.png (beside its frame)": 1}
+
+
 @pytest.mark.parametrize("padding", [0, 512, 10240, 3 << 20])
 def test_what_stands_behind_an_end_mark_is_read(padding: int, tmp_path: Path) -> None:
     for number in range(3):
