@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from mcjepa.data_prep.errors import AbsentKey, DataError
 from mcjepa.data_prep.storage import explained_disk_errors
 
 MAX_SUFFIX_CHARACTERS = 8
+GONE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.EHOSTDOWN, errno.ETIMEDOUT)
+TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 @contextlib.contextmanager
@@ -48,6 +51,21 @@ def local_input(item: Input, scratch: Path) -> Iterator[Input]:
             yield replace(item, uri=f"{folder.name}/{names[0]}", span=None)
 
 
+def failed_read(location: str, error: OSError) -> DataError | DecodeFailure:
+    """What it means that a file cannot be read: the input is at fault, or its disk or this machine, for others too."""
+    if error.errno in GONE:
+        return DataError(
+            f"{location} cannot be read ({error.strerror}); expected its disk or file server to answer; repair or "
+            "mount it, then run again: finished parts are kept"
+        )
+    if error.errno in TOO_MANY_FILES:
+        return DataError(
+            f"{location} cannot be opened ({error.strerror}); expected room for another open file; raise `ulimit -n`, "
+            "or take fewer workers, then run again: finished parts are kept"
+        )
+    return DecodeFailure(f"{location} cannot be read ({error.strerror})")
+
+
 def _bring(location: str, span: tuple[int, int] | None, target: Path) -> None:
     if is_local(location) and span is None:
         with explained_disk_errors(str(target)):
@@ -59,7 +77,7 @@ def _bring(location: str, span: tuple[int, int] | None, target: Path) -> None:
     except AbsentKey as error:
         raise DecodeFailure(f"{location} is not there any more") from error
     except OSError as error:
-        raise DecodeFailure(f"{location} cannot be read ({error.strerror})") from error
+        raise failed_read(location, error) from error
     except DataError as error:
         if span is not None and (size := store.size(key)) < sum(span):
             raise DecodeFailure(f"{location} has {size} bytes, this member ends at {sum(span)}: cut off") from error

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mcjepa.data_prep.corpora.places import is_local
 from mcjepa.data_prep.dataset.inputs import InputRecord, Outcome
 from mcjepa.data_prep.dataset.manifest import Sidecar, read_sidecar, write_sidecar
 from mcjepa.data_prep.dataset.shards import ShardWriter
 from mcjepa.data_prep.decode.client import DecodeClient
 from mcjepa.data_prep.decode.cutter import CutSample, DroppedSample
-from mcjepa.data_prep.decode.fetch import local_input
+from mcjepa.data_prep.decode.fetch import failed_read, local_input
 from mcjepa.data_prep.decode.messages import DecodeFailure, Unwanted
+from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.layout import shard_key, sidecar_key
 from mcjepa.data_prep.plan.plan import PlannedInput, ShardPlan, sample_key
 from mcjepa.data_prep.settings import DatasetConfig
@@ -63,7 +65,7 @@ class ShardMaker:
         """Make a shard, or keep it when it is finished.
 
         Raises:
-            DataError: it cannot be stored.
+            DataError: it cannot be stored, or the place of its inputs is gone.
         """
         finished = finished_sidecar(self._store, plan.name, self._plan_digest)
         if finished:
@@ -123,7 +125,9 @@ class ShardMaker:
             if planned.item.refusal:
                 raise DecodeFailure(planned.item.refusal)
             with local_input(planned.item, scratch) as item:
-                digest = content_digest(item.files)
+                digest, size = content_digest(item.files)
+                if planned.bytes not in (size, -1):
+                    raise DecodeFailure(f"changed since it was listed: {planned.bytes} bytes then, {size} now")
                 for piece in self._client.cut(item):
                     if isinstance(piece, DroppedSample):
                         dropped.append(piece)
@@ -136,6 +140,8 @@ class ShardMaker:
                 found = ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
                 raise Unwanted(f"all {len(dropped)} samples dropped: {found}")
         except DecodeFailure as failure:
+            if not planned.item.refusal:
+                self._require_corpus(planned)
             outcome, reason = "quarantined", str(failure)
         except Unwanted as refusal:
             outcome, reason = "filtered", str(refusal)
@@ -159,6 +165,20 @@ class ShardMaker:
         lines = tuple({"input": planned.name, **dataclasses.asdict(piece)} for piece in dropped)
         return _CutInput(record, lines, tuple(hashes))
 
+    def _require_corpus(self, planned: PlannedInput) -> None:
+        """Tell an input that failed from one whose whole corpus is away, as after an unmount.
+
+        Raises:
+            DataError: its folder is absent or empty, which it was not when the input was listed.
+        """
+        corpus = self._config.corpora[int(planned.name.partition("-")[0])]
+        path = os.path.expanduser(corpus.path.removeprefix("file://"))
+        if is_local(corpus.path) and os.path.isabs(path) and not _holds_anything(path):
+            raise DataError(
+                f"{path} is absent or empty now; expected the corpus that was planned; mount it or bring it back, then "
+                "run again: finished parts are kept"
+            )
+
 
 @dataclass(frozen=True)
 class _CutInput:
@@ -169,31 +189,41 @@ class _CutInput:
     hashes: tuple[str, ...]
 
 
+def _holds_anything(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
+
+
 def sample_members(sample: CutSample, input_name: str) -> dict[str, bytes]:
     """The files of a sample by their suffixes: its frames (and flow) and `json`."""
     meta = json.dumps({**sample.meta, "input": input_name}, sort_keys=True, separators=(",", ":"))
     return {**sample.members, "json": meta.encode()}
 
 
-def content_digest(files: tuple[str, ...]) -> str:
-    """sha256 (hex) of a file's bytes; of several files, of their digests one per line.
+def content_digest(files: tuple[str, ...]) -> tuple[str, int]:
+    """sha256 (hex) of a file's bytes, and their number; of several files, of their digests one per line.
 
     Raises:
         DecodeFailure: a file cannot be read.
+        DataError: nor can others: the disk, the file server or this machine is at fault.
     """
-    digests = []
+    digests, size = [], 0
     for path in files:
         digest = hashlib.sha256()
         try:
             with open(path, "rb", buffering=0) as file:
                 while piece := file.read(READ_BYTES):
                     digest.update(piece)
+                    size += len(piece)
         except OSError as error:
-            raise DecodeFailure(f"{path} cannot be read ({error.strerror})") from error
+            raise failed_read(path, error) from error
         digests.append(digest.hexdigest())
     if len(digests) == 1:
-        return digests[0]
-    return hashlib.sha256("".join(f"{d}\n" for d in digests).encode()).hexdigest()
+        return digests[0], size
+    return hashlib.sha256("".join(f"{d}\n" for d in digests).encode()).hexdigest(), size
 
 
 def finished_sidecar(store: Store, name: str, plan_digest: str) -> Sidecar | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,13 +19,14 @@ from mcjepa.data_prep.corpora.image_files import decode_rgb
 from mcjepa.data_prep.dataset.audit import audit_dataset
 from mcjepa.data_prep.dataset.inputs import read_inputs
 from mcjepa.data_prep.dataset.manifest import read_manifest, read_sidecar
+from mcjepa.data_prep.decode.messages import DecodeFailure
 from mcjepa.data_prep.errors import DataError, PlanMismatch
 from mcjepa.data_prep.plan.files import begin_plan
 from mcjepa.data_prep.plan.listing import list_inputs
-from mcjepa.data_prep.plan.plan import split_into_shards
+from mcjepa.data_prep.plan.plan import ShardPlan, split_into_shards
 from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig
 from mcjepa.data_prep.storage import open_store
-from mcjepa.data_prep.workers.shard_maker import ShardMaker, ShardWork
+from mcjepa.data_prep.workers.shard_maker import ShardMaker, ShardWork, content_digest
 
 
 def tree(root: Path) -> dict[str, bytes]:
@@ -169,6 +171,58 @@ def test_a_full_disk_stops_with_one_clear_error(videos, clips_of, tmp_path) -> N
         maker.make(next(split_into_shards(list_inputs(config), config)))
     maker.close()
     assert not list(store.list("shards/"))
+
+
+def begun(root: Path, config: DatasetConfig) -> tuple[ShardMaker, list[ShardPlan]]:
+    """A maker of a planned dataset, and its shards."""
+    store, census = open_store(str(root)), Census()
+    plan = begin_plan(store, config, list_inputs(config, census), census=census)
+    return ShardMaker(ShardWork(str(root), config, plan.plan_digest)), list(
+        split_into_shards(list_inputs(config), config)
+    )
+
+
+def test_an_input_that_changed_since_it_was_listed_is_quarantined(videos, clips_of, tmp_path) -> None:
+    maker, shards = begun(tmp_path / "d", clips_of(videos, inputs_per_shard=3))
+    size = (videos / "a.mp4").stat().st_size
+    now = (videos / "a.mp4").write_bytes((videos / "b.mp4").read_bytes())
+    maker.make(shards[0])
+    maker.close()
+    outcomes = [(r["outcome"], r["reason"]) for r in read_sidecar(str(tmp_path / "d"), shards[0].name).inputs]
+    reason = f"changed since it was listed: {size} bytes then, {now} now"
+    assert outcomes == [("quarantined", reason), ("ok", ""), ("ok", "")]
+
+
+def test_a_corpus_that_is_away_ends_the_job_which_can_be_run_again(videos, clips_of, tmp_path) -> None:
+    maker, shards = begun(tmp_path / "d", clips_of(videos))
+    videos.rename(tmp_path / "elsewhere")
+    for _ in range(2):  # absent, then the empty folder that an unmount leaves
+        with pytest.raises(DataError, match=r"absent or empty now; expected the corpus that was planned"):
+            maker.make(shards[0])
+        videos.mkdir(exist_ok=True)
+    assert not list((tmp_path / "d/shards").glob("*"))
+    videos.rmdir()
+    (tmp_path / "elsewhere").rename(videos)
+    (videos / "a.mp4").unlink()  # an input that is away alone fails alone
+    assert [maker.make(shard).samples for shard in shards] == [8, 11]
+    maker.close()
+
+
+def test_what_is_not_the_files_fault_is_no_fault_of_the_input(tmp_path) -> None:
+    with pytest.raises(DecodeFailure, match="No such file"):
+        content_digest((str(tmp_path / "absent"),))
+    with pytest.raises(DataError, match="its disk or file server"):
+        content_digest(("/proc/self/mem",))  # page 0 cannot be read: EIO
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    (tmp_path / "file").write_bytes(b"content")
+    next_free = os.dup(0)
+    os.close(next_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next_free, hard))
+    try:
+        with pytest.raises(DataError, match="ulimit -n"):
+            content_digest((str(tmp_path / "file"),))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_dataset_in_s3_is_the_same_as_in_a_folder(videos, clips_of, build, s3: str, tmp_path) -> None:
