@@ -117,12 +117,9 @@ def run_step(
     sound = _sound_images(batch)
     clock.enter("agreement", batch.step)
     if engine.device.type == "cpu" and bool(any_rank((~sound).float())):
-        _, _, stop, ended = _agree(sound, torch.zeros(()), stop_requested, alarm).bool().tolist()
-        return StepResult("batch", stop, ended, _nothing(), {}, {"loss": math.nan}, state)
+        return _without_update("batch", sound, (stop_requested, alarm), state)
     if not _trains(batch, weights):
-        zero = torch.zeros((), device=engine.device)
-        _, _, stop, ended = _agree(sound, zero, stop_requested, alarm).bool().tolist()
-        return StepResult("", stop, ended, JointLoss(zero, {}, {}), {"loss": zero}, {"loss": 0.0}, state)
+        return _without_update("", sound, (stop_requested, alarm), state)
     clock.enter("forward")
     output, last = _forward(engine, batch, weights, tap)
     flags = _agree(sound, output.loss, stop_requested, alarm)
@@ -151,6 +148,15 @@ def run_step(
     if norm is not None:
         meters["gradient_norm"] = norm
     return StepResult(bad, stop, ended, output, meters, numbers, state)
+
+
+def _without_update(bad: str, sound: Tensor, wishes: tuple[bool, bool], state: dict[str, Tensor]) -> StepResult:
+    """A step that computes nothing: what it was given is bad, or no term looks at it. All ranks call it."""
+    zero = torch.zeros((), device=sound.device)
+    _, _, stop, ended = _agree(sound, zero, *wishes).bool().tolist()
+    if bad:
+        return StepResult(bad, stop, ended, _nothing(), {}, {"loss": math.nan}, state)
+    return StepResult("", stop, ended, JointLoss(zero, {}, {}), {"loss": zero}, {"loss": 0.0}, state)
 
 
 def _trains(batch: StepBatch, weights: Mapping[str, float]) -> bool:
