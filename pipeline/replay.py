@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mcjepa.data_prep.storage import atomic_write
 from mcjepa.model.config import ModelConfig
-from mcjepa.model.mcjepa import MCJEPA, JointLoss
+from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.pipeline.checkpoint.resume import check_continuation, find_start, in_order_of, restore
 from mcjepa.pipeline.engine.engine import build_engine, seed_step, set_learning_rates, start_world, stop_world
 from mcjepa.pipeline.engine.parameters import branch_gradient_norms, stop_gradients
@@ -39,9 +39,8 @@ from mcjepa.pipeline.monitor.flight_record import (
 from mcjepa.pipeline.run.folder import RunFolder
 from mcjepa.pipeline.run.weights import load_initial_weights
 from mcjepa.pipeline.settings.train import TrainConfig
-from mcjepa.pipeline.step.micro_batches import mean_output, split_batch
 from mcjepa.pipeline.step.schedule import build_schedule
-from mcjepa.pipeline.step.step import restore_random_state, run_step
+from mcjepa.pipeline.step.step import forward_parts, restore_random_state, run_step
 from mcjepa.pipeline.stream.batches import StepBatch
 from mcjepa.pipeline.stream.loader import StepLoader, build_loader
 from mcjepa.pipeline.train import run_facts
@@ -121,7 +120,8 @@ def _train_up_to(step: int, engine: Any, loader: StepLoader, config: TrainConfig
 def _run_again(engine: Any, batch: StepBatch, record: Mapping[str, Any], world: World) -> dict[str, Any]:
     restore_random_state(state_of(record), world.device)
     with _modules_watched(engine.module) as watched:
-        output = _computed(engine, batch, record["weights"])
+        output, last = forward_parts(engine, batch, record["weights"])
+        engine.backward(last)
     norms = branch_gradient_norms(engine)
     samples = samples_of(batch)
     return {
@@ -136,20 +136,6 @@ def _run_again(engine: Any, batch: StepBatch, record: Mapping[str, Any], world: 
         "gradient_norms": numbers(norms) if norms is not None else None,
         "first_non_finite_module": watched.first,
     }
-
-
-def _computed(engine: Any, batch: StepBatch, weights: Mapping[str, float]) -> JointLoss:
-    """The step's output and gradients, by its micro-batches as it was trained; nothing is updated."""
-    parts = split_batch(batch, engine.gradient_accumulation_steps())
-    outputs: list[JointLoss] = []
-    for part in parts:
-        pairs = (part.pairs.frame0, part.pairs.frame1) if part.pairs else None
-        views = (part.views.view0, part.views.view1) if part.views else None
-        outputs.append(engine(pairs, views, weights))
-        engine.backward(outputs[-1].loss)
-        if len(outputs) < len(parts):
-            engine.step()  # no update yet: it counts the micro-batch
-    return mean_output(outputs)
 
 
 @dataclass

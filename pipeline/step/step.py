@@ -121,7 +121,7 @@ def run_step(
     if not _trains(batch, weights):
         return _without_update("", sound, (stop_requested, alarm), state)
     clock.enter("forward")
-    output, last = _forward(engine, batch, weights, tap)
+    output, last = forward_parts(engine, batch, weights, tap)
     flags = _agree(sound, output.loss, stop_requested, alarm)
     vetoed = flags[0] + flags[1] + flags[3] > 0
     tap = None if tap and bool(vetoed) else tap  # what looks in reads numbers anyway, and cannot read such
@@ -165,8 +165,8 @@ def _trains(batch: StepBatch, weights: Mapping[str, float]) -> bool:
     return any(weights.get(name, 0.0) for name in terms)
 
 
-def _forward(
-    engine: Any, batch: StepBatch, weights: Mapping[str, float], tap: StepTap | None
+def forward_parts(
+    engine: Any, batch: StepBatch, weights: Mapping[str, float], tap: StepTap | None = None
 ) -> tuple[JointLoss, Tensor]:
     """The whole step's output, and the last micro-batch's loss, whose backward pass is still to come."""
     parts = split_batch(batch, engine.gradient_accumulation_steps())
