@@ -115,7 +115,7 @@ def train(
         try:
             step, finished = run.loop(step, stop, records, on_progress)
             run.instruments.clock.enter(CLOSING)
-            run.keeper.close(None if finished else run.grace_left_s())
+            run.keeper.close(lambda: run.grace_left_s(stop))
             run.record_checkpoints(records)
             status = "FINISHED" if finished else "KILLED"
         except KeyboardInterrupt:
@@ -291,7 +291,7 @@ class _Run:
                 instruments.clock.enter("pictures")
                 records.picture(pictures.draw(engine, step))
             if result.stop:
-                self.stopped_at = time.monotonic()
+                self.stopped_at = stop.asked_at or time.monotonic()
             if self.keeper.due(step) or last or result.stop:
                 self._save(step, values, records, final=last or result.stop)
             if result.stop and not last:
@@ -327,7 +327,7 @@ class _Run:
         for checkpoint in self.keeper.committed():
             records.checkpoint(checkpoint.step, checkpoint.digest)
 
-    def grace_left_s(self) -> float:
-        """What is left of the time between a stop request and the kill."""
-        spent = time.monotonic() - self.stopped_at if self.stopped_at else 0.0
-        return max(self.config.checkpoint.grace_s - spent, 0.0)
+    def grace_left_s(self, stop: StopRequest) -> float | None:
+        """What is left of the time between a stop request, of this rank or another, and the kill; None: none came."""
+        asked_at = self.stopped_at or stop.asked_at
+        return None if asked_at is None else max(self.config.checkpoint.grace_s - (time.monotonic() - asked_at), 0.0)

@@ -94,19 +94,25 @@ class BackgroundSaver:
         """A later save has made up for them."""
         self.failed_in_a_row, self.last_failure = 0, ""
 
-    def close(self, within_s: float | None) -> None:
-        """Waits for what is under way, so many seconds or until it is done.
+    def close(self, time_left_s: Callable[[], float | None]) -> None:
+        """Waits for what is under way until it is done or the time is up.
+
+        Args:
+            time_left_s: asked again and again, as a stop request may come meanwhile; None: as long as it takes.
 
         Raises:
             RunError: the last save was not completed, or not in time.
         """
         self._queue.put(None)
-        self._thread.join(within_s)
+        started = time.monotonic()
+        while self._thread.is_alive() and (left_s := time_left_s()) != 0:
+            self._thread.join(POLL_S if left_s is None else min(left_s, POLL_S))
         if self._thread.is_alive() and self.waiting:
             self._closing.set()
             raise RunError(
-                f"the last checkpoint was not {self._done} {self._store.location} within {within_s or 0:.0f} s "
-                "(of train.checkpoint.grace_s), so the one before counts; give it more time, or resume from that one"
+                f"the last checkpoint was not {self._done} {self._store.location} in time (waited "
+                f"{time.monotonic() - started:.0f} s of train.checkpoint.grace_s), so the one before counts; give it "
+                "more time, or resume from that one"
             )
         if self.last_failure:
             raise RunError(self.last_failure)

@@ -10,7 +10,7 @@ import logging
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +135,11 @@ class CheckpointKeeper:
         found = self._saver.committed
         return [found.popleft() for _ in range(len(found))]
 
-    def close(self, within_s: float | None = None) -> None:
+    def close(self, time_left_s: Callable[[], float | None] = lambda: None) -> None:
         """Ends the background upload and copies the run's last files; a second call does nothing.
 
         Args:
-            within_s: how long to wait for what is under way; None: until it is done or has failed.
+            time_left_s: how long still to wait for what is under way; None: until it is done or has failed.
 
         Raises:
             RunError: the last checkpoint is not uploaded.
@@ -147,14 +147,15 @@ class CheckpointKeeper:
         if self._closed:
             return
         self._closed = True
-        self._saver.close(within_s)
+        self._saver.close(time_left_s)
         if self._world.local_rank == 0:
             self._folder.copy()
 
     def abandon(self) -> None:
         """`close` when something else has failed already: what goes wrong here is only logged."""
         try:
-            self.close(self._config.grace_s)
+            ends = time.monotonic() + self._config.grace_s
+            self.close(lambda: max(ends - time.monotonic(), 0.0))
         except (RunError, *FAILURES) as error:
             if str(error) != self._saver.last_failure:  # that has been said
                 log.error("%s", error)

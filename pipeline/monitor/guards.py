@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.asked_at: float | None = None
+        """When the first of them came, by the monotonic clock."""
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -53,7 +56,7 @@ class StopRequest:
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.signal == signal.SIGINT == number:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal, self.asked_at = number, self.asked_at or time.monotonic()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -26,7 +26,7 @@ from mcjepa.data_prep.job import PrepReport, ProgressEvent, run_prep
 from mcjepa.data_prep.plan.forecast import plan_prep
 from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig, MovingPhotosConfig, PrepConfig
 from mcjepa.data_prep.workers.ray_session import running_ray
-from tests.processes import wait_until_ended
+from tests.processes import descendants, wait_until_ended
 
 
 def recipe(root: Path, videos: Path, images: Path, **changes: object) -> PrepConfig:
@@ -102,7 +102,7 @@ def _plans_after_generating(config: PrepConfig) -> tuple:
 
 def test_a_private_ray_listens_on_the_loopback_interface_only(ray_running) -> None:
     listening = set()
-    for process in (psutil.Process(), *_descendants(os.getpid())):
+    for process in (psutil.Process(), *descendants(os.getpid())):
         with contextlib.suppress(psutil.NoSuchProcess):  # short-lived ones end meanwhile
             if process.name().startswith("slurm"):  # of other tests of this session, on every address
                 continue
@@ -151,7 +151,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_shard_made(videos, images, 
 
     def kill_one(event: ProgressEvent) -> None:
         if event.stage == "shards" and event.done == 1 and not killed:
-            workers = [p for p in _descendants(os.getpid()) if "ray::make_shard" in " ".join(p.cmdline())]
+            workers = descendants(os.getpid(), "ray::make_shard")
             killed.append(workers[0].pid)
             workers[0].kill()
 
@@ -187,7 +187,7 @@ def test_ctrl_c_leaves_no_process_and_a_rerun_completes(videos, images, tmp_path
     assert job.stdout is not None
     assert any(line.startswith(wanted) for line in job.stdout)
     time.sleep(0.5)
-    family = _descendants(job.pid)
+    family = descendants(job.pid)
     started = time.monotonic()
     job.send_signal(signal.SIGINT)
     job.wait(30)
@@ -197,8 +197,3 @@ def test_ctrl_c_leaves_no_process_and_a_rerun_completes(videos, images, tmp_path
     assert report.datasets[0].totals.ok == 45 and report.quarantined == 0
     assert moment == "start" or report.datasets[0].reused_shards >= 2
     assert audit_dataset(report.datasets[0].location).ok
-
-
-def _descendants(pid: int) -> list[psutil.Process]:
-    """All processes started by `pid`, those of Ray and of the decoder among them."""
-    return [p for p in psutil.Process(pid).children(recursive=True) if p.is_running()]

@@ -24,6 +24,7 @@ from mcjepa.data_prep.dataset.audit import audit_dataset
 from mcjepa.data_prep.dataset.manifest import read_manifest
 from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig
 from mcjepa.data_prep.workers.ray_session import PRIVATE, QUIET
+from tests.processes import command_line
 
 VICTIMS = ("decoder", "worker", "raylet", "driver")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -171,7 +172,7 @@ def _kill(victim: str, job: subprocess.Popen[str], nodes: TwoNodes, rng: random.
         os.kill(nodes.second_raylet, 9)
         return True
     mark = "mcjepa.data_prep.decode.child" if victim == "decoder" else "ray::make_shard"
-    chosen = [p for p in nodes.processes() if mark in _command_line(p)]
+    chosen = [p for p in nodes.processes() if mark in command_line(p)]
     if not chosen:
         return False
     try:
@@ -179,13 +180,6 @@ def _kill(victim: str, job: subprocess.Popen[str], nodes: TwoNodes, rng: random.
     except psutil.NoSuchProcess:
         return False
     return True
-
-
-def _command_line(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 def _is_zombie(pid: int) -> bool:

@@ -9,7 +9,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 
 from mcjepa.data_prep.dataset.audit import audit_dataset
@@ -25,7 +24,7 @@ from mcjepa.data_prep.settings import (
     PrepConfig,
 )
 from mcjepa.data_prep.workers.local_job import SMALL_MIB, _goes_to_ray
-from tests.processes import wait_until_ended
+from tests.processes import command_line, descendants, wait_until_ended
 from tests.rounds.kill_rounds import REPOSITORY, dataset, make_corpus
 
 JOB = "tests.rounds.prep_driver"
@@ -63,9 +62,9 @@ def test_nothing_outlives_its_driver_and_a_rerun_completes(
     corpus: Path, whole: str, tmp_path: Path, number: signal.Signals, no_cluster: None
 ) -> None:
     job = start(corpus, tmp_path)
-    family = psutil.Process(job.pid).children(recursive=True)
-    assert any("mcjepa.data_prep.decode.child" in p.cmdline() for p in family)
-    assert not any("ray" in " ".join(p.cmdline()) for p in family)
+    family = descendants(job.pid)
+    assert any("mcjepa.data_prep.decode.child" in command_line(p) for p in family)
+    assert not any("ray" in command_line(p) for p in family)
     job.send_signal(number)
     job.communicate(timeout=30)
     assert job.returncode != 0 and wait_until_ended(family, within_s=10) == []
@@ -80,8 +79,7 @@ def test_killed_decode_children_cost_nothing(corpus: Path, whole: str, tmp_path:
 
     def kill_one(event: ProgressEvent) -> None:
         if event.stage == "shards" and event.done == 1:
-            children = psutil.Process().children(recursive=True)
-            for child in (p for p in children if "mcjepa.data_prep.decode.child" in p.cmdline()):
+            for child in descendants(os.getpid(), "mcjepa.data_prep.decode.child"):
                 killed.append(child.pid)
                 child.kill()
 
@@ -121,7 +119,7 @@ def test_what_a_task_raises_ends_the_job_and_its_children(corpus: Path, tmp_path
     (tmp_path / "clips" / "shards").write_text("in the way")
     with pytest.raises(DataError, match="writable folder"):
         run_prep(PrepConfig(root=str(tmp_path), datasets={"clips": dataset(corpus)}, workers=2))
-    assert not [p for p in psutil.Process().children() if "mcjepa.data_prep.decode.child" in p.cmdline()]
+    assert not descendants(os.getpid(), "mcjepa.data_prep.decode.child")
 
 
 def test_repeated_inputs_and_a_requeue_go_the_same_way(

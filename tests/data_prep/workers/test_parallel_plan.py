@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import shutil
 import signal
@@ -16,7 +17,6 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
-import psutil
 import pytest
 
 from mcjepa.data_prep.errors import DataError
@@ -30,7 +30,7 @@ from mcjepa.data_prep.storage import Store, open_store
 from mcjepa.data_prep.workers import parallel_plan
 from mcjepa.data_prep.workers.parallel_plan import plan_dataset
 from mcjepa.data_prep.workers.ray_session import running_ray
-from tests.processes import wait_until_ended
+from tests.processes import descendants, wait_until_ended
 
 NAMES = ("a", "a-b", "a b", "é", "b.x", "Z", "b")
 
@@ -151,7 +151,7 @@ def test_processes_plan_and_compare_with_a_plan_that_is_there(
     assert plan_of(config, tmp_path / "several")[0] == summary == read_plan(store)
     assert (tmp_path / "several" / PLAN_INPUTS_NAME).stat().st_mtime_ns == written
     assert files_of(tmp_path / "several") == {PLAN_NAME, PLAN_INPUTS_NAME}
-    assert [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())] == []
+    assert descendants(os.getpid(), "spawn_main") == []
 
 
 @pytest.mark.usefixtures("small_limits")
@@ -285,7 +285,7 @@ def test_a_planning_that_is_ended_leaves_no_process_and_the_next_one_clears_up(
     for line in planning.stdout:
         if int(line) > 90:  # workers have listed a stretch
             break
-    children = psutil.Process(planning.pid).children(recursive=True)
+    children = descendants(planning.pid)
     assert len(children) >= 2
     planning.send_signal(number)
     planning.wait(20)

@@ -43,6 +43,12 @@ def saver(
     )
 
 
+def within(seconds: float) -> Callable[[], float]:
+    """What is left of so much time from now on."""
+    ends = time.monotonic() + seconds
+    return lambda: max(ends - time.monotonic(), 0.0)
+
+
 def keys(run: Path) -> list[str]:
     return list(open_store(str(run)).list("checkpoints/"))
 
@@ -66,8 +72,8 @@ def test_the_manifest_waits_for_all_ranks_of_this_very_save(
     time.sleep(0.3)
     assert f"{KEY}/manifest.json" not in keys(run) and first.waiting == 1 and not first.committed
     second.submit(make(1, local))
-    second.close(10)
-    first.close(10)
+    second.close(within(10))
+    first.close(within(10))
     [checkpoint] = list_checkpoints(open_store(str(run)))
     assert sorted(checkpoint.files) == ["state-0", "state-1"]
     assert find_damage(open_store(str(run)), checkpoint) == ""
@@ -83,7 +89,7 @@ def test_a_rank_whose_folder_another_one_has_cleared_makes_it_again(tmp_path: Pa
     part.path.parent.rmdir()
     one = saver(tmp_path / "run", 0, 1, remote=True)
     one.submit(part)
-    one.close(10)
+    one.close(within(10))
     assert keys(tmp_path / "run") == [f"{KEY}/manifest.json", f"{KEY}/state-0"]
 
 
@@ -91,7 +97,7 @@ def test_old_checkpoints_are_removed_only_after_the_commit(tmp_path: Path) -> No
     seen: list[list[str]] = []
     one = saver(tmp_path, 0, 1, after=lambda step: seen.append(keys(tmp_path)))
     one.submit(make(0, tmp_path))
-    one.close(10)
+    one.close(within(10))
     assert seen == [[f"{KEY}/manifest.json", f"{KEY}/state-0"]]
 
 
@@ -106,7 +112,7 @@ def test_removing_old_checkpoints_holds_nobody_and_its_failure_is_no_failed_save
     started = time.monotonic()
     one.remove_old(7)
     assert time.monotonic() - started < 0.3
-    one.close(10)
+    one.close(within(10))
     assert "old checkpoints were not removed (read-only)" in caplog.text and one.failed_in_a_row == 0
 
 
@@ -115,7 +121,7 @@ def test_a_manifest_of_an_attempt_that_did_not_count_is_replaced(tmp_path: Path)
     (tmp_path / KEY / "manifest.json").write_bytes(b"damaged")
     one = saver(tmp_path, 0, 1)
     one.submit(part)
-    one.close(10)
+    one.close(within(10))
     assert json.loads((tmp_path / KEY / "manifest.json").read_bytes())["step"] == 7
 
 
@@ -135,8 +141,8 @@ def test_a_save_that_fails_on_one_rank_is_removed_and_said_and_the_next_one_coun
     assert not (tmp_path / KEY).exists() and not (tmp_path / "weights" / "step-000000007").exists()
     for rank, each in enumerate((first, second)):
         each.submit(make(rank, tmp_path, "efgh", 8))
-    second.close(10)
-    first.close(10)
+    second.close(within(10))
+    first.close(within(10))
     assert (first.failed_in_a_row, second.failed_in_a_row) == (0, 0)
     assert [each.step for each in list_checkpoints(open_store(str(tmp_path)))] == [8]
 
@@ -146,7 +152,7 @@ def test_a_rank_that_cannot_even_tell_of_its_failure_is_not_waited_for(tmp_path:
     first.submit(make(0, tmp_path))
     first.give_up(["abcd"])  # the loop has heard of it
     with pytest.raises(RunError, match="1 ranks have not saved"):
-        first.close(10)
+        first.close(within(10))
 
 
 def test_a_failure_is_logged_at_once_and_raised_at_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -155,16 +161,31 @@ def test_a_failure_is_logged_at_once_and_raised_at_the_end(tmp_path: Path, caplo
     one = saver(tmp_path, 0, 1)
     one.submit(part)
     with pytest.raises(RunError, match="step 7 was not saved"):
-        one.close(10)
+        one.close(within(10))
     assert one.failed_in_a_row == 1 and one.waiting == 0
     assert any(record.levelname == "ERROR" for record in caplog.records)
+
+
+def test_a_limit_that_comes_while_it_waits_holds(tmp_path: Path) -> None:
+    """Ctrl-C once a run is done and its last checkpoint is on its way."""
+    first, asked = saver(tmp_path, 0, 2), 0
+
+    def time_left_s() -> float | None:
+        nonlocal asked
+        asked += 1
+        return None if asked < 3 else 0.0
+
+    first.submit(make(0, tmp_path))
+    with pytest.raises(RunError, match="grace_s"):
+        first.close(time_left_s)
+    assert asked == 3
 
 
 def test_what_is_not_done_in_time_is_an_error(tmp_path: Path) -> None:
     first = saver(tmp_path, 0, 2)
     first.submit(make(0, tmp_path))
     with pytest.raises(RunError, match="grace_s"):
-        first.close(0.1)
+        first.close(within(0.1))
 
 
 def test_a_copy_stays_as_it_was_and_its_memory_is_used_again(tmp_path: Path) -> None:
