@@ -50,6 +50,7 @@ LIMITS = {
     "model_step": Limit("straightforward ÷ ours, same precision", "≥", 1.5, "ours_fp32_ms", "straightforward_fp32_ms"),
     "prep_filters": Limit("prep: all filters ÷ none"),
     "prep_kill_rounds": Limit("prep killed: rounds with the same dataset", "≥", 1),
+    "prep_photos_vs_loop": Limit("a photo: twenty lines ÷ ours", "≥", 0.9),
     "prep_plan_million": Limit("planning a million inputs ÷ allowed", "≤", 1),
     "prep_plan_parallel": Limit("planning by one process ÷ by two", "≥", 1.7, "two_s", "one_s"),
     "prep_ray_overhead": Limit("a minute by Ray ÷ by two processes", "≤", 1.05),
@@ -73,6 +74,7 @@ LIMITS = {
     "train_kill_rounds": Limit("training killed: rounds with the same losses", "≥", 1),
     "train_meters": Limit("step with meters ÷ without"),
     "train_overhead": Limit("step through DeepSpeed ÷ bare PyTorch", "≤", 1.05, "deepspeed_ms", "bare_ms"),
+    "train_save_wait": Limit("wait for a save: in the background ÷ not", "≤", 1, "copy_s", "foreground_s"),
     "train_shared_cores": Limit("all cores ÷ one thread, beside a job", "≤", 1.3),
     "vos_propagation": Limit("all against all ÷ our tiles", "≥", 1, "ours_s", "dense_s"),
 }

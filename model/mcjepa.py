@@ -9,7 +9,7 @@ One forward of one module gives one scalar: sharded engines (ZeRO-3) allow no se
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcjepa.model.config import ModelConfig
-from mcjepa.model.encoder import Encoder
+from mcjepa.model.encoder import Encoder, encode_streams
 from mcjepa.model.expander import Expander
 from mcjepa.model.flow_estimator import FlowEstimator
 from mcjepa.model.inputs import require_alike, require_images, require_sides
@@ -30,10 +30,13 @@ from mcjepa.model.losses.smoothness import smoothness_loss
 from mcjepa.model.losses.variance_covariance import variance_covariance_loss
 from mcjepa.model.losses.vicreg import vicreg_terms
 from mcjepa.model.reduction import Summing, alongside, masked_mean, run_summing, world_size
-from mcjepa.model.warp import inside, pool, reached, reconcile, upsample_flow, visible, warp
+from mcjepa.model.warp import inside, pool, reached, reconcile, trust_if_mostly_visible, upsample_flow, visible, warp
 
 PAIR_TERMS = ("regression", "reconstruction", "smoothness", "cycle", "vc", "self_supervision")
 TERMS = (*PAIR_TERMS, "content")
+
+Look = Callable[[str, list[Tensor]], list[Tensor]]
+"""Sees the pyramid of a stream (`pairs`, `views`, `student`) and gives that which is used."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,6 @@ def swap_halves(x: Tensor) -> Tensor:
     """Exchanges the first and second half of the batch: turns [a; b] into [b; a]."""
     first, second = x.chunk(2)
     return torch.cat((second, first))
-
-
-def trust_if_mostly_visible(mask_B1HW: Tensor, least: float) -> Tensor:
-    """The mask, or all ones for those images of the batch of which less than `least` is visible.
-
-    Two flows that contradict each other everywhere would otherwise leave no pixel to learn from, a state that
-    training never leaves again (seen on small models within 100 steps).
-    """
-    trusted = mask_B1HW.mean((1, 2, 3), keepdim=True) >= least
-    return torch.where(trusted, mask_B1HW, torch.ones_like(mask_B1HW))
 
 
 def _inner(x: Tensor, margin: int) -> Tensor:
@@ -94,6 +87,8 @@ class MCJEPA(nn.Module):
         self.encoder = Encoder(config.encoder)
         self.flow_estimator = FlowEstimator(config.flow, self.encoder.channels, self.encoder.strides)
         self.expander = Expander(config.expander, self.encoder.channels[-1])
+        self.look: Look | None = None
+        """Shown every pyramid of `forward`."""
 
     def forward_pyramid(self, image_B3HW: Tensor) -> list[Tensor]:
         """Six maps of strides 2 to 64, finest first, of RGB images in [0, 1]; see `Encoder.forward`.
@@ -102,9 +97,6 @@ class MCJEPA(nn.Module):
             InputError: these are no such images (`model.inputs`).
         """
         require_images(image_B3HW, "images", training=self.training)
-        return self._pyramid(image_B3HW)
-
-    def _pyramid(self, image_B3HW: Tensor) -> list[Tensor]:
         levels: list[Tensor] = self.encoder(image_B3HW)
         return levels
 
@@ -128,7 +120,8 @@ class MCJEPA(nn.Module):
         """
         require_alike(frame0_B3HW, frame1_B3HW, ("frame 0", "frame 1"), training=self.training)
         frames, settings = torch.cat((frame0_B3HW, frame1_B3HW)), self.config.flow
-        pyramid, size = self._pyramid(frames), (frames.shape[-2], frames.shape[-1])
+        pyramid: list[Tensor] = self.encoder(frames)
+        size = (frames.shape[-2], frames.shape[-1])
         if settings.reconcile and not self.training:
             return self._reconciled_flow(frames, pyramid)
         first, second = ([x.chunk(2)[i] for x in pyramid] for i in (0, 1))
@@ -175,10 +168,16 @@ class MCJEPA(nn.Module):
         meters: dict[str, Tensor] = {}
         loss = next(self.parameters()).new_zeros((), dtype=torch.float32)
         branches: dict[str, Summing[dict[str, Tensor]]] = {}
-        if pairs is not None and any(weights.get(name, 0.0) for name in PAIR_TERMS):
-            branches["pairs"] = self._pair_terms(pairs, weights, meters)
-        if views is not None and weights.get("content", 0.0):
-            branches["views"] = self._content_terms(views, meters)
+        if pairs is not None and not any(weights.get(name, 0.0) for name in PAIR_TERMS):
+            pairs = None
+        if views is not None and not weights.get("content", 0.0):
+            views = None
+        images = self._images(pairs, views)
+        pyramids = self._encode(images)
+        if pairs is not None:
+            branches["pairs"] = self._pair_terms(pairs, images["pairs"], pyramids["pairs"], weights, meters)
+        if views is not None:
+            branches["views"] = self._content_terms(pyramids["views"], meters)
         with torch.autocast(loss.device.type, enabled=False):
             for found in run_summing(alongside(branches)).values():
                 terms.update(found)
@@ -187,9 +186,30 @@ class MCJEPA(nn.Module):
                 loss = loss + weights[name] * terms[name]
         return JointLoss(loss, {name: value.detach() for name, value in terms.items()}, meters)
 
-    def _content_terms(self, views: tuple[Tensor, Tensor], meters: dict[str, Tensor]) -> Summing[dict[str, Tensor]]:
-        require_alike(*views, ("the first views", "the second views"), training=self.training)
-        embedding = self._pyramid(torch.cat(views))[-1].mean((2, 3))
+    def _images(self, pairs: tuple[Tensor, Tensor] | None, views: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
+        """What is encoded, by stream: first frames and second ones, without their margin, and first views and second.
+
+        Raises:
+            InputError: as `forward`.
+        """
+        images: dict[str, Tensor] = {}
+        if pairs is not None:
+            names, spread_out = ("frames t", "frames t + 1"), world_size() > 1
+            require_alike(*pairs, names, training=self.training, may_be_none=spread_out)
+            images["pairs"] = _inner(torch.cat(pairs), self.config.loss.photometric_margin)
+            least = self.config.flow.coarsest_stride
+            require_sides(images["pairs"], "frame pairs", least, "model.flow.coarsest_stride")
+        if views is not None:
+            require_alike(*views, ("the first views", "the second views"), training=self.training)
+            images["views"] = torch.cat(views)
+        return images
+
+    def _encode(self, images: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+        pyramids = encode_streams(self.encoder, images)
+        return {stream: self.look(stream, levels) for stream, levels in pyramids.items()} if self.look else pyramids
+
+    def _content_terms(self, pyramid: list[Tensor], meters: dict[str, Tensor]) -> Summing[dict[str, Tensor]]:
+        embedding = pyramid[-1].mean((2, 3))
         expanded = self.expander(embedding)
         meters["embedding_std"] = embedding.detach().float().std(0).mean()
         form = self.config.loss
@@ -206,15 +226,19 @@ class MCJEPA(nn.Module):
         return vicreg_terms.begin(*expanded.chunk(2)).then(weighted)
 
     def _pair_terms(
-        self, pairs: tuple[Tensor, Tensor], weights: Mapping[str, float], meters: dict[str, Tensor]
+        self,
+        pairs: tuple[Tensor, Tensor],
+        images: Tensor,
+        pyramid: list[Tensor],
+        weights: Mapping[str, float],
+        meters: dict[str, Tensor],
     ) -> Summing[dict[str, Tensor]]:
-        """Both directions at once: the batch is [a -> b; b -> a], `swap_halves` gives the other end."""
-        names, spread_out = ("frames t", "frames t + 1"), world_size() > 1
-        require_alike(*pairs, names, training=self.training, may_be_none=spread_out)
-        form, whole = self.config.loss, torch.cat(pairs)
-        images = _inner(whole, form.photometric_margin)
-        require_sides(images, "frame pairs", self.config.flow.coarsest_stride, "model.flow.coarsest_stride")
-        pyramid = self._pyramid(images)
+        """Both directions at once: the batch is [a -> b; b -> a], `swap_halves` gives the other end.
+
+        `images` are the pairs' frames without their margin.
+        """
+        form = self.config.loss
+        whole = torch.cat(pairs) if form.photometric_margin else images
         others = [swap_halves(x) for x in pyramid]
         flows = self.flow_estimator(pyramid, others)
         with torch.autocast(images.device.type, enabled=False):
@@ -277,7 +301,7 @@ class MCJEPA(nn.Module):
                 factors = 1 + form.student_jitter * (2 * torch.rand(3, pairs, device=images.device) - 1)
                 student = jitter(student, factors.repeat(1, 2))
         require_sides(student, "the student's pictures", self.config.flow.coarsest_stride, "model.flow.coarsest_stride")
-        pyramid = self._pyramid(student.to(images.dtype))
+        pyramid = self._encode({"student": student.to(images.dtype)})["student"]
         flows = self.flow_estimator(pyramid, [swap_halves(x) for x in pyramid])
         guess = upsample_flow(flows[0], (student.shape[-2], student.shape[-1]), finest)
         distance = flow_distance(guess, teacher, form.student_exponent)

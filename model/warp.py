@@ -135,6 +135,16 @@ def range_map(flow_B2hw: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def trust_if_mostly_visible(mask_B1HW: Tensor, least: float) -> Tensor:
+    """The mask, or all ones for those images of the batch of which less than `least` is visible.
+
+    Two flows that contradict each other everywhere would otherwise leave no pixel to learn from, a state that
+    training never leaves again (seen on small models within 100 steps).
+    """
+    trusted = mask_B1HW.mean((1, 2, 3), keepdim=True) >= least
+    return torch.where(trusted, mask_B1HW, torch.ones_like(mask_B1HW))
+
+
 def reached(flow_ab: Tensor, flow_ba: Tensor, least: float) -> Tensor:
     """Pixels of `a` that stay in the frame and on which at least `least` pixels of `b` land (Wang et al. 2018).
 

@@ -79,7 +79,7 @@ def main() -> None:
             instruments.end(batch, result, setting, 0.0)
 
         def costly(batch: StepBatch) -> None:
-            tap = PeriodicMeters(engine, batch, setting.weights, config.meters)
+            tap = PeriodicMeters(engine, config.meters)
             run_step(engine, batch, setting.weights, stop_requested=False, clock=instruments.clock, tap=tap)
 
         for batch in batches:

@@ -65,7 +65,7 @@ class Instruments:
         every = self._config.meters.every
         self._tap = None
         if self._flops and every and (batch.step + 1) % every == 0:
-            self._tap = PeriodicMeters(self._engine, batch, weights, self._config.meters)
+            self._tap = PeriodicMeters(self._engine, self._config.meters)
         elif _kind(batch, weights) not in self._flops:
             self._tap = FlopCounter()
         return self._tap

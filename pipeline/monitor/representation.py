@@ -1,7 +1,7 @@
 """Meters that look into a step: spread of embeddings and levels, gradients of the branches and of the two tasks.
 
-The joint loss is (terms on pairs) + (content on views), and the encoder is called once for each. Its two outputs cut
-the graph, so the tasks' gradients on the encoder's parameters come from the step's own graph, without a second forward:
+The joint loss is (terms on pairs) + (content on views), each of an output of the encoder of its own. The two cut the
+graph, so the tasks' gradients on the encoder's parameters come from the step's own graph, without a second forward:
 
     dL/dP = autograd(loss, P)         P the pyramid of the pairs, V that of the views
     g_flow = autograd(P, encoder, dL/dP)          g_content = autograd(V, encoder, dL/dV)
@@ -30,10 +30,8 @@ import torch
 from torch import Tensor
 
 from mcjepa.model.encoder import STRIDES
-from mcjepa.model.mcjepa import PAIR_TERMS
 from mcjepa.pipeline.engine.parameters import branch_gradient_norms
 from mcjepa.pipeline.settings.monitor import AlertConfig, MeterConfig
-from mcjepa.pipeline.stream.batches import StepBatch
 
 EPSILON = 1e-30
 
@@ -43,20 +41,11 @@ class PeriodicMeters:
 
     Args:
         engine: the DeepSpeed engine.
-        batch: this rank's share of the step.
-        weights: the terms' weights in it: which streams take part.
         config: the recipe's meters.
     """
 
-    def __init__(self, engine: Any, batch: StepBatch, weights: Mapping[str, float], config: MeterConfig) -> None:
+    def __init__(self, engine: Any, config: MeterConfig) -> None:
         self._engine, self._config = engine, config
-        pairs = batch.pairs and any(weights.get(term, 0.0) for term in PAIR_TERMS)
-        used = {
-            "pairs": pairs,
-            "student": pairs and weights.get("self_supervision", 0.0),
-            "views": batch.views and weights.get("content", 0.0),
-        }
-        self._calls = [name for name, called in used.items() if called]  # of the encoder, in this order
         self._pyramids: dict[str, list[Tensor]] = {}
         self.values: dict[str, float] = {}
 
@@ -64,16 +53,15 @@ class PeriodicMeters:
     def forward(self) -> Iterator[None]:
         """Keeps the encoder's outputs of the forward pass inside."""
 
-        def keep(_module: Any, _inputs: Any, levels: list[Tensor]) -> list[Tensor]:
-            aliases = [level.view_as(level) for level in levels]
-            self._pyramids[self._calls[len(self._pyramids)]] = aliases
-            return aliases
+        def keep(stream: str, levels: list[Tensor]) -> list[Tensor]:
+            self._pyramids[stream] = [level.view_as(level) for level in levels]
+            return self._pyramids[stream]
 
-        handle = self._engine.module.encoder.register_forward_hook(keep)
+        self._engine.module.look = keep
         try:
             yield
         finally:
-            handle.remove()
+            self._engine.module.look = None
 
     def before_backward(self, loss: Tensor) -> None:
         """Spread of the features; the tasks' gradients where both take part."""

@@ -13,9 +13,9 @@ from mcjepa.model.config import LossConfig, ModelConfig
 from mcjepa.model.losses.reconstruction import reconstruction_loss
 from mcjepa.model.losses.smoothness import smoothness_loss
 from mcjepa.model.losses.variance_covariance import variance_covariance_loss
-from mcjepa.model.mcjepa import MCJEPA, PAIR_TERMS, JointLoss, swap_halves, trust_if_mostly_visible
+from mcjepa.model.mcjepa import MCJEPA, PAIR_TERMS, JointLoss, swap_halves
 from mcjepa.model.reduction import masked_mean
-from mcjepa.model.warp import pool, upsample_flow, visible, warp
+from mcjepa.model.warp import pool, trust_if_mostly_visible, upsample_flow, visible, warp
 
 WEIGHTS = {"regression": 1.0, "reconstruction": 2.0, "smoothness": 3.0, "cycle": 0.2, "vc": 5.0, "content": 0.1}
 MOTION = set(WEIGHTS) - {"content"}
@@ -78,6 +78,28 @@ def test_either_batch_may_be_absent(model: MCJEPA, pairs: Batch, views: Batch) -
     assert set(motion.terms) >= MOTION and "content" not in motion.terms
     assert "content" in content.terms and not set(content.terms) & set(PAIR_TERMS)
     torch.testing.assert_close(both.loss, motion.loss + content.loss)
+
+
+@pytest.mark.parametrize("count", [2, 0])  # 0: of more ranks than pairs
+def test_streams_of_one_size_take_one_pass_and_give_what_two_give(
+    tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr("mcjepa.model.mcjepa.world_size", lambda: 2)
+    model = MCJEPA(tiny_config)
+    frames, views = torch.rand(2, count, 3, 64, 64).unbind(), torch.rand(2, 3, 3, 64, 64).unbind()
+    passes: list[int] = []
+    model.encoder.register_forward_hook(lambda module, images, levels: passes.append(len(images[0])))
+    together = gradient_of(model, model(frames, views, WEIGHTS).loss)
+    assert passes == [2 * count + 6]
+    alone = [model(frames, None, WEIGHTS).loss, model(None, views, WEIGHTS).loss]
+    assert passes == [2 * count + 6, 2 * count, 6]
+    torch.testing.assert_close(together, gradient_of(model, torch.stack(alone).sum()), rtol=1e-4, atol=1e-6)
+
+
+def gradient_of(model: MCJEPA, loss: Tensor) -> Tensor:
+    """Of all parameters, as one vector."""
+    found = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True, allow_unused=True)
+    return torch.cat([x.flatten() for x in found])
 
 
 def test_no_batch_at_all_costs_nothing(model: MCJEPA) -> None:

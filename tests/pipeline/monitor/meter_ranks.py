@@ -26,7 +26,7 @@ def main() -> None:
             losses = []
             for step in range(3):
                 batch = made_up_batch(step, world.rank)
-                tap = PeriodicMeters(engine, batch, weights, MeterConfig()) if metered else None
+                tap = PeriodicMeters(engine, MeterConfig()) if metered else None
                 result = run_step(engine, batch, weights, stop_requested=False, tap=tap)
                 losses.append(float(result.output.loss))
                 shown = made_up_batch(99).pairs

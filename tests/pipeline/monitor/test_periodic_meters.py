@@ -47,7 +47,7 @@ def test_the_tasks_gradients_are_those_of_losses_with_one_task_only(student: flo
         torch.manual_seed(2)  # the student's windows
         return engine.module(*images, weights).loss  # type: ignore[no-any-return]
 
-    tap = PeriodicMeters(engine, batch, weights, MeterConfig())
+    tap = PeriodicMeters(engine, MeterConfig())
     with tap.forward():
         loss = loss_of(weights)
     tap.before_backward(loss)
@@ -68,7 +68,7 @@ def test_a_task_that_has_not_begun_leaves_the_other_ones_features(missing: str) 
     engine, batch = BareEngine(), made_up_batch(0)
     weights = {"content": 1.0} if missing == "pairs" else {"reconstruction": 1.0}
     assert batch.pairs and batch.views
-    tap = PeriodicMeters(engine, batch, weights, MeterConfig())
+    tap = PeriodicMeters(engine, MeterConfig())
     with tap.forward():
         images = (batch.pairs.frame0, batch.pairs.frame1), (batch.views.view0, batch.views.view1)
         output = engine.module(*images, weights)
