@@ -14,8 +14,6 @@ INDEX_BYTES = 70
 """Of a shard in the index of a manifest that a node's processes share."""
 BUCKET_READS_S = 5500
 """Reads a second that S3 services name for a prefix."""
-LONG_CHECK_S = 60.0
-"""Of the bucket's reads, before the comparison of shards at a start is worth a warning."""
 SHOWN = 4
 """Of the numbers of ranks that fit: the nearest below and above those asked for."""
 
@@ -206,8 +204,10 @@ class CheckFacts:
     """What a start compares with the manifests (`stream.store.check`)."""
 
     name: str
-    lengths_a_rank: int
-    """The most shards of a stream whose lengths a rank asks for; 0: none."""
+    shards_a_list: int
+    """Shards whose lengths a request to a bucket tells."""
+    lists_a_rank: int
+    """The most such requests of a rank, for each stream; 0: none."""
     digests: int | None
     """Shards of a stream that are read whole; None: all."""
 
@@ -224,22 +224,15 @@ def start_finding(streams: list[StreamFacts], cluster: ClusterFacts, check: Chec
     if not remote:
         return Finding("start", "ok", "all datasets lie in folders: no request to a bucket")
     manifests, datasets = sum(each.manifest_bytes for each in remote), sum(each.datasets for each in remote)
-    heads = sum(min(each.shards, check.lengths_a_rank * cluster.ranks) for each in remote)
+    lists = sum(min(-(-each.shards // check.shards_a_list), check.lists_a_rank * cluster.ranks) for each in remote)
     whole = sum(each.bytes * (1 if check.digests is None else min(check.digests / each.shards, 1.0)) for each in remote)
-    found = (
+    return Finding(
+        "start",
+        "ok",
         f"each node reads the manifests once: {datasets} gets and {readable_bytes(manifests)}, "
         f"{datasets * cluster.nodes} and {readable_bytes(manifests * cluster.nodes)} of all nodes; "
-        f"check={check.name}: {heads} heads and {readable_bytes(whole)} of shards, shared among the ranks"
+        f"check={check.name}: {lists} listings and {readable_bytes(whole)} of shards, shared among the ranks",
     )
-    seconds = heads / BUCKET_READS_S
-    if seconds > LONG_CHECK_S:
-        return Finding(
-            "start", "warning", f"{found}: {readable_seconds(seconds)} at {BUCKET_READS_S} reads a second",
-            f"less than {readable_seconds(LONG_CHECK_S)}",
-            "prepare larger shards (inputs_per_shard), or let `mcjepa prep audit` look once and set "
-            "train.stream.store.check=none",
-        )  # fmt: skip
-    return Finding("start", "ok", found)
 
 
 def requests_finding(
