@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -56,6 +56,7 @@ def save(folder: Path, ranks: list[list[Piece]]) -> list[str]:
     return names
 
 
+@settings(deadline=None)
 @given(
     written=st.lists(st.integers(0, 72), max_size=4),
     read=st.lists(st.integers(0, 72), max_size=4),
