@@ -1,7 +1,7 @@
 """A bucket on paper: a real manifest in a folder, made-up shards of images behind it, and a count of what is asked.
 
 It stands where `open_store` gives an `S3Store`; what a request is there is a request here (a head for `exists`, `size`
-and `version`, a get for the rest).
+and `version`, a list for every 1,000 keys of `files`, a get for the rest).
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ import simplejpeg
 
 from mcjepa.data_prep.dataset.manifest import Member, SampleEntry, Sidecar
 from mcjepa.data_prep.errors import AbsentKey
-from mcjepa.data_prep.layout import MANIFEST_NAME
-from mcjepa.data_prep.storage import FolderStore, Store
+from mcjepa.data_prep.layout import MANIFEST_NAME, shard_name
+from mcjepa.data_prep.storage import FileEntry, FolderStore, KeySpan, Store
 from mcjepa.data_prep.storage.json_files import encode_json
 
 LOCATION = "s3://bucket/images"
+PAGE_KEYS = 1000
 
 
 @functools.cache
@@ -96,6 +97,16 @@ class PaperStore:
         """A head."""
         self._count("heads", 0)
         return self._manifest.version(key)
+
+    def files(self, prefix: str, span: KeySpan) -> Iterator[FileEntry]:
+        """Listings of a stretch of shards, 1,000 keys of shards and sidecars each."""
+        first, last = (int(key.rpartition("-")[2].partition(".")[0]) for key in span)
+        shards = (prefix + shard_name("image", number) for number in range(first, last + 1))
+        keys = (f"{shard}.{suffix}" for shard in shards for suffix in ("json", "tar"))
+        for place, key in enumerate(filter(span.holds, keys)):
+            if place % PAGE_KEYS == 0:
+                self._count("lists", 0)
+            yield FileEntry(key, shard_bytes(self._samples))
 
     @contextlib.contextmanager
     def open(self, key: str) -> Iterator[BinaryIO]:

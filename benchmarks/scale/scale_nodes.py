@@ -28,7 +28,7 @@ from unittest import mock
 from benchmarks.paper_store import LOCATION, PaperStore, write_manifest
 from mcjepa.pipeline.settings.stream import AugmentConfig, SourceConfig, StreamConfig, ViewAugmentConfig
 from mcjepa.pipeline.stream.samples import view_stream
-from mcjepa.pipeline.stream.shard_check import MOST_SIZES, find_shard_damage
+from mcjepa.pipeline.stream.shard_check import LISTED, MOST_LISTS, find_shard_damage
 
 NODES, RANKS, SAMPLES = 512, 8, 100
 MILLION = 1_000_000
@@ -80,7 +80,7 @@ def derived(manifest_bytes: int, shards: int, sidecar_bytes: float) -> dict[str,
     return {
         "manifest_gb_all_nodes": round(size * NODES / 1e9, 1),
         "manifest_gb_if_each_rank_read": round(size * WORLD / 1e9),
-        "check_heads": min(MILLION, MOST_SIZES * WORLD),
+        "check_lists": min(-(-MILLION // LISTED), MOST_LISTS * WORLD),
         "first_step_sidecar_mb": round(sidecar_bytes * 1000 / SAMPLES * WORLD / 1e6),
     }
 
@@ -104,6 +104,7 @@ def main() -> None:
         "manifest_reads": reads,
         "manifest_mb": round(phases["manifest bytes"]["manifests"] / 1e6, 1),
         "manifest_heads_a_rank": phases["manifest"]["heads"] / WORLD,
+        "check_lists": phases["check"]["lists"],
         "check_heads": phases["check"]["heads"],
         "first_step": dict(phases["first step"]),
         "first_step_mb": round(sum(phases["first step bytes"].values()) / 1e6, 1),

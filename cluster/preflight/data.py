@@ -14,8 +14,6 @@ INDEX_BYTES = 70
 """Of a shard in the index of a manifest that a node's processes share."""
 BUCKET_READS_S = 5500
 """Reads a second that S3 services name for a prefix."""
-LONG_CHECK_S = 60.0
-"""Of the bucket's reads, before the comparison of shards at a start is worth a warning."""
 SHOWN = 4
 """Of the numbers of ranks that fit: the nearest below and above those asked for."""
 
@@ -59,11 +57,21 @@ class StreamFacts:
     """Whether it lies in a bucket."""
     manifest_bytes: int = 0
     """Of its datasets' manifests."""
+    turns: int = 1
+    """Steps in which it takes part once: 2 where pairs and views alternate."""
 
     @property
     def sample_bytes(self) -> float:
         """Mean length of a sample."""
         return self.bytes / self.samples
+
+    def nodes(self, cluster: ClusterFacts) -> int:
+        """Nodes that read it: of more ranks than samples the first ones."""
+        return -(-min(self.batch, cluster.ranks) // cluster.ranks_per_node)
+
+    def node_samples(self, cluster: ClusterFacts) -> int:
+        """Samples a step of the node that has most."""
+        return min(self.batch, cluster.ranks_per_node * -(-self.batch // cluster.ranks))
 
 
 @dataclass(frozen=True)
@@ -206,8 +214,10 @@ class CheckFacts:
     """What a start compares with the manifests (`stream.store.check`)."""
 
     name: str
-    lengths_a_rank: int
-    """The most shards of a stream whose lengths a rank asks for; 0: none."""
+    shards_a_list: int
+    """Shards whose lengths a request to a bucket tells."""
+    lists_a_rank: int
+    """The most such requests of a rank, for each stream; 0: none."""
     digests: int | None
     """Shards of a stream that are read whole; None: all."""
 
@@ -224,22 +234,15 @@ def start_finding(streams: list[StreamFacts], cluster: ClusterFacts, check: Chec
     if not remote:
         return Finding("start", "ok", "all datasets lie in folders: no request to a bucket")
     manifests, datasets = sum(each.manifest_bytes for each in remote), sum(each.datasets for each in remote)
-    heads = sum(min(each.shards, check.lengths_a_rank * cluster.ranks) for each in remote)
+    lists = sum(min(-(-each.shards // check.shards_a_list), check.lists_a_rank * cluster.ranks) for each in remote)
     whole = sum(each.bytes * (1 if check.digests is None else min(check.digests / each.shards, 1.0)) for each in remote)
-    found = (
+    return Finding(
+        "start",
+        "ok",
         f"each node reads the manifests once: {datasets} gets and {readable_bytes(manifests)}, "
         f"{datasets * cluster.nodes} and {readable_bytes(manifests * cluster.nodes)} of all nodes; "
-        f"check={check.name}: {heads} heads and {readable_bytes(whole)} of shards, shared among the ranks"
+        f"check={check.name}: {lists} listings and {readable_bytes(whole)} of shards, shared among the ranks",
     )
-    seconds = heads / BUCKET_READS_S
-    if seconds > LONG_CHECK_S:
-        return Finding(
-            "start", "warning", f"{found}: {readable_seconds(seconds)} at {BUCKET_READS_S} reads a second",
-            f"less than {readable_seconds(LONG_CHECK_S)}",
-            "prepare larger shards (inputs_per_shard), or let `mcjepa prep audit` look once and set "
-            "train.stream.store.check=none",
-        )  # fmt: skip
-    return Finding("start", "ok", found)
 
 
 def requests_finding(
@@ -257,16 +260,16 @@ def requests_finding(
     if not remote:
         return Finding("requests", "ok", "all datasets lie in folders: none")
     steps = max(stream.steps_per_epoch for stream in remote)
-    samples = sum(stream.batch for stream in remote)
+    samples, turns = sum(stream.batch for stream in remote), max(stream.turns for stream in remote)
     shards = sum(
-        min(node_bytes(stream, cluster) * stream.shards / stream.bytes * cluster.nodes, stream.shards * cluster.nodes)
+        min(node_bytes(stream, cluster) * stream.shards / stream.bytes, stream.shards) * stream.nodes(cluster)
         for stream in remote
     )
     sidecars = sum(stream.shards for stream in remote)
     if cache.folder:
-        found, reads = f"{shards:.0f} gets of whole shards an epoch, all nodes", shards / steps
+        found, reads = f"{shards:.0f} gets of whole shards an epoch, all nodes", shards / steps / turns
     else:
-        found, reads = f"{samples * steps} ranged reads an epoch, all nodes", float(samples)
+        found, reads = f"{samples * steps} ranged reads an epoch, all nodes", samples / turns
     found += f", and {sidecars} sidecars or more; {reads:.3g} reads a step"
     if step_s is None:
         return Finding(
@@ -291,13 +294,13 @@ def read_finding(
 
     Args:
         streams: the run's.
-        cluster: where; a node's share of the reads is compared, as the rate is one machine's.
+        cluster: where; the share of the node that reads most is compared, as the rate is one machine's.
         step_s: seconds per step; None: not known.
         rate: bytes a second that this machine read; None: not measured.
     """
-    step_bytes = sum(stream.batch * stream.sample_bytes for stream in streams)
-    node_share = step_bytes / cluster.nodes
-    found = f"{readable_bytes(step_bytes)} a step, {readable_bytes(node_share)} a node"
+    step_bytes = sum(stream.batch * stream.sample_bytes / stream.turns for stream in streams)
+    node_share = sum(stream.node_samples(cluster) * stream.sample_bytes / stream.turns for stream in streams)
+    found = f"{readable_bytes(step_bytes)} a step, {readable_bytes(node_share)} of it on the node that reads most"
     if rate is None or step_s is None:
         missing = "the rate of the store" if step_s is not None else "the time of a step"
         return Finding("reading", "warning", f"{found}; {missing} is not known", "", "give --step-s S or --measure")

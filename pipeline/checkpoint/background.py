@@ -163,8 +163,8 @@ class BackgroundSaver:
                     self._commit(part, {**files, part.name: part.entry})
             except Exception as error:
                 problem = problem or error
-            if problem and not self._remote:
-                remove_step(self._store, step_name(part.step))
+            if problem and not self._remote and not self._store.exists(f"{part.key}/{MANIFEST}"):
+                remove_step(self._store, step_name(part.step))  # else it is another process's, which has taken over
         if problem:
             raise problem
 
@@ -185,13 +185,15 @@ class BackgroundSaver:
             raise DataError("its manifest was written by another process: two runs share one prefix")
         self.committed.append(checkpoint)
         self.last_step = part.step
-        remove_folder(self._store, f"{part.key}/{MARKS}")
-        self._remove_old(part.step)
+        self._remove_old(part.step, f"{part.key}/{MARKS}")
 
-    def _remove_old(self, step: int) -> None:
+    def _remove_old(self, step: int, *folders: str) -> None:
+        """What follows a commit. Whatever goes wrong in it, the save counts and the thread goes on."""
         try:
+            for folder in folders:
+                remove_folder(self._store, folder)
             self._after(step)
-        except (DataError, OSError) as error:
+        except Exception as error:
             log.warning("old checkpoints were not removed (%s); the next save tries it again", error)
 
     def _parts_of_others(self, part: Part) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Which checkpoints a run has: their manifests and their digests.
 
 A checkpoint is the folder `checkpoints/step-000001200`; it is complete only with its `manifest.json`, which is written
-last and names every file with its digest. Everything here works on a folder and on s3 alike.
+last and names every file with its digest, and itself. Everything here works on a folder and on s3 alike.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from mcjepa.pipeline.run.folder import CHECKPOINTS, MANIFEST
 
 log = logging.getLogger(__name__)
 VERSION = 2
+OWN_DIGEST = "sha256"
+"""Entry of a manifest: digest of all others. Manifests of earlier releases have none."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Checkpoint:
     @property
     def content(self) -> bytes:
         """The manifest as it is written."""
-        return json.dumps(self.record, indent=1, sort_keys=True).encode()
+        record = {**self.record, OWN_DIGEST: _digest(self.record)}
+        return json.dumps(record, indent=1, sort_keys=True).encode()
 
     @property
     def digest(self) -> str:
@@ -62,6 +65,12 @@ class Checkpoint:
 def step_name(step: int) -> str:
     """Folder name of a step: steps sort as text."""
     return f"step-{step:09d}"
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    """sha256 of a manifest's entries, as JSON gives them back."""
+    entries = json.loads(json.dumps(record))
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 class _NotCounted(Exception):
@@ -107,6 +116,8 @@ def _read(store: Store, name: str) -> Checkpoint:
         record = json.loads(content)
         if record["version"] != VERSION:
             raise _NotCounted(f"its version is {record['version']}, expected {VERSION}")
+        if (told := record.pop(OWN_DIGEST, None)) not in (None, _digest(record)):
+            raise _NotCounted(f"its {MANIFEST} is not what was written: its own digest is not {str(told)[:12]}")
         checkpoint = Checkpoint(store.location, int(record["step"]), record)
         if step_name(checkpoint.step) != name or not checkpoint.files:
             raise _NotCounted(f"its manifest is that of step {checkpoint.step}, or names no files")

@@ -10,8 +10,8 @@ parameter, offset within it, values) they are the same thing in all of them; che
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,8 +49,21 @@ def own_pieces(engine: Any, rank: int, world_size: int) -> list[Piece]:
     """The pieces that this rank saves: what it holds, and of what every rank holds its share; buffers by rank 0."""
     pieces = held_pieces(engine)
     if engine.zero_optimization_stage() == 0:
-        pieces = [piece for number, piece in enumerate(pieces) if number % world_size == rank]
+        pieces = share_pieces(pieces, rank, world_size)
     return pieces + (list(buffer_pieces(engine)) if rank == 0 else [])
+
+
+def share_pieces(pieces: Sequence[Piece], rank: int, world_size: int) -> list[Piece]:
+    """A rank's part of pieces that all ranks hold: as many elements as the others' parts, to within one."""
+    total, start = sum(piece.values.numel() for piece in pieces), 0
+    low, high = total * rank // world_size, total * (rank + 1) // world_size
+    shared = []
+    for piece in pieces:
+        begin, end = max(low - start, 0), min(high - start, piece.values.numel())
+        if begin < end:
+            shared.append(replace(piece, offset=piece.offset + begin, values=piece.values[begin:end]))
+        start += piece.values.numel()
+    return shared
 
 
 def buffer_pieces(engine: Any) -> Iterator[Piece]:

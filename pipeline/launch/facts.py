@@ -67,6 +67,7 @@ def read_streams(config: StreamConfig, seed: int) -> tuple[list[StreamFacts], li
                 passes=summary.passes,
                 remote=any(not isinstance(open_store(each.location), FolderStore) for each in datasets),
                 manifest_bytes=sum(map(_manifest_bytes, getattr(config, name))),
+                turns=1 if config.sampling == "combined" else len(config.batches),
             )
         )
     return streams, findings

@@ -18,8 +18,9 @@ def find_world(cluster: ClusterFacts, config: TrainConfig) -> list[Finding]:
     version = stream.order_version
     streams = {name: (batch, stream.lanes or lanes_for(batch, version)) for name, batch in stream.batches.items()}
     fitting = fitting_world_sizes(stream.batches, version)
-    remedies = () if cluster.ranks in fitting else find_remedies(cluster, stream)
-    return world_findings(cluster, streams, fitting, config.engine.accumulation_steps, remedies)
+    parts = config.engine.accumulation_steps
+    remedies = () if cluster.ranks in fitting else find_remedies(cluster, stream, parts)
+    return world_findings(cluster, streams, fitting, parts, remedies)
 
 
 def fitting_cluster(cluster: ClusterFacts, config: TrainConfig) -> ClusterFacts:
@@ -32,19 +33,26 @@ def fitting_cluster(cluster: ClusterFacts, config: TrainConfig) -> ClusterFacts:
     return dataclasses.replace(cluster, ranks=1, nodes=1)
 
 
-def find_remedies(cluster: ClusterFacts, stream: StreamConfig) -> list[str]:
+def find_remedies(cluster: ClusterFacts, stream: StreamConfig, parts: int = 1) -> list[str]:
     """What makes the run fit, each by itself: the most nodes below those asked for, another order, other batches.
 
     Args:
         cluster: whose ranks do not fit.
         stream: of the run.
+        parts: micro-batches a step, which have to divide a rank's share.
     """
     version, ranks = stream.order_version, cluster.ranks
+    fitting = [n for n in fitting_world_sizes(stream.batches, version) if _parts_fit(n, stream.batches, parts)]
     return [
-        *_other_ranks(cluster, fitting_world_sizes(stream.batches, version)),
-        *_new_order(ranks, stream),
-        *_other_batches(ranks, stream.batches, version),
+        *_other_ranks(cluster, fitting),
+        *_new_order(ranks, stream, parts),
+        *_other_batches(ranks, stream.batches, version, parts),
     ]
+
+
+def _parts_fit(ranks: int, batches: Mapping[str, int], parts: int) -> bool:
+    """Whether micro-batches divide the ranks' shares."""
+    return all(-(-batch // ranks) % parts == 0 for batch in batches.values())
 
 
 def _other_ranks(cluster: ClusterFacts, fitting: list[int]) -> list[str]:
@@ -56,24 +64,27 @@ def _other_ranks(cluster: ClusterFacts, fitting: list[int]) -> list[str]:
     return [f"ask for --ranks {below[-1]}"] if below else []
 
 
-def _new_order(ranks: int, stream: StreamConfig) -> list[str]:
+def _new_order(ranks: int, stream: StreamConfig, parts: int) -> list[str]:
     """Order 2, where the lanes of order 1 are all that is in the way."""
-    if stream.order_version == ORDER_VERSION or ranks not in fitting_world_sizes(stream.batches):
+    fits = ranks in fitting_world_sizes(stream.batches) and _parts_fit(ranks, stream.batches, parts)
+    if stream.order_version == ORDER_VERSION or not fits:
         return []
     return [f"begin a new run with train.stream.order_version={ORDER_VERSION}: one of order 1 keeps its lanes"]
 
 
-def _other_batches(ranks: int, batches: Mapping[str, int], version: int) -> list[str]:
+def _other_batches(ranks: int, batches: Mapping[str, int], version: int, parts: int) -> list[str]:
     """The nearest batch that the ranks fit: of the views, else of the pairs, else of both; none where none helps."""
+    least = ranks * parts
     near = {
-        name: sorted({max(batch // ranks, 1) * ranks, -(-batch // ranks) * ranks}, key=lambda size: abs(size - batch))
+        name: sorted({max(batch // least, 1) * least, -(-batch // least) * least}, key=lambda size: abs(size - batch))
         for name, batch in batches.items()
     }
     views = [{"views": size} for size in near.get("views", ())]
     pairs = [{"pairs": size} for size in near.get("pairs", ())]
     both = [{**first, **second} for first in pairs for second in views]
     for changed in (*views, *pairs, *both):
-        if ranks in fitting_world_sizes({**batches, **changed}, version):
+        asked = {**batches, **changed}
+        if ranks in fitting_world_sizes(asked, version) and _parts_fit(ranks, asked, parts):
             keys = " ".join(f"train.stream.{name[:-1]}_batch={size}" for name, size in changed.items())
             shares = " and ".join(f"{size // ranks} of the {name}" for name, size in changed.items())
             return [f"set {keys} ({shares} a rank): another batch is another experiment, the learning rate with it"]

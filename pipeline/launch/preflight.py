@@ -220,12 +220,13 @@ def _preflight(recipe: Recipe, config: TrainConfig, setting: Setting, elements: 
 
 
 def _reading(config: TrainConfig, setting: Setting, streams: list[StreamFacts]) -> list[Finding]:
-    from mcjepa.pipeline.stream.shard_check import MOST_SIZES, SAMPLED
+    from mcjepa.pipeline.stream.shard_check import LISTED, MOST_LISTS, SAMPLED
 
     folder = (setting.site.shard_cache if setting.site else "") or config.stream.store.cache_dir
     cache = CacheFacts(folder, config.stream.store.cache_bytes)
     name = config.stream.store.check
-    check = CheckFacts(name, 0 if name == "none" else MOST_SIZES, {"sampled": SAMPLED, "full": None}.get(name, 0))
+    digests = {"sampled": SAMPLED, "full": None}.get(name, 0)
+    check = CheckFacts(name, LISTED, 0 if name == "none" else MOST_LISTS, digests)
     rate = plan_facts.read_rate(config.stream)
     return [
         start_finding(streams, setting.cluster, check),

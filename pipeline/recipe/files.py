@@ -202,7 +202,8 @@ def validate(config_type: type[Config], content: dict[str, Any], origin: str) ->
     Raises:
         UsageError: naming the first wrong key or value, and how many more there are.
     """
-    model = create_model("Recipe", __config__=ConfigDict(extra="forbid", frozen=True), root=(config_type, ...))
+    rules = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model = create_model("Recipe", __config__=rules, root=(config_type, ...))
     try:
         return model.model_validate({"root": content}).root  # type: ignore[attr-defined]
     except ValidationError as error:

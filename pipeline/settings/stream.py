@@ -144,10 +144,10 @@ class ShardStoreConfig:
 
     check: Literal["none", "sizes", "sampled", "full"] = "sampled"
     """What is compared with the manifests when a training (or `open_stream`) starts, in folders and buckets alike.
-    `sizes`: the lengths of all shards (of 4,096 a rank where there are more), a request each. `sampled`: those, and the
-    sha256 of four shards of every stream, others at every start: as long as four shards take to read, shared among the
-    ranks. `full`: the sha256 of every shard: as long as the whole dataset takes to read, shared among the ranks
-    [ours]."""
+    `sizes`: the lengths of all shards: of a folder file by file, 4,096 a rank at most; of a bucket by its listing, 480
+    shards a request, 512 requests a rank at most. `sampled`: those, and the sha256 of four shards of every stream,
+    others at every start: as long as four shards take to read, shared among the ranks. `full`: the sha256 of every
+    shard: as long as the whole dataset takes to read, shared among the ranks [ours]."""
 
     cache_dir: str = ""
     """Folder on a disk of the node that keeps whole shards and an index of the manifests, shared by all ranks and runs

@@ -13,14 +13,12 @@ from __future__ import annotations
 import logging
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcjepa.data_prep.errors import DataError
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.run.folder import METRICS, RUN_RECORD, SPOOL, read_metrics
 from mcjepa.pipeline.tracking import mlflow as mlflow_run
@@ -36,7 +34,6 @@ CONTINUES_TAG, CONTINUED_TAG = "mcjepa.continues", "mcjepa.continued_by"
 HISTORY = "history_until"
 """Key of the spool's address: the last step that a new MLflow run is to be sent out of the run folder; -1: none."""
 BUSY_WAIT_S = 60.0
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 CLIENT_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 """The courier tries again by itself, so that its client need not."""
 
@@ -170,17 +167,17 @@ class Courier:
             self._spool.note(delivered=number, in_doubt=int(batch[-1]["number"]), metrics_step=_last_step([record]))
 
     def _resend(self, batch: Sequence[Mapping[str, Any]]) -> None:
-        """Sends what is not there of metrics that are no records of the spool any more."""
+        """Sends what is not there of metrics that are no records of the spool any more; of refused ones the halves."""
         try:
             self._send_metrics(batch, doubted=True)
         except Exception as error:
             if not self._is_final(error):
                 raise
-            if len(batch) == 1:
-                self._deliver_entries(batch[0], error)
+            if halves := _halves(batch):
+                for half in halves:
+                    self._resend(half)
             else:
-                for record in batch:
-                    self._resend([record])
+                self._reject(batch[0], error)
 
     def _deliver_entries(self, record: Mapping[str, Any], error: Exception) -> None:
         """Delivers what can be of a record that was refused: one bad name or value costs itself alone."""
@@ -273,6 +270,17 @@ def _as_sent(record: Mapping[str, float], time_ms: int) -> dict[str, Any]:
     return {"kind": "metrics", "step": int(record["step"]), "values": grouped(values), "time_ms": time_ms}
 
 
+def _halves(batch: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Metrics cut in two by their names, those of one name by their steps; empty: it is a single value."""
+    names = sorted({name for record in batch for name in record["values"]})
+    middle = len(batch) // 2
+    if len(names) < 2:
+        return [list(batch[:middle]), list(batch[middle:])] if middle else []
+    halves = (names[: len(names) // 2], names[len(names) // 2 :])
+    cut = [[{**r, "values": {k: v for k, v in r["values"].items() if k in half}} for r in batch] for half in halves]
+    return [[record for record in half if record["values"]] for half in cut]
+
+
 def _last_step(batch: Sequence[Mapping[str, Any]]) -> int:
     return max((int(record["step"]) for record in batch if record["kind"] == "metrics"), default=-1)
 
@@ -292,68 +300,6 @@ def next_batch(pending: Sequence[dict[str, Any]], in_doubt: int) -> list[dict[st
             break
         batch.append(record)
     return batch
-
-
-class CourierThread:
-    """Delivers in the background, and tries again while the tracking location is away.
-
-    Args:
-        courier: what delivers.
-        spool: what is delivered.
-    """
-
-    def __init__(self, courier: Courier, spool: Spool) -> None:
-        self._courier, self._spool = courier, spool
-        self._news, self._end = threading.Event(), threading.Event()
-        self.problem: Exception | None = None
-        """What the last attempt has failed with; None after one that has not."""
-        self._thread = threading.Thread(target=self._work, name="courier", daemon=True)
-        self._thread.start()
-
-    def wake(self) -> None:
-        """Says that there is a new record."""
-        self._news.set()
-
-    def close(self, within_s: float) -> int:
-        """Ends the thread when all is delivered, or after `within_s`; the number of records that are left."""
-        deadline = time.monotonic() + within_s
-        self._news.set()
-        while (left := len(self._spool.pending())) and time.monotonic() < deadline and self._thread.is_alive():
-            time.sleep(0.05)
-        self._end.set()
-        self._news.set()
-        self._thread.join(timeout=2.0)
-        return left
-
-    def _work(self) -> None:
-        pause_s, away = FIRST_PAUSE_S, False
-        while not self._end.is_set():
-            self._news.wait()
-            self._news.clear()
-            if self._end.is_set():
-                return
-            try:
-                waiting = self._spool.settle()
-                self._courier.deliver()
-                self.problem = None
-                if waiting:  # the disk is full: look again, but not at once
-                    self._end.wait(FIRST_PAUSE_S)
-                    self._news.set()
-            except Exception as error:  # whatever a client may raise: the records stay and are tried again
-                self.problem = error
-                if not away and not isinstance(error, SpoolBusy):
-                    place = "the spool cannot be written" if isinstance(error, DataError) else "MLflow does not answer"
-                    log.warning(
-                        "%s, records wait in %s: %s", place, self._spool.folder, mlflow_run.describe_error(error)
-                    )
-                    away = True
-                self._end.wait(pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-                self._news.set()
-                continue
-            if away:
-                log.info("all records are delivered to MLflow again")
-            pause_s, away = FIRST_PAUSE_S, False
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from mcjepa.pipeline.run.folder import CHECKPOINT_LOG
 from mcjepa.pipeline.run.lines import PatientLines
 from mcjepa.pipeline.run.recipes import flatten
 from mcjepa.pipeline.settings.train import TrackingConfig
-from mcjepa.pipeline.tracking.courier import HISTORY, Courier, CourierThread
+from mcjepa.pipeline.tracking.courier import HISTORY, Courier
+from mcjepa.pipeline.tracking.courier_thread import CourierThread
 from mcjepa.pipeline.tracking.database import check_file, is_file, unusable
 from mcjepa.pipeline.tracking.lineage import job_tags
 from mcjepa.pipeline.tracking.spool import Spool, SpoolBusy

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mcjepa.data_prep.errors import DataError
@@ -200,3 +201,23 @@ def test_a_writer_that_nobody_has_reaped_is_dead(tmp_path: Path) -> None:
         time.sleep(0.05)
     assert left is not None and not left.alive
     holder.wait()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system tells no other time of a process's start")
+def test_a_writer_of_this_machine_lives_when_the_clock_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = hold_elsewhere(str(tmp_path))
+    try:
+        boot = psutil.boot_time()
+        for set_by_s in (-3600.0, 0.0, 7.0):  # the system's start is reckoned back from the clock
+            monkeypatch.setattr("psutil._pslinux.boot_time", lambda by=set_by_s: boot + by)
+            lease = newest_lease(open_store(str(tmp_path)))
+            assert lease is not None and lease.alive
+        earlier = psutil.Process(process.pid).create_time()
+        assert dataclasses.replace(lease, process_started=earlier).alive  # as releases before wrote it
+        assert not dataclasses.replace(
+            lease, process_started=lease.process_started + 5
+        ).alive  # its number, given again
+    finally:
+        process.kill()
+        process.wait()
+    assert not lease.alive

@@ -14,7 +14,7 @@ from mcjepa.data_prep.storage import open_store
 from mcjepa.model.config import ModelConfig
 from mcjepa.pipeline.checkpoint import background
 from mcjepa.pipeline.checkpoint.background import BackgroundSaver
-from mcjepa.pipeline.checkpoint.manifest import find_damage, list_checkpoints
+from mcjepa.pipeline.checkpoint.manifest import Checkpoint, find_damage, list_checkpoints
 from mcjepa.pipeline.checkpoint.part import Part, Snapshot
 from mcjepa.pipeline.engine.state import Piece
 from mcjepa.pipeline.errors import RunError
@@ -32,14 +32,20 @@ def make(rank: int, run: Path, save: str = "abcd", step: int = 7) -> Part:
     return part
 
 
-def saver(
-    run: Path, rank: int, world_size: int, after: Callable[[int], None] = lambda step: None, remote: bool = False
-) -> BackgroundSaver:
-    def nothing(*_: object) -> None:
-        pass
+def nothing(*_: object) -> None:
+    pass
 
+
+def saver(
+    run: Path,
+    rank: int,
+    world_size: int,
+    after: Callable[[int], None] = nothing,
+    remote: bool = False,
+    on_commit: Callable[[Checkpoint], None] = nothing,
+) -> BackgroundSaver:
     return BackgroundSaver(
-        open_store(str(run)), remote, rank, world_size, before_commit=nothing, on_commit=nothing, after_commit=after
+        open_store(str(run)), remote, rank, world_size, before_commit=nothing, on_commit=on_commit, after_commit=after
     )
 
 
@@ -114,6 +120,37 @@ def test_removing_old_checkpoints_holds_nobody_and_its_failure_is_no_failed_save
     assert time.monotonic() - started < 0.3
     one.close(within(10))
     assert "old checkpoints were not removed (read-only)" in caplog.text and one.failed_in_a_row == 0
+
+
+def test_what_goes_wrong_behind_a_commit_is_no_failed_save_and_ends_no_thread(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stumble(step: int) -> None:
+        raise KeyError("metrics")
+
+    one = saver(tmp_path, 0, 1, after=stumble)
+    one.remove_old(3)
+    one.submit(make(0, tmp_path))
+    one.wait()
+    one.close(within(10))
+    assert caplog.text.count("old checkpoints were not removed") == 2 and not one.last_failure
+    assert [each.step for each in list_checkpoints(open_store(str(tmp_path)))] == [7]
+
+
+def test_a_checkpoint_of_a_process_that_has_taken_over_meanwhile_stays(tmp_path: Path) -> None:
+    """One that was frozen in its save, and goes on when its successor has saved the same step."""
+
+    def another_one(_: Checkpoint) -> None:
+        other = saver(tmp_path, 0, 1)
+        other.submit(make(0, tmp_path, "of the successor"))
+        other.close(within(10))
+
+    one = saver(tmp_path, 0, 1, on_commit=another_one)
+    one.submit(make(0, tmp_path))
+    with pytest.raises(RunError, match="written by another process"):
+        one.close(within(10))
+    [checkpoint] = list_checkpoints(open_store(str(tmp_path)))
+    assert checkpoint.record["step"] == 7 and find_damage(open_store(str(tmp_path)), checkpoint) == ""
 
 
 def test_a_manifest_of_an_attempt_that_did_not_count_is_replaced(tmp_path: Path) -> None:

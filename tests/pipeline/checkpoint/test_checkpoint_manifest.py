@@ -11,7 +11,13 @@ import torch
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import open_store
-from mcjepa.pipeline.checkpoint.manifest import VERSION, complete_checkpoints, list_checkpoints, step_name
+from mcjepa.pipeline.checkpoint.manifest import (
+    VERSION,
+    Checkpoint,
+    complete_checkpoints,
+    list_checkpoints,
+    step_name,
+)
 from mcjepa.pipeline.checkpoint.resume import find_start
 from mcjepa.pipeline.checkpoint.rotation import Rotation
 from mcjepa.pipeline.settings.train import CheckpointConfig
@@ -100,3 +106,25 @@ def test_a_run_is_not_begun_anew_because_all_its_checkpoints_are_damaged(tmp_pat
     (folder / "state").write_bytes(b"?")
     with pytest.raises(DataError, match=r"no checkpoint of .* is whole, of 1 that were complete"):
         find_start(store, world)
+
+
+def test_a_manifest_with_a_wrong_bit_does_not_count_wherever_it_is(tmp_path: Path) -> None:
+    """But for one in the name of its digest, where all else is as it was written."""
+    store, file = open_store(str(tmp_path)), put(tmp_path, 1) / "manifest.json"
+    record = json.loads(file.read_bytes()) | {"updates": {"encoder": 17.0}, "facts": {"seed": 3}, "zero_stage": 1}
+    content = Checkpoint(str(tmp_path), 1, record).content
+    file.write_bytes(content)
+    [found] = list_checkpoints(store)
+    assert found.record == record and found.content == content
+    unseen = range(content.rindex(b'"sha256"'), content.rindex(b'"sha256"') + len('"sha256"'))
+    for place in set(range(len(content))) - set(unseen):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        same = json.loads(content) == _parsed(file)
+        assert same or not list_checkpoints(store), file.read_bytes()
+
+
+def _parsed(file: Path) -> object:
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError:
+        return None

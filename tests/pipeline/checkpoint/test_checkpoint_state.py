@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -17,7 +17,7 @@ from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import FolderStore, open_store
 from mcjepa.pipeline.checkpoint import state_file
 from mcjepa.pipeline.checkpoint.state_file import fill_pieces, read_index, state_name, write_state
-from mcjepa.pipeline.engine.state import BUFFER, MOMENT_1, WEIGHT, Piece
+from mcjepa.pipeline.engine.state import BUFFER, MOMENT_1, WEIGHT, Piece, share_pieces
 
 LENGTHS = {"encoder.a": 7, "encoder.b": 64, "expander.c": 1}
 
@@ -56,6 +56,7 @@ def save(folder: Path, ranks: list[list[Piece]]) -> list[str]:
     return names
 
 
+@settings(deadline=None)
 @given(
     written=st.lists(st.integers(0, 72), max_size=4),
     read=st.lists(st.integers(0, 72), max_size=4),
@@ -75,6 +76,19 @@ def test_any_cut_is_read_from_any_other(
             assert all(torch.equal(a.values, b.values) for a, b in zip(wanted, expected, strict=True))
     finally:
         state_file.GAP_BYTES = before
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7, 64, 500])
+def test_what_every_rank_holds_is_saved_in_equal_parts(tmp_path: Path, world_size: int) -> None:
+    """One parameter may be larger than all others together, as the expander's are."""
+    held = [Piece(name, kind, 0, values) for (kind, name), values in whole().items()]
+    shares = [share_pieces(held, rank, world_size) for rank in range(world_size)]
+    sizes = [sum(piece.values.numel() for piece in share) for share in shares]
+    assert sum(sizes) == 2 * sum(LENGTHS.values()) and max(sizes) - min(sizes) <= 1
+    stored = read_index(open_store(str(tmp_path)), "c", save(tmp_path, shares))
+    wanted = [Piece(piece.name, piece.kind, 0, torch.full_like(piece.values, 9.0)) for piece in held]
+    fill_pieces(open_store(str(tmp_path)), "c", stored, wanted)
+    assert all(torch.equal(a.values, b.values) for a, b in zip(wanted, held, strict=True))
 
 
 def test_the_safetensors_library_reads_a_file_and_the_digest_is_that_of_its_bytes(tmp_path: Path) -> None:

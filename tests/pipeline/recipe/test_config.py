@@ -84,6 +84,13 @@ def test_a_wrong_override_is_named(override: str, mark: str) -> None:
     assert mark in str(caught.value)
 
 
+@pytest.mark.parametrize("word", [".nan", "-.inf", "1e999"])
+def test_a_number_that_is_not_finite_is_refused_wherever_it_is(word: str) -> None:
+    for key in ("train.optimizer.betas=[{}, 0.9]", "train.stream.views=[{{location: x, weight: {}}}]"):
+        with pytest.raises(UsageError, match=r"train\.(optimizer|stream)\..* is .*: input should be a finite number"):
+            load_recipe("paper", [key.format(word)])
+
+
 def test_times_of_the_clock_are_text_and_no_numbers_of_base_60(tmp_path: Path) -> None:
     path = write(tmp_path / "r.yaml", "begin: 20:00\nmore: [1:30:00, 1:20:30.5]\nplain: [20, -1.5, 1_000, 0x1f]\n")
     assert read_recipe(path) == {"begin": "20:00", "more": ["1:30:00", "1:20:30.5"], "plain": [20, -1.5, 1000, 31]}

@@ -15,6 +15,7 @@ import pytest
 
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.settings.train import TrackingConfig
+from mcjepa.pipeline.tracking import courier
 from mcjepa.pipeline.tracking.courier import POINT_LIMIT, Courier, next_batch
 from mcjepa.pipeline.tracking.lineage import dataset_records, git_state, grouped
 from mcjepa.pipeline.tracking.run_tracker import RunTracker
@@ -140,6 +141,39 @@ def test_a_run_that_was_deleted_or_is_recorded_elsewhere_is_made_again_with_its_
     again.metrics(grouped({"loss": 3.0}), 3)
     again.end()
     assert _steps(MlflowClient(tracking_uri=moved.uri), again.run_id) == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_name_that_is_refused_at_every_step_of_a_history_is_found_with_few_questions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    run, steps, asked = tmp_path / "run", range(1, 25), 0
+    values = {"loss": 1.0, "a": 2.0, "b": 3.0, "c": 4.0, "bad|name": 5.0}
+    tracker = RunTracker(TrackingConfig(uri=f"sqlite:///{tmp_path}/a.db", close_s=60.0), run, run_name="t", tags={})
+    (run / "logs").mkdir()
+    (run / "logs/metrics.jsonl").write_text("".join(json.dumps({"step": n} | values) + "\n" for n in steps))
+    tracker.metrics(grouped({"loss": 1.0}), 24)
+    tracker.end()
+    stored_points = courier.mlflow_run.stored_points
+
+    def counted(client: Any, run_id: str, keys: set[str]) -> Any:
+        nonlocal asked
+        asked += len(keys)
+        return stored_points(client, run_id, keys)
+
+    monkeypatch.setattr(courier.mlflow_run, "stored_points", counted)
+    moved = TrackingConfig(uri=f"sqlite:///{tmp_path}/b.db", close_s=60.0)
+    again = RunTracker(moved, run, run_name="t", tags={})
+    again.metrics(grouped({"loss": 1.0}), 25)
+    again.end()
+    assert asked < 3 * len(steps), asked  # once a record, and it would be all names a record otherwise
+    refused = [json.loads(line) for line in (run / "spool/rejected.jsonl").read_text().splitlines()]
+    assert sorted((r["step"], *r["values"]) for r in refused) == [(step, "other/bad|name") for step in steps]
+    client = MlflowClient(tracking_uri=moved.uri)
+    assert _steps(client, again.run_id) == [*steps, 25]
+    assert len(client.get_metric_history(again.run_id, "other/c")) == len(steps)
 
 
 def _steps(client: Any, run_id: str) -> list[int]:
