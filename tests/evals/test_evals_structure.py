@@ -18,7 +18,8 @@ FLOORS = (
     ("flow", "probe", "vos", "classification", "infer"),
     ("finetune",),
     ("settings", "report"),
-    ("run", "record"),
+    ("data_state", "record"),
+    ("run",),
 )
 """From the ground up; rooms of one floor do not know each other. Fine-tuning is tested by the probe's measures."""
 ARROWS = imports_within("evals")
