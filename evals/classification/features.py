@@ -3,7 +3,7 @@
     CACHE/KEY.npy     (N, D) float32, one row an image; it appears when it is whole
     CACHE/KEY.json    what the key was made of, and the images that could not be read
 
-The key is a digest of the weights, the list of files with their lengths, and the preprocessing.
+The key is a digest of the weights, the list of files with their lengths and times, and the preprocessing.
 """
 
 from __future__ import annotations
