@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mcjepa.data_prep.corpora import FLOW_SETS, SEGMENTATION_SETS, VOS_SETS
-from mcjepa.evals.report.paper_table import COLUMNS, PAPER
+from mcjepa.evals.cards import Card, Score
+from mcjepa.evals.report.paper_table import COLUMNS, PAPER, our_row
 from mcjepa.pipeline.recipe.recipe import load_recipe
 
 SETS = {"flow": FLOW_SETS, "probe": SEGMENTATION_SETS, "finetune": SEGMENTATION_SETS, "vos": VOS_SETS}
@@ -32,6 +33,15 @@ def test_no_two_names_of_scores_are_of_one_reader(kind: str) -> None:
     """Scores of one set under two names never stand beside each other."""
     readers = [(getattr(r, "func", r), getattr(r, "args", ())) for r in SETS[kind].values()]
     assert all(readers.count(reader) == 1 for reader in readers)
+
+
+def test_kittis_column_weighs_pairs_equally_as_published_numbers_do() -> None:
+    """Two pairs: 1 px over 100 known pixels and 3 px over 300. The field's programs report 2 px, pooled it is 2.5."""
+    facts = {"split": "", "root": "", "frames": 200, "resolution": "", "masks": "", "aggregation": ""}
+    metrics = {"epe": 2.5, "epe_mean_of_pairs": 2.0}
+    card = Card(data_set="kitti2015", **facts)  # type: ignore[arg-type]
+    cells = our_row([Score(name="flow/kitti2015", metrics=metrics, card=card)])
+    assert [cell.value for cell in cells if cell.value == cell.value] == [2.0]
 
 
 def test_rows_have_a_cell_a_column() -> None:
