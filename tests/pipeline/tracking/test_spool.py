@@ -249,6 +249,9 @@ def test_the_state_of_the_code_is_its_commit_and_what_differs(tmp_path: Path) ->
     assert len(clean["mcjepa.git_sha"]) == 40 and clean["mcjepa.git_diff"] == ""
     (tmp_path / "a").write_text("2")
     assert len(git_state(tmp_path)["mcjepa.git_diff"]) == 64
+    (installed := tmp_path / ".venv/lib/mcjepa").mkdir(parents=True)
+    (installed / "lineage.py").write_text("")
+    assert git_state(installed) == {"mcjepa.git_sha": "unknown", "mcjepa.git_diff": "unknown"}
 
 
 def test_datasets_are_listed_by_stream() -> None:
