@@ -10,8 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from mcjepa.evals.cards import Score
+from mcjepa.evals.cards import MODEL, Score
+from mcjepa.evals.probe.settings import PROTOCOL_OF_SET, PROTOCOLS
+from mcjepa.evals.vos.settings import PROTOCOL_FIELDS, VosConfig
+
+MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class PaperCell:
     value: float
     """In the paper's unit; NaN where we have none."""
     note: str = ""
-    """Why it cannot be compared with the column: parts of the benchmark only, items that failed."""
+    """Why it cannot be compared with the column: parts of the benchmark only, items that failed, another protocol."""
 
 
 def our_row(scores: Sequence[Score]) -> tuple[PaperCell, ...]:
@@ -84,4 +89,24 @@ def _cell(score: Score | None, column: Column) -> PaperCell:
         return PaperCell(value, f"{len(card.failed)} failed")
     if card.frames != column.items:
         return PaperCell(value, f"{card.frames} of {column.items} {card.unit}")
-    return PaperCell(value)
+    departures = _departures(score)
+    more = ", …" if len(departures) > MOST_NAMED else ""
+    return PaperCell(value, f"another protocol: {', '.join(departures[:MOST_NAMED])}{more}" if departures else "")
+
+
+def _departures(score: Score) -> list[str]:
+    """Settings in which a score departs from the protocol that its column's numbers are published in."""
+    kind, _, data_set = score.name.partition("/")
+    config, published = score.card.config, dict[str, Any]()
+    if kind == "probe":
+        published = {**PROTOCOLS[PROTOCOL_OF_SET[data_set]], "max_train": 0}
+    elif kind == "finetune":
+        published = {"max_train": 0}
+    elif kind == "vos" and score.card.source == MODEL:
+        published = {name: getattr(VosConfig(), name) for name in PROTOCOL_FIELDS}
+    found = ((name, config.get(name, value), value) for name, value in published.items())
+    return [f"{name} {ours}" for name, ours, theirs in found if _plain(ours) != _plain(theirs)]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
