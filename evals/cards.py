@@ -174,11 +174,19 @@ SCORES_VERSION = 1
 SCORES_NAME = "scores.json"
 WRITTEN_NAME = "written.json"
 """Who wrote the scores, where, when and by which code: beside them, as equal scores are equal bytes."""
+DATA_STATE = "mcjepa.data_state"
 log = logging.getLogger(__name__)
 
 
-def write_scores(scores: Sequence[Score], out: Path, key: str = "") -> None:
-    """Writes OUT/SCORE/items.csv of every score, then OUT/scores.json at once."""
+def write_scores(scores: Sequence[Score], out: Path, key: str = "", data: str = "") -> None:
+    """Writes OUT/SCORE/items.csv of every score, then OUT/scores.json at once.
+
+    Args:
+        scores: of one evaluation.
+        out: its folder.
+        key: of what was asked.
+        data: what the sets' folders looked like, `data_state`; told by OUT/written.json, as copies differ in it.
+    """
     out.mkdir(parents=True, exist_ok=True)
     listed = []
     for score in scores:
@@ -192,7 +200,7 @@ def write_scores(scores: Sequence[Score], out: Path, key: str = "") -> None:
             atomic_write(folder / "items.csv", csv_bytes(head, ([row[key] for key in head] for row in score.table)))
     document = {"version": SCORES_VERSION, "key": key, "scores": listed}
     atomic_write(out / SCORES_NAME, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
-    write_json(out / WRITTEN_NAME, {**git_state(), **made_by()})
+    write_json(out / WRITTEN_NAME, {**git_state(), **made_by(), DATA_STATE: data})
     log.info("%d scores are in %s", len(scores), out / SCORES_NAME)
 
 
@@ -205,8 +213,17 @@ def csv_bytes(head: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
 
 def stored_key(out: Path) -> str:
     """The key of the scores in a folder; empty where there are none that can be read."""
+    return _stored(out / SCORES_NAME, "key")
+
+
+def stored_data(out: Path) -> str:
+    """What the sets' folders looked like when the scores of a folder were taken; empty where it is not known."""
+    return _stored(out / WRITTEN_NAME, DATA_STATE)
+
+
+def _stored(path: Path, name: str) -> str:
     try:
-        return str(json.loads((out / SCORES_NAME).read_bytes()).get("key", ""))
+        return str(json.loads(path.read_bytes()).get(name, ""))
     except (OSError, ValueError, AttributeError):
         return ""
 

@@ -65,24 +65,6 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextmanager
-def explained_worker_loss(setting: str) -> Iterator[None]:
-    """Turns the end of a reading process (no memory, no room in /dev/shm) into a `DataError` that says what to do.
-
-    Args:
-        setting: name of the number of processes, such as finetune.workers.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise DataError(
-            f"a process that reads images ended ({' '.join(str(error).split())}); expected memory and room in /dev/shm "
-            f"for all of them; lower {setting}, or take 0"
-        ) from error
-
-
 def set_reader(readers: Mapping[str, Callable[..., Any]], name: str, field: str) -> Callable[..., Any]:
     """The reader of a set.
 

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from mcjepa.evals.cards import Score, write_scores
+from mcjepa.evals.data_state import data_state
 from mcjepa.evals.models import LoadedModel, Weights, load_for_scoring
 from mcjepa.evals.progress import OnEvent, silent, torch_threads
 from mcjepa.evals.settings import EvalConfig
@@ -39,6 +40,7 @@ def run_evaluation(
 def evaluate(loaded: LoadedModel, config: EvalConfig, out: Path, on_event: OnEvent = silent) -> list[Score]:
     """Like `run_evaluation`, for any model behind the two methods of `EvalModel`."""
     scores: list[Score] = []
+    data = data_state(config)
     with torch_threads(config.threads):
         if config.flow is not None:
             from mcjepa.evals.flow.methods import Method
@@ -62,7 +64,7 @@ def evaluate(loaded: LoadedModel, config: EvalConfig, out: Path, on_event: OnEve
 
             scores.append(run_classify(loaded, config.classify, config.seed, out, on_event))
     key = evaluation_key(loaded.identity, config) if loaded.identity else ""
-    write_scores(scores, out, key)
+    write_scores(scores, out, key, data)
     return scores
 
 

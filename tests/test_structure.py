@@ -37,6 +37,7 @@ ALLOWED_ROOMS = {
         "mcjepa.pipeline.tracking",
         "mcjepa.pipeline.pictures",
         "mcjepa.pipeline.errors",
+        "mcjepa.pipeline.stream.workers",  # evals/reading.py only: see tests/evals/test_evals_structure.py
     ),
     "cluster": (),
 }

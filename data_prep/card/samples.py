@@ -11,7 +11,7 @@ import json
 import random
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ MOST_SAMPLES = 240
 SHOWN_SAMPLES = 24
 SHOWN_FRAMES = 6
 THUMBNAIL_PX = 120
-FRAME_SUFFIX = re.compile(r"(\d+\.)?(jpg|webp|png)")
+FRAME_SUFFIX = re.compile(r"(?:(?P<number>\d+)\.)?(?:jpg|webp|png)")
 
 FOREIGN_FORMATS = ("JPEG", "PNG", "WEBP")
 FOREIGN_MEGAPIXELS = 16.0
@@ -80,7 +80,7 @@ def _choose(store: Store, shard: str, shards: int, rng: random.Random) -> list[S
 
 def _read(store: Store, shard: str, entry: SampleEntry, shown: bool) -> ReadSample:
     members = {m.suffix: m for m in entry.members}
-    frames = [m for suffix, m in sorted(members.items()) if FRAME_SUFFIX.fullmatch(suffix)]
+    frames = [members[suffix] for suffix in frame_suffixes(members)]
     where = f"sample {entry.key} of {store.location}/{shard_key(shard)}"
     try:
         meta = json.loads(_content(store, shard, members["json"]))
@@ -92,6 +92,16 @@ def _read(store: Store, shard: str, entry: SampleEntry, shown: bool) -> ReadSamp
     except (KeyError, IndexError, *DAMAGE) as error:
         raise DataError(f"{where} is damaged ({error!r}); expected frames and json; run `mcjepa prep audit`") from error
     return ReadSample(entry.key, meta, size, tuple(thumbnails), len(frames))
+
+
+def frame_suffixes(suffixes: Iterable[str]) -> list[str]:
+    """The suffixes of frames in the order of their numbers, which have two digits and, from 100 on, three.
+
+    >>> frame_suffixes(["100.jpg", "11.jpg", "02.jpg", "json"])
+    ['02.jpg', '11.jpg', '100.jpg']
+    """
+    found = [match for suffix in suffixes if (match := FRAME_SUFFIX.fullmatch(suffix))]
+    return [match[0] for match in sorted(found, key=lambda match: int(match["number"] or 0))]
 
 
 def _content(store: Store, shard: str, member: Member) -> bytes:

@@ -3,7 +3,7 @@
     CACHE/KEY.npy     (N, D) float32, one row an image; it appears when it is whole
     CACHE/KEY.json    what the key was made of, and the images that could not be read
 
-The key is a digest of the weights, the list of files with their lengths, and the preprocessing.
+The key is a digest of the weights, the list of files with their lengths and times, and the preprocessing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write, explained_disk_errors
@@ -31,7 +31,8 @@ from mcjepa.evals.cards import package_versions
 from mcjepa.evals.classification.images import ClassImages
 from mcjepa.evals.classification.settings import ClassifyConfig
 from mcjepa.evals.models import EvalModel, features_by_stride, map_of_stride
-from mcjepa.evals.progress import explained_worker_loss, nothing_scored
+from mcjepa.evals.progress import nothing_scored
+from mcjepa.evals.reading import read_batches
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -235,12 +236,6 @@ class _Pictures(Dataset[Loaded]):
 
 def _batches(images: ClassImages, config: ClassifyConfig) -> Iterator[list[Loaded]]:
     """All images, in order."""
-    loader: DataLoader[Any] = DataLoader(
-        _Pictures(images, config),
-        batch_size=config.encode_batch,
-        num_workers=config.workers,
-        collate_fn=list,
-        generator=torch.Generator(),
-    )
-    with explained_worker_loss("classify.workers"):
-        yield from loader
+    starts = range(0, len(images), config.encode_batch)
+    batches = [range(start, min(start + config.encode_batch, len(images))) for start in starts]
+    return read_batches(_Pictures(images, config), batches, list, config.workers, "classify.workers")

@@ -43,7 +43,7 @@ class ClassImages:
     """Class of each."""
 
     digest: str
-    """sha256 over names and lengths of the files."""
+    """sha256 over names, lengths and times of change (s) of the files."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -115,8 +115,16 @@ def _split(root: Path, items: Iterable[_Listed], classes: tuple[str, ...]) -> Cl
     for item in items:
         names.append(item.name)
         labels.append(number[item.label])
-        digest.update(f"{item.name}\0{item.bytes}\n".encode())
+        digest.update(f"{item.name}\0{item.bytes}\0{_changed(root / item.name)}\n".encode())
     return ClassImages(root=root, names=tuple(names), labels=np.array(labels, np.int64), digest=digest.hexdigest())
+
+
+def _changed(path: Path) -> int:
+    """When a file was changed, whole seconds as archives keep them; 0 where that cannot be told."""
+    try:
+        return int(path.stat().st_mtime)
+    except OSError:
+        return 0
 
 
 def prepare(image_HW3: NDArray[np.uint8], config: ClassifyConfig) -> NDArray[np.uint8]:

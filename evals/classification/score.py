@@ -126,8 +126,8 @@ def _card(loaded: LoadedModel, data: ClassifyData, config: ClassifyConfig, seed:
         frames=len(result.val),
         unit="validation images",
         failed=(*(f"train/{why}" for why in result.train.failed), *(f"val/{why}" for why in result.val.failed)),
-        resolution=f"short side to {config.resize_px} px ({config.interpolation}, Pillow, antialiased), central square "
-        f"of {config.crop_px} px",
+        resolution=f"turned upright by EXIF, short side to {config.resize_px} px ({config.interpolation}, Pillow, "
+        f"antialiased), central square of {config.crop_px} px",
         masks=f"whole images; {len(data.classes)} classes, the folders of train in the order of their names",
         head=f"global average of the maps of strides {strides}, concatenated ({result.train.channels} channels); k-NN: "
         f"brought to length 1, {neighbours} neighbours by cosine, votes exp(s / {config.knn_temperature:g})"

@@ -6,22 +6,21 @@ So a resumed run continues with the batches that an undisturbed one would have h
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.finetune.settings import FinetuneConfig
 from mcjepa.evals.probe.images import read_labelled
 from mcjepa.evals.probe.windows import augment_sample
-from mcjepa.evals.progress import explained_worker_loss
+from mcjepa.evals.reading import read_batches
 
 ORDER, LOOK = 0, 1
 """What a generator is for, beside the seed."""
@@ -125,17 +124,9 @@ def training_batches(samples: TrainingSamples, first_step: int, rank: int = 0, w
     Raises:
         DataError: no image can be used, or a reading process ended.
     """
-    workers = samples.config.workers
-    loader: DataLoader[Any] = DataLoader(  # of what the samples become when collated
-        _Attempts(samples),
-        batch_sampler=StepSampler(samples.config, first_step, rank, world),
-        num_workers=workers,
-        collate_fn=_collate,
-        worker_init_fn=_one_thread if workers else None,
-        generator=torch.Generator(),  # it draws a seed that nothing uses: from here, so that the global one stays
-    )
-    with explained_worker_loss("finetune.workers"):
-        for batch in loader:
+    steps = StepSampler(samples.config, first_step, rank, world)
+    with closing(read_batches(_Attempts(samples), steps, _collate, samples.config.workers, "finetune.workers")) as read:
+        for batch in read:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
@@ -152,8 +143,3 @@ def _collate(attempts: Sequence[Attempt]) -> Batch | DataError:
         labels_BHW=torch.from_numpy(np.stack([labels for _, labels, _ in good])),
         failed=tuple(failure for _, _, failures in good for failure in failures),
     )
-
-
-def _one_thread(worker: int) -> None:
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)

@@ -62,7 +62,7 @@ class TrainableEncoder:
     strides = Encoder.strides
 
     def __init__(self, encoder: Encoder) -> None:
-        """Takes a copy: the encoder itself stays as it is."""
+        """Takes a copy: the encoder itself keeps its stochastic depth."""
         self.module = copy.deepcopy(encoder)
         self.channels = self.module.channels
 
@@ -120,7 +120,7 @@ class Segmenter(nn.Module):
     """Encoder, a LayerNorm on each map that is used (as ConvNeXt's), UperNet, and the auxiliary head."""
 
     def __init__(self, encoder: Trainable, classes: int, config: FinetuneConfig) -> None:
-        """Sets the encoder's stochastic depth.
+        """Takes a copy of the encoder's module: what is evaluated after it must not be the trained one.
 
         Raises:
             ValueError: the encoder lacks a level that the settings name.
@@ -133,7 +133,7 @@ class Segmenter(nn.Module):
                 f"the model has no level of stride {absent[0]}; expected one of {encoder.strides}; change levels"
             )
         encoder.set_drop_path(config.drop_path)
-        self.encoder = encoder.module
+        self.encoder = copy.deepcopy(encoder.module)
         self.chosen = tuple(encoder.strides.index(stride) for stride in strides)
         channels = [encoder.channels[index] for index in self.chosen]
         self.norms = nn.ModuleList(ChannelLayerNorm(count) for count in channels)

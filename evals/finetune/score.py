@@ -20,9 +20,9 @@ from mcjepa.data_prep.corpora.items import LabelledImage
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import atomic_write
 from mcjepa.evals.cards import Card, Picture, Score, package_versions
-from mcjepa.evals.finetune.checkpoint import Keeper, TrainingProgress
+from mcjepa.evals.finetune.checkpoint import Keeper, TrainingProgress, tensors_digest
 from mcjepa.evals.finetune.data import TrainingSamples
-from mcjepa.evals.finetune.model import Segmenter, parameter_groups, resize_to, trainable_of
+from mcjepa.evals.finetune.model import Segmenter, Trainable, parameter_groups, resize_to, trainable_of
 from mcjepa.evals.finetune.settings import FinetuneConfig
 from mcjepa.evals.finetune.train import make_optimizer, require_equal_on_ranks, train
 from mcjepa.evals.models import LoadedModel
@@ -239,7 +239,9 @@ def finetuned_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Segmenter(encoder, len(data.classes), config).to(device)
-    keeper = Keeper(out, _identity(loaded, items, data.classes, config, seed))
+    keeper = Keeper(
+        out, {"weights": _weights_of(loaded, encoder), **_identity(loaded, items, data.classes, config, seed)}
+    )
     finished = keeper.load_finished(network)
     require_equal_on_ranks(int(finished is not None), "finished networks")
     if finished is not None:
@@ -255,12 +257,18 @@ def finetuned_network(
     return network, train(network, optimizer, samples, keeper, tell)
 
 
+def _weights_of(loaded: LoadedModel, encoder: Trainable) -> str:
+    """What the weights are known by; a digest of the encoder's tensors where they are no file."""
+    state = encoder.module.state_dict()
+    return loaded.kept_as or tensors_digest({name: tensor.detach().cpu() for name, tensor in state.items()})
+
+
 def _identity(
     loaded: LoadedModel, items: Sequence[LabelledImage], classes: Sequence[str], config: FinetuneConfig, seed: int
 ) -> dict[str, object]:
-    """What decides the trained network."""
+    """What decides the trained network beside the weights that it begins with."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in TEST_ONLY}
-    who = {"weights": loaded.kept_as, "model": loaded.name, "seed": seed}
+    who = {"model": loaded.name, "seed": seed}
     return {**who, "training images": images_digest(items), "classes": len(classes), **settings}
 
 

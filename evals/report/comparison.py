@@ -196,13 +196,14 @@ def protocol_differences(scores: Sequence[Score]) -> tuple[str, ...]:
 def _item_difference(scores: Sequence[Score]) -> str:
     """In which items, or in which of their facts (sizes, pixels that count), the tables differ."""
     names = ITEM_NAMES.get(kind_of(scores[0].name), ())
-    items = [{tuple(row.get(name) for name in names): None for row in score.table} for score in scores]
+    items = [[tuple(row.get(name) for name in names) for row in score.table] for score in scores]
     odd = next((other for other in items[1:] if other != items[0]), None)
     if odd is None:
         return ""
-    here, there = ([one for one in mine if one not in other] for mine, other in ((items[0], odd), (odd, items[0])))
+    first, second = set(items[0]), set(odd)
+    here, there = [one for one in items[0] if one not in second], [one for one in odd if one not in first]
     if not here and not there:
-        return "items: in another order"
+        return "items: in another order, or some of them twice"
     one, other = (" ".join(map(str, found[0])) if found else "none of its own" for found in (here, there))
     return f"items ({', '.join(names)}): {len(here)} and {len(there)} differ, such as {one} | {other}"
 

@@ -64,6 +64,8 @@ class StudyTable:
     """Arm -> meter -> step -> spread over seeds."""
     missing: tuple[str, ...]
     """Runs `ARM/seed-N` that have no scores yet."""
+    incomplete: tuple[str, ...] = ()
+    """Scores that lack items, `ARM/seed-N SCORE: N items`: they are of others than the other runs' scores."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, without NaN."""
@@ -98,6 +100,7 @@ def build_table(
     config: StudyConfig,
     scores: Mapping[str, Mapping[int, Scores]],
     records: Mapping[str, Mapping[int, Sequence[Record]]],
+    incomplete: Sequence[str] = (),
 ) -> StudyTable:
     """The tables of what is there so far.
 
@@ -107,6 +110,7 @@ def build_table(
         config: arms, seeds, measures.
         scores: of every run that has been evaluated.
         records: of every run that has been trained.
+        incomplete: `StudyTable.incomplete`.
     """
     cells: dict[str, dict[str, Cell]] = {}
     for arm in config.arms:
@@ -121,7 +125,8 @@ def build_table(
         arm: {meter: _over_time(list(records.get(arm, {}).values()), meter) for meter in config.meters}
         for arm in config.arms
     }
-    return StudyTable(name, steps, config.measures, cells, _comparisons(config, cells), meters, tuple(missing))
+    compared = _comparisons(config, cells)
+    return StudyTable(name, steps, config.measures, cells, compared, meters, tuple(missing), tuple(incomplete))
 
 
 def _comparisons(config: StudyConfig, cells: Mapping[str, Mapping[str, Cell]]) -> tuple[Comparison, ...]:
@@ -184,6 +189,8 @@ def markdown(table: StudyTable) -> str:
     lines += _rows(["arm", *labels], [[arm, *(_cell(table, arm, label) for label in labels)] for arm in table.cells])
     if table.missing:
         lines += ["", f"Not scored yet: {', '.join(table.missing)}."]
+    if table.incomplete:
+        lines += ["", f"**Not of all items, and so not comparable with the others**: {'; '.join(table.incomplete)}."]
     lines += [
         "",
         "## Differences",

@@ -60,7 +60,7 @@ def ui(arguments: argparse.Namespace) -> int:
 
 def sync(arguments: argparse.Namespace) -> int:
     """`mcjepa tracking sync`: 4 where records are left."""
-    from mcjepa.pipeline.tracking.courier import deliver_spool
+    from mcjepa.pipeline.tracking.delivery import deliver_spool
 
     run = Path(arguments.run)
     if not run.is_dir():

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mcjepa.data_prep.errors import DataError
-from mcjepa.evals.cards import SCORES_NAME, Score, read_scores, stored_key
+from mcjepa.evals.cards import SCORES_NAME, Score, read_scores, stored_data, stored_key
+from mcjepa.evals.data_state import data_state
 from mcjepa.evals.models import read_weights
 from mcjepa.evals.progress import OnEvent
 from mcjepa.evals.record import record_scores
@@ -109,8 +110,13 @@ class RecipeEvaluation:
         name = folder.resolve().name
         out = Path(recipe.out) / "eval" / name
         scores = [] if self._again else _finished(out, evaluation_key(known.identity, self._config))
+        if scores and not _data_is_as_it_was(out, data_state(self._config)):
+            log.warning(
+                "%s has been scored already, but files of its data have changed since: it is scored again", name
+            )
+            scores = []
         if scores:
-            log.info("%s has been scored already; its data is not looked at again, --again scores it again", name)
+            log.info("%s has been scored already; --again scores it again", name)
         else:
             with self._show() as on_event:
                 scores = run_evaluation(folder, self._config, out, on_event)
@@ -140,6 +146,19 @@ def _finished(out: Path, key: str) -> list[Score]:
     """
     scores = read_scores(out) if stored_key(out) == key else []
     return scores if all(score.card.complete and not score.undefined for score in scores) else []
+
+
+def _data_is_as_it_was(out: Path, present: str) -> bool:
+    """Whether the sets' folders look as they did when they were scored; where either is not known, it is said."""
+    before = stored_data(out)
+    if not before or not present:
+        log.warning(
+            "whether the data of the scores in %s is as it was is not known: %s",
+            out,
+            "their file does not say it" if present else "a set's folder is not there",
+        )
+        return True
+    return before == present
 
 
 def follow_weights(weights: RunWeights, steps: int, following: Following) -> Iterator[str]:

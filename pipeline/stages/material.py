@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mcjepa.data_prep.corpora.image_files import DAMAGE, open_picture
 from mcjepa.data_prep.corpora.inputs import list_images, list_videos
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.errors import DataError
@@ -66,7 +67,7 @@ def _look_at(
     for item in found[:: max(len(found) // HEADS_READ, 1)]:
         try:
             sides.append(side(item.uri))
-        except (OSError, ValueError) as error:
+        except DAMAGE as error:
             unreadable.append(f"{item.name} ({' '.join(str(error).split())[:80]})")
     if len(found) - len(unreadable) < least or not sides:
         bad = f", of which cannot be read: {', '.join(unreadable[:3])}" if unreadable else ""
@@ -86,7 +87,5 @@ def _video_side(path: str) -> int:
 
 
 def _photo_side(path: str) -> int:
-    from PIL import Image
-
-    with Image.open(path) as image:
+    with open(path, "rb") as file, open_picture(file) as image:
         return min(image.size)

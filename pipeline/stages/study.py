@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mcjepa.data_prep.storage import atomic_write
-from mcjepa.evals.cards import read_scores, stored_key
+from mcjepa.evals.cards import Score, read_scores, stored_key
 from mcjepa.evals.models import read_weights
 from mcjepa.evals.run import evaluation_key
 from mcjepa.evals.study.table import StudyTable, build_table, markdown
@@ -36,10 +36,13 @@ def study_table(recipe: Recipe, plain: Mapping[str, Any]) -> tuple[StudyTable, s
     """
     runs = study_runs(recipe)
     scores: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
+    incomplete: list[str] = []
     for run in runs:
         found = _scores(run, validate(Recipe, run_recipe(run, recipe, plain), run.name))
         if found is not None:
-            scores.setdefault(run.arm, {})[run.seed] = found
+            scores.setdefault(run.arm, {})[run.seed] = {score.name: _finite(score.metrics) for score in found}
+            lacking = ((score.name, len(score.card.failed)) for score in found if not score.card.complete)
+            incomplete += [f"{run.name} {name}: {count} items failed" for name, count in lacking]
     if not scores:
         raise UsageError(
             f"no run of {recipe.name} below {recipe.out}/runs is scored by its `eval`; run `mcjepa study run`"
@@ -49,7 +52,7 @@ def study_table(recipe: Recipe, plain: Mapping[str, Any]) -> tuple[StudyTable, s
         if run.trained:
             records.setdefault(run.arm, {})[run.seed] = read_metrics(run.run / METRICS)
     steps = required(recipe.train, "train", recipe).steps
-    table = build_table(recipe.name, steps, required(recipe.study, "study", recipe), scores, records)
+    table = build_table(recipe.name, steps, required(recipe.study, "study", recipe), scores, records, incomplete)
     text, out = markdown(table), Path(recipe.out)
     files = {f"{recipe.name}.table.json": json.dumps(table.to_dict(), indent=1) + "\n", f"{recipe.name}.table.md": text}
     for name, content in files.items():
@@ -58,11 +61,12 @@ def study_table(recipe: Recipe, plain: Mapping[str, Any]) -> tuple[StudyTable, s
     return table, text
 
 
-def _scores(run: StudyRun, recipe: Recipe) -> dict[str, dict[str, float]] | None:
-    """Metrics by score of the run's newest weights under the study's protocol; None before they are there.
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
-    A metric that was not finite is left out.
-    """
+
+def _scores(run: StudyRun, recipe: Recipe) -> list[Score] | None:
+    """Scores of the run's newest weights under the study's protocol; None before they are there."""
     if not run.trained or run.weights is None:
         return None
     folder, config = run.folder / "eval" / run.weights.name, required(recipe.eval, "eval", recipe)
@@ -73,7 +77,7 @@ def _scores(run: StudyRun, recipe: Recipe) -> dict[str, dict[str, float]] | None
                 "%s is scored by another protocol or weights than the study's; run `mcjepa study run`", run.name
             )
         return None
-    return {score.name: {k: v for k, v in score.metrics.items() if math.isfinite(v)} for score in read_scores(folder)}
+    return read_scores(folder)
 
 
 def _record(recipe: Recipe, table: StudyTable, files: list[Path]) -> None:

@@ -38,16 +38,12 @@ from mcjepa.pipeline.stream.shard_check import find_shard_damage
 from mcjepa.pipeline.stream.workers import (
     DeviceFeed,
     close_at_exit,
+    close_workers,
     default_workers,
-    end_workers,
-    forget_workers,
     forking,
     start_worker,
 )
 from mcjepa.pipeline.world import own_cores
-
-_CLOSE_GRACE_S = 1.0
-"""How long workers may finish the sample in hand before they are ended."""
 
 
 @dataclass(frozen=True)
@@ -214,11 +210,7 @@ class StepLoader:
         steps, self._steps, self._feed = self._steps, None, iter(())
         if steps is not None and self.workers:
             self._leave_open_at_exit()
-            forget_workers(steps)
-            ending = threading.Timer(_CLOSE_GRACE_S, end_workers, args=(steps,))
-            ending.start()
-            steps._shutdown_workers()  # joins each worker for five seconds at most, hence the timer
-            ending.cancel()
+            close_workers(steps)
         for stream in self._streams.values():
             stream.close()
 

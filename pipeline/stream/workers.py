@@ -32,6 +32,8 @@ _PR_SET_PDEATHSIG = 1
 _FOR_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Ctrl-C, Slurm, systemd and containers' managers reach whole process groups: workers leave these to the parent, which
 may need them for its last step and save."""
+_CLOSE_GRACE_S = 1.0
+"""How long workers may finish the sample in hand before they are ended."""
 
 
 MOST_FOR_GPU, MOST_FOR_CPU = 8, 2
@@ -86,14 +88,25 @@ def start_worker(_number: int, *, in_main_thread: bool) -> None:
     disable_malloc_trim()
 
 
-def forget_workers(steps: Any) -> None:
+def close_workers(steps: Any) -> None:
+    """Ends the workers of a loader's iterator: by themselves, or after a grace time by SIGKILL; twice is fine."""
+    if steps._shutdown:
+        return  # while Python ends, a second timer would never start
+    _forget_workers(steps)
+    ending = threading.Timer(_CLOSE_GRACE_S, _end_workers, args=(steps,))
+    ending.start()
+    steps._shutdown_workers()  # joins each worker for five seconds at most, hence the timer
+    ending.cancel()
+
+
+def _forget_workers(steps: Any) -> None:
     """Has torch take the end of these workers for no failure from now on."""
     if steps._worker_pids_set:
         steps._worker_pids_set = False
         _remove_worker_pids(id(steps))
 
 
-def end_workers(steps: Any) -> None:
+def _end_workers(steps: Any) -> None:
     """SIGKILL: they leave all others to the parent, and have nothing to tidy up."""
     for worker in steps._workers:
         if worker.is_alive():

@@ -13,19 +13,16 @@ from __future__ import annotations
 import logging
 import math
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.run.folder import METRICS, RUN_RECORD, SPOOL, read_metrics
+from mcjepa.pipeline.run.folder import METRICS, read_metrics
 from mcjepa.pipeline.tracking import mlflow as mlflow_run
 from mcjepa.pipeline.tracking import models
 from mcjepa.pipeline.tracking.lineage import grouped
 from mcjepa.pipeline.tracking.mlflow import POINT_LIMIT, Point
-from mcjepa.pipeline.tracking.spool import Spool, SpoolBusy
+from mcjepa.pipeline.tracking.spool import Spool
 
 log = logging.getLogger(__name__)
 KEY_TAG = "mcjepa.run_key"
@@ -33,7 +30,8 @@ CONTINUES_TAG, CONTINUED_TAG = "mcjepa.continues", "mcjepa.continued_by"
 """Link the MLflow run of a training that goes on otherwise with that of the attempt before."""
 HISTORY = "history_until"
 """Key of the spool's address: the last step that a new MLflow run is to be sent out of the run folder; -1: none."""
-BUSY_WAIT_S = 60.0
+FACTS_DUE = "facts_due"
+"""Key of the spool's address: whether a new MLflow run is to be sent what the one before was told beside metrics."""
 CLIENT_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 """The courier tries again by itself, so that its client need not."""
 
@@ -88,8 +86,8 @@ class Courier:
         """Finds or makes the MLflow run; its id.
 
         Args:
-            history: whether a run that has to be made gets the steps that another one had: one that was deleted, or
-                whose tracking location is no longer the run's.
+            history: whether a run that has to be made gets what another one had: one that was deleted, or whose
+                tracking location is no longer the run's.
 
         Raises:
             Exception: the tracking location does not answer.
@@ -103,6 +101,7 @@ class Courier:
             run_id = mlflow_run.run_with_tag(client, address["experiment"], KEY_TAG, address["key"])
         if not run_id:
             address[HISTORY] = self._spool.state()["metrics_step"] if history else -1
+            address[FACTS_DUE] = history and bool(self._spool.kept())
             self._spool.set_address({**address, "run_id": ""})  # before the run is there: we may die in between
             run_id = mlflow_run.create_run(
                 client, address["experiment"], address["artifacts"], address["run_name"],
@@ -117,14 +116,32 @@ class Courier:
         return run_id
 
     def _send_history(self) -> None:
-        """Sends the steps that were delivered to another MLflow run, out of the run folder, where that is due."""
+        """Sends what was delivered to another MLflow run, where that is due: metrics come out of the run folder."""
         address = self._spool.address()
         until = int(address.get(HISTORY, -1))
-        if until >= 0:
-            log.warning("MLflow run %s is a new one: it gets the metrics up to step %d again", self.run_id, until)
-            kept = [record for record in read_metrics(self._run / METRICS) if record["step"] <= until]
-            self._resend([_as_sent(record, address["begun_ms"]) for record in kept])
-            self._spool.set_address({**address, HISTORY: -1})
+        if until < 0 and not address.get(FACTS_DUE):
+            return
+        log.warning(
+            "MLflow run %s takes another one's place: it gets parameters, tags, artifacts and metrics to step %d again",
+            self.run_id, until,
+        )  # fmt: skip
+        if address.get(FACTS_DUE):
+            self._send_facts()
+        kept = [record for record in read_metrics(self._run / METRICS) if record["step"] <= until]
+        self._resend([_as_sent(record, address["begun_ms"]) for record in kept])
+        self._spool.set_address({**address, HISTORY: -1, FACTS_DUE: False})
+
+    def _send_facts(self) -> None:
+        for record in self._spool.kept():
+            try:
+                self._send_other(record)
+            except Exception as error:
+                if isinstance(error, RecordUnusable):
+                    log.warning("MLflow run %s lacks something that the one before it has: %s", self.run_id, error)
+                elif self._is_final(error):
+                    self._deliver_entries(record, error)
+                else:
+                    raise
 
     def _begin_run(self, record: Mapping[str, Any]) -> None:
         """Turns to another MLflow run and links both; the one before ends with what it has."""
@@ -153,6 +170,8 @@ class Courier:
                 self._deliver_entries(batch[0], error)
             else:  # one of them is to blame: they go one by one, and what is there already not again
                 self._one_by_one(batch)
+        if batch[0]["kind"] != "metrics":
+            self._spool.keep(batch[0])
         self._spool.note(delivered=last, metrics_step=_last_step(batch), new_run=batch[0]["kind"] == "run")
 
     def _one_by_one(self, batch: Sequence[Mapping[str, Any]]) -> None:
@@ -300,46 +319,3 @@ def next_batch(pending: Sequence[dict[str, Any]], in_doubt: int) -> list[dict[st
             break
         batch.append(record)
     return batch
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """What became of a spool."""
-
-    folder: Path
-    uri: str
-    run_id: str
-    delivered: int
-    left: int
-    reason: str
-    """Why some are left."""
-
-
-def deliver_spool(run: Path) -> Delivery:
-    """Delivers what a run has left in its spool; waits a while where another process delivers it.
-
-    Raises:
-        UsageError: the run has no spool.
-    """
-    if not (run / SPOOL / RUN_RECORD).is_file():
-        raise UsageError(
-            f"{run} has no {SPOOL}/{RUN_RECORD}, expected a run folder that was trained; name RUN or its recipe"
-        )
-    spool = Spool(run)
-    courier, done, reason = Courier(spool, run), 0, ""
-    waiting = len(spool.pending())
-    deadline = time.monotonic() + BUSY_WAIT_S
-    while True:
-        try:
-            done = courier.deliver()
-        except SpoolBusy as error:
-            if time.monotonic() < deadline and spool.pending():
-                time.sleep(0.5)  # the run delivers, or another sync
-                continue
-            reason = str(error)
-        except Exception as error:  # whatever a client raises for a server that is away
-            reason = mlflow_run.describe_error(error)
-        break
-    left = len(spool.pending())
-    uri = str(spool.address()["uri"])
-    return Delivery(spool.folder, uri, courier.run_id, max(done, waiting - left), left, reason)

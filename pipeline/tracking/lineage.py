@@ -24,10 +24,11 @@ def git_state(folder: Path | None = None) -> dict[str, str]:
 
     Returns:
         `mcjepa.git_sha` and `mcjepa.git_diff` (empty where nothing differs), or `unknown` for an installed package or
-        where git is absent.
+        where git is absent. An environment inside somebody's repository is none of its commits.
     """
     place = folder or Path(__file__).resolve().parent
-    sha = _git(place, "rev-parse", "HEAD")
+    tracked = _git(place, "ls-files", "--error-unmatch", ".") is not None
+    sha = _git(place, "rev-parse", "HEAD") if tracked else None
     if sha is None:
         return {"mcjepa.git_sha": "unknown", "mcjepa.git_diff": "unknown"}
     diff = _git(place, "diff", "HEAD") or b""

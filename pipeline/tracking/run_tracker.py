@@ -21,9 +21,9 @@ from mcjepa.pipeline.run.folder import CHECKPOINT_LOG
 from mcjepa.pipeline.run.lines import PatientLines
 from mcjepa.pipeline.run.recipes import flatten
 from mcjepa.pipeline.settings.train import TrackingConfig
-from mcjepa.pipeline.tracking.courier import HISTORY, Courier
-from mcjepa.pipeline.tracking.courier_thread import CourierThread
+from mcjepa.pipeline.tracking.courier import FACTS_DUE, HISTORY, Courier
 from mcjepa.pipeline.tracking.database import check_file, is_file, unusable
+from mcjepa.pipeline.tracking.delivery import CourierThread
 from mcjepa.pipeline.tracking.lineage import job_tags
 from mcjepa.pipeline.tracking.spool import Spool, SpoolBusy
 
@@ -76,6 +76,7 @@ class RunTracker:
                 "tags": {**before.get("tags", {}), **tags},
                 "run_id": before.get("run_id", "") if same else "",
                 HISTORY: before.get(HISTORY, -1),
+                FACTS_DUE: before.get(FACTS_DUE, False),
                 "begun_ms": before.get("begun_ms") or round(time.time() * 1000),
             }
         )

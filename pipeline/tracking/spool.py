@@ -4,6 +4,7 @@
     RUN/spool/records-000000001.jsonl   records from number 1 on, one per line: number, kind, time_ms and what it holds
     RUN/spool/state.json            delivered: the last delivered number; in_doubt: the last number of a batch that was
                                     sent without an answer, 0 for none; metrics_step: the last step that has metrics
+    RUN/spool/facts.jsonl           delivered records of the present MLflow run but its metrics, for one in its place
     RUN/spool/rejected.jsonl        records that MLflow refuses for good, with its reason
     RUN/spool/writers/000001.json   the lease of the one process that delivers, as of datasets and runs: no flock
 
@@ -30,6 +31,7 @@ from mcjepa.pipeline.run.folder import RUN_RECORD, SPOOL
 from mcjepa.pipeline.run.lines import PatientLines
 
 RECORDS_A_FILE = 1000
+FACTS = "facts.jsonl"
 
 
 class SpoolBusy(Exception):
@@ -131,6 +133,27 @@ class Spool:
         for path, following in itertools.pairwise(files):
             if int(following.stem.split("-")[1]) - 1 <= delivered:
                 path.unlink()
+
+    def keep(self, record: Mapping[str, Any]) -> None:
+        """Keeps a delivered record for a run that may have to take the present one's place; another run forgets all."""
+        with (self.folder / FACTS).open("w" if record["kind"] == "run" else "a", encoding="utf-8") as file:
+            if record["kind"] != "run":
+                file.write(f"\n{json.dumps(record)}\n")  # a line of its own, whatever a crash left before it
+
+    def kept(self) -> list[dict[str, Any]]:
+        """What `keep` was given of the present run, each fact once, at its last place; of states the last."""
+        path = self.folder / FACTS
+        found: dict[str, dict[str, Any]] = {}
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # empty, or cut off: that one was delivered again, and is kept behind
+                continue
+            content = {name: value for name, value in record.items() if name not in ("number", "time_ms")}
+            fact = "status" if record["kind"] == "status" else json.dumps(content, sort_keys=True)
+            found.pop(fact, None)
+            found[fact] = record
+        return list(found.values())
 
     def reject(self, record: Mapping[str, Any], reason: str) -> None:
         """Keeps a record that is refused for good beside the others."""

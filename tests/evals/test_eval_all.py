@@ -101,6 +101,27 @@ def test_weights_are_scored_once_and_recorded_once_however_often_it_is_restarted
     assert len(_eval_runs(recipe)) == 2, "another question is another run"
 
 
+def test_data_that_changed_in_place_is_scored_again_and_data_that_is_gone_leaves_its_scores(
+    recipe: Path, weights_folder: Path, moving_photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = shutil.copytree(moving_photos, tmp_path / "data")
+    recipe.write_text(recipe.read_text().replace(str(moving_photos), str(data)))
+    _write_weights(weights_folder, tmp_path / "run", 10)
+    assert main(["eval", "all", str(recipe)]) == 0
+    scores = tmp_path / "out/eval/step-000000010/scores.json"
+    first = scores.read_bytes()
+    flow = next((data / "heldout").rglob("flow_0000.flo"))
+    content = bytearray(flow.read_bytes())
+    content[12:16] = b"\0\0\x80\x42"  # u of the first pixel: 64 px, the file is as long as before
+    flow.write_bytes(content)
+    assert main(["eval", "all", str(recipe)]) == 0
+    assert "files of its data have changed" in caplog.text and scores.read_bytes() != first
+    last = scores.stat().st_mtime_ns
+    shutil.rmtree(data)
+    assert main(["eval", "all", str(recipe)]) == 0
+    assert scores.stat().st_mtime_ns == last and "a set's folder is not there" in caplog.text
+
+
 def test_following_scores_what_is_there_and_what_comes_until_the_training_has_finished(
     recipe: Path, weights_folder: Path, tmp_path: Path
 ) -> None:

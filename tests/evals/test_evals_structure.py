@@ -13,12 +13,13 @@ from tests.rooms import REPOSITORY, imported_names, imports_from_above, imports_
 FLOORS = (
     ("measures",),
     ("progress", "study"),
-    ("models", "cards", "pictures"),
+    ("models", "cards", "pictures", "reading"),
     ("video_writer",),
     ("flow", "probe", "vos", "classification", "infer"),
     ("finetune",),
     ("settings", "report"),
-    ("run", "record"),
+    ("data_state", "record"),
+    ("run",),
 )
 """From the ground up; rooms of one floor do not know each other. Fine-tuning is tested by the probe's measures."""
 ARROWS = imports_within("evals")
@@ -48,13 +49,14 @@ def test_settings_import_settings_their_checks_and_names_only(settings: str) -> 
     ("door", "users"),
     [
         ("mcjepa.data_prep.decode", {"evals/infer/inputs.py"}),
+        ("mcjepa.pipeline.stream.workers", {"evals/reading.py"}),
         ("mcjepa.data_prep.card.frame", {"evals/report/page.py"}),
         ("mcjepa.data_prep.card.charts", {"evals/report/content.py", "evals/report/page.py"}),
         ("mcjepa.data_prep.card", {"evals/report/content.py", "evals/report/page.py"}),
     ],
 )
-def test_a_door_of_data_preparation_is_used_where_it_was_made_for(door: str, users: set[str]) -> None:
-    """Inference decodes videos; the report has the frame and the charts of a dataset's card."""
+def test_a_door_of_another_room_is_used_where_it_was_made_for(door: str, users: set[str]) -> None:
+    """Reading begins as in training; inference decodes videos; the report has a dataset card's frame and charts."""
     found = {
         path.relative_to(REPOSITORY).as_posix()
         for path in (REPOSITORY / "evals").rglob("*.py")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from mcjepa.data_prep.storage import open_store
 from mcjepa.pipeline.checkpoint import complete_checkpoints
 from mcjepa.pipeline.run.folder import METRICS, RUN_RECORD, TRAIN_REPORT, read_metrics
-from mcjepa.pipeline.tracking.courier import deliver_spool
+from mcjepa.pipeline.tracking.delivery import deliver_spool
 from mcjepa.pipeline.tracking.lineage import grouped
 from tests.faults.test_mlflow_faults import history
 

@@ -15,7 +15,7 @@ from mcjepa.data_prep.card import content as card
 from mcjepa.data_prep.card import samples as card_samples
 from mcjepa.data_prep.card.charts import histogram, shares
 from mcjepa.data_prep.card.content import write_card
-from mcjepa.data_prep.card.samples import foreign_thumbnail
+from mcjepa.data_prep.card.samples import foreign_thumbnail, frame_suffixes
 from mcjepa.data_prep.corpora.image_files import write_png
 from mcjepa.data_prep.dataset.manifest import read_manifest
 from mcjepa.data_prep.errors import DataError
@@ -211,3 +211,10 @@ def test_charts_of_nothing_are_empty_and_of_one_value_are_not() -> None:
     assert drawn and "median 3" in drawn.svg
     assert limited and limited.svg.count('class="limit"') == 1
     assert named and "&lt;x&gt;" in named.svg
+
+
+def test_frames_are_in_the_order_of_their_numbers_and_not_of_their_letters() -> None:
+    suffixes = sorted([*(f"{n:02d}.jpg" for n in range(120)), "json", "99.json"])
+    assert suffixes.index("100.jpg") < suffixes.index("11.jpg")
+    assert frame_suffixes(suffixes) == [f"{n:02d}.jpg" for n in range(120)]
+    assert frame_suffixes(["json", "png"]) == ["png"]

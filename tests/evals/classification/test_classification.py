@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -304,6 +305,15 @@ def test_corrupt_photo_is_named_and_found_again_when_it_is_mended(tmp_path: Path
         assert score.card.failed[0].startswith("val/b/1.png: ") and "not a readable image" in score.card.failed[0]
     hurt.write_bytes(whole)
     assert score_classify(loaded, data, CONFIG, 0, out).card.frames == 4
+
+
+def test_an_image_replaced_by_one_as_long_is_encoded_again(tmp_path: Path) -> None:
+    root = _folders(tmp_path, {"train/a": 1, "train/b": 1, "val/a": 1})
+    before = read_class_folders(root)
+    changed = root / "val/a/0.png"
+    os.utime(changed, (changed.stat().st_mtime + 1,) * 2)  # as writing other bytes a second later leaves it
+    after = read_class_folders(root)
+    assert after.train.digest == before.train.digest and after.val.digest != before.val.digest
 
 
 def test_split_without_a_readable_photo_is_refused(tmp_path: Path, foreign_model: Foreign) -> None:

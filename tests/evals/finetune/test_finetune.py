@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -416,8 +417,14 @@ def test_any_encoder_with_the_members_of_trainable_is_fine_tuned(data: LabelledS
             self.rate = rate
 
     config = dataclasses.replace(CONFIG, levels=(3, 4))
-    score = score_finetune(LoadedModel(model=Plain(), name="plain"), data, config, 0, tmp_path)  # type: ignore[arg-type]
+    plain, other = (LoadedModel(model=Plain(), name="plain") for _ in range(2))  # type: ignore[arg-type]
+    before = copy.deepcopy(plain.model.module.state_dict())  # type: ignore[attr-defined]
+    score = score_finetune(plain, data, config, 0, tmp_path)
     assert score.metrics["pixel_accuracy"] > 0
+    after = plain.model.module.state_dict()  # type: ignore[attr-defined]
+    assert all(torch.equal(before[name], after[name]) for name in before), "later evaluations are of the model itself"
+    with pytest.raises(DataError, match=r"of another training: weights '\w+' \(now '\w+'\)"):
+        score_finetune(other, data, config, 0, tmp_path)
 
 
 class _TwoMaps(nn.Module):

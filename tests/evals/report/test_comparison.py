@@ -85,6 +85,16 @@ def test_other_items_under_the_same_count_are_a_difference() -> None:
     assert said.startswith("items (pair, height_px, width_px, valid_pixels): 1 and 1 differ, such as p0 8 8 10 | q0")
 
 
+@pytest.mark.parametrize("other", ["in another order", "one of them twice"])
+def test_rows_are_set_against_rows_of_the_same_item_only(other: str) -> None:
+    """Else the interval of the difference would be that of other pairs, and nobody would see it."""
+    score = flow_score(gain=0.5)
+    rows = score.table[::-1] if other == "in another order" else (*score.table, score.table[0])
+    compared = compare(flow_score(), Score(**(vars(score) | {"table": rows})))
+    assert compared.differences == ("items: in another order, or some of them twice",)
+    assert compared.against_first == ()
+
+
 def test_a_steady_gain_is_more_than_chance_and_noise_is_not() -> None:
     noise = np.random.default_rng(1).normal(0.0, 1.0, PAIRS)
     compared = compare(flow_score(), flow_score(gain=0.5 + 0.1 * noise), flow_score(gain=noise - noise.mean()))

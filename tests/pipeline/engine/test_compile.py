@@ -22,7 +22,8 @@ from mcjepa.pipeline.settings.train import EngineConfig, TrainConfig
 from mcjepa.pipeline.step.step import run_step
 from mcjepa.pipeline.stream.batches import PairBatch, StepBatch, ViewBatch
 
-FRAMES, VIEWS = torch.rand(2, 1, 3, 64, 96), torch.rand(2, 3, 3, 33, 32)
+_SEEDED = torch.Generator().manual_seed(0)
+FRAMES, VIEWS = (torch.rand(shape, generator=_SEEDED) for shape in ((2, 1, 3, 64, 96), (2, 3, 3, 33, 32)))
 
 
 def small_model() -> MCJEPA:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import functools
 import json
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from small_recipe import train_small, write_small_recipe
 
 from mcjepa.cluster.local import GRACE_S
-from mcjepa.evals.cards import Card, Score, write_scores
+from mcjepa.evals.cards import Card, Score, read_scores, stored_key, write_scores
 from mcjepa.evals.models import read_weights
 from mcjepa.evals.run import evaluation_key
 from mcjepa.model.config import EncoderConfig, ExpanderConfig, FlowConfig, ModelConfig
@@ -124,6 +125,19 @@ def test_a_half_finished_study_goes_on_where_it_ended(recipe_file: Path) -> None
     commands = Commands()
     run_study(recipe, plain, lambda line: None, commands)
     assert commands.seen == ["eval frozen 0", *ALL[4:]]
+
+
+def test_scores_that_lack_items_are_named_in_the_table(recipe_file: Path) -> None:
+    recipe, plain = load_recipe(str(recipe_file), [])
+    run_study(recipe, plain, lambda line: None, Commands())
+    assert study_table(recipe, plain)[0].incomplete == ()
+    folder = Path(recipe.out) / "runs/frozen/seed-7/eval/step-000000004"
+    key, (score,) = stored_key(folder), read_scores(folder)
+    card = dataclasses.replace(score.card, failed=("a.png: torn", "b.png: torn"))
+    write_scores([dataclasses.replace(score, card=card)], folder, key)
+    table, text = study_table(recipe, plain)
+    assert table.incomplete == ("frozen/seed-7 probe/moving-photos: 2 items failed",)
+    assert f"not comparable with the others**: {table.incomplete[0]}." in text
 
 
 def test_other_protocols_are_scored_again_and_other_trainings_refused(recipe_file: Path) -> None:

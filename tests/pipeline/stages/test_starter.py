@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,13 @@ def test_the_commands_it_prints_are_understood_with_blanks_in_their_names(
     assert {arguments.recipe for arguments in understood} == {file}
 
 
+def _png_header(width: int, height: int) -> bytes:
+    """A grey PNG of that size without pixels."""
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0), b"IDAT": b""}
+    packed = (struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks.items())
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
 def test_what_it_cannot_use_is_refused_or_named(folders: tuple[Path, Path], tmp_path: Path, steady: None) -> None:
     videos, photos = map(str, folders)
     file = tmp_path / "own.yaml"
@@ -120,6 +129,9 @@ def test_what_it_cannot_use_is_refused_or_named(folders: tuple[Path, Path], tmp_
     with pytest.raises(UsageError, match="shipped recipe"):
         starter.write_starter(videos, photos, None, 5, tmp_path / "quickstart.yaml")
     assert not file.exists()
+    (few / "vast.png").write_bytes(_png_header(20_000, 20_000))
+    with pytest.raises(DataError, match=r"holds 4 images, of which cannot be read: vast\.png .*exceeds limit"):
+        starter.write_starter(videos, str(few), None, 5, file)
     (torn := tmp_path / "videos").mkdir()
     (torn / "torn.mp4").write_bytes(b"no video")
     with pytest.raises(DataError, match=r"torn\.mp4"):

@@ -15,7 +15,7 @@ import torch
 from mcjepa.pipeline.run.folder import METRICS, RunFolder, read_metrics
 from mcjepa.pipeline.run.recipes import RunRecipes
 from mcjepa.pipeline.settings.train import TrackingConfig
-from mcjepa.pipeline.tracking.courier import deliver_spool
+from mcjepa.pipeline.tracking.delivery import deliver_spool
 from mcjepa.pipeline.tracking.mlflow import Tracker
 from mcjepa.pipeline.tracking.run_records import RunRecords
 from mcjepa.pipeline.tracking.spool import Spool

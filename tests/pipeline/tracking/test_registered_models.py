@@ -13,7 +13,7 @@ import mcjepa
 from mcjepa.model.pretrained import file_digest, weights_folder
 from mcjepa.pipeline.settings.train import TrackingConfig
 from mcjepa.pipeline.tracking import Tracker
-from mcjepa.pipeline.tracking.courier import deliver_spool
+from mcjepa.pipeline.tracking.delivery import deliver_spool
 from mcjepa.pipeline.tracking.run_tracker import RunTracker
 from mcjepa.pipeline.tracking.spool import Spool
 from tests.servers.mlflow_server import MlflowServer

@@ -115,7 +115,9 @@ def test_a_record_that_is_refused_for_good_is_kept_aside_and_the_others_go_on(tm
 
 
 @pytest.mark.slow
-def test_a_run_that_was_deleted_or_is_recorded_elsewhere_is_made_again_with_its_history(tmp_path: Path) -> None:
+def test_a_run_that_was_deleted_or_is_recorded_elsewhere_is_made_again_with_its_history(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from mlflow.tracking import MlflowClient
 
     run, config = tmp_path / "run", TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", close_s=60.0)
@@ -123,11 +125,19 @@ def test_a_run_that_was_deleted_or_is_recorded_elsewhere_is_made_again_with_its_
     (run / "logs").mkdir()
     (run / "logs/metrics.jsonl").write_text('{"step": 1, "loss": 1.0, "bad|name": 1.0}\n{"step": 2, "loss": 2.0}\n')
     tracker.metrics(grouped({"loss": 1.0}), 1)
+    tracker.params({"train": {"steps": 5}})
+    tracker.tags({"mcjepa.checkpoint": "1 a"})
+    tracker.tags({"mcjepa.checkpoint": "2 b"})
+    tracker.datasets([{"name": "clips", "dataset_id": "d" * 64, "location": "s3://b/clips", "context": "train"}])
+    for name in ("recipe.yaml", "gone.yaml"):
+        (run / name).write_text("a: 1")
+        tracker.artifact(run / name)
     tracker.begin_delivery()
     deadline = time.monotonic() + 60
     while Spool(run).pending() and time.monotonic() < deadline:
         time.sleep(0.1)
     client, first = MlflowClient(tracking_uri=config.uri), tracker.run_id
+    (run / "gone.yaml").unlink()
     client.delete_run(first)
     tracker.metrics(grouped({"loss": 2.0}), 2)
     tracker.end()
@@ -135,12 +145,37 @@ def test_a_run_that_was_deleted_or_is_recorded_elsewhere_is_made_again_with_its_
     (refused,) = [json.loads(line) for line in (run / "spool/rejected.jsonl").read_text().splitlines()]
     assert list(refused["values"]) == ["other/bad|name"]
     assert _steps(client, tracker.run_id) == [1, 2]
+    _assert_has_the_facts(client, tracker.run_id)
+    assert "lacks something that the one before it has" in caplog.text and "gone.yaml" in caplog.text
 
     moved = TrackingConfig(uri=f"sqlite:///{tmp_path}/other.db", close_s=60.0)
     again = RunTracker(moved, run, run_name="train", tags={})
     again.metrics(grouped({"loss": 3.0}), 3)
     again.end()
     assert _steps(MlflowClient(tracking_uri=moved.uri), again.run_id) == [1, 2, 3]
+    _assert_has_the_facts(MlflowClient(tracking_uri=moved.uri), again.run_id)
+
+
+def _assert_has_the_facts(client: Any, run_id: str) -> None:
+    found = client.get_run(run_id)
+    assert found.data.params == {"train.steps": "5"} and found.data.tags["mcjepa.checkpoint"] == "2 b"
+    assert [item.dataset.name for item in found.inputs.dataset_inputs] == ["clips"]
+    assert [item.path for item in client.list_artifacts(run_id)] == ["recipe.yaml"]
+    assert found.info.status == "FINISHED"
+
+
+def test_facts_are_kept_once_each_until_another_run_begins_and_a_torn_line_costs_nothing(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    tags = [{"number": n, "kind": "tags", "time_ms": n, "values": {"a": value}} for n, value in enumerate("xyx")]
+    for kept in (*tags, *({"number": 9, "kind": "status", "status": s} for s in ("RUNNING", "FINISHED"))):
+        spool.keep(kept)
+    assert spool.kept() == [tags[1], tags[2], {"number": 9, "kind": "status", "status": "FINISHED"}]
+    with (spool.folder / "facts.jsonl").open("a") as file:
+        file.write('{"number": 10, "kind"')
+    spool.keep({"number": 10, "kind": "params", "values": {}})
+    assert [record["number"] for record in Spool(tmp_path).kept()] == [1, 2, 9, 10]
+    spool.keep({"number": 11, "kind": "run"})
+    assert spool.kept() == []
 
 
 @pytest.mark.slow
@@ -248,6 +283,9 @@ def test_the_state_of_the_code_is_its_commit_and_what_differs(tmp_path: Path) ->
     assert len(clean["mcjepa.git_sha"]) == 40 and clean["mcjepa.git_diff"] == ""
     (tmp_path / "a").write_text("2")
     assert len(git_state(tmp_path)["mcjepa.git_diff"]) == 64
+    (installed := tmp_path / ".venv/lib/mcjepa").mkdir(parents=True)
+    (installed / "lineage.py").write_text("")
+    assert git_state(installed) == {"mcjepa.git_sha": "unknown", "mcjepa.git_diff": "unknown"}
 
 
 def test_datasets_are_listed_by_stream() -> None:

@@ -1,17 +1,22 @@
-"""The thread that has the courier deliver while a run goes on."""
+"""When a spool is delivered: in the background of its run, and once by `mcjepa tracking sync`."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 from mcjepa.data_prep.errors import DataError
+from mcjepa.pipeline.errors import UsageError
+from mcjepa.pipeline.run.folder import RUN_RECORD, SPOOL
 from mcjepa.pipeline.tracking import mlflow as mlflow_run
 from mcjepa.pipeline.tracking.courier import Courier
 from mcjepa.pipeline.tracking.spool import Spool, SpoolBusy
 
 log = logging.getLogger(__name__)
+BUSY_WAIT_S = 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 
 
@@ -75,3 +80,46 @@ class CourierThread:
             if away:
                 log.info("all records are delivered to MLflow again")
             pause_s, away = FIRST_PAUSE_S, False
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What became of a spool."""
+
+    folder: Path
+    uri: str
+    run_id: str
+    delivered: int
+    left: int
+    reason: str
+    """Why some are left."""
+
+
+def deliver_spool(run: Path) -> Delivery:
+    """Delivers what a run has left in its spool; waits a while where another process delivers it.
+
+    Raises:
+        UsageError: the run has no spool.
+    """
+    if not (run / SPOOL / RUN_RECORD).is_file():
+        raise UsageError(
+            f"{run} has no {SPOOL}/{RUN_RECORD}, expected a run folder that was trained; name RUN or its recipe"
+        )
+    spool = Spool(run)
+    courier, done, reason = Courier(spool, run), 0, ""
+    waiting = len(spool.pending())
+    deadline = time.monotonic() + BUSY_WAIT_S
+    while True:
+        try:
+            done = courier.deliver()
+        except SpoolBusy as error:
+            if time.monotonic() < deadline and spool.pending():
+                time.sleep(0.5)  # the run delivers, or another sync
+                continue
+            reason = str(error)
+        except Exception as error:  # whatever a client raises for a server that is away
+            reason = mlflow_run.describe_error(error)
+        break
+    left = len(spool.pending())
+    uri = str(spool.address()["uri"])
+    return Delivery(spool.folder, uri, courier.run_id, max(done, waiting - left), left, reason)
