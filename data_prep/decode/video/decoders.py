@@ -146,8 +146,9 @@ def frames_in_order(container: Any, table: VideoTable) -> Iterator[Any]:
     """All frames, stretch by stretch: the decoder starts anew with each.
 
     Raises:
-        DecodeFailure: a packet is damaged, a decoder has filled up what was missing of a frame, or a stretch that is
-            not the last has another number of frames than its packets tell.
+        DecodeFailure: a packet is damaged, a decoder has filled up what was missing of a frame, a frame is shown at
+            another time than the container has for it, or a stretch that is not the last has another number of frames
+            than its packets tell.
     """
     from av.error import FFmpegError
 
@@ -159,6 +160,7 @@ def frames_in_order(container: Any, table: VideoTable) -> Iterator[Any]:
     for packet, begins in walk(container, stream):
         if begins:
             for frame in context.decode(None):
+                _require_time(table, given, frame, stream)
                 yield frame
                 given += 1
             if given != ends[stretch]:
@@ -173,8 +175,23 @@ def frames_in_order(container: Any, table: VideoTable) -> Iterator[Any]:
         for frame in decoded:
             if frame.is_corrupt:
                 raise DecodeFailure(f"damaged at frame {given} of {len(table.times_s)} (its decoder filled it up)")
+            _require_time(table, given, frame, stream)
             yield frame
             given += 1
+
+
+def _require_time(table: VideoTable, number: int, frame: Any, stream: Any) -> None:
+    """Refuse a frame that is another one than its place among them says: a decoder has left some out before it."""
+    if not table.exact or frame.pts is None:
+        return
+    found = frame.pts * float(stream.time_base)
+    expected = table.times_s[number] if number < len(table.times_s) else None
+    if found != expected:  # products of the same numbers
+        at = "none" if expected is None else f"one at {expected:.3f} s"
+        raise DecodeFailure(
+            f"pictures are missing before frame {number} of {len(table.times_s)}: the decoder gives that of "
+            f"{found:.3f} s, by its packets {at} comes next"
+        )
 
 
 def frame_number(table: VideoTable, stretch: int, packet: Any, stream: Any) -> int:
