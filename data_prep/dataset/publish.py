@@ -112,6 +112,7 @@ def publish_dataset(store: Store, plan: PlanSummary) -> DatasetManifest:
         totals=totals,
         files=plan.files,
         census=plan.census,
+        libraries=plan.libraries,
     )
     return _publish(store, manifest)
 
