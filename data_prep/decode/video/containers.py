@@ -90,6 +90,8 @@ class VideoTable:
     """Whether the container declares how long it is."""
     exact: bool = True
     """Whether every packet says when its picture is shown."""
+    refreshed: bool = False
+    """Whether it has key frames that its decoder can only recover by (H.264: open groups, intra refresh)."""
     late: bool = False
     """Whether the first pictures after the first key frame are not shown: the decoder has to recover first."""
 
@@ -172,6 +174,7 @@ def _read_stream(path: str, container: Any, max_megapixels: float) -> VideoTable
         steady=parameters.steady,
         timed=timed,
         exact=packets.exact,
+        refreshed=parameters.refreshed,
         late=unshown > 0,
     )
 

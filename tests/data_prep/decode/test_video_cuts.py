@@ -52,6 +52,25 @@ def test_a_stream_cut_at_its_front_begins_with_the_first_picture_that_is_whole(
     assert video.decoder == ("pyav" if decoder == "decord" else decoder)
 
 
+@pytest.mark.parametrize("wanted", [range(52), range(40), range(51), range(0, 52, 10)])
+def test_decord_does_not_pass_the_last_frame_for_missing_ones(wanted: range, tmp_path: Path) -> None:
+    path = cut(tmp_path / "v.mp4", range(28, 36), **WITHOUT_B)
+    video = open_video(str(path), "decord")
+    assert video.decoder == "decord" and video.table.refreshed and not video.table.late
+    with pytest.raises(DecodeFailure, match=r"pictures are missing before frame 28 of 52"):
+        list(video.read(np.asarray(wanted)))
+
+
+def test_a_still_end_is_no_damage(tmp_path: Path) -> None:
+    """Frames that are equal, but all there."""
+    frames = np.concatenate([FRAMES[:22], np.zeros_like(FRAMES[:20])])
+    path = write(tmp_path / "v.mp4", frames, options=WITHOUT_B)
+    video = open_video(str(path), "decord")
+    found = [frame.rgb for frame in video.read(np.arange(42))]
+    assert video.table.refreshed and video.decoder == "decord" and (found[-1] == found[-2]).all()
+    assert [frame.number for frame in open_video(str(path), "decord").read(np.array([0, 7, 40]))] == [0, 7, 40]
+
+
 @pytest.mark.parametrize("decoder", ["pyav", "pyav-planes"])
 def test_pictures_that_are_missing_between_others_are_damage(decoder: DecoderName, tmp_path: Path) -> None:
     path = cut(tmp_path / "v.mp4", range(28, 36), **WITHOUT_B)
