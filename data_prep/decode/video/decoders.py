@@ -73,7 +73,7 @@ def decode_by_decord(table: VideoTable, numbers: IntArray) -> Iterator[ByteArray
                     yield pixels
     except StopIteration:
         return
-    if len(last) == len(asked) == 2 and np.array_equal(*last):
+    if len(last) == len(asked) == 2 and np.array_equal(last[0], last[1]):
         _require_all_shown(table)
 
 
