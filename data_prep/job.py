@@ -14,7 +14,7 @@ from mcjepa.data_prep.corpora.moving_photos.sets import MovingPhotosIndex
 from mcjepa.data_prep.dataset.inputs import InputRecord, Outcome, read_inputs
 from mcjepa.data_prep.dataset.manifest import DatasetManifest, Totals, newest_revision, read_manifest
 from mcjepa.data_prep.dataset.publish import publish_dataset
-from mcjepa.data_prep.dataset.repairs import as_planned
+from mcjepa.data_prep.dataset.repairs import as_planned, settings_as_planned
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.layout import MANIFEST_NAME
 from mcjepa.data_prep.plan.files import read_plan, read_plan_inputs, require_same_plan, summarise_plan
@@ -140,6 +140,8 @@ def _begin(name: str, job: PrepConfig, tell: OnEvent, stack: contextlib.ExitStac
     store = open_store(absolute_location(join_location(job.root, name)))
     tell(ProgressEvent("plan", name, 0, 1))
     published = store.exists(MANIFEST_NAME)
+    if published and newest_revision(store) > 1:
+        config = settings_as_planned(store, config)
     writer = None if published else stack.enter_context(sole_writer(store))
     plan = plan_dataset(job, config, store, _teller(name, tell))
     if published and (newest_revision(store) > 1 or plan.plan_digest != read_plan(store).plan_digest):

@@ -6,18 +6,20 @@ goes on. The new manifest lists the old shards and then the new ones, and names 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from mcjepa.data_prep.dataset.inputs import read_inputs
+from mcjepa.data_prep.dataset.inputs import holder_of, read_inputs
 from mcjepa.data_prep.dataset.manifest import DatasetManifest, newest_revision, read_manifest
-from mcjepa.data_prep.dataset.publish import publish_revision
+from mcjepa.data_prep.dataset.publish import Addition, publish_revision
+from mcjepa.data_prep.dataset.repairs import FREE_SETTINGS
 from mcjepa.data_prep.deduplicate import deduplicate
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.layout import SHARD_FOLDER, duplicates_key
 from mcjepa.data_prep.plan.files import read_plan
+from mcjepa.data_prep.plan.libraries import codec_versions, library_versions
 from mcjepa.data_prep.plan.listing import list_inputs
-from mcjepa.data_prep.plan.plan import PlanDigest, split_into_shards
+from mcjepa.data_prep.plan.plan import PlanDigest, PlannedInput, describe_parameters, split_into_shards
 from mcjepa.data_prep.settings import DatasetConfig, PrepConfig
 from mcjepa.data_prep.storage import Store, absolute_location, join_location, open_store
 from mcjepa.data_prep.storage.lease import sole_writer
@@ -34,7 +36,7 @@ class RequeueReport:
     location: str
     retried: int
     saved: int
-    """Inputs that are no longer quarantined."""
+    """Inputs that are no longer quarantined, less those in an opened tar that are."""
     samples: int
     """Samples gained."""
     manifest: DatasetManifest
@@ -72,25 +74,59 @@ class _Requeue:
     def __init__(self, name: str, config: DatasetConfig, store: Store, reason: str) -> None:
         self._name, self._config, self._store = name, config, store
         self._manifest = read_manifest(store)
-        plan = self._plan = read_plan(store)
-        if PlanDigest(config, plan.decoder, plan.encoder).summary().parameters != {
-            key: value for key, value in plan.parameters.items() if key != "guarded_inputs"
-        }:
-            raise DataError(
-                f"{store.location} was published with other settings than the recipe's; expected the same; "
-                "requeue with the recipe that made it (its settings are in manifest.json under `parameters`)"
-            )
+        self._plan = read_plan(store)
+        self._changed = self._other_settings()
         wanted = {
             record.name
             for record in read_inputs(store, self._manifest.revision)
             if record.outcome == "quarantined" and reason.lower() in record.reason.lower()
         }
-        self.inputs = tuple(p for p in list_inputs(config) if p.name in wanted) if wanted else ()
-        digest = PlanDigest(config, plan.decoder, plan.encoder, guarded=self._manifest.dataset_id)
+        self._members: dict[str, list[str]] = {}
+        self.inputs = tuple(self._list(wanted)) if wanted else ()
+        digest = PlanDigest(config, *codec_versions(config), guarded=self._manifest.dataset_id)
         for planned in self.inputs:
             digest.add(planned)
         self._digest = digest.summary().plan_digest
-        self._first = _first_free(plan.shards, self._manifest)
+        self._first = _first_free(self._plan.shards, self._manifest)
+
+    def _other_settings(self) -> dict[str, object]:
+        """The parameters that are not the dataset's, all of them free.
+
+        Raises:
+            DataError: another one differs.
+        """
+        before, now = self._plan.parameters, describe_parameters(self._config)
+        names = sorted((before.keys() | now.keys()) - {"guarded_inputs"})
+        changed = {name: now.get(name) for name in names if before.get(name) != now.get(name)}
+        if fixed := [name for name in changed if name not in FREE_SETTINGS]:
+            raise DataError(
+                f"{self._store.location} was published with other settings than the recipe's ({', '.join(fixed)}); "
+                f"expected the same but for {' and '.join(FREE_SETTINGS)}; requeue with the recipe that made it (its "
+                "settings are in manifest.json under `parameters`)"
+            )
+        return changed
+
+    def _list(self, wanted: set[str]) -> Iterator[PlannedInput]:
+        """The wanted inputs, and those that are new in a wanted tar or folder which can be opened now."""
+        known = {
+            record.name
+            for record in read_inputs(self._store, self._manifest.revision)
+            if holder_of(record.name, wanted)
+        }
+        listed = set()
+        for planned in list_inputs(self._config):
+            holder = holder_of(planned.name, wanted)
+            if planned.name in wanted:
+                listed.add(planned.name)
+            elif holder and planned.name not in known:
+                self._members.setdefault(holder, []).append(planned.name)
+            if holder:
+                listed.add(f"{holder}/")
+            if planned.name in wanted or (holder and planned.name not in known):
+                yield planned
+        for name in wanted - listed:
+            if f"{name}/" in listed:
+                self._members.setdefault(name, [])  # read to its end now, and nothing new in it
 
     def unchanged(self) -> RequeueReport:
         return RequeueReport(self._name, self._store.location, 0, 0, 0, self._manifest)
@@ -116,7 +152,7 @@ class _Requeue:
             if self._config.filters.duplicates.mode != "off":
                 while not self._deduplicate(names, run):
                     make()
-            manifest = publish_revision(self._store, self._manifest, names, self._digest)
+            manifest = publish_revision(self._store, self._manifest, self._addition(names))
         before, after = self._manifest.totals, manifest.totals
         return RequeueReport(
             name=self._name,
@@ -125,6 +161,22 @@ class _Requeue:
             saved=before.quarantined - after.quarantined,
             samples=after.samples - before.samples,
             manifest=manifest,
+        )
+
+    def _addition(self, names: list[str]) -> Addition:
+        decoder, encoder = codec_versions(self._config)
+        new = {name for members in self._members.values() for name in members}
+        return Addition(
+            names=names,
+            digest=self._digest,
+            made_by={
+                "decoder": decoder,
+                "encoder": encoder,
+                "libraries": library_versions(self._config),
+                "parameters": self._changed,
+            },
+            members=self._members,
+            files=sum(len(planned.item.files) for planned in self.inputs if planned.name in new),
         )
 
     def _clear_leftovers(self) -> None:

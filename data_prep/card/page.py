@@ -217,6 +217,7 @@ def _lineage(manifest: DatasetManifest) -> dict[str, Any]:
         "inputs digest": manifest.inputs_digest,
         "decoder": manifest.decoder,
         "encoder": manifest.encoder,
+        "other libraries": ", ".join(f"{name} {found}" for name, found in manifest.libraries.items()),
         "manifest version": manifest.version,
     }
     given = [(name, value) for name, value in pairs.items() if value != ""]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mcjepa.data_prep.corpora.inputs import in_frame_order, sequence_input
+from mcjepa.data_prep.corpora.inputs import in_frame_order, numbered_sequence
 from mcjepa.data_prep.corpora.items import Input, MaskedVideo
 from mcjepa.data_prep.corpora.places import Location
 from mcjepa.data_prep.corpora.trees import Tree, require_partners
@@ -38,7 +38,7 @@ def list_davis(root: str, split: str = "") -> Iterator[Input]:
     for sequence, names in _sequences(tree, split).items():
         folder = f"{FRAMES}/{sequence}"
         frames = {name.rpartition("/")[2]: tree.bytes_of(name) for name in names}
-        yield sequence_input(sequence, tree.base + folder, frames)
+        yield numbered_sequence(sequence, tree.base + folder, frames)
 
 
 def davis_videos(root: Location) -> list[MaskedVideo]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mcjepa.data_prep.corpora.inputs import sequence_input
+from mcjepa.data_prep.corpora.inputs import numbered_sequence
 from mcjepa.data_prep.corpora.items import Input
 from mcjepa.data_prep.corpora.trees import Tree
 from mcjepa.data_prep.errors import DataError
@@ -77,7 +77,7 @@ def _by_folder(tree: Tree, folder: str, suffixes: tuple[str, ...]) -> Iterator[I
     if not groups:
         raise DataError(f"{tree.base}{folder} has no frames; expected sequences of them; correct root or split")
     for place, frames in groups.items():
-        yield sequence_input(place, f"{tree.base}{folder}/{place}", frames)
+        yield numbered_sequence(place, f"{tree.base}{folder}/{place}", frames)
 
 
 def _by_number(root: str, split: str, folders: tuple[str, ...]) -> Iterator[Input]:
@@ -102,4 +102,4 @@ def _numbered(tree: Tree, folder: str, prefix: str) -> Iterator[Input]:
     if not groups:
         raise DataError(f"{tree.base}{folder} has no frames NUMBER_NUMBER.png; expected them; correct the root")
     for sequence, frames in groups.items():
-        yield sequence_input(f"{prefix}{sequence}", tree.base + folder, frames)
+        yield numbered_sequence(f"{prefix}{sequence}", tree.base + folder, frames)

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import TypeVar
 
 from mcjepa.data_prep.corpora.census import Census, Reading
@@ -138,6 +139,21 @@ def sequence_input(name: str, uri: str, frames: dict[str, int]) -> Input:
         refusal = f"{len(unread)} of its {len(members)} files cannot be read; {unread[0]}: {reason}"
         return Input(name, uri, "frames", members, refusal=refusal)
     return Input(name, uri, "frames", members, bytes=sum(frames.values()))
+
+
+def numbered_sequence(name: str, uri: str, frames: dict[str, int]) -> Input:
+    """`sequence_input` of a set that numbers the frames of a sequence in equal steps.
+
+    Where one was lost it is refused whole, too: those beside it would be taken for neighbours.
+    """
+    item = sequence_input(name, uri, frames)
+    numbers = [int((DIGITS.findall(member) or ["0"])[-1]) for member in item.members]
+    steps = [later - earlier for earlier, later in pairwise(numbers)]
+    if item.refusal or len(set(steps)) < 2:
+        return item
+    at = next(place for place, step in enumerate(steps) if step > min(steps))
+    refusal = f"{item.members[at]} is followed by {item.members[at + 1]}: a frame between them is not there"
+    return replace(item, refusal=refusal)
 
 
 def _list_files(

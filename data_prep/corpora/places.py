@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from mcjepa.data_prep.errors import DataError
-from mcjepa.data_prep.storage import Store, open_store
+from mcjepa.data_prep.storage import Store, local_path, open_store
 
 Location = str | Path
 """A path, or an s3:// location as a string (a Path would lose a slash)."""
@@ -27,9 +26,9 @@ def plain_location(location: Location) -> str:
             f"{text} is of {scheme}://, which is not read; expected a path, file://… or s3://bucket/prefix; mount it, "
             "or use the S3 interface of that store (AWS_ENDPOINT_URL)"
         )
-    if text.startswith("file://"):
-        text = unquote(urlsplit(text).path)
-    if is_local(text):
+    if scheme == "file":
+        text = str(local_path(text))
+    elif not scheme:
         text = os.path.expanduser(text)
     return text.rstrip("/") or text[:1]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,6 +71,17 @@ def read_inputs(store: Store, revision: int = 1) -> Iterator[InputRecord]:
     key = inputs_key(revision)
     for content in read_lines(store, key):
         yield record_from(content, f"{store.location}/{key}")
+
+
+def holder_of(name: str, holders: Collection[str]) -> str:
+    """Which of some inputs, that are tars or folders by their names, a name lies in; empty: in none.
+
+    >>> holder_of("0-tars/a.tar/x/1.png", {"0-tars/a.tar", "0-tars/b.tar"}), holder_of("0-tars/b.tar", {"0-tars/b.tar"})
+    ('0-tars/a.tar', '')
+    """
+    parts = name.split("/")
+    above = ("/".join(parts[:length]) for length in range(2, len(parts)))
+    return next((holder for holder in above if holder in holders), "")
 
 
 class InputsDigest:

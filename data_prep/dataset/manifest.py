@@ -28,9 +28,13 @@ from mcjepa.data_prep.storage.json_files import (
     parse_record,
 )
 
-MANIFEST_VERSION = 3
-READABLE_MANIFESTS = (2, 3)
-"""Version 2 has no `files` and no `census`."""
+MANIFEST_VERSION = 4
+READABLE_MANIFESTS = (2, 3, 4)
+LATER_FIELDS: dict[int, dict[str, Any]] = {
+    2: {"files": 0, "census": {}, "libraries": {}, "requeued_by": []},
+    3: {"libraries": {}, "requeued_by": []},
+}
+"""What manifests of an earlier version lack."""
 SIDECAR_VERSION = 2
 
 
@@ -88,6 +92,11 @@ class DatasetManifest:
     """Files and tar members that the inputs hold."""
     census: dict[str, Any] = field(default_factory=dict)
     """What lies in the corpora: `entries`, `others` by the end of their names, `unlabelled` inputs."""
+    libraries: dict[str, str] = field(default_factory=dict)
+    """The other libraries that decide the shards' bytes, with their versions; empty where nobody wrote them down."""
+    requeued_by: tuple[dict[str, Any], ...] = ()
+    """Of every requeue that added shards, in order: its `decoder`, `encoder`, `libraries`, and of `parameters` those
+    that were other ones."""
     version: int = MANIFEST_VERSION
 
 
@@ -182,9 +191,9 @@ def scan_manifest(location: str | Store, take: Callable[[ShardEntry], None], rev
         raise DataError(
             f"{where} is not there; expected a published dataset; run `mcjepa prep run` or correct the path"
         ) from error
-    if content["version"] == 2:
-        content |= {"files": 0, "census": {}}
-    content["requeue_digests"] = tuple(list_field(content, "requeue_digests", where))
+    content |= LATER_FIELDS.get(content["version"], {})
+    for name in ("requeue_digests", "requeued_by"):
+        content[name] = tuple(list_field(content, name, where))
     content["totals"] = build_record(Totals, content.get("totals"), where)
     manifest: DatasetManifest = build_record(DatasetManifest, content, where)
     if dataset_id != manifest.dataset_id:

@@ -15,6 +15,7 @@ from typing import Any
 
 from mcjepa.data_prep.dataset.inputs import InputRecord, InputsDigest, read_inputs, record_from
 from mcjepa.data_prep.dataset.manifest import (
+    MANIFEST_VERSION,
     DatasetManifest,
     ShardEntry,
     Sidecar,
@@ -40,6 +41,7 @@ from mcjepa.data_prep.storage import Store, explained_disk_errors
 from mcjepa.data_prep.storage.json_files import read_lines, write_lines
 
 REASONS_SHOWN = 5
+OPENED = "can be opened now: what is in it are inputs of their own"
 
 
 @dataclass
@@ -112,23 +114,38 @@ def publish_dataset(store: Store, plan: PlanSummary) -> DatasetManifest:
         totals=totals,
         files=plan.files,
         census=plan.census,
+        libraries=plan.libraries,
     )
     return _publish(store, manifest)
 
 
-def publish_revision(store: Store, parent: DatasetManifest, names: Sequence[str], digest: str) -> DatasetManifest:
+@dataclass(frozen=True)
+class Addition:
+    """Additional shards, of inputs that had failed."""
+
+    names: Sequence[str]
+    digest: str
+    """Plan digest of these shards."""
+    made_by: dict[str, Any]
+    """Their line of `requeued_by`."""
+    members: dict[str, list[str]]
+    """Failed inputs that can be opened now (a tar, a folder) to the names of the inputs in them, which are new."""
+    files: int
+    """Files that the new ones hold."""
+
+
+def publish_revision(store: Store, parent: DatasetManifest, addition: Addition) -> DatasetManifest:
     """Publish a dataset once more, with additional shards of inputs that had failed.
 
     Args:
         store: The dataset.
         parent: Its newest manifest.
-        names: The additional shards.
-        digest: Plan digest of these.
+        addition: What is added.
 
     Returns:
         The new manifest; the parent itself when every input has failed again.
     """
-    added = Tally()
+    names, members, added = addition.names, addition.members, Tally()
     records = {line["name"]: line for line in _lines(store, names, added)}
     if not added.outcomes["ok"] + added.outcomes["filtered"]:
         return parent
@@ -136,14 +153,16 @@ def publish_revision(store: Store, parent: DatasetManifest, names: Sequence[str]
 
     def lines() -> Iterator[dict[str, Any]]:
         for record in read_inputs(store, parent.revision):
-            line = records.get(record.name) or dataclasses.asdict(record)
-            tally.add(InputRecord(**line))
-            yield line
+            opened = {"outcome": "filtered", "reason": OPENED} if record.name in members else {}
+            own = records.get(record.name) or dataclasses.asdict(record) | opened
+            for line in (own, *(records[name] for name in members.get(record.name, ()))):
+                tally.add(InputRecord(**line))
+                yield line
 
     revision = parent.revision + 1
     with _written_lines(store, inputs_key(revision), lines()) as write_inputs:
         totals = tally.totals()
-        _check_conservation(store, parent.totals.inputs, totals)
+        _check_conservation(store, parent.totals.inputs + sum(map(len, members.values())), totals)
         write_inputs()
     if totals.dropped:
         before = read_lines(store, dropped_key(parent.revision)) if parent.totals.dropped else ()
@@ -156,7 +175,11 @@ def publish_revision(store: Store, parent: DatasetManifest, names: Sequence[str]
         totals=totals,
         revision=revision,
         parent=parent.dataset_id,
-        requeue_digests=(*parent.requeue_digests, digest),
+        requeue_digests=(*parent.requeue_digests, addition.digest),
+        requeued_by=(*parent.requeued_by, addition.made_by),
+        files=parent.files + addition.files,
+        census=parent.census and parent.census | {"entries": parent.census.get("entries", 0) + addition.files},
+        version=MANIFEST_VERSION,
     )
     return _publish(store, manifest)
 

@@ -109,6 +109,7 @@ def fitting_decoder(table: VideoTable, decoder: DecoderName) -> DecoderName:
         table.container.startswith(INDEXED_CONTAINERS)
         and table.timed
         and table.steady
+        and not table.late
         and table.facts.orientation == UPRIGHT
         and not table.facts.interlaced
         and not table.stretches.any()

@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 from mcjepa.data_prep.corpora.census import Census
-from mcjepa.data_prep.decode.encoders import encoder_version
-from mcjepa.data_prep.decode.videos import decoder_version
 from mcjepa.data_prep.errors import DataError, PlanMismatch
 from mcjepa.data_prep.layout import MANIFEST_NAME, PLAN_INPUTS_NAME, PLAN_NAME
+from mcjepa.data_prep.plan.libraries import codec_versions, differing_versions, library_versions
 from mcjepa.data_prep.plan.order import ordered_inputs, ordered_lines
 from mcjepa.data_prep.plan.plan import (
     PLAN_VERSION,
@@ -27,7 +26,7 @@ from mcjepa.data_prep.plan.plan import (
     differing_parameters,
     input_from_line,
 )
-from mcjepa.data_prep.settings import DatasetConfig, EncodingName
+from mcjepa.data_prep.settings import DatasetConfig
 from mcjepa.data_prep.storage import Store, explained_disk_errors
 from mcjepa.data_prep.storage.json_files import encode_json, pack_lines, read_lines
 
@@ -110,7 +109,7 @@ def read_plan(store: Store) -> PlanSummary:
         content = json.loads(store.read(PLAN_NAME))
     except ValueError as error:
         raise DataError(f"{where} is no JSON ({error}); expected a plan; remove {store.location}") from error
-    known = isinstance(content, dict) and fields - {"files", "census"} <= set(content) <= fields
+    known = isinstance(content, dict) and fields - {"files", "census", "libraries"} <= set(content) <= fields
     if not known or content["version"] != PLAN_VERSION:
         raise DataError(f"{where} is no plan of version {PLAN_VERSION}; expected one; remove {store.location}")
     return PlanSummary(**content)
@@ -129,6 +128,7 @@ def require_same_plan(store: Store, config: DatasetConfig, plan: PlanSummary, in
     """
     stored = read_plan(store)
     if stored.plan_digest == plan.plan_digest:
+        _require_same_libraries(store, stored, plan)
         return
     differences = differing_parameters(stored, plan)
     if stored.inputs != plan.inputs:
@@ -143,6 +143,17 @@ def require_same_plan(store: Store, config: DatasetConfig, plan: PlanSummary, in
     )
 
 
+def _require_same_libraries(store: Store, stored: PlanSummary, plan: PlanSummary) -> None:
+    """Refuse to go on with shards that other libraries have begun; where all are made, nothing depends on them."""
+    if not stored.libraries or store.exists(MANIFEST_NAME):
+        return
+    if differences := differing_versions(stored.libraries, plan.libraries):
+        raise PlanMismatch(
+            f"{store.location} was begun with other libraries ({'; '.join(differences)}); expected the same, which "
+            "decide the bytes of its shards; install those, prepare into another root, or remove this folder first"
+        )
+
+
 def new_digest(config: DatasetConfig, guarded: Iterable[PlannedInput]) -> PlanDigest:
     """A plan's digest before its first input."""
     listing = hashlib.sha256()
@@ -150,9 +161,12 @@ def new_digest(config: DatasetConfig, guarded: Iterable[PlannedInput]) -> PlanDi
     for planned in guarded:
         listing.update(json.dumps([planned.name, planned.bytes, planned.item.members]).encode())
         lines += 1
-    encoding: EncodingName = "png" if config.kind == "flow" else config.encoding
-    codecs = decoder_version(config.decoder), encoder_version(encoding, config.decoder)
-    return PlanDigest(config, *codecs, guarded=listing.hexdigest() if lines else "")
+    return PlanDigest(
+        config,
+        *codec_versions(config),
+        guarded=listing.hexdigest() if lines else "",
+        libraries=library_versions(config),
+    )
 
 
 def _counted(inputs: Iterable[PlannedInput], digest: PlanDigest) -> Iterator[PlannedInput]:

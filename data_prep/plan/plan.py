@@ -5,7 +5,7 @@ names and sizes, in order, and everything that decides the bytes of the shards. 
 of the corpora, nor the decoder's time and memory limits. Content digests come later, from the workers
 that read the files: they are in inputs.jsonl.gz and in the manifest's `inputs_digest`.
 
-    ROOT/plan.json       version, digest, kind, parameters, decoder, encoder, inputs, bytes, shards
+    ROOT/plan.json       version, digest, kind, parameters, decoder, encoder, libraries, inputs, bytes, shards
     ROOT/plan.jsonl.gz   one line an input, in order: bytes, kind, members, name, uri
 """
 
@@ -66,6 +66,8 @@ class PlanSummary:
     """Files and tar members that the inputs hold, each input at least one."""
     census: dict[str, Any] = field(default_factory=dict)
     """What lies in the corpora: entries, others by the end of their names, unlabelled. Not part of the digest."""
+    libraries: dict[str, str] = field(default_factory=dict)
+    """The other libraries that decide the shards' bytes, with their versions. Not part of the digest."""
     version: int = PLAN_VERSION
 
     @property
@@ -130,7 +132,14 @@ def digest_line(planned: PlannedInput) -> bytes:
 class PlanDigest:
     """Takes in the inputs one by one and gives the plan's summary."""
 
-    def __init__(self, config: DatasetConfig, decoder: str, encoder: str, guarded: str = "") -> None:
+    def __init__(
+        self,
+        config: DatasetConfig,
+        decoder: str,
+        encoder: str,
+        guarded: str = "",
+        libraries: dict[str, str] | None = None,
+    ) -> None:
         """Start from the parameters and the versions of decoder and encoder.
 
         Args:
@@ -138,8 +147,10 @@ class PlanDigest:
             decoder: Name and version.
             encoder: Name and version.
             guarded: Digest of the list of evaluation inputs that the leakage filter guards; empty without it.
+            libraries: Other libraries, which the summary names.
         """
         self._config = config
+        self._libraries = libraries or {}
         self._parameters = describe_parameters(config) | ({"guarded_inputs": guarded} if guarded else {})
         self._codecs = (decoder, encoder)
         self._inputs = self._bytes = self._files = 0
@@ -174,6 +185,7 @@ class PlanDigest:
             shards=-(-self._inputs // self._config.inputs_per_shard),
             files=self._files,
             census={} if census is None else census.record(),
+            libraries=self._libraries,
         )
 
 

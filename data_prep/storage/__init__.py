@@ -7,11 +7,12 @@ the standard AWS variables and profiles only (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_I
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote_to_bytes
 
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage.disk import atomic_write, explained_disk_errors, write_json
@@ -30,10 +31,12 @@ __all__ = [
     "digest_of",
     "explained_disk_errors",
     "join_location",
+    "local_path",
     "open_store",
     "write_json",
 ]
 BLOCK_BYTES = 4 << 20
+FILE_SCHEME = "file://"
 
 
 class Store(Protocol):
@@ -109,18 +112,36 @@ def open_store(location: str) -> Store:
     """Open a location.
 
     Raises:
-        DataError: a scheme other than none, `file` and `s3`, or an S3 location without a bucket.
+        DataError: a scheme other than none, `file` and `s3`, a `file://` without its third slash, or an S3 location
+            without a bucket.
     """
-    parts = urlsplit(location)
-    if parts.scheme == "s3":
+    if location.startswith("s3://"):
         from mcjepa.data_prep.storage.s3 import S3Store
 
         return S3Store(location)
-    if parts.scheme == "file":
-        return FolderStore(location, Path(unquote(parts.path)))
-    if "://" in location or not location:
+    if not location.startswith(FILE_SCHEME) and ("://" in location or not location):
         raise DataError(f"location {location!r}; expected a path, file://… or s3://bucket/prefix; correct it")
-    return FolderStore(location, Path(location).expanduser())
+    return FolderStore(location, local_path(location))
+
+
+def local_path(location: str) -> Path:
+    """The path that a location on this machine names.
+
+    Of `file://` it is what follows, %-escapes decoded (RFC 8089). `#` and `?` are letters as any other: a file has no
+    part and no query, and what stands behind them must not be cut off.
+
+    >>> str(local_path("file:///data/run#1/50%25%20of?")), str(local_path("/data/run#1/50%25"))
+    ('/data/run#1/50% of?', '/data/run#1/50%25')
+
+    Raises:
+        DataError: it is of another machine, or begins without a slash.
+    """
+    if not location.startswith(FILE_SCHEME):
+        return Path(location).expanduser()
+    host, slash, path = location.removeprefix(FILE_SCHEME).partition("/")
+    if host not in ("", "localhost") or not slash:
+        raise DataError(f"location {location!r} begins with {host!r}; expected file:///PATH; add the third slash")
+    return Path(os.fsdecode(unquote_to_bytes(os.fsencode(slash + path))))
 
 
 def absolute_location(location: str) -> str:
@@ -145,5 +166,9 @@ def digest_of(store: Store, key: str) -> str:
 
 
 def join_location(location: str, name: str) -> str:
-    """The location of `name` below `location`."""
-    return f"{location.rstrip('/')}/{name}"
+    """The location of `name` below `location`.
+
+    >>> join_location("s3://b/p/", "50%"), join_location("file:///p", "50%")
+    ('s3://b/p/50%', 'file:///p/50%25')
+    """
+    return f"{location.rstrip('/')}/{quote(name) if location.startswith(FILE_SCHEME) else name}"

@@ -40,8 +40,9 @@ def running_workers(config: PrepConfig, size: int) -> Iterator[RunTasks]:
     address = cluster_address(config.ray_address)
     if _goes_to_ray(config, address, size / (1 << 20)):
         workers = count_workers(config.workers, "") if not address else 0
-        with running_ray(address, workers):
-            yield partial(run_tasks, workers=workers or count_workers(config.workers, address))
+        datasets = tuple(config.datasets.values())
+        with running_ray(address, workers, datasets):
+            yield partial(run_tasks, workers=workers or count_workers(config.workers, address), datasets=datasets)
         return
     workers = count_workers(config.workers, "")
     found = f"{size / (1 << 20):.1f} MiB of inputs; by itself Ray is taken above {SMALL_MIB} MiB"

@@ -15,12 +15,13 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from mcjepa.data_prep.code import code_name
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.process import one_processor, usable_cores
-from mcjepa.data_prep.workers.ray_session import compare_code, ends_with_us
+from mcjepa.data_prep.settings import DatasetConfig
+from mcjepa.data_prep.workers.ray_session import compare_code, compare_libraries, ends_with_us, libraries_here
 from mcjepa.data_prep.workers.tasks import Item, Result
 
 LOG = logging.getLogger(__name__)
@@ -36,12 +37,15 @@ def run_tasks(
     items: Iterable[Item],
     *,
     workers: int,
+    datasets: tuple[DatasetConfig, ...] = (),
     on_result: Callable[[Result], None],
 ) -> None:
     """Like `RunTasks`, inside `running_ray`, by up to `workers` tasks at work, each on a processor of its own.
 
+    `datasets` are those that the tasks make, where they decode: only a node with the same libraries does.
+
     Raises:
-        DataError: one that a task raised.
+        DataError: one that a task raised; a node runs other code or has other libraries.
         RuntimeError: a task's worker or node died again and again.
     """
     import ray
@@ -50,18 +54,19 @@ def run_tasks(
         num_cpus=1, max_retries=TASK_RETRIES, name=getattr(function, "__name__", "task")
     )
     stream = iter(items)
+    here = _Here(code_name(), datasets, libraries_here(datasets))
     in_flight: dict[Any, str] = {}
     quiet_since = time.monotonic()
     try:
         for item in islice(stream, workers + _ahead(workers)):
-            in_flight[remote.remote(code_name(), function, work, item)] = item.name
+            in_flight[remote.remote(here, function, work, item)] = item.name
         while in_flight:
             ready, _ = ray.wait(list(in_flight), num_returns=1, timeout=WAIT_S)
             quiet_since = _warn_when_quiet(quiet_since, bool(ready), list(in_flight.values()))
             for reference in ready:
                 name = in_flight.pop(reference)
                 if (following := next(stream, None)) is not None:
-                    in_flight[remote.remote(code_name(), function, work, following)] = following.name
+                    in_flight[remote.remote(here, function, work, following)] = following.name
                 on_result(_result_of(reference, name))
     finally:
         # What is left ends with our Ray, or with our part in it. Cancelling by force would race with tasks that finish
@@ -73,9 +78,19 @@ def run_tasks(
 _PROCESSOR = contextlib.ExitStack()
 
 
-def _call_on_one_processor(code: str, function: Callable[[Any, Any], Any], work: object, item: object) -> Any:
-    """What Ray's workers run; `code` is what the driver runs, also of nodes that join later."""
-    compare_code(socket.gethostname(), code_name(), code)
+class _Here(NamedTuple):
+    """What the driver runs and has: nodes that join later must have the same."""
+
+    code: str
+    datasets: tuple[DatasetConfig, ...]
+    libraries: dict[str, str]
+
+
+def _call_on_one_processor(here: _Here, function: Callable[[Any, Any], Any], work: object, item: object) -> Any:
+    """What Ray's workers run."""
+    host = socket.gethostname()
+    compare_code(host, code_name(), here.code)
+    compare_libraries(host, libraries_here(here.datasets), here.libraries)
     _keep_to_one_processor()
     return function(work, item)
 

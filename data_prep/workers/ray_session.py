@@ -23,7 +23,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mcjepa.data_prep.code import code_name, isolated_children
+from mcjepa.data_prep.decode.messages import decode_config, encode_config
 from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.plan.libraries import ABSENT, made_by
+from mcjepa.data_prep.settings import DatasetConfig
 from mcjepa.data_prep.workers.guardian import EMPTY, VARIABLE, Guardian, clear_abandoned
 
 LOG = logging.getLogger(__name__)
@@ -57,8 +60,17 @@ def callers_ray_runs() -> bool:
 
 
 @contextlib.contextmanager
-def running_ray(address: str, workers: int) -> Iterator[None]:
-    """Connect to Ray at `address`, or run a private one with `workers` processors; ended on the way out."""
+def running_ray(address: str, workers: int, datasets: tuple[DatasetConfig, ...] = ()) -> Iterator[None]:
+    """Connect to Ray at `address`, or run a private one with `workers` processors; ended on the way out.
+
+    Args:
+        address: Of a cluster; empty: none.
+        workers: Processors of a private one.
+        datasets: What will be made there: nodes of a cluster must have the very libraries for it that are here.
+
+    Raises:
+        DataError: Ray does not start or answer, or a node runs other code or has other libraries.
+    """
     if not address:
         _prepare_private()
     with _interruption_kept():
@@ -80,7 +92,7 @@ def running_ray(address: str, workers: int) -> Iterator[None]:
             else:
                 _start_patiently(folder, workers)
         if address:
-            _require_same_code()
+            _require_same_nodes(datasets)
         _OWN.append(folder)
         yield
         limit_s = DONE_LIMIT_S
@@ -209,8 +221,8 @@ def _wait_for_answer(address: str) -> None:
             time.sleep(0.5)
 
 
-def _require_same_code() -> None:
-    """Refuse a cluster with a node that runs other code than this process.
+def _require_same_nodes(datasets: tuple[DatasetConfig, ...]) -> None:
+    """Refuse a cluster with a node that runs other code than this process, or has other libraries for these datasets.
 
     Raises:
         DataError: there is one; or one without mcjepa.
@@ -218,27 +230,64 @@ def _require_same_code() -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def report() -> str:  # sent by value: a node with other code can run it
-        try:
+    def report(expected: str, configs: list[str]) -> tuple[str, dict[str, str]]:
+        try:  # sent by value: a node with other code can run it
             from mcjepa.data_prep.code import code_name
         except ImportError as error:
-            return f"no mcjepa of this kind ({error})"
-        return code_name()
+            return f"no mcjepa of this kind ({error})", {}
+        if code_name() != expected:
+            return code_name(), {}
+        from mcjepa.data_prep.workers.ray_session import libraries_here, settings_of
+
+        return code_name(), libraries_here(settings_of(configs))
 
     remote: Any = ray.remote(report)
     asked = []
     for node in ray.nodes():
         if node["Alive"] and node["Resources"].get("CPU"):
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            reference = remote.options(num_cpus=0, scheduling_strategy=there).remote()
+            options = remote.options(num_cpus=0, scheduling_strategy=there)
+            reference = options.remote(code_name(), [encode_config(dataset) for dataset in datasets])
             asked.append((node["NodeManagerHostname"], reference))
     for host, reference in asked:
         try:
-            found = ray.get(reference)
+            code, libraries = ray.get(reference)
         except ray.exceptions.RayError as error:
             LOG.warning("node %s does not tell which code it runs: %s", host, error)
             continue
-        compare_code(host, found, code_name())
+        compare_code(host, code, code_name())
+        compare_libraries(host, libraries, libraries_here(datasets))
+
+
+def settings_of(configs: list[str]) -> tuple[DatasetConfig, ...]:
+    """Datasets' settings that were sent as text, which any node can take."""
+    return tuple(decode_config(config) for config in configs)
+
+
+@functools.cache
+def libraries_here(datasets: tuple[DatasetConfig, ...]) -> dict[str, str]:
+    """What this process has of the libraries that decide the bytes of these datasets, with versions."""
+    found: dict[str, list[str]] = {}
+    for dataset in datasets:
+        for name, said in made_by(dataset).items():
+            found.setdefault(name, []).append(said)
+    return {name: "; ".join(dict.fromkeys(said)) for name, said in found.items()}
+
+
+def compare_libraries(host: str, found: dict[str, str], expected: dict[str, str]) -> None:
+    """Refuse a node with other versions of what decides the bytes of shards.
+
+    Raises:
+        DataError: it has them.
+    """
+    other = [
+        f"{name} {found.get(name, ABSENT)}, here {said}" for name, said in expected.items() if found.get(name) != said
+    ]
+    if other:
+        raise DataError(
+            f"node {host} has other libraries than this process ({'; '.join(other)}); expected the same on all nodes: "
+            "they decide the bytes of shards; install the same versions there, or leave that node out"
+        )
 
 
 def compare_code(host: str, found: str, expected: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcjepa.data_prep.corpora.places import is_local
+from mcjepa.data_prep.corpora.places import is_local, plain_location
 from mcjepa.data_prep.dataset.inputs import InputRecord, Outcome
 from mcjepa.data_prep.dataset.manifest import Sidecar, read_sidecar, write_sidecar
 from mcjepa.data_prep.dataset.shards import ShardWriter
@@ -172,8 +172,8 @@ class ShardMaker:
             DataError: its folder is absent or empty, which it was not when the input was listed.
         """
         corpus = self._config.corpora[int(planned.name.partition("-")[0])]
-        path = os.path.expanduser(corpus.path.removeprefix("file://"))
-        if is_local(corpus.path) and os.path.isabs(path) and not _holds_anything(path):
+        path = plain_location(corpus.path)
+        if is_local(path) and os.path.isabs(path) and not _holds_anything(path):
             raise DataError(
                 f"{path} is absent or empty now; expected the corpus that was planned; mount it or bring it back, then "
                 "run again: finished parts are kept"

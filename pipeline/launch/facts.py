@@ -23,7 +23,7 @@ from mcjepa.cluster.preflight.run import Destination
 from mcjepa.data_prep.dataset.manifest import newest_revision
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.layout import manifest_key, shard_key
-from mcjepa.data_prep.storage import FolderStore, absolute_location, open_store
+from mcjepa.data_prep.storage import FolderStore, absolute_location, local_path, open_store
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.run.folder import CHECKPOINTS
 from mcjepa.pipeline.settings.stream import SourceConfig, StreamConfig
@@ -125,7 +125,7 @@ def probe_destination(name: str, location: str, needed_bytes: int = 0) -> Destin
     key, content = f".mcjepa-probe-{secrets.token_hex(6)}", secrets.token_bytes(64)
     try:
         if isinstance(open_store(location), FolderStore):
-            folder = _nearest_folder(absolute_location(location).removeprefix("file://"))
+            folder = _nearest_folder(local_path(absolute_location(location)))
             with tempfile.NamedTemporaryFile(dir=folder, prefix=key) as file:
                 file.write(content)
                 file.flush()
@@ -143,7 +143,7 @@ def probe_destination(name: str, location: str, needed_bytes: int = 0) -> Destin
 
 def checkpoints_there(run: str) -> int:
     """Checkpoints that the folder of a run, or of a sweep's runs, holds already; their room is no longer free."""
-    folder = Path(absolute_location(run).removeprefix("file://"))
+    folder = local_path(absolute_location(run))
     return sum(path.is_dir() for below in ("", "*/") for path in folder.glob(f"{below}{CHECKPOINTS}/step-*"))
 
 
@@ -155,7 +155,7 @@ def file_system(location: str, mounts: str = "/proc/self/mounts") -> str:
         mounts: the table of mounts.
     """
     try:
-        folder = _nearest_folder(absolute_location(location).removeprefix("file://")).resolve()
+        folder = _nearest_folder(local_path(absolute_location(location))).resolve()
         lines = Path(mounts).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
@@ -164,9 +164,8 @@ def file_system(location: str, mounts: str = "/proc/self/mounts") -> str:
     return max(fitting, key=lambda each: len(each[0]), default=("", ""))[1]
 
 
-def _nearest_folder(path: str) -> Path:
+def _nearest_folder(folder: Path) -> Path:
     """The folder, or the nearest above it that is there."""
-    folder = Path(path)
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
@@ -180,7 +179,7 @@ def write_rate(location: str) -> float | None:
         if not isinstance(open_store(location), FolderStore):
             return None
         block = secrets.token_bytes(1 << 20)
-        with tempfile.NamedTemporaryFile(dir=_nearest_folder(absolute_location(location))) as file:
+        with tempfile.NamedTemporaryFile(dir=_nearest_folder(local_path(absolute_location(location)))) as file:
             started = time.perf_counter()
             for _ in range(WRITE_BYTES // len(block)):
                 file.write(block)

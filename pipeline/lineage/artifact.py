@@ -164,11 +164,12 @@ def read_dataset(location: str, revision: int = 0, wanted_id: str = "") -> Artif
         others = (read_manifest(store, number) for number in range(1, newest_revision(store) + 1))
         manifest = next((other for other in others if other.dataset_id == wanted_id), manifest)
     totals = manifest.totals
+    made = [manifest.decoder, manifest.encoder, *(f"{name} {found}" for name, found in manifest.libraries.items())]
     facts = {
         "holds": f"{totals.samples} samples of {totals.inputs} inputs ({totals.quarantined} quarantined, "
         f"{totals.filtered} filtered) in {totals.shards} shards, {totals.bytes / 1e6:.1f} MB",
         "inputs_digest": manifest.inputs_digest,
-        "made by": f"{manifest.decoder}, {manifest.encoder}",
+        "made by": ", ".join(made),
         "revision": manifest.revision,
     }
     return Artifact(

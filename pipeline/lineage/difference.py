@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mcjepa.data_prep.dataset.inputs import InputRecord, read_inputs
+from mcjepa.data_prep.dataset.manifest import DatasetManifest
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import open_store
 from mcjepa.pipeline.errors import UsageError
@@ -63,6 +64,7 @@ PREFIXES = (
 )
 """Beginnings of a recipe's keys and their kind; the first that fits holds. Data go by their ids, not by these keys."""
 MOST_NAMED = 20
+LIBRARIES = "library "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,10 +154,9 @@ def _of_datasets(first: Artifact, second: Artifact) -> Iterator[Difference]:
         return
     where, found = _both("dataset", first, second), 0
     assert first.manifest is not None and second.manifest is not None
-    made = [
-        {"decoder": manifest.decoder, "encoder": manifest.encoder, **flatten(manifest.parameters, "parameters.")}
-        for manifest in (first.manifest, second.manifest)
-    ]
+    made = [_made(manifest) for manifest in (first.manifest, second.manifest)]
+    if not all(manifest.libraries for manifest in (first.manifest, second.manifest)):
+        made = [{key: said for key, said in each.items() if not key.startswith(LIBRARIES)} for each in made]
     for key, one, other in _unequal(*made):
         found += 1
         yield Difference(category="data", where=where, key=key, first=one, second=other)
@@ -171,6 +172,18 @@ def _of_datasets(first: Artifact, second: Artifact) -> Iterator[Difference]:
         yield Difference(
             category="data", where=where, key="the shards' bytes", first=first.identity, second=second.identity
         )
+
+
+def _made(manifest: DatasetManifest) -> dict[str, Any]:
+    """By what and how a dataset was made."""
+    requeues = {f"requeue {number}": made for number, made in enumerate(manifest.requeued_by, 1)}
+    return {
+        "decoder": manifest.decoder,
+        "encoder": manifest.encoder,
+        **{f"{LIBRARIES}{name}": found for name, found in manifest.libraries.items()},
+        **requeues,
+        **flatten(manifest.parameters, "parameters."),
+    }
 
 
 def _rest(found: Sequence[object]) -> list[tuple[str, str, str]]:

@@ -18,10 +18,9 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from mcjepa.data_prep.errors import AbsentKey, DataError
-from mcjepa.data_prep.storage import Store, atomic_write, explained_disk_errors, open_store
+from mcjepa.data_prep.storage import Store, atomic_write, explained_disk_errors, local_path, open_store
 from mcjepa.data_prep.storage.lease import LEASES
 
 log = logging.getLogger(__name__)
@@ -62,10 +61,9 @@ class RunFolder:
 
     def __init__(self, run: str, scratch: str = "") -> None:
         self.store: Store = open_store(run)
-        self.remote = urlsplit(run).scheme == "s3"
+        self.remote = run.startswith("s3://")
         if not self.remote:
-            parts = urlsplit(run)
-            self.path = Path(unquote(parts.path)) if parts.scheme == "file" else Path(run).expanduser()
+            self.path = local_path(run)
         else:
             self.path = Path(scratch).expanduser() if scratch else self.store.scratch()
         with explained_disk_errors(str(self.path)):

@@ -22,8 +22,6 @@ class PairFiles:
     """Field of FlowPair to name; optional files that are absent are left out."""
     absent: dict[str, str] = field(default_factory=dict)
     """The same of its optional files that are not there."""
-    needed: bool = True
-    """Whether the set cannot be prepared without it; else it is left out where a file of it is absent."""
 
 
 PairLister = Callable[[Tree, str], Iterator[PairFiles]]
@@ -73,11 +71,10 @@ def _complete(tree: Tree, split: str, pairs: Iterator[PairFiles]) -> Iterator[Pa
     found = False
     for pair in pairs:
         absent = next((pair.files[role] for role in REQUIRED if not tree.has(pair.files[role])), None)
-        if absent and pair.needed:
+        if absent:
             raise DataError(f"{tree.base}{absent} is not there; expected the pair {pair.name} whole; complete the set")
-        if not absent:
-            found = True
-            yield pair
+        found = True
+        yield pair
     if not found:
         part = f" in split {split!r}" if split else ""
         raise DataError(f"{tree.root} has no pair with ground truth{part}; expected at least one; correct the root")

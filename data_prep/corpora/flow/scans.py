@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mcjepa.data_prep.corpora.flow.pairs import REQUIRED, PairFiles, PairLister
-from mcjepa.data_prep.corpora.flow.sets import CHAIRS_LIST, CHAIRS_MARKS
+from mcjepa.data_prep.corpora.flow.sets import CHAIRS_LIST, CHAIRS_MARKS, SINTEL_FRAMES, SINTEL_SHORT_SCENES
 from mcjepa.data_prep.corpora.items import FlowPair
 from mcjepa.data_prep.corpora.places import Location
 from mcjepa.data_prep.corpora.trees import Tree
@@ -96,8 +96,6 @@ def _with_absent(known: list[str], pairs: list[FlowPair], missing: dict[str, str
     return listed | missing
 
 
-SINTEL_FRAMES = 50
-SINTEL_SHORT_SCENES = {"ambush_2": 21, "ambush_4": 33, "ambush_6": 20, "market_6": 40}
 SINTEL_SCENES = (
     *("alley_1", "alley_2", "ambush_2", "ambush_4", "ambush_5", "ambush_6", "ambush_7", "bamboo_1", "bamboo_2"),
     *("bandage_1", "bandage_2", "cave_2", "cave_4", "market_2", "market_5", "market_6", "mountain_1", "shaman_2"),

@@ -2,13 +2,15 @@
 
 All ground truth is flow from the first frame to the second in pixels, u right, v down. Each function lists a
 set's pairs by the names of their files: `fn(tree, split)`.
+
+A pair is listed where its flow is there, and where its frames tell that there was one: a lost flow must not be unseen.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator
 from itertools import pairwise
 
 from mcjepa.data_prep.corpora.flow.pairs import PairFiles, pair_files, refuse_split
@@ -17,13 +19,18 @@ from mcjepa.data_prep.errors import DataError
 
 CHAIRS_MARKS = {"train": "1", "val": "2"}
 CHAIRS_LIST = "FlyingChairs_train_val.txt"
-CHAIRS2_SAMPLE = re.compile(r"[^/]+/(?P<number>[^/]+)-(?:flow_01\.flo|img_0\.png)")
+CHAIRS_FILE = re.compile(r"data/(?P<name>.+)_(?:flow\.flo|img1\.ppm)")
+CHAIRS2_SAMPLE = re.compile(r"[^/]+/(?P<number>[^/]+)-(?:flow_(?:01|10)\.flo|img_[01]\.png)")
 THINGS3D_FLOW = re.compile(
     r"optical_flow/(?P<scene>.+)/(?P<direction>into_future|into_past)/(?P<camera>[^/]+)/"
     r"OpticalFlowInto(?:Future|Past)_(?P<number>\d+)_[LR]\.pfm"
 )
-SINTEL_FLOW = re.compile(r"training/flow/(?P<scene>[^/]+)/(?P<stem>frame_(?P<number>\d+))\.flo")
-KITTI_FLOW = re.compile(r"training/flow_occ/(?P<file>(?P<number>\d+)_10\.png)")
+THINGS3D_FRAME = re.compile(r"frames_[^/]+/(?P<scene>.+)/(?P<camera>[^/]+)/(?P<number>\d+)\.[a-z]+")
+SINTEL_FILE = re.compile(r"training/[^/]+/(?P<scene>[^/]+)/frame_(?P<number>\d+)\.(?:flo|png)")
+SINTEL_FRAMES = 50
+SINTEL_SHORT_SCENES = {"ambush_2": 21, "ambush_4": 33, "ambush_6": 20, "market_6": 40}
+"""Frames of the training scenes that have fewer."""
+KITTI_FIRST = re.compile(r"[a-z]+/[^/]+/(?P<number>\d+)_10\.png")
 MIDDLEBURY_FLOW = re.compile(r"other-gt-flow/(?P<sequence>[^/]+)/flow10\.flo")
 MOVING_PHOTOS_FILE = re.compile(
     r"(?P<place>heldout/(?P<sequence>[^/]+))/(?P<kind>flow|frame)_(?P<number>\d+)\.(?:flo|png)"
@@ -43,8 +50,8 @@ def chairs(tree: Tree, split: str) -> Iterator[PairFiles]:
         marks = tree.read_text(CHAIRS_LIST).split()
         names = [f"{number:05d}" for number, mark in enumerate(marks, 1) if mark == CHAIRS_MARKS[split]]
     else:
-        flows = [n for n in tree.below("data") if n.endswith("_flow.flo")]
-        names = [n.removeprefix("data/").removesuffix("_flow.flo") for n in flows]
+        found = {f"{found['name']}_flow.flo" for _, found in _matching(tree, "data", CHAIRS_FILE)}
+        names = [name.removesuffix("_flow.flo") for name in _by_bytes(found)]
     for name in names:
         start = f"data/{name}"
         yield pair_files(tree, name, f"{start}_img1.ppm", f"{start}_img2.ppm", f"{start}_flow.flo")
@@ -73,16 +80,47 @@ def things3d(rendering: str, tree: Tree, split: str) -> Iterator[PairFiles]:
     into_past/…/OpticalFlowIntoPast_0007_L.pfm, from frame 7 to 6. PFM of 3 channels u, v, 0, rows from the
     bottom; dense, some values are NaN or infinite and so not valid. The last frame's flow into the future and the
     first one's into the past lead to frames that are not there: left out. SPLIT: `TRAIN`, `TEST`, `TRAIN/A`, ….
+    Of a scene that has flow, each two neighbours have it in all the ways in which any two of the split have it.
     """
     layouts = ((f"frames_{rendering}pass", ".png"), (f"frames_{rendering}pass_webp", ".webp"))
     folder, suffix = next((x for x in layouts if tree.below(f"{x[0]}/{split}")), layouts[0])
-    for flow, found in _matching(tree, f"optical_flow/{split}", THINGS3D_FLOW):
-        scene, camera, direction, number = found["scene"], found["camera"], found["direction"], int(found["number"])
-        place = f"{folder}/{scene}/{camera}"
-        step = 1 if direction == "into_future" else -1
-        frame0, frame1, further = (f"{place}/{number + n * step:04d}{suffix}" for n in (0, 1, 2))
-        if tree.has(frame1) or tree.has(further):
+    flows = {
+        (found["scene"], found["direction"], found["camera"], int(found["number"])): flow
+        for flow, found in _matching(tree, f"optical_flow/{split}", THINGS3D_FLOW)
+    }
+    ends: dict[tuple[str, ...], list[int]] = {}
+    for *way, number in flows:
+        ends.setdefault(tuple(way), []).append(number)
+    frames = [
+        (f["scene"], f["camera"], int(f["number"])) for _, f in _matching(tree, f"{folder}/{split}", THINGS3D_FRAME)
+    ]
+    lost = _lost_of_things3d(flows, frames)
+    for key, flow in sorted({**lost, **flows}.items(), key=lambda pair: os.fsencode(pair[1])):
+        scene, direction, camera, number = key
+        place, step = f"{folder}/{scene}/{camera}", THINGS3D_STEPS[direction]
+        frame0, frame1 = (f"{place}/{n:04d}{suffix}" for n in (number, number + step))
+        last = max(ends.get(key[:3], [number]), key=lambda n: n * step)
+        if number != last or tree.has(frame1):
             yield pair_files(tree, f"{scene}/{camera}/{direction}/{number:04d}", frame0, frame1, flow)
+
+
+THINGS3D_STEPS = {"into_future": 1, "into_past": -1}
+Things3dKey = tuple[str, str, str, int]
+"""Scene, direction, camera and number of a flow."""
+
+
+def _lost_of_things3d(flows: Collection[Things3dKey], frames: list[tuple[str, str, int]]) -> dict[Things3dKey, str]:
+    """Names of the flows that are not there, of neighbours whose scene has some."""
+    scenes, ways = {key[0] for key in flows}, {key[1:3] for key in flows}
+    there, lost = set(frames), {}
+    for scene, camera, number in frames:
+        for direction, step in THINGS3D_STEPS.items():
+            key = scene, direction, camera, number
+            whole = scene in scenes and (direction, camera) in ways and (scene, camera, number + step) in there
+            if whole and key not in flows:
+                file = f"OpticalFlow{direction.title().replace('_', '')}_{number:04d}_{camera[0].upper()}.pfm"
+                lost[key] = f"optical_flow/{scene}/{direction}/{camera}/{file}"
+    return lost
 
 
 def sintel(rendering: str, tree: Tree, split: str) -> Iterator[PairFiles]:
@@ -90,19 +128,34 @@ def sintel(rendering: str, tree: Tree, split: str) -> Iterator[PairFiles]:
 
     training/{clean,final}/SCENE/frame_0001.png, training/flow/SCENE/frame_0001.flo (frame 1 to 2), masks
     occlusions (255: not seen in the next frame; of the pixels that leave the frame some are marked and some are not)
-    and invalid (255: the flow is not reliable, a few pixels). Frames without ground truth, and scenes that this pass
-    does not have, are left out; so are, in preparation, pairs that lack a frame.
+    and invalid (255: the flow is not reliable, a few pixels). Frames before the first and behind the last ground truth
+    of a scene that is not there whole, and scenes that this pass does not have, are left out.
     """
     refuse_split("MPI-Sintel", split)
     tree.keep("training/invalid", "training/occlusions")
-    scenes = {name.split("/")[2] for name in tree.below(f"training/{rendering}")}
-    for flow, found in _matching(tree, "training/flow", SINTEL_FLOW):
-        scene, stem, number = found["scene"], found["stem"], int(found["number"])
-        frame0, frame1 = (f"training/{rendering}/{scene}/frame_{n:04d}.png" for n in (number, number + 1))
-        if scene in scenes:
+    frames = _numbers_of_sintel(tree, rendering)
+    flows = _numbers_of_sintel(tree, "flow", frames)
+    for scene in _by_bytes(flows):
+        there, numbers = frames[scene], flows[scene]
+        last = SINTEL_SHORT_SCENES.get(scene, SINTEL_FRAMES)
+        whole = set(range(1, last + 1)) <= there
+        first, end = (1, last) if whole else (min(numbers, default=0), max(numbers, default=0))
+        known = numbers | {n for n in range(first, end) if {n, n + 1} <= there}
+        for number in sorted(known):
+            stem = f"frame_{number:04d}"
+            frame0, frame1 = (f"training/{rendering}/{scene}/frame_{n:04d}.png" for n in (number, number + 1))
             invalid, occluded = (f"training/{part}/{scene}/{stem}.png" for part in ("invalid", "occlusions"))
-            pair = pair_files(tree, f"{scene}/{stem}", frame0, frame1, flow, invalid=invalid, occluded=occluded)
-            yield replace(pair, needed=False)
+            flow = f"training/flow/{scene}/{stem}.flo"
+            yield pair_files(tree, f"{scene}/{stem}", frame0, frame1, flow, invalid=invalid, occluded=occluded)
+
+
+def _numbers_of_sintel(tree: Tree, part: str, scenes: Iterable[str] | None = None) -> dict[str, set[int]]:
+    """Numbers of a part's files by scene; of these scenes, also where there are none."""
+    numbers: dict[str, set[int]] = {scene: set() for scene in scenes or ()}
+    for _, found in _matching(tree, f"training/{part}", SINTEL_FILE):
+        if scenes is None or found["scene"] in numbers:
+            numbers.setdefault(found["scene"], set()).add(int(found["number"]))
+    return numbers
 
 
 def kitti2012(tree: Tree, split: str) -> Iterator[PairFiles]:
@@ -131,17 +184,20 @@ def hd1k(tree: Tree, split: str) -> Iterator[PairFiles]:
 
     hd1k_input/image_2/SEQUENCE_FRAME.png (000000_0010.png), 2560x1080; hd1k_flow_gt/flow_occ with the same names:
     KITTI's 16-bit PNG, sparse, flow to the sequence's next frame. The last flow of a sequence has no next frame
-    and is left out. Uncertainties are not read.
+    and is left out; of a sequence that has flow every other frame has it. Uncertainties are not read.
     """
     refuse_split("HD1K", split)
-    images = tree.below("hd1k_input/image_2")
+    images = [name for name in tree.below("hd1k_input/image_2") if _number_of(name) >= 0]
     gaps = {a: _number_of(b) - _number_of(a) for a, b in pairwise(images) if _sequence_of(a) == _sequence_of(b)}
     step = min(gaps.values(), default=1)  # of the whole set: where a frame is absent, the gap is larger
-    for flow in tree.below("hd1k_flow_gt/flow_occ"):
-        file = flow.rpartition("/")[2]
+    files = {name.rpartition("/")[2] for name in tree.below("hd1k_flow_gt/flow_occ")}
+    sequences = {_sequence_of(file) for file in files}
+    whole = (frame.rpartition("/")[2] for frame, gap in gaps.items() if gap == step)
+    for file in _by_bytes({*files, *(name for name in whole if _sequence_of(name) in sequences)}):
         frame0 = f"hd1k_input/image_2/{file}"
         if frame0 in gaps or not tree.has(frame0):
             frame1 = f"{_sequence_of(frame0)}_{_number_of(frame0) + step:04d}.png"
+            flow = f"hd1k_flow_gt/flow_occ/{file}"
             yield pair_files(tree, file.removesuffix(".png"), frame0, frame1, flow)
 
 
@@ -176,10 +232,12 @@ def _kitti(tree: Tree, folders: tuple[str, ...]) -> Iterator[PairFiles]:
     if not images:
         raise DataError(f"{tree.base}training has no {' or '.join(folders)}; expected KITTI's images; complete it")
     tree.keep("training/flow_noc", "training/obj_map")
-    for flow, found in _matching(tree, "training/flow_occ", KITTI_FLOW):
-        frame0, frame1 = f"{images}/{found['file']}", f"{images}/{found['number']}_11.png"
-        noc, objects = (f"training/{part}/{found['file']}" for part in ("flow_noc", "obj_map"))
-        yield pair_files(tree, found["number"], frame0, frame1, flow, flow_noc=noc, objects=objects)
+    numbers = {found["number"] for _, found in _matching(tree, "training/flow_occ", KITTI_FIRST)}
+    frames = {found["number"] for _, found in _matching(tree, images, KITTI_FIRST)}
+    for number in _by_bytes(numbers | {number for number in frames if tree.has(f"{images}/{number}_11.png")}):
+        frame0, frame1 = f"{images}/{number}_10.png", f"{images}/{number}_11.png"
+        flow, noc, objects = (f"training/{part}/{number}_10.png" for part in ("flow_occ", "flow_noc", "obj_map"))
+        yield pair_files(tree, number, frame0, frame1, flow, flow_noc=noc, objects=objects)
 
 
 def _matching(tree: Tree, folder: str, pattern: re.Pattern[str]) -> Iterator[tuple[str, re.Match[str]]]:
@@ -187,6 +245,11 @@ def _matching(tree: Tree, folder: str, pattern: re.Pattern[str]) -> Iterator[tup
     for name in tree.below(folder):
         if found := pattern.fullmatch(name):
             yield name, found
+
+
+def _by_bytes(names: Iterable[str]) -> list[str]:
+    """The names as listings sort them."""
+    return sorted(names, key=os.fsencode)
 
 
 def _sequence_of(name: str) -> str:
@@ -200,7 +263,6 @@ def _number_of(name: str) -> int:
 
 
 SINTEL_FRAME = re.compile(r"test/(?P<pass>[^/]+)/(?P<scene>[^/]+)/(?P<stem>frame_(?P<number>\d+))\.png")
-KITTI_FIRST = re.compile(r"testing/[^/]+/(?P<number>\d+)_10\.png")
 
 
 def sintel_test(tree: Tree, split: str) -> Iterator[PairFiles]:

@@ -2,7 +2,8 @@
 
 The stream is FFmpeg's "best" video stream (the most pixels, cover pictures left out). Its frames are numbered by
 presentation time, over the packets that give a picture: those with content that no edit list discards, from the
-first key frame's time on (pictures shown before it lean on frames that the file does not have).
+first key frame's time on (pictures shown before it lean on frames that the file does not have), and from the first
+picture that a decoder gives: where intra refresh stands for key frames, a stream that was cut takes some to recover.
 
 Where times start again (one recording behind another in a file) a new stretch begins: its frames come after those of
 the stretch before, whatever their times. A few frames are decoded for what only they tell: orientation, colours,
@@ -11,13 +12,12 @@ interlacing.
 
 from __future__ import annotations
 
-import contextlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -88,6 +88,12 @@ class VideoTable:
     """Whether the container's packets tell that all frames have one size."""
     timed: bool
     """Whether the container declares how long it is."""
+    exact: bool = True
+    """Whether every packet says when its picture is shown."""
+    refreshed: bool = False
+    """Whether it has key frames that its decoder can only recover by (H.264: open groups, intra refresh)."""
+    late: bool = False
+    """Whether the first pictures after the first key frame are not shown: the decoder has to recover first."""
 
     def upright_size(self, aspect: Fraction) -> tuple[int, int]:
         """Width and height upright, px, where pixels of `aspect` are made square."""
@@ -146,12 +152,14 @@ def _read_stream(path: str, container: Any, max_megapixels: float) -> VideoTable
     index, fps_hz = stream.index, float(stream.average_rate or 0)
     parameters = ParameterSets(stream.codec_context.name, stream.codec_context.extradata)
     first_frames = _FirstFrames(stream)
-    ticks, stretches, end_s = _walk_packets(container, stream, parameters, first_frames)
-    if not len(ticks):
+    packets = _walk_packets(container, stream, parameters, first_frames)
+    if not len(packets.ticks):
         raise DecodeFailure("its video stream has no frames")
     timed = bool(container.duration or stream.duration)
-    require_whole_play(container, stream, end_s)
-    times_s = (ticks * float(stream.time_base)).astype(np.float64)
+    require_whole_play(container, stream, packets.end_s)
+    facts = first_frames.facts()
+    unshown = first_frames.count_unshown(packets) if packets.exact else 0
+    times_s = (packets.ticks[unshown:] * float(stream.time_base)).astype(np.float64)
     return VideoTable(
         path=path,
         container=container.format.name,
@@ -160,11 +168,14 @@ def _read_stream(path: str, container: Any, max_megapixels: float) -> VideoTable
         height=height,
         fps_hz=fps_hz,
         times_s=times_s,
-        stretches=stretches,
+        stretches=packets.stretches[unshown:],
         pixel_aspect=aspect,
-        facts=first_frames.facts(),
+        facts=facts,
         steady=parameters.steady,
         timed=timed,
+        exact=packets.exact,
+        refreshed=parameters.refreshed,
+        late=unshown > 0,
     )
 
 
@@ -197,12 +208,20 @@ def walk(container: Any, stream: Any) -> Iterator[tuple[Any, bool]]:
         yield packet, begins
 
 
-def _walk_packets(
-    container: Any, stream: Any, parameters: ParameterSets, first_frames: _FirstFrames
-) -> tuple[IntArray, IntArray, float]:
-    """Ticks of the stream's frames and their stretches, in order; and when the last one ends, s."""
+class _Packets(NamedTuple):
+    """What the packets of a stream tell of its frames, in order."""
+
+    ticks: IntArray
+    stretches: IntArray
+    end_s: float
+    """When the last one ends."""
+    exact: bool
+    """Whether each has a presentation time."""
+
+
+def _walk_packets(container: Any, stream: Any, parameters: ParameterSets, first_frames: _FirstFrames) -> _Packets:
     times: list[IntArray] = []
-    ticks, first_key, end_s = array("q"), None, 0.0
+    ticks, first_key, end_s, exact = array("q"), None, 0.0, True
     for packet, begins in walk(container, stream):
         if begins:
             times.append(_shown(ticks, first_key))
@@ -218,10 +237,11 @@ def _walk_packets(
             first_key = at if first_key is None else first_key
         if not (packet.is_discard or _is_hidden(packet)):
             ticks.append(at)
+            exact = exact and packet.pts is not None
         end_s = max(end_s, packet_end_s(packet))
     times.append(_shown(ticks, first_key))
     numbers = np.repeat(np.arange(len(times)), [len(part) for part in times])
-    return np.concatenate(times), numbers.astype(np.int64), end_s
+    return _Packets(np.concatenate(times), numbers.astype(np.int64), end_s, exact)
 
 
 def _is_hidden(packet: Any) -> bool:
@@ -244,6 +264,7 @@ class _FirstFrames:
         stream.codec_context.thread_type = "NONE"
         self._frames: list[Any] = []
         self._packets = 0
+        self._damaged = False
 
     def look_at(self, packet: Any) -> None:
         """Decode a packet, the next one, as long as more frames are needed."""
@@ -252,8 +273,10 @@ class _FirstFrames:
         if len(self._frames) >= PROBED_FRAMES or self._packets > PROBED_PACKETS:
             return
         self._packets += 1
-        with contextlib.suppress(FFmpegError):  # the decoder proper says what is wrong with it
+        try:
             self._frames += packet.decode()
+        except FFmpegError:  # the decoder proper says what is wrong with it
+            self._damaged = True
 
     def facts(self) -> FrameFacts:
         """What they tell.
@@ -270,6 +293,13 @@ class _FirstFrames:
             transfer=int(first.color_trc),
             primaries=int(first.color_primaries),
             planar=all(map(is_planar, self._frames)),
+        )
+
+    def count_unshown(self, packets: _Packets) -> int:
+        """Frames of the first stretch that should come before the first one that does, though nothing is damaged."""
+        first = self._frames[0].pts
+        return (
+            0 if first is None or self._damaged else int(np.searchsorted(packets.ticks[packets.stretches == 0], first))
         )
 
 

@@ -15,6 +15,8 @@ FIXED_BY_CONTAINER = frozenset(
 )
 NAL_MARKS = {"h264": (0x1F, 7), "hevc": (0x7E, 66)}
 """Codec to mask and value of the first byte of a unit that holds a sequence's parameters."""
+H264_IDR = 5
+"""Type of the units of a picture that nothing after it reaches behind."""
 START = b"\0\0\1"
 MPEG_MARKS = {"mpeg2video": (b"\0\0\1\xb3", 4), "mpeg1video": (b"\0\0\1\xb3", 4), "mpeg4": (b"\0\0\1\x20", 24)}
 """Codec to the mark of the header with the size, and its length that matters, bytes."""
@@ -30,6 +32,8 @@ class ParameterSets:
         self._extradata = extradata or b""
         self._found: set[bytes] = set(self._headers(self._extradata))
         self.steady = codec in FIXED_BY_CONTAINER or codec in NAL_MARKS or codec in MPEG_MARKS
+        self.refreshed = False
+        """Whether key packets of H.264 are none that a decoder can begin with anew: it recovers from there on."""
 
     def add(self, packet: Any) -> None:
         """Take in a key packet."""
@@ -38,8 +42,11 @@ class ParameterSets:
         if packet.has_sidedata("new_extradata"):
             self.steady = False
             return
-        self._found.update(self._headers(bytes(packet)))
+        data = bytes(packet)
+        self._found.update(self._headers(data))
         self.steady = len(self._found) <= 1
+        if self._codec == "h264" and not self.refreshed:
+            self.refreshed = not any(unit and unit[0] & 0x1F == H264_IDR for unit in self._units(data))
 
     def _headers(self, data: bytes) -> Iterator[bytes]:
         if self._codec in MPEG_MARKS:

@@ -186,3 +186,30 @@ def test_davis_test_sequences_have_the_mask_of_their_first_frame(tmp_path: Path)
 def test_real_first_frames_of_the_davis_test_set_can_be_listed(sample_data: Path) -> None:
     found = sequences("davis", sample_data / "davis/DAVIS-2017-test-dev_first_frames")
     assert len(found) == 15 and set(found.values()) == {("00000.jpg",)}
+
+
+@pytest.mark.parametrize(
+    ("reader", "layout", "frame"),
+    [
+        ("sintel", layouts.sintel, "training/clean/alley_1/frame_{:04d}.png"),
+        ("flyingthings3d", layouts.things3d, "frames_cleanpass/TRAIN/A/0000/left/{:04d}.png"),
+        ("kitti2015-multiview", layouts.kitti2015, "training/image_2/000004_{:02d}.png"),
+        ("hd1k-sequences", layouts.hd1k, "hd1k_input/image_2/000000_{:04d}.png"),
+        ("davis", layouts.davis, "JPEGImages/480p/bear/{:05d}.jpg"),
+    ],
+)
+def test_a_sequence_that_lost_a_frame_is_refused_whole(
+    reader: str, layout: Callable[[Path], Path], frame: str, tmp_path: Path
+) -> None:
+    """Those beside it would be taken for neighbours."""
+    root = layout(tmp_path)
+    for path in (root / frame).parent.glob(frame.rpartition("/")[2].partition("{")[0] + "*"):
+        path.unlink()
+    for number in (30, 31, 33):
+        layouts.picture(root / frame.format(number), number)
+    items = list(INPUT_READERS[reader](str(root), ""))
+    refused = [item for item in items if item.refusal]
+    assert [item.members[0].endswith(frame.rpartition("/")[2].format(30)) for item in refused] == [True]
+    assert "31." in refused[0].refusal and "a frame between them is not there" in refused[0].refusal
+    layouts.picture(root / frame.format(32), 32)
+    assert not any(item.refusal for item in INPUT_READERS[reader](str(root), ""))

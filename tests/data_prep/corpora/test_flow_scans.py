@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mcjepa.data_prep.corpora import FLOW_SCANS, FLOW_SETS, FLOW_TEST_SETS
+from mcjepa.data_prep.corpora import FLOW_SCANS, FLOW_SETS, FLOW_TEST_SETS, INPUT_READERS
 from mcjepa.data_prep.corpora.flow import scans as flow_expected
 from mcjepa.data_prep.corpora.flow.places import MARKS, find_set_folder
 from mcjepa.data_prep.errors import DataError
@@ -56,7 +56,8 @@ def test_a_missing_sintel_frame_spoils_the_pairs_it_belongs_to_in_its_pass_only(
     assert names(scan) == ["alley_1/frame_0002"]
     assert scan.missing == {"alley_1/frame_0001": "training/clean/alley_1/frame_0001.png is not there"}
     assert FLOW_SCANS["sintel-final"](tmp_path, subset=True).missing == {}
-    assert [pair.name for pair in FLOW_SETS["sintel-clean"](tmp_path)] == ["alley_1/frame_0002"]
+    with pytest.raises(DataError, match=r"clean/alley_1/frame_0001\.png is not there"):
+        FLOW_SETS["sintel-clean"](tmp_path)
 
 
 @pytest.mark.parametrize("subset", [False, True])
@@ -96,6 +97,69 @@ def test_frames_whose_flow_is_lost_are_a_missing_pair(tmp_path: Path, sample_dat
     scan = FLOW_SCANS["moving-photos"](tmp_path / "m")
     assert names(scan) == ["00000/9998", "00000/10000"]
     assert scan.missing == {"00000/9999": "heldout/00000/flow_9999.flo is not there"}
+
+
+LOST = {
+    "chairs": ("chairs", "data/00002_flow.flo", "00002"),
+    "chairs-val": ("chairs", "data/00002_flow.flo", "00002"),
+    "kitti2015": ("kitti2015", "training/flow_occ/000004_10.png", "000004"),
+    "hd1k": ("hd1k", "hd1k_flow_gt/flow_occ/000000_0011.png", "000000_0011"),
+    "things3d-clean": (
+        "things3d",
+        "optical_flow/TRAIN/A/0000/into_past/right/OpticalFlowIntoPast_0007_R.pfm",
+        "TRAIN/A/0000/right/into_past/0007",
+    ),
+    "sintel-final": ("sintel", "training/flow/alley_1/frame_0002.flo", "alley_1/frame_0002"),
+}
+
+
+@pytest.mark.parametrize("set_name", LOST)
+def test_a_lost_flow_is_an_error_in_preparation_and_named_in_a_scan(set_name: str, tmp_path: Path) -> None:
+    """Its pair would else vanish without a word."""
+    layout, lost, pair = LOST[set_name]
+    root = getattr(layouts, layout)(tmp_path)
+    for number in (4, 5):
+        layouts.picture(root / f"training/final/alley_1/frame_{number:04d}.png", number)
+        layouts.flow(root / f"training/flow/alley_1/frame_{number - 1:04d}.flo", 1)
+    whole = [found.name for found in FLOW_SETS[set_name](root)]
+    assert pair in whole
+    (root / lost).unlink()
+    with pytest.raises(DataError, match=f"{lost} is not there; expected the pair {pair} whole"):
+        FLOW_SETS[set_name](root)
+    with pytest.raises(DataError, match="complete the set"):
+        list(INPUT_READERS[set_name](str(root), ""))
+    if len(whole) > 1:
+        scan = FLOW_SCANS[set_name](root, subset=True)
+        assert scan.missing[pair] == f"{lost} is not there" and set(names(scan)) | set(scan.missing) == set(whole)
+
+
+@pytest.mark.parametrize("lost", [1, 7, 19])
+def test_of_a_whole_scene_of_sintel_no_flow_may_be_lost(lost: int, tmp_path: Path) -> None:
+    """At its ends, too; of scenes that are there in part, frames around those with ground truth are none."""
+    for number in range(1, 21):
+        layouts.picture(tmp_path / f"training/clean/ambush_6/frame_{number:04d}.png", number)
+        if number < 20:
+            layouts.flow(tmp_path / f"training/flow/ambush_6/frame_{number:04d}.flo", 1)
+    assert len(FLOW_SETS["sintel-clean"](tmp_path)) == 19
+    (tmp_path / f"training/flow/ambush_6/frame_{lost:04d}.flo").unlink()
+    with pytest.raises(DataError, match=f"ambush_6/frame_{lost:04d}.flo is not there"):
+        FLOW_SETS["sintel-clean"](tmp_path)
+    (tmp_path / "training/clean/ambush_6/frame_0011.png").rename(tmp_path / "training/clean/ambush_6/frame_0021.png")
+    assert (FLOW_SCANS["sintel-clean"](tmp_path, subset=True).missing.keys() >= {f"ambush_6/frame_{lost:04d}"}) == (
+        lost == 7
+    )
+
+
+def test_a_last_frame_of_things3d_that_is_lost_is_told_by_the_flow_it_had(tmp_path: Path) -> None:
+    layouts.things3d(tmp_path)
+    for number in (8, 9):
+        layouts.flow(
+            tmp_path / f"optical_flow/TRAIN/A/0000/into_future/left/OpticalFlowIntoFuture_{number:04d}_L.pfm", 1
+        )
+        layouts.picture(tmp_path / f"frames_cleanpass/TRAIN/A/0000/left/{number:04d}.png")
+    (tmp_path / "frames_cleanpass/TRAIN/A/0000/left/0009.png").unlink()
+    with pytest.raises(DataError, match=r"left/0009\.png is not there"):
+        FLOW_SETS["things3d-clean"](tmp_path)
 
 
 def test_a_missing_frame_of_hd1k_is_not_bridged(tmp_path: Path) -> None:

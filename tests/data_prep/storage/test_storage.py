@@ -5,11 +5,15 @@ from __future__ import annotations
 import itertools
 import os
 import pickle
+import shutil
 import threading
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
+from mcjepa.data_prep.corpora.places import plain_location, store_and_key
+from mcjepa.data_prep.corpora.trees import Tree
 from mcjepa.data_prep.errors import AbsentKey, DataError
 from mcjepa.data_prep.storage import (
     FolderStore,
@@ -19,6 +23,7 @@ from mcjepa.data_prep.storage import (
     atomic_write,
     explained_disk_errors,
     join_location,
+    local_path,
     open_store,
 )
 
@@ -188,9 +193,48 @@ def test_locations_are_paths_urls_or_buckets(tmp_path: Path) -> None:
     assert isinstance(store, FolderStore) and store.path("k") == tmp_path / "with space" / "k"
     assert join_location("s3://b/p/", "clips") == "s3://b/p/clips"
     assert absolute_location("s3://b/p") == "s3://b/p" and absolute_location("x") == str(Path("x").absolute())
-    for wrong in ("ftp://x/y", "", "s3://"):
+    for wrong in ("ftp://x/y", "", "s3://", "file://data/x", "file://data", "file://~/data"):
         with pytest.raises(DataError):
             open_store(wrong)
+
+
+ODD_NAMES = ("a#b", "a?b", "a b", "50%", "50%25", "a%20b", "é+&=;", "file:x", "[x")
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_no_letter_of_a_location_cuts_it_off(name: str, tmp_path: Path) -> None:
+    place = tmp_path / name / "set"
+    for location in (str(place), place.as_uri(), f"file://{tmp_path}/{quote(name, safe='#?')}/set"):
+        store = open_store(location)
+        store.write("k#1?/x%20", b"content")
+        assert (place / "k#1?" / "x%20").read_bytes() == b"content" and list(store.list("")) == ["k#1?/x%20"]
+        assert open_store(join_location(location, name)).location.startswith(location)
+        open_store(join_location(location, name)).write("k", location.encode())
+        assert (place / name / "k").read_text() == location
+        assert plain_location(location) == str(place) == str(local_path(location))
+        shutil.rmtree(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plain_path_is_no_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    open_store("file:x").write("k", b"1")
+    assert (tmp_path / "file:x" / "k").read_bytes() == b"1"
+    assert open_store("//[x/y").location == "//[x/y"
+    assert local_path("file://localhost/a%23") == Path("/a#")
+    assert local_path(Path("/\udcff#").as_uri()) == Path("/\udcff#")
+
+
+def test_objects_keep_their_names_whatever_letters_they_have(s3: str) -> None:
+    for name in ODD_NAMES:
+        store = open_store(f"{s3}/{name}")
+        store.write("k#1?/x%20", name.encode())
+        assert [entry.key for entry in store.files()] == ["k#1?/x%20"] and store.level() == ["k#1?/"]
+        store.move("k#1?/x%20", "m+%2B")
+        assert store.read("m+%2B") == name.encode() and store.size("m+%2B") == len(name.encode())
+        found, key = store_and_key(f"{s3}/{name}/m+%2B")
+        assert found.read(key) == name.encode()
+        assert Tree(f"{s3}/{name}").below("") == ["m+%2B"]
 
 
 def test_a_file_is_moved_with_its_content(store: Store) -> None:

@@ -224,12 +224,14 @@ def test_relative_locations_hold_in_workers_that_run_elsewhere(
 
 
 def test_an_exchange_is_cleared_however_its_location_is_written(tmp_path: Path) -> None:
-    folder = tmp_path / "a b%20c" / "planning"
-    for location in (str(folder), folder.as_uri()):
+    folder = tmp_path / "a b%20c#1?" / "planning"
+    neighbour = tmp_path / "a b%20c"
+    neighbour.mkdir()
+    for location in (str(folder), folder.as_uri(), folder.as_uri().replace("%23", "#").replace("%3F", "?")):
         with parallel_plan._exchange(location) as exchange:
             exchange.write("000000.digest", b"1")
             assert files_of(folder) == {"000000.digest"}
-        assert not folder.exists()
+        assert not folder.exists() and neighbour.exists()
 
 
 @pytest.mark.usefixtures("small_limits")
