@@ -70,7 +70,7 @@ def test_names_that_are_no_text_are_linked_under_plain_ones(tmp_path: Path, scra
 def test_inputs_from_s3_are_whole_and_gone_afterwards(tmp_path: Path, scratch: Path, s3: str) -> None:
     store = open_store(s3)
     layouts.sintel(tmp_path / "sintel")
-    for path in (tmp_path / "sintel/training").rglob("*_000[12].*"):
+    for path in (tmp_path / "sintel/training").rglob("*_000*.*"):
         store.write(path.relative_to(tmp_path).as_posix(), path.read_bytes())
     (frame0, *_), (pair, *_) = listed("images", s3), listed("sintel-clean", f"{s3}/sintel")
     with local_input(frame0, scratch) as found:
