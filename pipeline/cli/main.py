@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(words: list[str]) -> argparse.Namespace:
     """A command line's arguments; `argv` is the words themselves. Leaves the process where they are not understood."""
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     parser = build_parser()
     wrong = unknown_name(words)
     if wrong:
@@ -43,9 +45,21 @@ def parse(words: list[str]) -> argparse.Namespace:
     if rest and hasattr(arguments, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
         arguments.overrides, rest = [*arguments.overrides, *rest], []  # argparse stops collecting at an option
     if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.exit(USAGE, f"mcjepa: {_not_taken(rest[0], arguments)}\n")
     arguments.argv = words
     return arguments
+
+
+def _not_taken(word: str, arguments: argparse.Namespace) -> str:
+    """What is wrong with a word that a command does not take, with the nearest of its options."""
+    name = " ".join(filter(None, (arguments.command, getattr(arguments, "verb", None))))
+    typed = f"mcjepa {name}".rstrip()
+    if not word.startswith("-"):
+        return f"`{typed}` takes no {word!r}; `{typed} --help` says what it takes"
+    own = next((command.options for command in COMMANDS if command.name == name), ())
+    options = [each for names, _ in own for each in names if each.startswith("-")] or ["--version", "--verbose"]
+    wrong = word.partition("=")[0]
+    return f"`{typed}` has no option {wrong!r}: {nearest_name(wrong, [*options, '--help'])}"
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -47,6 +47,12 @@ def test_every_group_has_verbs_and_no_name_is_used_twice() -> None:
         (["drill", "zzz"], "no verb 'zzz' of `mcjepa drill`: expected one of preempt, node-loss, storage"),
         (["train", "quikstart"], "did you mean 'quickstart'?"),
         (["launch", "train", "quickstart", "--site", "slrm"], "did you mean 'slurm'?"),
+        (["train", "quickstart", "--rnaks", "2"], "`mcjepa train` has no option '--rnaks': did you mean '--ranks'?"),
+        (["eval", "vos", "w", "--data", "d", "--set", "s", "--perset=crw"], "did you mean '--preset'?"),
+        (["--verison"], "`mcjepa` has no option '--verison': did you mean '--version'?"),
+        (["explain", "a", "b"], "`mcjepa explain` takes no 'b'; `mcjepa explain --help` says what it takes"),
+        (["train", "quickstart", "--ranks", "-1"], "--ranks: '-1', expected a whole number, 0 or more"),
+        (["train"], "the following arguments are required: RECIPE\n"),
     ],
 )
 def test_a_mistyped_name_is_answered_by_the_nearest(
@@ -57,6 +63,13 @@ def test_a_mistyped_name_is_answered_by_the_nearest(
     except SystemExit as end:
         code = end.code
     assert code == exits.USAGE and advice in capsys.readouterr().err
+
+
+def test_help_is_a_word_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, mark in ((["help"], "exit codes:"), (["help", "prep", "run"], "usage: mcjepa prep run ")):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == exits.OK and mark in capsys.readouterr().out
 
 
 def test_locally_started_ranks_get_the_very_words_of_their_parent(
