@@ -25,7 +25,7 @@ from mcjepa.model.config import ModelConfig
 from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.pipeline.checkpoint import Checkpoint, complete_checkpoints, newest_weights, read_parameters, step_name
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.recipe.files import validate
+from mcjepa.pipeline.recipe.validation import validate
 from mcjepa.pipeline.run.folder import CHECKPOINTS, RECIPE, WEIGHTS, read_run_record
 
 log = logging.getLogger(__name__)

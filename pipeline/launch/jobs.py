@@ -25,9 +25,10 @@ from mcjepa.pipeline.exits import OK, PARTIAL
 from mcjepa.pipeline.launch.preflight import launch_findings
 from mcjepa.pipeline.launch.ranks import MODULE
 from mcjepa.pipeline.launch.sites import SITE_RECORD, jobs_folder
-from mcjepa.pipeline.recipe.files import override, validate
+from mcjepa.pipeline.recipe.files import override
 from mcjepa.pipeline.recipe.recipe import Recipe, required
 from mcjepa.pipeline.recipe.sweep import sweep_runs
+from mcjepa.pipeline.recipe.validation import validate
 from mcjepa.pipeline.run.folder import RECIPE
 from mcjepa.pipeline.stream.order import check_world_size
 from mcjepa.pipeline.tracking import Tracker

@@ -14,7 +14,8 @@ from mcjepa.evals.probe.settings import PROTOCOL_OF_SET, PROTOCOLS, ProbeConfig,
 from mcjepa.evals.settings import EvalConfig
 from mcjepa.evals.vos.settings import PRESETS, VosConfig
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.recipe.files import apply_overrides, validate
+from mcjepa.pipeline.recipe.files import apply_overrides
+from mcjepa.pipeline.recipe.validation import validate
 
 SHORT_NAMES = {"voc": "voc2012"}
 """Of data sets."""

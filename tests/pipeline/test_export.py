@@ -19,7 +19,8 @@ from mcjepa.model import pretrained
 from mcjepa.model.config import ModelConfig
 from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.pipeline.cli.main import main
-from mcjepa.pipeline.recipe.files import to_plain, validate
+from mcjepa.pipeline.recipe.files import to_plain
+from mcjepa.pipeline.recipe.validation import validate
 from mcjepa.pipeline.settings.train import TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
