@@ -19,7 +19,6 @@ from mcjepa.pipeline.recipe.validation import validate
 from mcjepa.pipeline.run.folder import JOBS
 
 JOBS_FOLDER = "jobs"
-SITE_RECORD = "site.json"
 
 
 @contextlib.contextmanager
