@@ -6,6 +6,7 @@ Nothing heavy is imported here: each command names its handler, which is importe
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import os
@@ -130,16 +131,23 @@ def _run(arguments: argparse.Namespace) -> int:
     except (UsageError, DataError, RunError, OSError) as error:
         if arguments.verbose:
             logging.getLogger(__name__).exception("%s", error)
-        print(f"mcjepa: {_one_line(error)}", file=sys.stderr)
+        print(f"mcjepa: {one_line(error)}", file=sys.stderr)
         return USAGE if isinstance(error, UsageError) else REJECTED
 
 
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError):
+def one_line(error: Exception) -> str:
+    """An error as one line. The system's own words get a piece of advice; those of this project have theirs.
+
+    >>> one_line(FileNotFoundError(2, "No such file or directory", "r.yaml"))
+    'No such file or directory at r.yaml; check the path and its permissions'
+    >>> one_line(OSError("no folder below /tmp; expected to write there; set TMPDIR"))
+    'no folder below /tmp; expected to write there; set TMPDIR'
+    """
+    if isinstance(error, OSError) and error.strerror:
         place = f" at {error.filename}" if error.filename else ""
-        advice = "; free some space and rerun" if error.errno == 28 else "; check the path and its permissions"
-        return f"{error.strerror or error}{place}{advice}"
-    return " ".join(str(error).split())
+        advice = "free some space and rerun" if error.errno == errno.ENOSPC else "check the path and its permissions"
+        return f"{error.strerror}{place}; {advice}"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _start_logging(verbose: bool) -> None:

@@ -16,7 +16,8 @@ import pytest
 from mcjepa.cluster import local, restarts
 from mcjepa.pipeline import exits
 from mcjepa.pipeline.cli.commands import COMMANDS, GROUPS, Command
-from mcjepa.pipeline.cli.main import main, parse
+from mcjepa.pipeline.cli.main import main, one_line, parse
+from mcjepa.pipeline.errors import RunError
 from tests.pipeline.small_recipe import write_small_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -63,6 +64,16 @@ def test_a_mistyped_name_is_answered_by_the_nearest(
     except SystemExit as end:
         code = end.code
     assert code == exits.USAGE and advice in capsys.readouterr().err
+
+
+def test_an_error_has_one_piece_of_advice() -> None:
+    for error, told in (
+        (OSError(28, "No space left on device", "a"), "No space left on device at a; free some space and rerun"),
+        (PermissionError(13, "Permission denied", "a"), "Permission denied at a; check the path and its permissions"),
+        (OSError("no folder below /t; expected to write\n there; set TMPDIR"),) * 2,
+        (RunError("the run ended; expected more; see its log"), "the run ended; expected more; see its log"),
+    ):
+        assert one_line(error) == " ".join(str(told).split())
 
 
 def test_help_is_a_word_too(capsys: pytest.CaptureFixture[str]) -> None:
