@@ -35,7 +35,7 @@ from mcjepa.pipeline.cli.options import (
     count,
     flag,
     option,
-    real,
+    seconds,
     settings_of,
 )  # fmt: skip
 
@@ -151,8 +151,8 @@ COMMANDS = (
             option("--weights", metavar="DIR", help="a weights folder instead of the run's newest"),
             flag("--follow", "score all weights of the run, and new ones as they appear, until the training ends"),
             flag("--again", "score again what has already been scored"),
-            real("--poll-s", "S", "with --follow: seconds between looks (%(default)s)", 30.0),
-            real("--patience-s", "S", "with --follow: give up after so long without new weights; 0: never", 0.0),
+            seconds("--poll-s", "S", "with --follow: seconds between looks (%(default)s)", 30.0),
+            seconds("--patience-s", "S", "with --follow: give up after so long without new weights; 0: never", 0.0),
             JSON,
         ),
     ),

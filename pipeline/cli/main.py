@@ -46,7 +46,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     if rest and hasattr(arguments, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
         arguments.overrides, rest = [*arguments.overrides, *rest], []  # argparse stops collecting at an option
     if rest:
-        parser.exit(USAGE, f"mcjepa: {_not_taken(rest[0], arguments)}\n")
+        odd = [word for word in rest if word.startswith("-") or "=" not in word]
+        parser.exit(USAGE, f"mcjepa: {_not_taken((odd or rest)[0], arguments)}\n")
     arguments.argv = words
     return arguments
 
@@ -56,7 +57,7 @@ def _not_taken(word: str, arguments: argparse.Namespace) -> str:
     name = " ".join(filter(None, (arguments.command, getattr(arguments, "verb", None))))
     typed = f"mcjepa {name}".rstrip()
     if not word.startswith("-"):
-        return f"`{typed}` takes no {word!r}; `{typed} --help` says what it takes"
+        return f"`{typed}` takes no {word!r}; `{typed} --help` says what it takes; quote what belongs together"
     own = next((command.options for command in COMMANDS if command.name == name), ())
     options = [each for names, _ in own for each in names if each.startswith("-")] or ["--version", "--verbose"]
     wrong = word.partition("=")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any, NamedTuple
 
 
@@ -32,6 +33,21 @@ def _natural(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number, 0 or more")
     return int(text)
+
+
+def seconds(name: str, metavar: str, text: str, default: float) -> Option:
+    """An option that takes a time in seconds, 0 or more."""
+    return option(name, type=_seconds, metavar=metavar, default=default, help=text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected seconds as a number, 0 or more")
+    return value
 
 
 def real(name: str, metavar: str, text: str, default: float | None = None) -> Option:

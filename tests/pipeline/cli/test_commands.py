@@ -54,6 +54,16 @@ def test_every_group_has_verbs_and_no_name_is_used_twice() -> None:
         (["explain", "a", "b"], "`mcjepa explain` takes no 'b'; `mcjepa explain --help` says what it takes"),
         (["train", "quickstart", "--ranks", "-1"], "--ranks: '-1', expected a whole number, 0 or more"),
         (["train"], "the following arguments are required: RECIPE\n"),
+        (["eval", "all", "quickstart", "a.b={c:", "d=1}", "--json", "e", "f"], "`mcjepa eval all` takes no 'e'"),
+        (["eval", "all", "quickstart", "--poll-s", "-1"], "--poll-s: '-1', expected seconds as a number, 0 or more"),
+        (["eval", "all", "quickstart", "--patience-s", "nan"], "--patience-s: 'nan', expected seconds"),
+        (
+            ["eval", "probe", "w", "--data", "d", "--set", "vocc"],
+            "--set has no data set 'vocc': did you mean 'voc2012'?",
+        ),
+        (["eval", "finetune", "w", "--data", "d", "--set", "camvidd"], "did you mean 'camvid'?"),
+        (["eval", "vos", "nano", "--data", "d", "--set", "davis", "--out", __file__], "is a file, expected a folder"),
+        (["eval", "compare", "=outputs"], "'=outputs' names no evaluation, expected DIR or LABEL=DIR"),
     ],
 )
 def test_a_mistyped_name_is_answered_by_the_nearest(
