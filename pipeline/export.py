@@ -75,10 +75,15 @@ def export_weights(checkpoint: Path, out: Path, encoder_only: bool, licence: str
 
 
 def _check_out(out: Path, source: Path) -> None:
-    """Refuses a folder that holds anything else, or what is to be exported."""
+    """Refuses a folder that holds anything else, what is to be exported, and any of a run's own weights."""
     own = {pretrained.WEIGHTS_NAME, pretrained.CONFIG_NAME, CARD_NAME}
     if out.resolve() == source.resolve():
         raise UsageError(f"--out is {out}, the exported folder itself; expected another; choose a new one")
+    above = out.resolve().parent
+    if above.name == WEIGHTS and (above.parent / RECIPE).is_file():
+        raise UsageError(
+            f"--out is {out}, among the weights that a run keeps; expected another folder; choose a new one"
+        )
     if out.is_dir():
         odd = sorted({path.name for path in out.iterdir()} - own)
         if odd:

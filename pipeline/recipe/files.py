@@ -74,6 +74,9 @@ def find_recipe(name: str) -> Path:
     if "=" in name:
         raise UsageError(f"{name!r} stands where the recipe is expected, key=value after it; name the recipe first")
     near = nearest_name(name, shipped_recipes())
+    if "did you mean" not in near:
+        top = ", ".join(known for known in shipped_recipes() if "/" not in known)
+        near = f"expected one of {top}, ablations/…, study/…"
     if len(path.parts) > 2 or (path.suffix and "did you mean" not in near):
         raise UsageError(f"no file {name}, expected a YAML file, or the name of a shipped recipe; correct the path")
     raise UsageError(f"no recipe {name!r}, expected a YAML file or a shipped recipe: {near}")
