@@ -144,11 +144,22 @@ def one_line(error: Exception) -> str:
     >>> one_line(OSError("no folder below /tmp; expected to write there; set TMPDIR"))
     'no folder below /tmp; expected to write there; set TMPDIR'
     """
+    if isinstance(error, FileNotFoundError) and not error.filename and not _is_here():
+        return "the current folder was removed, expected one that is there; change to another"
     if isinstance(error, OSError) and error.strerror:
         place = f" at {error.filename}" if error.filename else ""
         advice = "free some space and rerun" if error.errno == errno.ENOSPC else "check the path and its permissions"
         return f"{error.strerror}{place}; {advice}"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_here() -> bool:
+    """Whether the current folder still exists."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _start_logging(verbose: bool) -> None:

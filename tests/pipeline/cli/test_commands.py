@@ -86,6 +86,22 @@ def test_an_error_has_one_piece_of_advice() -> None:
         assert one_line(error) == " ".join(str(told).split())
 
 
+def test_a_folder_that_was_removed_under_the_command_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["recipe", "quickstart"]) == exits.REJECTED
+    assert "the current folder was removed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_are_no_error(closed: str) -> None:
+    script = f"{shlex.quote(sys.executable)} -m mcjepa recipe quickstart {closed}"
+    assert subprocess.run(["sh", "-c", script], cwd=REPOSITORY, stdout=subprocess.DEVNULL).returncode == exits.OK
+
+
 def test_help_is_a_word_too(capsys: pytest.CaptureFixture[str]) -> None:
     for words, mark in ((["help"], "exit codes:"), (["help", "prep", "run"], "usage: mcjepa prep run ")):
         with pytest.raises(SystemExit) as end:
