@@ -45,9 +45,14 @@ _settle()
 
 def main() -> int:
     """Runs the command line of this process and returns its exit code."""
-    from mcjepa.pipeline.cli.main import main as run
+    try:
+        from mcjepa.pipeline.cli.main import main as run
 
-    return run()
+        return run()
+    except KeyboardInterrupt:  # before the command had begun
+        from mcjepa.pipeline.exits import INTERRUPTED
+
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -102,6 +102,20 @@ def test_streams_that_are_closed_are_no_error(closed: str) -> None:
     assert subprocess.run(["sh", "-c", script], cwd=REPOSITORY, stdout=subprocess.DEVNULL).returncode == exits.OK
 
 
+def test_an_interrupt_before_the_command_has_begun_is_no_traceback() -> None:
+    code = (
+        "import signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'argparse': signal.raise_signal(signal.SIGINT)\n"
+        "sys.modules.pop('argparse', None); sys.meta_path.insert(0, Interrupting())\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from mcjepa.__main__ import main; sys.exit(main())"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (exits.INTERRUPTED, "")
+
+
 def test_help_is_a_word_too(capsys: pytest.CaptureFixture[str]) -> None:
     for words, mark in ((["help"], "exit codes:"), (["help", "prep", "run"], "usage: mcjepa prep run ")):
         with pytest.raises(SystemExit) as end:
