@@ -20,7 +20,7 @@ from mcjepa.cluster.errors import LaunchError
 from mcjepa.cluster.site import Need, Site, Stage
 
 VERSION = 1
-RECORD = "launch.json"
+RECORD, SITE_RECORD = "launch.json", "site.json"
 IN_TERMINAL = "debug"
 """Id of a job that runs in the terminal."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Iterator
@@ -52,12 +53,13 @@ def read_status(folder: Path) -> list[JobStatus]:
         return []
     states = job_states(record.ids) if record.last["kind"] == "slurm" else {}
     found = []
-    for element, job in zip(record.elements, record.ids, strict=True):
+    names = [element.name for element in record.elements]
+    for name, job in itertools.zip_longest(names[: len(record.ids)], record.ids, fillvalue=""):  # a launch was cut off
         state = JobState(folder, job)
         word, detail = states[job] if states else _local_state(folder, job, state)
         if word == GONE and record.last["kind"] == "slurm":
             word, detail = _noted_state(state, record.cancelled) or (word, detail)
-        found.append(JobStatus(job, element.name, word, detail, len(state.starts), state.content["idle"]))
+        found.append(JobStatus(job, name, word, detail, len(state.starts), state.content["idle"]))
     return found
 
 

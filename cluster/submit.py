@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import shlex
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mcjepa.cluster.errors import LaunchError
-from mcjepa.cluster.job import IN_TERMINAL, RECORD, Job, Record, read_record, write_json, write_record
+from mcjepa.cluster.job import IN_TERMINAL, RECORD, SITE_RECORD, Job, Record, read_record, write_json, write_record
 from mcjepa.cluster.script import NO_TIMEOUTS, python_words, slurm_parameters
 from mcjepa.cluster.site import needed, wanted_gpus
 from mcjepa.cluster.slurm import only_own_environment
@@ -49,10 +50,18 @@ def submit(job: Job) -> Record:
     record = Record(job.stage, job.name, job.comment, job.need.nodes, list(job.elements), [])
     if before:  # what follows it stays known where it is not taken
         record.jobs, record.followers = before.jobs, before.followers
-    write_json(job.folder / "site.json", dataclasses.asdict(job.site))
+    site = job.folder / SITE_RECORD
+    site_before = json.loads(site.read_text(encoding="utf-8")) if before and site.is_file() else None
+    write_json(site, dataclasses.asdict(job.site))
     write_record(job.folder, record)
     submission: dict[str, Any] = {"kind": job.site.kind, "submitted": time.time(), "after": str(job.after or "")}
-    started = _submit_slurm(job) if job.site.kind == "slurm" else _submit_here(job)
+    try:
+        started = _submit_slurm(job) if job.site.kind == "slurm" else _submit_here(job)
+    except LaunchError:
+        if before and before.jobs and site_before:  # it is still what was submitted last, which `resume` repeats
+            write_record(job.folder, before)
+            write_json(site, site_before)
+        raise
     record.jobs.append({**submission, **started})
     write_record(job.folder, record)
     return record

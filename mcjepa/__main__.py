@@ -21,10 +21,23 @@ def _settle() -> None:
         here = ""
     if not sys.flags.safe_path and sys.path and sys.path[0] in ("", here):
         del sys.path[0]
+    _open_closed_streams()
     os.environ["PYTHONSAFEPATH"] = "1"
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "4000")
+
+
+def _open_closed_streams() -> None:
+    """Standard streams that were closed (`>&-`) lead nowhere: else the next file opened would get their numbers, and
+    what is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "w" if number else "r"))
 
 
 _settle()
@@ -32,9 +45,14 @@ _settle()
 
 def main() -> int:
     """Runs the command line of this process and returns its exit code."""
-    from mcjepa.pipeline.cli.main import main as run
+    try:
+        from mcjepa.pipeline.cli.main import main as run
 
-    return run()
+        return run()
+    except KeyboardInterrupt:  # before the command had begun
+        from mcjepa.pipeline.exits import INTERRUPTED
+
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from mcjepa.model.config import ModelConfig
 from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.pipeline.checkpoint import Checkpoint, complete_checkpoints, newest_weights, read_parameters, step_name
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.recipe.files import validate
-from mcjepa.pipeline.run.folder import CHECKPOINTS, RECIPE, WEIGHTS, read_run_record
+from mcjepa.pipeline.recipe.validation import validate
+from mcjepa.pipeline.run.folder import CHECKPOINTS, PART_OF, RECIPE, WEIGHTS, read_run_record
 
 log = logging.getLogger(__name__)
 CARD_NAME = "README.md"
@@ -43,6 +43,8 @@ class Exportable:
     source: str
     """`weights` or `checkpoint`: what was read."""
     place: Path
+    digest: str
+    """sha256 of them as the run wrote them."""
 
 
 def export_weights(checkpoint: Path, out: Path, encoder_only: bool, licence: str | None) -> dict[str, Any]:
@@ -63,19 +65,25 @@ def export_weights(checkpoint: Path, out: Path, encoder_only: bool, licence: str
     _check_out(out, checkpoint)
     found = find_weights(checkpoint)
     state = pretrained.encoder_part(found.state) if encoder_only else found.state
-    digest = pretrained.save(state, found.config, out, found.lineage)
+    lineage = {PART_OF: found.digest, **found.lineage} if encoder_only else found.lineage
+    digest = pretrained.save(state, found.config, out, lineage)
     if licence is not None:
-        card = model_card(state, found.config, found.lineage, digest, licence)
+        card = model_card(state, found.config, lineage, digest, licence)
         atomic_write(out / CARD_NAME, card.encode())
     record = {"weights": str(out), "sha256": digest, "source": found.source, "from": str(found.place)}
-    return {**record, "tensors": len(state), "lineage": dict(found.lineage)}
+    return {**record, "tensors": len(state), "lineage": dict(lineage)}
 
 
 def _check_out(out: Path, source: Path) -> None:
-    """Refuses a folder that holds anything else, or what is to be exported."""
+    """Refuses a folder that holds anything else, what is to be exported, and any of a run's own weights."""
     own = {pretrained.WEIGHTS_NAME, pretrained.CONFIG_NAME, CARD_NAME}
     if out.resolve() == source.resolve():
         raise UsageError(f"--out is {out}, the exported folder itself; expected another; choose a new one")
+    above = out.resolve().parent
+    if above.name == WEIGHTS and (above.parent / RECIPE).is_file():
+        raise UsageError(
+            f"--out is {out}, among the weights that a run keeps; expected another folder; choose a new one"
+        )
     if out.is_dir():
         odd = sorted({path.name for path in out.iterdir()} - own)
         if odd:
@@ -112,7 +120,8 @@ def find_weights(place: Path) -> Exportable:
 def _from_weights(folder: Path) -> Exportable:
     try:
         config, lineage = pretrained.read_config(folder)
-        return Exportable(pretrained.read_state(folder), config, lineage, "weights", folder)
+        digest = pretrained.weights_digest(folder)
+        return Exportable(pretrained.read_state(folder), config, lineage, "weights", folder, digest)
     except pretrained.WeightsError as error:
         raise UsageError(str(error)) from error
 
@@ -145,7 +154,8 @@ def _from_checkpoint(checkpoint: Checkpoint, run: Path) -> Exportable:
     lineage["dataset_ids"] = checkpoint.record["facts"]["dataset_ids"]
     if known.get("init_from"):
         lineage["init_from"] = known["init_from"]["sha256"]
-    return Exportable(state, config, lineage, "checkpoint", run / checkpoint.key)
+    digest = str(checkpoint.record["weights_sha256"])
+    return Exportable(state, config, lineage, "checkpoint", run / checkpoint.key, digest)
 
 
 def _model_config(run: Path) -> ModelConfig:

@@ -39,7 +39,7 @@ def submit_prep(address: str, recipe_yaml: str, on_log: Callable[[str], None]) -
         try:
             client = JobSubmissionClient(address)
             job = _submit(lambda: client.submit_job(entrypoint=command, runtime_env={"working_dir": folder}))
-        except (ConnectionError, RuntimeError) as error:
+        except (ConnectionError, RuntimeError, ValueError) as error:
             raise DataError(
                 f"no Ray job server answers at {address} ({str(error).splitlines()[0]}); expected the address of a "
                 "dashboard, e.g. http://127.0.0.1:8265; correct it, or set RAY_AUTH_MODE and RAY_AUTH_TOKEN"

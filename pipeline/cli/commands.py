@@ -32,10 +32,10 @@ from mcjepa.pipeline.cli.options import (
     UI,
     WEIGHTS,
     Option,
+    count,
     flag,
-    number,
     option,
-    real,
+    seconds,
     settings_of,
 )  # fmt: skip
 
@@ -135,7 +135,7 @@ COMMANDS = (
         "mcjepa train quickstart --ranks 2 train.steps=200",
         (
             *RECIPE,
-            number(
+            count(
                 "--ranks", "N",
                 "start N processes on this machine; 0: one per GPU (per core without GPUs), limited by the batch", 1,
             ),
@@ -151,8 +151,8 @@ COMMANDS = (
             option("--weights", metavar="DIR", help="a weights folder instead of the run's newest"),
             flag("--follow", "score all weights of the run, and new ones as they appear, until the training ends"),
             flag("--again", "score again what has already been scored"),
-            real("--poll-s", "S", "with --follow: seconds between looks (%(default)s)", 30.0),
-            real("--patience-s", "S", "with --follow: give up after so long without new weights; 0: never", 0.0),
+            seconds("--poll-s", "S", "with --follow: seconds between looks (%(default)s)", 30.0),
+            seconds("--patience-s", "S", "with --follow: give up after so long without new weights; 0: never", 0.0),
             JSON,
         ),
     ),
@@ -200,8 +200,8 @@ COMMANDS = (
         "mcjepa eval finetune RUN/weights/step-000001200 --data CamVid --set camvid steps=2000 batch=8",
         (
             WEIGHTS, DATA, SET, *RESULTS, DEVICE, THREADS, settings_of("eval.finetune"),
-            number("--seed", "N", "seed of the head, the batches and the augmentation (%(default)s)"),
-            number("--ranks", "N", "train with N processes on this machine (%(default)s)", 1),
+            count("--seed", "N", "seed of the head, the batches and the augmentation (%(default)s)"),
+            count("--ranks", "N", "train with N processes on this machine (%(default)s)", 1),
         ),
     ),
     Command(
@@ -210,7 +210,7 @@ COMMANDS = (
         "mcjepa eval classify RUN/weights/step-000001200 --data imagenet --set imagefolder",
         (
             WEIGHTS, DATA, SET, *RESULTS, DEVICE, THREADS, settings_of("eval.classify"),
-            number("--seed", "N", "seed of the linear head (%(default)s)"),
+            count("--seed", "N", "seed of the linear head (%(default)s)"),
         ),
     ),
     Command(
@@ -289,8 +289,8 @@ COMMANDS = (
         "mcjepa launch logs outputs/paper/run --rank 3 --lines 50",
         (
             *LAUNCHED,
-            number("--rank", "N", "only this rank", None),
-            number("--lines", "N", "last lines of each file; 0: all (%(default)s)", 20),
+            count("--rank", "N", "only this rank", None),
+            count("--lines", "N", "last lines of each file; 0: all (%(default)s)", 20),
             flag("--follow", "go on printing what is written, until the job has ended"),
         ),
     ),

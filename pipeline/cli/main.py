@@ -6,6 +6,7 @@ Nothing heavy is imported here: each command names its handler, which is importe
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import os
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(words: list[str]) -> argparse.Namespace:
     """A command line's arguments; `argv` is the words themselves. Leaves the process where they are not understood."""
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     parser = build_parser()
     wrong = unknown_name(words)
     if wrong:
@@ -43,9 +46,22 @@ def parse(words: list[str]) -> argparse.Namespace:
     if rest and hasattr(arguments, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
         arguments.overrides, rest = [*arguments.overrides, *rest], []  # argparse stops collecting at an option
     if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        odd = [word for word in rest if word.startswith("-") or "=" not in word]
+        parser.exit(USAGE, f"mcjepa: {_not_taken((odd or rest)[0], arguments)}\n")
     arguments.argv = words
     return arguments
+
+
+def _not_taken(word: str, arguments: argparse.Namespace) -> str:
+    """What is wrong with a word that a command does not take, with the nearest of its options."""
+    name = " ".join(filter(None, (arguments.command, getattr(arguments, "verb", None))))
+    typed = f"mcjepa {name}".rstrip()
+    if not word.startswith("-"):
+        return f"`{typed}` takes no {word!r}; `{typed} --help` says what it takes; quote what belongs together"
+    own = next((command.options for command in COMMANDS if command.name == name), ())
+    options = [each for names, _ in own for each in names if each.startswith("-")] or ["--version", "--verbose"]
+    wrong = word.partition("=")[0]
+    return f"`{typed}` has no option {wrong!r}: {nearest_name(wrong, [*options, '--help'])}"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -116,16 +132,34 @@ def _run(arguments: argparse.Namespace) -> int:
     except (UsageError, DataError, RunError, OSError) as error:
         if arguments.verbose:
             logging.getLogger(__name__).exception("%s", error)
-        print(f"mcjepa: {_one_line(error)}", file=sys.stderr)
+        print(f"mcjepa: {one_line(error)}", file=sys.stderr)
         return USAGE if isinstance(error, UsageError) else REJECTED
 
 
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError):
+def one_line(error: Exception) -> str:
+    """An error as one line. The system's own words get a piece of advice; those of this project have theirs.
+
+    >>> one_line(FileNotFoundError(2, "No such file or directory", "r.yaml"))
+    'No such file or directory at r.yaml; check the path and its permissions'
+    >>> one_line(OSError("no folder below /tmp; expected to write there; set TMPDIR"))
+    'no folder below /tmp; expected to write there; set TMPDIR'
+    """
+    if isinstance(error, FileNotFoundError) and not error.filename and not _is_here():
+        return "the current folder was removed, expected one that is there; change to another"
+    if isinstance(error, OSError) and error.strerror:
         place = f" at {error.filename}" if error.filename else ""
-        advice = "; free some space and rerun" if error.errno == 28 else "; check the path and its permissions"
-        return f"{error.strerror or error}{place}{advice}"
-    return " ".join(str(error).split())
+        advice = "free some space and rerun" if error.errno == errno.ENOSPC else "check the path and its permissions"
+        return f"{error.strerror}{place}; {advice}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_here() -> bool:
+    """Whether the current folder still exists."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _start_logging(verbose: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 from typing import Any, NamedTuple
 
 
@@ -22,6 +24,32 @@ def number(name: str, metavar: str, text: str, default: int | None = 0) -> Optio
     return option(name, type=int, metavar=metavar, default=default, help=text)
 
 
+def count(name: str, metavar: str, text: str, default: int | None = 0) -> Option:
+    """An option that takes a whole number, 0 or more."""
+    return option(name, type=_natural, metavar=metavar, default=default, help=text)
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number, 0 or more")
+    return int(text)
+
+
+def seconds(name: str, metavar: str, text: str, default: float) -> Option:
+    """An option that takes a time in seconds, 0 or more."""
+    return option(name, type=_seconds, metavar=metavar, default=default, help=text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected seconds as a number, 0 or more")
+    return value
+
+
 def real(name: str, metavar: str, text: str, default: float | None = None) -> Option:
     """An option that takes a number."""
     return option(name, type=float, metavar=metavar, default=default, help=text)
@@ -34,10 +62,10 @@ def flag(name: str, text: str) -> Option:
 
 def settings_of(part: str) -> Option:
     """key=value words that set keys of a part of the recipe."""
-    return option("overrides", metavar="key=value", nargs="*", help=f"set a key of {part}")
+    return option("overrides", metavar="key=value", nargs="*", default=[], help=f"set a key of {part}")
 
 
-OVERRIDES = option("overrides", metavar="key=value", nargs="*", help="override a key of the recipe, a.b=c")
+OVERRIDES = option("overrides", metavar="key=value", nargs="*", default=[], help="override a key of the recipe, a.b=c")
 RECIPE = (option("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe"), OVERRIDES)
 JSON = flag("--json", "print the result as JSON")
 WEIGHTS_HELP = "`nano`, which comes with the package, or a weights folder: model.safetensors and config.json"
@@ -46,7 +74,7 @@ OPTIONAL_WEIGHTS = option("weights", metavar="WEIGHTS", nargs="?", help=f"{WEIGH
 DATA = option("--data", metavar="ROOT", required=True, help="the folder that the data set's archive unpacks to")
 SET = option("--set", metavar="NAME", required=True, help="name of the data set")
 DEVICE = option("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the model runs (%(default)s)")
-THREADS = number("--threads", "N", "CPU threads of torch; 0: torch's own choice (%(default)s)")
+THREADS = count("--threads", "N", "CPU threads of torch; 0: torch's own choice (%(default)s)")
 RESULTS = (
     option("--out", metavar="DIR", default="outputs/eval", help="folder of the results (%(default)s)"),
     option("--tracking", metavar="URI", help="also record in MLflow: a server, or sqlite:///FILE"),
@@ -74,7 +102,7 @@ LAUNCHED = (
 DRILL = (
     *RECIPE,
     option("--out", metavar="DIR", default="", help="a new folder for the runs (default: a temporary one)"),
-    number("--steps", "N", "steps of each run (%(default)s)", 8),
+    count("--steps", "N", "steps of each run (%(default)s)", 8),
     JSON,
 )
 PLAN = (
@@ -117,7 +145,7 @@ UI = (
         help="a recipe, the folder of its results, or a run folder (%(default)s)",
     ),
     OVERRIDES,
-    number("--port", "N", "port of the server that is started; 0: any free one (%(default)s)"),
+    count("--port", "N", "port of the server that is started; 0: any free one (%(default)s)"),
 )  # fmt: skip
 KEEP_LOGS = (
     option("run", metavar="RUN", help="a run folder or s3 prefix"),

@@ -32,7 +32,7 @@ def recipe(arguments: argparse.Namespace) -> int:
     """`mcjepa recipe`."""
     import yaml
 
-    from mcjepa.pipeline.recipe.files import json_schema
+    from mcjepa.pipeline.recipe.validation import json_schema
 
     _, plain = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.keys:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from mcjepa.cluster.errors import LaunchError
-from mcjepa.cluster.job import RECORD, After, Element, Job, Record, read_record, write_record
+from mcjepa.cluster.job import RECORD, SITE_RECORD, After, Element, Job, Record, read_record, write_record
 from mcjepa.cluster.site import STAGES, Site, Stage, needed, variables
 from mcjepa.cluster.status import cancel, read_status
 from mcjepa.cluster.submit import submit
@@ -24,10 +24,12 @@ from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.exits import OK, PARTIAL
 from mcjepa.pipeline.launch.preflight import launch_findings
 from mcjepa.pipeline.launch.ranks import MODULE
-from mcjepa.pipeline.launch.sites import SITE_RECORD, jobs_folder
-from mcjepa.pipeline.recipe.files import override, validate
+from mcjepa.pipeline.launch.sites import jobs_folder
+from mcjepa.pipeline.launch.sweeps import check_sweep_folders
+from mcjepa.pipeline.recipe.files import override
 from mcjepa.pipeline.recipe.recipe import Recipe, required
 from mcjepa.pipeline.recipe.sweep import sweep_runs
+from mcjepa.pipeline.recipe.validation import validate
 from mcjepa.pipeline.run.folder import RECIPE
 from mcjepa.pipeline.stream.order import check_world_size
 from mcjepa.pipeline.tracking import Tracker
@@ -90,9 +92,11 @@ def launch_warnings(launch: Launch, *, refuse: bool) -> list[str]:
     """What is wrong with the jobs, one line each; of datasets that a job before makes, nothing can be said.
 
     Raises:
-        UsageError: one is launched already.
+        UsageError: one is launched already, or a folder of a sweep holds a run of other values.
         DataError: a preflight has errors, and `refuse` is set.
     """
+    if launch.recipe.sweep and launch.recipe.train:
+        check_sweep_folders(launch.recipe, launch.plain)
     found, stages = [], {job.stage for job, _ in launch.jobs}
     for job, _ in launch.jobs:
         without = {"dataset"} if "prep" in stages else set()
@@ -287,14 +291,21 @@ def _preflight(job: Job, recipe: Recipe, *, refuse: bool, without: Collection[st
 
 def _submit(job: Job, recipe: Recipe, plain: Mapping[str, Any]) -> Record:
     """Writes the recipe beside the job, makes a sweep's parent run, and submits."""
-    atomic_write(job.folder / RECIPE, yaml.safe_dump(dict(plain), sort_keys=False).encode())
+    path = job.folder / RECIPE
+    before = path.read_bytes() if path.is_file() else None
+    atomic_write(path, yaml.safe_dump(dict(plain), sort_keys=False).encode())
     if recipe.sweep:
         parent = _parent_run(recipe, plain)
         elements = tuple(
             dataclasses.replace(e, environment={**e.environment, PARENT_VARIABLE: parent}) for e in job.elements
         )
         job = dataclasses.replace(job, elements=elements)
-    return submit(job)
+    try:
+        return submit(job)
+    except LaunchError:
+        if before:  # of the launch that was submitted last, which `resume` repeats
+            atomic_write(path, before)
+        raise
 
 
 def _parent_run(recipe: Recipe, plain: Mapping[str, Any]) -> str:

@@ -46,9 +46,10 @@ from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.launch import facts as plan_facts
 from mcjepa.pipeline.launch.fitting import find_world, fitting_cluster
 from mcjepa.pipeline.launch.ranks import measure_step_s
-from mcjepa.pipeline.recipe.files import apply_overrides, to_plain, validate
+from mcjepa.pipeline.recipe.files import apply_overrides, to_plain
 from mcjepa.pipeline.recipe.recipe import Recipe, required
 from mcjepa.pipeline.recipe.sweep import sweep_runs
+from mcjepa.pipeline.recipe.validation import validate
 from mcjepa.pipeline.settings.train import TrainConfig
 from mcjepa.pipeline.step.schedule import build_schedule, late_terms
 

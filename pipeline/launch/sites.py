@@ -13,12 +13,12 @@ from mcjepa.cluster.job import RECORD
 from mcjepa.cluster.site import STAGES, Site, Stage
 from mcjepa.data_prep.errors import nearest_name
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.recipe.files import read_recipe, validate
+from mcjepa.pipeline.recipe.files import read_recipe
 from mcjepa.pipeline.recipe.recipe import Recipe, load_recipe
+from mcjepa.pipeline.recipe.validation import validate
 from mcjepa.pipeline.run.folder import JOBS
 
 JOBS_FOLDER = "jobs"
-SITE_RECORD = "site.json"
 
 
 @contextlib.contextmanager

@@ -27,8 +27,9 @@ from mcjepa.data_prep.storage import atomic_write
 from mcjepa.pipeline.errors import RunError, UsageError
 from mcjepa.pipeline.exits import OK, PARTIAL
 from mcjepa.pipeline.launch.ranks import program
-from mcjepa.pipeline.recipe.files import apply_overrides, override, validate
+from mcjepa.pipeline.recipe.files import apply_overrides, override
 from mcjepa.pipeline.recipe.recipe import Recipe, required
+from mcjepa.pipeline.recipe.validation import validate
 from mcjepa.pipeline.run.folder import RECIPE, TRAIN_REPORT, WEIGHTS
 from mcjepa.pipeline.tracking import Tracker, quiet_environment
 from mcjepa.pipeline.tracking.lineage import PARENT_VARIABLE

@@ -20,8 +20,9 @@ import yaml
 from mcjepa.data_prep.dataset.manifest import DatasetManifest, newest_revision, read_manifest
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import Store, absolute_location, digest_of, open_store
+from mcjepa.evals.measures import present_name
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.run.folder import CHECKPOINTS, MANIFEST, RECIPE, RUN_RECORD, TRAIN_REPORT
+from mcjepa.pipeline.run.folder import CHECKPOINTS, MANIFEST, PART_OF, RECIPE, RUN_RECORD, TRAIN_REPORT
 from mcjepa.pipeline.run.recipes import KEPT_RECIPE, RECIPES, changes_of
 
 Kind = Literal["dataset", "run", "weights", "score"]
@@ -54,7 +55,7 @@ class Artifact:
     starts: list[Start] = field(default_factory=list)
     """Of a run: its recipes in order; the last one is the present one."""
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Of scores: each by its name, as scores.json has it."""
+    """Of scores: each by the name that it bears today, as scores.json has it."""
     manifest: DatasetManifest | None = None
     """Of a dataset."""
     missing: list[str] = field(default_factory=list)
@@ -248,6 +249,11 @@ def saved_digest(run: str, step: int) -> str:
     return str(read_json(store, key).get("weights_sha256", "")) if store.exists(key) else ""
 
 
+def whole_digest(weights: Artifact) -> str:
+    """The sha256 of the weights as their run wrote them, of which they may be a part."""
+    return str(weights.record.get(PART_OF) or weights.identity)
+
+
 def read_weights(location: str) -> Artifact:
     """A folder of weights, hashed.
 
@@ -261,6 +267,7 @@ def read_weights(location: str) -> Artifact:
     found.identity = digest_of(store, WEIGHTS_FILE)
     found.facts = {"step": lineage.get("step", "unknown"), "of run": lineage.get("run", "unknown")}
     found.facts |= {"MLflow run": lineage["run_id"]} if lineage.get("run_id") else {}
+    found.facts |= {"holds": f"the encoder alone, of the weights {lineage[PART_OF]}"} if lineage.get(PART_OF) else {}
     if not lineage:
         found.missing.append("its lineage: of which run and step")
     return found
@@ -275,7 +282,7 @@ def read_scores(location: str) -> Artifact:
     store = open_store(location)
     document = read_json(store, SCORES)
     try:
-        scores = {str(score["name"]): score for score in document["scores"]}
+        scores = {present_name(str(score["name"])): score for score in document["scores"]}
         cards = {name: score["card"] for name, score in scores.items()}
         digests = sorted({str(card.get("weights_digest", "")) for card in cards.values()} - {""})
     except (KeyError, TypeError) as error:

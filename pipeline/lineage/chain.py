@@ -23,6 +23,7 @@ from mcjepa.pipeline.lineage.artifact import (
     read_weights,
     saved_digest,
     sources_of,
+    whole_digest,
 )
 from mcjepa.pipeline.lineage.recipes import changes
 from mcjepa.pipeline.lineage.tracked import SCHEME, bring
@@ -110,9 +111,10 @@ def _run_of(weights: Artifact, places: Sequence[str]) -> list[Artifact]:
     run = next((run for run in runs if known and run.identity == known), None)
     run = run or next((run for run in runs if _is_named(run, weights)), None)
     if run is not None:
-        expected = _saved(run, weights)
-        if expected and expected != weights.identity:
-            weights.changed.append(f"sha256 is {weights.identity}; the run's checkpoint of that step says {expected}")
+        expected, found = _saved(run, weights), whole_digest(weights)
+        if expected and expected != found:
+            what = "sha256 is" if found == weights.identity else "they are a part of weights of sha256"
+            weights.changed.append(f"{what} {found}; the run's checkpoint of that step says {expected}")
         return [run]
     ids = ", ".join(map(str, lineage.get("dataset_ids", []))) or "unknown"
     weights.missing.append(
@@ -128,7 +130,7 @@ def _is_named(run: Artifact, weights: Artifact) -> bool:
         return False
     one_id_is_missing = not (run.identity and weights.record.get("run_id"))
     inside = weights.location == f"{run.location}/{WEIGHTS}/{weights.name}"
-    return one_id_is_missing or inside or _saved(run, weights) == weights.identity
+    return one_id_is_missing or inside or _saved(run, weights) == whole_digest(weights)
 
 
 def _saved(run: Artifact, weights: Artifact) -> str:

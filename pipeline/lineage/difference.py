@@ -15,6 +15,7 @@ from mcjepa.data_prep.dataset.inputs import InputRecord, read_inputs
 from mcjepa.data_prep.dataset.manifest import DatasetManifest
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.storage import open_store
+from mcjepa.evals.measures import SET_NAMES
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.lineage.artifact import STREAMS, Artifact, code_of
 from mcjepa.pipeline.lineage.chain import explain
@@ -283,13 +284,10 @@ def _of_scores(first: Artifact, second: Artifact) -> Iterator[Difference]:
             yield Difference(category="protocol", where=where, key="score", first=said[0], second=said[1])
             continue
         cards = one["card"], other["card"]
-        for key in ("data_set", "frames", "seeds", "failed"):
-            if cards[0].get(key) != cards[1].get(key):
-                category = "seed" if key == "seeds" else "protocol"
-                yield Difference(
-                    category=category, where=where, key=key, first=cards[0].get(key), second=cards[1].get(key)
-                )
-        for key, *values in _unequal(*(flatten(card.get("config", {})) for card in cards)):
+        for key, *values in _unequal(*(_facts(card) for card in cards)):
+            category = "seed" if key == "seeds" else "protocol"
+            yield Difference(category=category, where=where, key=key, first=values[0], second=values[1])
+        for key, *values in _unequal(*(flatten(_present(card.get("config", {}))) for card in cards)):
             category = "place" if key in ("root", "cache") or key.startswith("sets.") else "protocol"
             yield Difference(category=category, where=where, key=f"config.{key}", first=values[0], second=values[1])
         for key, *values in _unequal(*(flatten(card.get("versions", {})) for card in cards)):
@@ -297,6 +295,17 @@ def _of_scores(first: Artifact, second: Artifact) -> Iterator[Difference]:
         digests = [str(card.get("weights_digest", "")) for card in cards]
         if digests[0] != digests[1] and (first.missing or second.missing):
             yield Difference(category="model", where=where, key="weights", first=digests[0], second=digests[1])
+
+
+def _facts(card: Mapping[str, Any]) -> dict[str, Any]:
+    return _present({key: card.get(key) for key in ("data_set", "frames", "seeds", "failed")})
+
+
+def _present(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of a card, with the names that data sets bear today."""
+    return {
+        key: SET_NAMES.get(str(value), value) if key in ("data_set", "set") else value for key, value in facts.items()
+    }
 
 
 def _results(first: Artifact, second: Artifact) -> Iterator[tuple[str, Any, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mcjepa.data_prep.errors import DataError, nearest_name
@@ -10,13 +10,15 @@ from mcjepa.evals.classification.settings import ClassifyConfig
 from mcjepa.evals.finetune.settings import FinetuneConfig
 from mcjepa.evals.flow.settings import BASELINES, FlowEvalConfig
 from mcjepa.evals.infer.settings import PRODUCTS, InferConfig
+from mcjepa.evals.measures import SET_NAMES
 from mcjepa.evals.probe.settings import PROTOCOL_OF_SET, PROTOCOLS, ProbeConfig, protocol_settings
 from mcjepa.evals.settings import EvalConfig
 from mcjepa.evals.vos.settings import PRESETS, VosConfig
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.recipe.files import apply_overrides, validate
+from mcjepa.pipeline.recipe.files import apply_overrides
+from mcjepa.pipeline.recipe.validation import validate
 
-SHORT_NAMES = {"voc": "voc2012"}
+SHORT_NAMES = {"voc": "voc2012", **SET_NAMES}
 """Of data sets."""
 GENERAL = ("device", "threads")
 """Settings of all evaluations: every benchmark takes them as options, and as key=value like the others."""
@@ -44,6 +46,18 @@ def flow_set_names(text: str, for_submission: bool) -> list[str]:
     if for_submission and len(names) > 1:
         raise UsageError(f"--submission makes the archive of one set, --set names {len(names)}; name one")
     return names
+
+
+def _known_set(name: str, known: Iterable[str]) -> str:
+    """The whole name of a data set.
+
+    Raises:
+        UsageError: it is none of those that a benchmark knows.
+    """
+    name, names = SHORT_NAMES.get(name, name), sorted(known)
+    if name not in names:
+        raise UsageError(f"--set has no data set {name!r}: {nearest_name(name, names)}")
+    return name
 
 
 def _with_general(kind: str, part: Any, content: dict[str, Any], general: dict[str, Any]) -> EvalConfig:
@@ -90,9 +104,11 @@ def probe_settings(
     """Settings of `eval probe`: those of a protocol, by default the set's own, overrides of it, and `general` ones.
 
     Raises:
-        UsageError: an unknown protocol, or one with another head.
+        UsageError: an unknown set or protocol, or one with another head.
     """
-    data_set = SHORT_NAMES.get(data_set, data_set)
+    from mcjepa.data_prep.corpora import SEGMENTATION_SETS
+
+    data_set = _known_set(data_set, SEGMENTATION_SETS)
     usual = "knn" if head == "knn" else PROTOCOL_OF_SET.get(data_set, "cached")
     name = protocol or usual
     try:
@@ -117,8 +133,11 @@ def vos_settings(
     """Settings of `eval vos`; `outputs` are some of `masks` and `overlays`.
 
     Raises:
-        UsageError: an unknown preset.
+        UsageError: an unknown set or preset.
     """
+    from mcjepa.data_prep.corpora import VOS_SETS
+
+    data_set = _known_set(data_set, VOS_SETS)
     if preset not in PRESETS:
         raise UsageError(f"--preset is {preset!r}: {nearest_name(preset, PRESETS)}")
     content = apply_overrides(dict(PRESETS[preset]), overrides)
@@ -127,8 +146,14 @@ def vos_settings(
 
 
 def finetune_settings(data_set: str, root: str, overrides: Sequence[str], general: dict[str, Any]) -> EvalConfig:
-    """Settings of `eval finetune`."""
-    content = apply_overrides({}, overrides) | {"set": SHORT_NAMES.get(data_set, data_set), "root": root}
+    """Settings of `eval finetune`.
+
+    Raises:
+        UsageError: an unknown set.
+    """
+    from mcjepa.data_prep.corpora import SEGMENTATION_SETS
+
+    content = apply_overrides({}, overrides) | {"set": _known_set(data_set, SEGMENTATION_SETS), "root": root}
     return _with_general("finetune", FinetuneConfig, content, general)
 
 

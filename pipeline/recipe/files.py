@@ -1,8 +1,7 @@
-"""Recipes: YAML files, `base:` inheritance and `a.b=c` overrides, validated into frozen typed dataclasses.
+"""Recipes: YAML files, `base:` inheritance and `a.b=c` overrides.
 
 A recipe is data only (safe YAML). Strings may name the recipe's own top-level texts as `${out}`; nothing else is
-substituted. pydantic checks types and refuses unknown keys; this file turns what it finds into one clear line that
-names the nearest valid key.
+substituted.
 """
 
 from __future__ import annotations
@@ -13,33 +12,27 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
 from mcjepa.data_prep.errors import nearest_name
 from mcjepa.data_prep.storage import atomic_write
 from mcjepa.pipeline.errors import UsageError
 
-Config = TypeVar("Config")
-UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
 PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
 
 
-UNITS = {"_min": "minutes", "_s": "seconds"}
-"""Ends of keys that are times, and what they count."""
-
-
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without two traps: a key given twice is refused, which parsers otherwise drop in silence, and `20:00`
-    is text, which YAML 1.1 takes for a number of base 60."""
+    """Safe YAML without three traps: a key given twice is refused, which parsers otherwise drop in silence; `20:00` is
+    text, which YAML 1.1 takes for a number of base 60, and so is `010`, its number of base 8: ten where a number is
+    meant, as YAML 1.2 has it."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (as PyYAML has it)
         first: [
             (
                 tag,
-                re.compile(rf"(?!.*:)(?:{regexp.pattern})", regexp.flags)
+                re.compile(rf"(?!.*:)(?![-+]?0[0-9_]+$)(?:{regexp.pattern})", regexp.flags)
                 if tag.endswith((":int", ":float"))
                 else regexp,
             )
@@ -64,15 +57,29 @@ def find_recipe(name: str) -> Path:
         UsageError: there is neither.
     """
     path = Path(name)
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise UsageError(f"recipe {name[:200]!r}: {error.strerror}, expected a YAML file; correct the path") from error
     if re.fullmatch(r"[\w-]+(/[\w-]+)?(\.yaml)?", name):
         shipped = Path(str(resources.files("mcjepa.configs"))) / f"{name.removesuffix('.yaml')}.yaml"
         if shipped.is_file():
             return shipped
-    raise UsageError(
-        f"no recipe {name!r}, expected a YAML file or a shipped recipe: {nearest_name(name, shipped_recipes())}"
-    )
+    if is_folder and name:
+        inside = sorted(file.name for file in path.glob("*.yaml"))
+        advice = f"name one in it, such as {path / inside[-1]}" if inside else "name one, or a shipped recipe"
+        raise UsageError(f"recipe {name} is a folder, expected a YAML file; {advice}")
+    if "=" in name:
+        raise UsageError(f"{name!r} stands where the recipe is expected, key=value after it; name the recipe first")
+    near = nearest_name(name, shipped_recipes())
+    if "did you mean" not in near:
+        top = ", ".join(known for known in shipped_recipes() if "/" not in known)
+        near = f"expected one of {top}, ablations/…, study/…"
+    if len(path.parts) > 2 or (path.suffix and "did you mean" not in near):
+        raise UsageError(f"no file {name}, expected a YAML file, or the name of a shipped recipe; correct the path")
+    raise UsageError(f"no recipe {name!r}, expected a YAML file or a shipped recipe: {near}")
 
 
 def shipped_recipes() -> list[str]:
@@ -97,6 +104,8 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise UsageError(f"recipe {path}: its bases go round in a circle; remove one `base:`")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except OSError as error:
+        raise UsageError(f"recipe {path}: {error.strerror}, expected a file to read; check its permissions") from error
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise UsageError(
@@ -104,17 +113,39 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
             "UTF-8; save it in that encoding"
         ) from error
     except yaml.YAMLError as error:
-        raise UsageError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UsageError(f"recipe {path} is not valid YAML{_where_wrong(error)}") from error
     except UsageError as error:
         raise UsageError(f"recipe {path}, {error}") from error
     if not isinstance(content, dict):
-        raise UsageError(f"recipe {path} holds {type(content).__name__}, expected a mapping of keys")
+        held = {"NoneType": "nothing", "str": "a text"}.get(kind := type(content).__name__, f"a {kind}")
+        raise UsageError(f"recipe {path} holds {held}, expected a mapping of keys; write `key: value` lines")
+    try:
+        json.dumps(content, default=str, skipkeys=True)
+    except ValueError as error:
+        raise UsageError(f"recipe {path}: an alias names what it is in, expected no circle; write it out") from error
     base = content.pop("base", None)
     if base is None:
         return merge({}, content)
+    return merge(_read_with_bases(_find_base(base, path), (*seen, path.resolve())), content)
+
+
+def _find_base(base: Any, path: Path) -> Path:
     beside = path.parent / str(base)
-    parent = beside if beside.is_file() else find_recipe(str(base))
-    return merge(_read_with_bases(parent, (*seen, path.resolve())), content)
+    if beside.is_file():
+        return beside
+    try:
+        return find_recipe(str(base))
+    except UsageError as error:
+        raise UsageError(f"recipe {path}, base: {error}") from error
+
+
+def _where_wrong(error: yaml.YAMLError) -> str:
+    """Line and problem of an error of YAML, without what PyYAML calls the text."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return f": {' '.join(str(error).split())}"
+    advice = "; indent with blanks" if "'\\t'" in str(error.problem) else "; correct it"
+    begun = f" ({error.context} from line {error.context_mark.line + 1} on)" if error.context_mark else ""
+    return f", line {error.problem_mark.line + 1}: {error.problem}{begun}{advice}"
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -189,81 +220,6 @@ def substitute(value: Any, texts: dict[str, str]) -> Any:
     if isinstance(value, list):
         return [substitute(item, texts) for item in value]
     return value
-
-
-def validate(config_type: type[Config], content: dict[str, Any], origin: str) -> Config:
-    """Builds the typed configuration.
-
-    Args:
-        config_type: a frozen dataclass, with dataclasses nested in it.
-        content: plain data.
-        origin: what the data came from, for messages.
-
-    Raises:
-        UsageError: naming the first wrong key or value, and how many more there are.
-    """
-    rules = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    model = create_model("Recipe", __config__=rules, root=(config_type, ...))
-    try:
-        return model.model_validate({"root": content}).root  # type: ignore[attr-defined]
-    except ValidationError as error:
-        found = sorted(error.errors(), key=lambda finding: finding["type"] not in UNKNOWN_KEY)
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise UsageError(f"{origin}: {_explain(dict(found[0]), config_type)}{more}") from error
-
-
-def _explain(finding: dict[str, Any], config_type: type) -> str:
-    place = [str(part) for part in finding["loc"][1:] if not str(part).startswith("function-")]
-    dotted = ".".join(place)
-    if finding["type"] in UNKNOWN_KEY:
-        names = _names_beside(config_type, place)
-        prefix = "".join(f"{part}." for part in place[:-1])
-        return f"unknown key {dotted!r}: {nearest_name(place[-1], names, prefix)}"
-    if finding["type"] in ("missing", "missing_argument"):
-        return f"key {dotted!r} is missing; add it"
-    message = str(finding["msg"]).removeprefix("Value error, ")
-    if finding["type"] == "value_error":
-        return f"{dotted}: {message}" if dotted else message
-    unit = next((word for end, word in UNITS.items() if place and place[-1].endswith(end)), "")
-    if unit and ":" in str(finding["input"]):
-        return f"{dotted} is {finding['input']!r}, expected {unit} as one number"
-    return f"{dotted} is {finding['input']!r}: {message[0].lower()}{message[1:]}"
-
-
-def _names_beside(config_type: type, place: list[str]) -> list[str]:
-    """Valid keys at the level of the last part of `place`, read off the JSON schema."""
-    schema = json_schema(config_type)
-    node: dict[str, Any] = schema
-    for part in place[:-1]:
-        node = _resolve(node, schema)
-        if part.isdigit() and "prefixItems" not in node and "items" in node:
-            node = node["items"]
-        else:
-            node = node.get("properties", {}).get(part) or node.get("additionalProperties") or {}
-    return sorted(_resolve(node, schema).get("properties", {}))
-
-
-def _resolve(node: Any, schema: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {}
-    for choice in node.get("anyOf", []):
-        if choice.get("type") != "null":
-            return _resolve(choice, schema)
-    if "$ref" in node:
-        return _resolve(schema["$defs"][node["$ref"].rsplit("/", 1)[1]], schema)
-    return node
-
-
-def json_schema(config_type: type) -> dict[str, Any]:
-    """JSON schema of a configuration, each field with its documentation string as `description`."""
-    model = create_model(
-        "Recipe",
-        __config__=ConfigDict(extra="forbid", use_attribute_docstrings=True),
-        root=(config_type, ...),
-    )
-    schema = TypeAdapter(model).json_schema()
-    target: dict[str, Any] = schema["$defs"][config_type.__name__]
-    return {**target, "$defs": schema["$defs"]}
 
 
 def write_plain(plain: dict[str, Any], path: Path) -> Path:

@@ -14,15 +14,8 @@ from mcjepa.evals.settings import EvalConfig
 from mcjepa.evals.study.settings import StudyConfig
 from mcjepa.model.config import ModelConfig
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.recipe.files import (
-    PLACEHOLDER,
-    apply_overrides,
-    find_recipe,
-    read_recipe,
-    substitute,
-    to_plain,
-    validate,
-)
+from mcjepa.pipeline.recipe.files import PLACEHOLDER, apply_overrides, find_recipe, read_recipe, substitute, to_plain
+from mcjepa.pipeline.recipe.validation import validate
 from mcjepa.pipeline.settings.train import TrackingConfig, TrainConfig
 
 TEXTS = ("name", "out", "data", "datasets")
@@ -84,8 +77,11 @@ def _texts(content: dict[str, Any], origin: str) -> dict[str, str]:
     """The texts that strings may name, whichever of them name others, and places among them whole.
 
     Raises:
-        UsageError: they name one another in a circle, or a text that is none of them.
+        UsageError: they name one another in a circle, or a text that is none of them; the name or `out` is empty.
     """
+    for key in ("name", "out"):
+        if content[key] in (None, ""):
+            raise UsageError(f"{origin}: {key} is empty, expected a text; give it one, or leave the key out")
     texts = {key: str(content[key]) for key in TEXTS if content.get(key)}
     for _ in TEXTS:  # no chain of them is longer
         texts = {key: substitute(text, texts) for key, text in texts.items()}

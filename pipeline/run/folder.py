@@ -47,6 +47,8 @@ RESOLVED_RECIPE = "resolved-recipe.yaml"
 """In the folder of a recipe's results: the whole resolved recipe of the last quickstart or evaluation there."""
 PREP_REPORT = "prep_report.json"
 """Beside the datasets that a prep stage has built."""
+PART_OF = "part_of"
+"""In the lineage of weights that are the encoder alone: the sha256 of the weights that the run wrote."""
 START = ".start"
 """The newest start of a run on s3: its random name; in a scratch folder also the rank that looks after that folder."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -139,9 +141,10 @@ class EngineConfig:
     Refused where there is no GPU [ours]."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further DeepSpeed options, merged into what this recipe sets; unknown ones are refused, and so are those that
-    the recipe sets by a key of its own."""
+    the recipe sets by a key of its own. `1e8`, text in YAML 1.1, is a number."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "options", {name: _with_numbers(value) for name, value in self.options.items()})
         if self.accumulation_steps < 1 or self.threads < 0:
             raise ValueError("train.engine: accumulation_steps must be at least 1, threads at least 0")
         least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
@@ -160,6 +163,15 @@ class EngineConfig:
                 "train.engine.precision is fp16 with zero_stage 0, expected ZeRO 1 to 3, which keep fp32 copies that "
                 "every other run can resume from; set zero_stage 1 or precision bf16"
             )
+
+
+def _with_numbers(value: Any) -> Any:
+    """Texts such as `1e8` as numbers, in mappings too: DeepSpeed's counts take no text."""
+    if isinstance(value, Mapping):
+        return {name: _with_numbers(item) for name, item in value.items()}
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        return float(value)
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)

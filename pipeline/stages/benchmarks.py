@@ -32,6 +32,11 @@ class Results:
     tracking: TrackingConfig | None
     """MLflow, where they are to be recorded there too."""
 
+    def __post_init__(self) -> None:
+        file = next((place for place in (self.out, *self.out.parents) if place.exists()), self.out)
+        if file.exists() and not file.is_dir():
+            raise UsageError(f"--out {self.out}: {file} is a file, expected a folder; choose another")
+
 
 def require_weights(folder: str) -> Path:
     """The weights folder of a path or of a shipped name.

@@ -233,10 +233,12 @@ def read_evaluations(word: str) -> list[Evaluated]:
     """The evaluation of a folder, or all of a folder of such, by name.
 
     Raises:
-        UsageError: there is no such folder.
+        UsageError: there is no such folder, or no label before `=`.
         DataError: there are no scores in it, or they are damaged.
     """
     label, separator, place = word.partition("=")
+    if separator and not (label and place):
+        raise UsageError(f"{word!r} names no evaluation, expected DIR or LABEL=DIR; write both")
     folder = Path(place if separator else word)
     folder = folder.parent if folder.name == SCORES_NAME else folder
     if not folder.is_dir():

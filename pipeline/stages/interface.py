@@ -145,8 +145,11 @@ def serve(interface: Interface, port: int, on_ready: Callable[[str], None]) -> i
         The server's exit code.
 
     Raises:
+        UsageError: there is no such port.
         RunError: it does not come up.
     """
+    if not 0 <= port < 2**16:
+        raise UsageError(f"--port {port}, expected 1 to 65535, or 0 for any free one; choose another")
     port = port or free_port(os.getpid(), HOST)
     words = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     words += ["--backend-store-uri", interface.uri]

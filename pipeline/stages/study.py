@@ -16,8 +16,8 @@ from mcjepa.evals.run import evaluation_key
 from mcjepa.evals.study.table import StudyTable, build_table, markdown
 from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.launch.study import RECORD, StudyRun, run_recipe, study_runs
-from mcjepa.pipeline.recipe.files import validate
 from mcjepa.pipeline.recipe.recipe import Recipe, required
+from mcjepa.pipeline.recipe.validation import validate
 from mcjepa.pipeline.run.folder import METRICS, read_metrics
 from mcjepa.pipeline.tracking import Tracker
 

@@ -18,11 +18,12 @@ from typing import ClassVar
 
 import psutil
 import pytest
+import yaml
 from mlflow.tracking import MlflowClient
 
 from mcjepa.cluster.batch import end as end_batch
 from mcjepa.cluster.errors import LaunchError
-from mcjepa.cluster.job import After, Element, Job, Record, read_record, write_json, write_record
+from mcjepa.cluster.job import RECORD, SITE_RECORD, After, Element, Job, Record, read_record, write_json, write_record
 from mcjepa.cluster.restarts import JobState
 from mcjepa.cluster.site import Resources, Site, needed
 from mcjepa.cluster.status import cancel, read_status
@@ -243,6 +244,42 @@ def test_a_launch_that_was_refused_at_first_has_nothing_to_cancel(tmp_path: Path
     with pytest.raises(LaunchError, match="3 nodes asked"):
         submit(dataclasses.replace(job, need=dataclasses.replace(job.need, nodes=3)))
     assert cancel(job.folder) == []
+
+
+def test_a_launch_that_is_refused_leaves_the_one_before_as_it_was(tmp_path: Path) -> None:
+    job = background_job(tmp_path)
+    (element,) = job.elements
+    finish = dataclasses.replace(element, argv=(*element.argv[:2], "finish"))
+    debug = dataclasses.replace(job.site, kind="debug")
+    submit(dataclasses.replace(job, elements=(finish,), site=debug))
+    (before,), files = read_status(job.folder), [(job.folder / name).read_bytes() for name in (RECORD, SITE_RECORD)]
+    more = dataclasses.replace(job, elements=(element, element), need=dataclasses.replace(job.need, nodes=3))
+    with pytest.raises(LaunchError, match="3 nodes asked"):
+        submit(more)
+    assert read_status(job.folder) == [before] and before.element == "one"
+    assert [(job.folder / name).read_bytes() for name in (RECORD, SITE_RECORD)] == files
+    record = read_record(job.folder)  # of a launch that was cut off before its jobs had ids
+    record.elements = [element, element]
+    write_record(job.folder, record)
+    assert read_status(job.folder) == [before]
+
+
+def test_a_sweep_with_other_values_does_not_continue_the_runs_of_the_first(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def launched(rates: str) -> tuple[int, str]:
+        words = ["launch", "train", str(recipe), "--site", "debug", "--dry-run"]
+        code = main([*words, f"sweep={{train.seed: [1, 2], train.optimizer.encoder_lr: {rates}}}"])
+        return code, capsys.readouterr().err
+
+    _, plain = load_recipe(str(recipe), ["train.seed=1", "train.optimizer.encoder_lr=1e-4"])
+    run = recipe.parent / "run" / "sweep-000"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(plain))
+    assert launched("[1e-4]")[0] == 0 and launched("[1.0e-4, 2e-4]")[0] == 0
+    code, told = launched("[2e-4, 1e-4]")
+    assert code == 2 and "sweep-000 holds the run of train.optimizer.encoder_lr=0.0001, expected that of" in told
+    assert "put new values behind the old ones of train.seed" in told
 
 
 def test_a_scratch_folder_is_made_and_one_that_cannot_be_is_named_with_the_node(

@@ -21,7 +21,7 @@ ENDS = ("|", "&&", "||", ";", "&", ">", "2>&1", "(", ")")
 LAUNCHERS = ("srun", "-m", "…")
 SYNOPSIS_KEYS = ("key=value", "a.b=c", "name=value")
 PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9_]*")
-WRONG_TYPE = re.compile(r"invalid \w+ value: '([A-Z]+)'")
+WRONG_TYPE = re.compile(r"(?:invalid \w+ value|argument --[\w-]+): '([A-Z]+)'(?:$|, expected )")
 STAND_IN = "sample"
 """The recipe whose keys count where a page says RECIPE: it has every part."""
 MISSING = ("the following arguments are required", "expected one argument", "expected at least one argument")

@@ -17,8 +17,8 @@ import yaml
 
 from mcjepa.cluster.site import Site
 from mcjepa.pipeline.errors import UsageError
-from mcjepa.pipeline.recipe.files import json_schema, validate
 from mcjepa.pipeline.recipe.recipe import Recipe, describe_keys
+from mcjepa.pipeline.recipe.validation import json_schema, validate
 from tests.docs.commands import CommandError, check, commands_in, expand
 from tests.docs.pages import REPOSITORY, RUN_MARK, Block, anchors, blocks, links, name_of, page_paths, spans
 

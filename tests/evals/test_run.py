@@ -15,7 +15,7 @@ from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.cards import Card, Score, write_scores
 from mcjepa.evals.flow.settings import FlowEvalConfig
 from mcjepa.evals.probe.settings import ProbeConfig
-from mcjepa.evals.progress import torch_threads
+from mcjepa.evals.progress import nothing_scored, torch_threads
 from mcjepa.evals.run import run_evaluation
 from mcjepa.evals.settings import EvalConfig
 from mcjepa.evals.vos.settings import VosConfig
@@ -124,3 +124,18 @@ def test_numbers_that_are_not_finite_are_null_in_json(tmp_path: Path) -> None:
 def test_settings_outside_their_range_are_refused_by_name(kind: type, wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="(steps|" + "|".join(wrong) + r").*expected"):
         kind(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("failed", "told"),
+    [
+        (["a.png: is empty; expected a PNG; replace it"], "set x: a.png: is empty; expected a PNG; replace it"),
+        (
+            ["a.png: is empty; expected a PNG; replace it", "b.png: is away; expected a file; restore it"],
+            "set x: none of its 2 items can be scored; the first: a.png: is empty; expected a PNG; replace it",
+        ),
+        ([], "set x has nothing to score; expected images; check the folder"),
+    ],
+)
+def test_a_set_that_cannot_be_scored_has_one_piece_of_advice(failed: list[str], told: str) -> None:
+    assert str(nothing_scored("set x", failed, "images")) == told

@@ -19,7 +19,8 @@ from mcjepa.model import pretrained
 from mcjepa.model.config import ModelConfig
 from mcjepa.model.mcjepa import MCJEPA
 from mcjepa.pipeline.cli.main import main
-from mcjepa.pipeline.recipe.files import to_plain, validate
+from mcjepa.pipeline.recipe.files import to_plain
+from mcjepa.pipeline.recipe.validation import validate
 from mcjepa.pipeline.settings.train import TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -85,12 +86,16 @@ def test_what_cannot_be_exported_is_one_line(weights: Path, tmp_path: Path, caps
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("x")
-    shutil.copytree(weights, tmp_path / "cut")
+    for name in ("cut", "run/weights/step-000000001"):
+        shutil.copytree(weights, tmp_path / name)
+    (tmp_path / "run" / "recipe.yaml").write_text("base: quickstart\n")
     (tmp_path / "cut" / pretrained.WEIGHTS_NAME).write_bytes(b"xx")
     for source, out, said in [
         ("nowhere", "out", "no folder"), ("empty", "out", "neither a complete checkpoint nor weights"),
         ("cut", "out", "damaged"), ("weights", "weights", "the exported folder itself"),
         ("weights", "full", "mine.txt"), ("weights", "full/mine.txt", "is a file"),
+        ("run", "run/weights/step-000000001", "among the weights that a run keeps"),
+        ("weights", "run/weights/step-000000009", "among the weights that a run keeps"),
     ]:  # fmt: skip
         assert main(["export", str(tmp_path / source), "--out", str(tmp_path / out)]) == 2
         error = capsys.readouterr().err

@@ -126,3 +126,5 @@ def test_a_submitted_job_and_one_that_joins_give_the_same_dataset(cluster, video
 def test_an_address_where_nobody_answers_is_one_clear_error() -> None:
     with pytest.raises(DataError, match=r"no Ray job server answers at http://127\.0\.0\.1:9 "):
         submit_prep("http://127.0.0.1:9", "name: x", print)
+    with pytest.raises(DataError, match=r"no Ray job server answers at nonsense .*expected the address of a dashboard"):
+        submit_prep("nonsense", "name: x", print)

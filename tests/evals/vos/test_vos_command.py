@@ -129,5 +129,5 @@ def test_mistakes_are_one_clear_line(
     for words, code, said in cases:
         assert _vos(*words, "--data", davis, "--set", "davis2017", "--out", tmp_path / "out") == code
         assert said in capsys.readouterr().err
-    assert _vos(weights_folder, "--data", davis, "--set", "davis2018", "--out", tmp_path / "out") == 3
-    assert "'davis2018'; expected one of" in capsys.readouterr().err
+    assert _vos(weights_folder, "--data", davis, "--set", "davis2018", "--out", tmp_path / "out") == 2
+    assert "--set has no data set 'davis2018': did you mean 'davis2017'?" in capsys.readouterr().err

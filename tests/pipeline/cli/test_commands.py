@@ -16,7 +16,8 @@ import pytest
 from mcjepa.cluster import local, restarts
 from mcjepa.pipeline import exits
 from mcjepa.pipeline.cli.commands import COMMANDS, GROUPS, Command
-from mcjepa.pipeline.cli.main import main, parse
+from mcjepa.pipeline.cli.main import main, one_line, parse
+from mcjepa.pipeline.errors import RunError
 from tests.pipeline.small_recipe import write_small_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -47,6 +48,22 @@ def test_every_group_has_verbs_and_no_name_is_used_twice() -> None:
         (["drill", "zzz"], "no verb 'zzz' of `mcjepa drill`: expected one of preempt, node-loss, storage"),
         (["train", "quikstart"], "did you mean 'quickstart'?"),
         (["launch", "train", "quickstart", "--site", "slrm"], "did you mean 'slurm'?"),
+        (["train", "quickstart", "--rnaks", "2"], "`mcjepa train` has no option '--rnaks': did you mean '--ranks'?"),
+        (["eval", "vos", "w", "--data", "d", "--set", "s", "--perset=crw"], "did you mean '--preset'?"),
+        (["--verison"], "`mcjepa` has no option '--verison': did you mean '--version'?"),
+        (["explain", "a", "b"], "`mcjepa explain` takes no 'b'; `mcjepa explain --help` says what it takes"),
+        (["train", "quickstart", "--ranks", "-1"], "--ranks: '-1', expected a whole number, 0 or more"),
+        (["train"], "the following arguments are required: RECIPE\n"),
+        (["eval", "all", "quickstart", "a.b={c:", "d=1}", "--json", "e", "f"], "`mcjepa eval all` takes no 'e'"),
+        (["eval", "all", "quickstart", "--poll-s", "-1"], "--poll-s: '-1', expected seconds as a number, 0 or more"),
+        (["eval", "all", "quickstart", "--patience-s", "nan"], "--patience-s: 'nan', expected seconds"),
+        (
+            ["eval", "probe", "w", "--data", "d", "--set", "vocc"],
+            "--set has no data set 'vocc': did you mean 'voc2012'?",
+        ),
+        (["eval", "finetune", "w", "--data", "d", "--set", "camvidd"], "did you mean 'camvid'?"),
+        (["eval", "vos", "nano", "--data", "d", "--set", "davis", "--out", __file__], "is a file, expected a folder"),
+        (["eval", "compare", "=outputs"], "'=outputs' names no evaluation, expected DIR or LABEL=DIR"),
     ],
 )
 def test_a_mistyped_name_is_answered_by_the_nearest(
@@ -57,6 +74,53 @@ def test_a_mistyped_name_is_answered_by_the_nearest(
     except SystemExit as end:
         code = end.code
     assert code == exits.USAGE and advice in capsys.readouterr().err
+
+
+def test_an_error_has_one_piece_of_advice() -> None:
+    for error, told in (
+        (OSError(28, "No space left on device", "a"), "No space left on device at a; free some space and rerun"),
+        (PermissionError(13, "Permission denied", "a"), "Permission denied at a; check the path and its permissions"),
+        (OSError("no folder below /t; expected to write\n there; set TMPDIR"),) * 2,
+        (RunError("the run ended; expected more; see its log"), "the run ended; expected more; see its log"),
+    ):
+        assert one_line(error) == " ".join(str(told).split())
+
+
+def test_a_folder_that_was_removed_under_the_command_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["recipe", "quickstart"]) == exits.REJECTED
+    assert "the current folder was removed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_are_no_error(closed: str) -> None:
+    script = f"{shlex.quote(sys.executable)} -m mcjepa recipe quickstart {closed}"
+    assert subprocess.run(["sh", "-c", script], cwd=REPOSITORY, stdout=subprocess.DEVNULL).returncode == exits.OK
+
+
+def test_an_interrupt_before_the_command_has_begun_is_no_traceback() -> None:
+    code = (
+        "import signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'argparse': signal.raise_signal(signal.SIGINT)\n"
+        "sys.modules.pop('argparse', None); sys.meta_path.insert(0, Interrupting())\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from mcjepa.__main__ import main; sys.exit(main())"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (exits.INTERRUPTED, "")
+
+
+def test_help_is_a_word_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, mark in ((["help"], "exit codes:"), (["help", "prep", "run"], "usage: mcjepa prep run ")):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == exits.OK and mark in capsys.readouterr().out
 
 
 def test_locally_started_ranks_get_the_very_words_of_their_parent(

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+import yaml
 
 from mcjepa.pipeline.engine.options import check_options, engine_options
 from mcjepa.pipeline.errors import UsageError
@@ -25,6 +26,15 @@ def test_own_options_are_merged_section_by_section() -> None:
     assert options["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
     assert options["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
     assert options["train_micro_batch_size_per_gpu"] == 8 and options["comms_logger"] == {"enabled": False}
+
+
+def test_a_power_of_ten_of_a_recipe_is_a_number() -> None:
+    own = yaml.safe_load("{zero_optimization: {reduce_bucket_size: 1e8}, communication_data_type: fp16}")
+    assert own["zero_optimization"]["reduce_bucket_size"] == "1e8"
+    config = recipe(zero_stage=2, options=own)
+    assert engine_options(config, world_size=2)["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1e8}
+    assert bucket_options(config.engine.options, 2) == (100_000_000, False)
+    assert config.engine.options["communication_data_type"] == "fp16"
 
 
 @pytest.mark.parametrize(

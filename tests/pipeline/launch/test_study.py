@@ -25,8 +25,8 @@ from mcjepa.model.pretrained import save
 from mcjepa.pipeline.engine.parameters import stop_gradients
 from mcjepa.pipeline.errors import RunError, UsageError
 from mcjepa.pipeline.launch.study import run_study, study_runs
-from mcjepa.pipeline.recipe.files import validate
 from mcjepa.pipeline.recipe.recipe import Recipe, load_recipe, required
+from mcjepa.pipeline.recipe.validation import validate
 from mcjepa.pipeline.stages.study import study_table
 from mcjepa.pipeline.tracking.lineage import PARENT_VARIABLE
 

@@ -76,6 +76,20 @@ def test_merging_does_not_touch_what_is_below() -> None:
         ("train.engine.zero_stage=4", "train.engine.zero_stage is 4"),
         ("nonsense", "expected key=value"),
         ("out=${home}/x", "expected one of"),
+        ("steps=5", "did you mean 'train.steps'?"),
+        ("train.lr=5", "did you mean 'train.optimizer.encoder_lr' or 'train.optimizer.estimator_lr'?"),
+        ("train.steps=", "train.steps is empty (null), expected a whole number"),
+        ("train.steps==3", "train.steps is '=3', expected a whole number"),
+        ("train.steps=yes", "train.steps is true, expected a number"),
+        ("train.optimizer.betas=[0.9, on]", "train.optimizer.betas.1 is true, expected a number"),
+        ("train.optimizer.encoder_lr=.nan", "train.optimizer.encoder_lr is nan, expected a finite number"),
+        ("train.optimizer.encoder_lr=inf", "train.optimizer.encoder_lr is 'inf', expected a finite number"),
+        ("train.optimizer.betas=0.9", "train.optimizer.betas is 0.9, expected a list"),
+        ("train.stream.pairs.0.location=x", "write the whole list"),
+        ("train=5", "train is 5, expected a mapping of keys"),
+        ("name=no", "name is false, expected a text; quote it"),
+        ("out=", "out is empty, expected a text"),
+        ("name=''", "name is empty, expected a text"),
     ],
 )
 def test_a_wrong_override_is_named(override: str, mark: str) -> None:
@@ -97,6 +111,47 @@ def test_times_of_the_clock_are_text_and_no_numbers_of_base_60(tmp_path: Path) -
     assert apply_overrides({}, ["begin=20:00", "n=20", "m={at: 1:30, of: 2}"]) == {
         "begin": "20:00", "n": 20, "m": {"at": "1:30", "of": 2},
     }  # fmt: skip
+
+
+def test_a_number_that_begins_with_a_zero_is_no_octal_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", "a: 010\nb: [08, 0, -0, 0.5, 00, -012]\n")
+    assert read_recipe(path) == {"a": "010", "b": ["08", 0, 0, 0.5, "00", "-012"]}
+    recipe, _ = load_recipe("quickstart", ["train.steps=010", "train.seed=09", "name=007"])
+    assert recipe.train is not None and (recipe.train.steps, recipe.train.seed, recipe.name) == (10, 9, "007")
+    assert apply_overrides({}, [override("a", "010"), override("b", 10)]) == {"a": "010", "b": 10}
+
+
+@pytest.mark.parametrize(
+    ("text", "mark"),
+    [
+        ("", "holds nothing, expected a mapping"),
+        ("a text", "holds a text, expected a mapping"),
+        ("- a\n", "holds a list, expected a mapping"),
+        ("base: quickstart\n\ttrain: 1\n", "not valid YAML, line 2: found character '\\t'"),
+        ("a: [1\n", "not valid YAML, line 2: expected ',' or ']'"),
+        ("base: nope\n", "wrong.yaml, base: no recipe 'nope'"),
+        ("base: .\n", "wrong.yaml, base: recipe . is a folder"),
+        ("base: quickstart\non: 1\n", "key true is no text, expected the name of a setting"),
+        ("base: quickstart\na: &a [*a]\n", "an alias names what it is in"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_one_clear_error(tmp_path: Path, text: str, mark: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe(str(write(tmp_path / "wrong.yaml", text)), [])
+    assert mark in str(caught.value) and "unicode string" not in str(caught.value)
+
+
+def test_what_stands_where_a_recipe_is_expected_is_named(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    write(tmp_path / "results" / "resolved-recipe.yaml", "base: quickstart\n")
+    for name, mark in (
+        (str(tmp_path / "results"), "results is a folder, expected a YAML file; name one in it, such as "),
+        (str(tmp_path / "away" / "r.yaml"), r"no file .*r\.yaml, expected a YAML file"),
+        ("train.steps=5", "'train.steps=5' stands where the recipe is expected"),
+        ("a" * 300, "File name too long"),
+    ):
+        with pytest.raises(UsageError, match=mark):
+            find_recipe(name)
 
 
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ import pytest
 import yaml
 
 from mcjepa.pipeline.cli.main import main
+from mcjepa.pipeline.errors import UsageError
 from mcjepa.pipeline.exits import OK, USAGE
+from mcjepa.pipeline.stages.interface import Interface, serve
 from mcjepa.pipeline.tracking import Tracker
 from tests.evals.report.browser import Browser, find_chromium
 from tests.processes import wait_until_ended
@@ -121,3 +123,8 @@ def test_nothing_recorded_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["ui", str(tmp_path)]) == USAGE
     assert "name a recipe" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_that_there_is_none_of_is_refused() -> None:
+    with pytest.raises(UsageError, match="--port 99999, expected 1 to 65535"):
+        serve(Interface("sqlite:///none.db", "#"), 99999, print)
