@@ -101,7 +101,7 @@ def test_a_wrong_override_is_named(override: str, mark: str) -> None:
 @pytest.mark.parametrize("word", [".nan", "-.inf", "1e999"])
 def test_a_number_that_is_not_finite_is_refused_wherever_it_is(word: str) -> None:
     for key in ("train.optimizer.betas=[{}, 0.9]", "train.stream.views=[{{location: x, weight: {}}}]"):
-        with pytest.raises(UsageError, match=r"train\.(optimizer|stream)\..* is .*: input should be a finite number"):
+        with pytest.raises(UsageError, match=r"train\.(optimizer|stream)\..* is .*, expected a finite number"):
             load_recipe("paper", [key.format(word)])
 
 
