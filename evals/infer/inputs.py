@@ -60,10 +60,8 @@ def _folder_clip(folder: Path) -> Clip:
     if not images:
         videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
         folders = [path for path in files if path.is_dir()]
-        found = f"{len(videos)} videos, {len(folders)} folders" if videos or folders else "nothing of use"
-        raise DataError(
-            f"{folder} has no image but {found}; expected frames; name videos and folders of frames instead"
-        )
+        found = f" but {len(videos)} videos, {len(folders)} folders" if videos or folders else ""
+        raise DataError(f"{folder} has no image{found}; expected frames; name videos and folders of frames instead")
     ordered = in_frame_order(_without_companions(images, folder), lambda path: path.name)
     return _frames_clip(folder.resolve().name, ordered, [str(folder.resolve())])
 

@@ -52,7 +52,17 @@ def _seconds(text: str) -> float:
 
 def real(name: str, metavar: str, text: str, default: float | None = None) -> Option:
     """An option that takes a number."""
-    return option(name, type=float, metavar=metavar, default=default, help=text)
+    return option(name, type=_finite, metavar=metavar, default=default, help=text)
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a number")
+    return value
 
 
 def flag(name: str, text: str) -> Option:

@@ -168,7 +168,8 @@ def write_starter(videos: str, images: str, site: str | None, minutes: float | N
     """
     _check_file(file)
     place = load_site(site) if site else None
-    minutes = minutes or (needed(place, "train").time_min if place else 10.0)
+    if minutes is None:
+        minutes = needed(place, "train").time_min if place else 10.0
     if minutes < LEAST_MINUTES:
         raise UsageError(f"--minutes {minutes:g}, expected at least {LEAST_MINUTES:g}; give it more")
     clips, photos = look_at_videos(videos), look_at_photos(images, LEAST_PHOTOS)

@@ -30,7 +30,8 @@ def moving_photos_images(root: Path, split: str) -> list[LabelledImage]:
             labels = frame.with_name(frame.name.replace("frame", "classes"))
             items.append(LabelledImage(f"{folder.name}/{frame.stem}", frame, labels))
     if not items:
-        raise DataError(f"{root} has too few held-out sequences for split {split}; expected 3; generate more")
+        count = len(list(_sequences(root)))
+        raise DataError(f"{root} has {count} held-out sequences, none for split {split}; expected 3; generate more")
     return items
 
 

@@ -132,7 +132,7 @@ def test_frames_of_equal_names_are_numbered_and_clips_of_equal_names_are_kept_ap
         (["nowhere.mp4"], "no file or folder", 2),
         (["one.png"], "one has 1 frame; expected 2 or more", 3),
         (["text.mp4"], "text.mp4 FFmpeg cannot read it", 3),
-        (["empty"], "empty has no image but nothing of use", 3),
+        (["empty"], "empty has no image; expected frames", 3),
         (["nested"], "nested has no image but 0 videos, 1 folders", 3),
         (["mixed"], "frame 2 of mixed is 40x32 px, frame 1 is 80x64 px", 3),
         (["x/film.mp4", "y/film.mp4"], "two inputs would be written to the folder film.mp4", 2),

@@ -57,6 +57,7 @@ def test_every_group_has_verbs_and_no_name_is_used_twice() -> None:
         (["eval", "all", "quickstart", "a.b={c:", "d=1}", "--json", "e", "f"], "`mcjepa eval all` takes no 'e'"),
         (["eval", "all", "quickstart", "--poll-s", "-1"], "--poll-s: '-1', expected seconds as a number, 0 or more"),
         (["eval", "all", "quickstart", "--patience-s", "nan"], "--patience-s: 'nan', expected seconds"),
+        (["plan", "quickstart", "--memory-gib", "nan"], "--memory-gib: 'nan', expected a number"),
         (
             ["eval", "probe", "w", "--data", "d", "--set", "vocc"],
             "--set has no data set 'vocc': did you mean 'voc2012'?",

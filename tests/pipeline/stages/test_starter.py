@@ -124,8 +124,9 @@ def test_what_it_cannot_use_is_refused_or_named(folders: tuple[Path, Path], tmp_
     few = write_own_files(tmp_path / "few", videos=1, photos=3)[1]
     with pytest.raises(DataError, match=r"holds 3 images; expected at least 4"):
         starter.write_starter(videos, str(few), None, 5, file)
-    with pytest.raises(UsageError, match="at least 1"):
-        starter.write_starter(videos, photos, None, 0.5, file)
+    for minutes in (0.5, 0):
+        with pytest.raises(UsageError, match="at least 1"):
+            starter.write_starter(videos, photos, None, minutes, file)
     with pytest.raises(UsageError, match="shipped recipe"):
         starter.write_starter(videos, photos, None, 5, tmp_path / "quickstart.yaml")
     assert not file.exists()
