@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from mcjepa.data_prep.corpora.flow.places import find_set_folder
+from mcjepa.data_prep.corpora.flow.places import MARKS, find_set_folder
 from mcjepa.data_prep.errors import DataError
 from mcjepa.evals.settings import EvalConfig
 
@@ -29,10 +30,11 @@ def data_state(config: EvalConfig) -> str:
 
 def _folders(config: EvalConfig) -> Iterator[Path]:
     for name, place in (config.flow.sets if config.flow else {}).items():
-        try:
-            yield find_set_folder(place, name)
-        except DataError:
-            yield Path(place, "absent")
+        folder = Path(place, "absent")
+        if name in MARKS:  # what is not, is refused where it is scored
+            with contextlib.suppress(DataError):
+                folder = find_set_folder(place, name)
+        yield folder
     for one in (config.probe, config.vos, config.finetune, config.classify):
         if one:
             yield Path(one.root or "absent")

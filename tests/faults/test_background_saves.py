@@ -11,17 +11,19 @@ import pytest
 from mcjepa.data_prep.storage import open_store
 from mcjepa.pipeline.checkpoint.manifest import find_damage, list_checkpoints
 from tests.faults.proxy import FaultProxy
-from tests.rounds.train_kills import STEPS, TrainingRun, make_recipe
+from tests.rounds.train_kills import TrainingRun, make_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 TRIES = 4
+STEPS = 80
+"""Some seconds: a save of an early step ends before the last one."""
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
     """An uninterrupted run of one rank, which saves in the background."""
     root = tmp_path_factory.mktemp("background")
-    recipe = make_recipe(root, checkpoint={"background": True})
+    recipe = make_recipe(root, steps=STEPS, checkpoint={"background": True})
     run = TrainingRun(recipe, str(root / "whole"), root / "whole-files")
     assert run.finish(ranks=1) == 0, run.log.read_text()
     assert sorted(run.losses()) == list(range(1, STEPS + 1))
