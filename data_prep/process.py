@@ -1,4 +1,5 @@
-"""Processes and processors: children that never outlive their parent, workers that keep to one processor."""
+"""Processes and processors: children that never outlive their parent, interrupts that are not lost, workers that keep
+to one processor."""
 
 from __future__ import annotations
 
@@ -10,8 +11,10 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 LOG = logging.getLogger(__name__)
 
@@ -32,6 +35,33 @@ def end_with_parent(parent_pid: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent_pid:
             os._exit(1)
+
+
+@contextlib.contextmanager
+def interruption_kept(instead: Callable[[int, Any], None] | None = None) -> Iterator[None]:
+    """Raise KeyboardInterrupt at the end where one came: while they load, libraries catch anything.
+
+    Args:
+        instead: What is done when it comes; None: it is raised then, too.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    seen: list[int] = []
+    do = instead or before
+
+    def note(number: int, frame: Any) -> None:
+        seen.append(number)
+        do(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if seen:
+        raise KeyboardInterrupt
 
 
 def usable_cores() -> int:

@@ -19,13 +19,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from mcjepa.data_prep.code import code_name, isolated_children
 from mcjepa.data_prep.decode.messages import decode_config, encode_config
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.plan.libraries import ABSENT, made_by
+from mcjepa.data_prep.process import interruption_kept
 from mcjepa.data_prep.settings import DatasetConfig
 from mcjepa.data_prep.workers.guardian import EMPTY, VARIABLE, Guardian, clear_abandoned
 
@@ -73,7 +74,7 @@ def running_ray(address: str, workers: int, datasets: tuple[DatasetConfig, ...] 
     """
     if not address:
         _prepare_private()
-    with _interruption_kept():
+    with interruption_kept():
         import ray
 
     if ray.is_initialized():  # the caller's own: used and left alone
@@ -86,7 +87,7 @@ def running_ray(address: str, workers: int, datasets: tuple[DatasetConfig, ...] 
     folder = guardian.folder
     limit_s = SHUTDOWN_LIMIT_S
     try:
-        with _interruption_kept(), _apart_from_current_folder(folder):
+        with interruption_kept(), _apart_from_current_folder(folder):
             if address:
                 _join(address)
             else:
@@ -118,7 +119,7 @@ def _leave_ray(guardian: Guardian, limit_s: float) -> None:
         timers[-1].daemon = True
         timers[-1].start()
 
-    with _interruption_kept(lambda number, frame: end_within(SHUTDOWN_LIMIT_S)):
+    with interruption_kept(lambda number, frame: end_within(SHUTDOWN_LIMIT_S)):
         end_within(limit_s)
         try:
             ray.shutdown()
@@ -126,33 +127,6 @@ def _leave_ray(guardian: Guardian, limit_s: float) -> None:
             for timer in timers:
                 timer.cancel()
             guardian.end()
-
-
-@contextlib.contextmanager
-def _interruption_kept(instead: Callable[[int, Any], None] | None = None) -> Iterator[None]:
-    """Raise KeyboardInterrupt at the end where one came: while they load, libraries catch anything.
-
-    Args:
-        instead: What is done when it comes; None: it is raised then, too.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield
-        return
-    seen: list[int] = []
-    do = instead or before
-
-    def note(number: int, frame: Any) -> None:
-        seen.append(number)
-        do(number, frame)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if seen:
-        raise KeyboardInterrupt
 
 
 _OWN: list[str] = []

@@ -118,9 +118,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from mcjepa.data_prep.errors import DataError
     from mcjepa.pipeline.errors import RunError, UsageError
 
-    module, function = arguments.handler.split(":")
     try:
-        code: int = getattr(importlib.import_module(f"mcjepa.pipeline.cli.{module}"), function)(arguments)
+        code: int = _load_handler(arguments.handler)(arguments)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `| head` has what it wanted
@@ -134,6 +133,19 @@ def _run(arguments: argparse.Namespace) -> int:
             logging.getLogger(__name__).exception("%s", error)
         print(f"mcjepa: {one_line(error)}", file=sys.stderr)
         return USAGE if isinstance(error, UsageError) else REJECTED
+
+
+def _load_handler(place: str) -> Any:
+    """What does a command. A rank loads torch with it, which takes seconds: were an interrupt lost in them, the other
+    ranks would end, and this one would wait for them."""
+    from mcjepa.data_prep.process import interruption_kept
+
+    module, function = place.split(":")
+    with interruption_kept():
+        handler = getattr(importlib.import_module(f"mcjepa.pipeline.cli.{module}"), function)
+        if "RANK" in os.environ:
+            import torch  # noqa: F401
+    return handler
 
 
 def one_line(error: Exception) -> str:

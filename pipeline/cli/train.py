@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mcjepa.data_prep.process import interruption_kept
 from mcjepa.pipeline.cli.output import StageProgress, print_next
 from mcjepa.pipeline.exits import INTERRUPTED, OK
 from mcjepa.pipeline.recipe.files import write_plain
@@ -53,8 +54,9 @@ def quickstart(arguments: argparse.Namespace) -> int:
 
 def train(arguments: argparse.Namespace) -> int:
     """`mcjepa train`: 130 where the run was stopped before its end."""
-    from mcjepa.pipeline.launch.ranks import start_ranks
-    from mcjepa.pipeline.stages.training import ranks_to_start, run_training, single_run
+    with interruption_kept():
+        from mcjepa.pipeline.launch.ranks import start_ranks
+        from mcjepa.pipeline.stages.training import ranks_to_start, run_training, single_run
 
     recipe, plain = load_recipe(arguments.recipe, arguments.overrides)
     config = single_run(recipe)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from mcjepa.data_prep.process import interruption_kept
 from mcjepa.data_prep.storage import open_store
 from mcjepa.pipeline.errors import RunError, UsageError
 from mcjepa.pipeline.launch.ranks import fitting_ranks
@@ -100,7 +101,8 @@ def explain_loss(reason: str, rank: str) -> str:
 
 def run_training(recipe: Recipe, plain: dict[str, Any], on_progress: Callable[[TrainProgress], None]) -> Trained:
     """Trains one rank of a run to its end, or to the checkpoint after a stop request."""
-    from mcjepa.pipeline.train import train
+    with interruption_kept():
+        from mcjepa.pipeline.train import train
 
     started = time.perf_counter()
     config = single_run(recipe)

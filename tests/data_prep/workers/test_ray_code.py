@@ -18,10 +18,11 @@ import pytest
 
 from mcjepa.data_prep.code import code_name
 from mcjepa.data_prep.errors import DataError
+from mcjepa.data_prep.process import interruption_kept
 from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig
 from mcjepa.data_prep.workers import ray_session
 from mcjepa.data_prep.workers.ray_job import _call_on_one_processor, _Here
-from mcjepa.data_prep.workers.ray_session import PRIVATE, QUIET, _interruption_kept, libraries_here, running_ray
+from mcjepa.data_prep.workers.ray_session import PRIVATE, QUIET, libraries_here, running_ray
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 ROOMS = ("cluster", "configs", "data_prep", "evals", "model", "pipeline")
@@ -31,6 +32,7 @@ import sys
 from ray.cluster_utils import Cluster
 from mcjepa.data_prep.errors import DataError
 from mcjepa.data_prep.settings import CorpusConfig, DatasetConfig
+from mcjepa.data_prep.process import interruption_kept
 from mcjepa.data_prep.workers.ray_session import running_ray
 import ray
 datasets = tuple(DatasetConfig(kind="image", corpora=(CorpusConfig(reader=reader),)) for reader in sys.argv[2:])
@@ -100,7 +102,7 @@ def test_a_task_does_not_run_where_libraries_are_others() -> None:
 
 
 def test_an_interruption_that_a_library_swallows_is_raised_in_the_end() -> None:
-    with pytest.raises(KeyboardInterrupt), _interruption_kept(), contextlib.suppress(BaseException):
+    with pytest.raises(KeyboardInterrupt), interruption_kept(), contextlib.suppress(BaseException):
         signal.raise_signal(signal.SIGINT)
 
 

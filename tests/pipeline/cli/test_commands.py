@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import re
 import shlex
 import subprocess
@@ -115,6 +116,26 @@ def test_an_interrupt_before_the_command_has_begun_is_no_traceback() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (exits.INTERRUPTED, "")
+
+
+@pytest.mark.parametrize("rank", [{}, {"RANK": "0", "WORLD_SIZE": "1"}])
+def test_an_interrupt_that_a_library_swallows_while_it_loads_is_not_lost(tmp_path: Path, rank: dict[str, str]) -> None:
+    code = (
+        "import signal, sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        try:\n"
+        "            if name == 'torch': signal.raise_signal(signal.SIGINT)\n"
+        "        except BaseException: pass\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from mcjepa.__main__ import main; sys.exit(main())"
+    )
+    words = ["train", "quickstart", f"out={tmp_path}"]
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=REPOSITORY, env={**os.environ, **rank}, capture_output=True, text=True
+    )
+    assert ended.returncode == exits.INTERRUPTED and "interrupted" in ended.stderr, ended.stderr
 
 
 def test_help_is_a_word_too(capsys: pytest.CaptureFixture[str]) -> None:
