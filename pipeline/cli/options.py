@@ -41,10 +41,7 @@ def seconds(name: str, metavar: str, text: str, default: float) -> Option:
 
 
 def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _as_float(text)
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r}, expected seconds as a number, 0 or more")
     return value
@@ -56,13 +53,18 @@ def real(name: str, metavar: str, text: str, default: float | None = None) -> Op
 
 
 def _finite(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _as_float(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r}, expected a number")
     return value
+
+
+def _as_float(text: str) -> float:
+    """NaN where it is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def flag(name: str, text: str) -> Option:

@@ -122,8 +122,8 @@ class Courier:
         if until < 0 and not address.get(FACTS_DUE):
             return
         log.warning(
-            "MLflow run %s takes another one's place: it gets parameters, tags, artifacts and metrics to step %d again",
-            self.run_id, until,
+            "MLflow run %s takes another one's place: it gets what that one was told%s again",
+            self.run_id, f" and its metrics to step {until}" if until >= 0 else "",
         )  # fmt: skip
         if address.get(FACTS_DUE):
             self._send_facts()
